@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Installs mcdi into .venv and runs a recipe; results go to runs/<recipe>.
+#
+#   ./run.sh                          the default recipe, glyphs: no downloads, no GPU
+#   ./run.sh <recipe> [options...]    a recipe's name or a TOML file; options are those of `mcdi run`
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+"$root/scripts/setup.sh"
+
+recipe=glyphs
+if [ $# -gt 0 ] && [[ $1 != -* ]]; then
+    recipe=$1
+    shift
+fi
+exec "$root/.venv/bin/mcdi" run "$recipe" --out "$root/runs/$(basename "$recipe" .toml)" "$@"

@@ -1,0 +1,104 @@
+"""What is a recipe? One TOML file that decides a whole run: family, preparation, methods, evaluation."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from mcdi.errors import McdiError
+from mcdi.methods import METHODS, make_method
+from mcdi.prepare import Preparation
+from mcdi.settings import make
+
+
+@dataclass(frozen=True)
+class FamilySettings:
+    """Which tasks, and which network is generated for them.
+
+    network "linear-head": a classifier row a class on frozen Conv-4 features; "pixel-net": all weights of a small image
+    network; "curve": all weights of a small R -> R network (data "sines"). backbone_steps: episodes of ProtoNet
+    training. views: for preparation and meta-training every drawing is seen in this many random affine views, of
+    `view_strength` times the backbone's own augmentation: the backbone has fitted its training classes so closely that
+    without it their clusters are tighter than those of unseen classes will be. limit: at most so many classes a split.
+    """
+
+    data: Literal["glyphs", "omniglot", "sines"] = "glyphs"
+    network: Literal["linear-head", "pixel-net", "curve"] = "linear-head"
+    way: int = 5
+    shots: tuple[int, ...] = (1, 5)
+    queries: int = 15
+    rotations: bool = False
+    limit: int | None = None
+    backbone_steps: int = 400
+    backbone_way: int = 60
+    views: int = 1
+    view_strength: float = 1.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """tasks unseen tasks of the test split, the same for every method; seeds: one generator is trained for each."""
+
+    tasks: int = 600
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`generator` holds what all learnt generators share; `method` holds a table for each method that differs."""
+
+    name: str
+    about: str = ""
+    methods: tuple[str, ...] = ("prototypes", "adam", "reptile", "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di")
+    family: FamilySettings = FamilySettings()
+    preparation: Preparation = Preparation()
+    generator: Mapping[str, Any] = field(default_factory=dict)
+    method: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = Evaluation()
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """The settings that method `name` is built with."""
+        from mcdi.methods import LEARNS_FROM_TRAJECTORIES
+        from mcdi.settings import merged
+
+        return merged(self.generator if name in LEARNS_FROM_TRAJECTORIES else {}, self.method.get(name, {}))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in resources.files("mcdi.recipes").iterdir() if p.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or a TOML file by path. Raises McdiError that lists everything wrong with it."""
+    path = Path(name)
+    if name in recipe_names():
+        text = (resources.files("mcdi.recipes") / f"{name}.toml").read_text()
+    elif path.suffix == ".toml" and path.is_file():
+        text = path.read_text()
+    else:
+        raise McdiError(f"unknown recipe {name!r}: choose {', '.join(recipe_names())}, or give the path of a .toml file")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise McdiError(f"{name} is not valid TOML: {error}") from error
+    return checked({"name": path.stem, **values}, name)
+
+
+def checked(values: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from plain values, every method's settings tried at once."""
+    recipe = make(Recipe, values, where)
+    unknown = [m for m in (*recipe.methods, *recipe.method) if m not in METHODS]
+    if unknown:
+        raise McdiError(f"{where}: unknown method {unknown[0]!r}, choose {', '.join(METHODS)}")
+    for name in recipe.methods:
+        make_method(name, recipe.settings_of(name))
+    family = recipe.family
+    if (family.data == "sines") != (family.network == "curve"):
+        raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")
+    if min(family.way, *family.shots, family.queries, recipe.evaluation.tasks, recipe.preparation.tasks) < 1 or family.way < 2:
+        raise McdiError(f"{where}: way must be at least 2; shots, queries and tasks at least 1")
+    return recipe

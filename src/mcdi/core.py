@@ -1,0 +1,238 @@
+"""The method: how is a chain of denoising steps made to pass through points of an optimiser's trajectory?
+
+Time runs as in the paper, from noise (t = 0) to weights (t = T). Segment i of k ends at e_i = round(i T / k), where
+the chain is to stand on the local target theta_{i d}. Only torch is imported: this file knows nothing of tasks, files
+or networks; a denoiser is any callable f(x, t) whose condition the caller has bound.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+
+Params = dict[str, Tensor]
+Parameterisation = Literal["eps", "x0", "v"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """T steps in k segments: ``alpha[t]``, the share of signal kept between t + 1 and t (smallest near noise).
+
+    Raises McdiError unless 0 < alpha < 1, 1 <= k <= T, and every chain begins in noise: sqrt(abar^i_0) <= `max_signal`.
+    """
+
+    alpha: Tensor
+    k: int = 1
+    max_signal: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.T:
+            raise McdiError(f"k = {self.k} segments do not fit T = {self.T} steps: choose 1 <= k <= T")
+        if not bool(((self.alpha > 0) & (self.alpha < 1)).all()):
+            raise McdiError("a schedule needs 0 < alpha < 1 at every step; usual betas scaled to few steps reach beta = 1")
+        zero, first = (torch.full((1,), n, device=self.alpha.device) for n in (0, 1))
+        signal = float(self.bar(zero, first).sqrt())
+        if signal > self.max_signal:
+            raise McdiError(
+                f"segment 1 starts with a signal of {signal:.2f}, more than max_signal = {self.max_signal}: it is not "
+                f"noise; use fewer segments than k = {self.k}, a lower floor, or raise max_signal"
+            )
+
+    @property
+    def T(self) -> int:  # noqa: N802 - the paper's symbol
+        return len(self.alpha)
+
+    @property
+    def ends(self) -> Tensor:
+        """(k + 1,) boundaries e_0 = 0, e_1, .., e_k = T; e_i = round(i T / k), k need not divide T (our choice)."""
+        return torch.tensor([round(i * self.T / self.k) for i in range(self.k + 1)], device=self.alpha.device)
+
+    def segment(self, t: Tensor) -> Tensor:
+        """The segment whose half-open interval (e_{i-1}, e_i] holds arrival time t: the smallest i with e_i >= t."""
+        return torch.searchsorted(self.ends[1:], t).clamp(max=self.k - 1) + 1
+
+    def bar(self, t: Tensor, i: Tensor | None = None) -> Tensor:
+        """abar^i_t = prod_{j=t}^{e_i - 1} alpha_j, of t's shape; i = None is the global chain, i = k. 1 at t = e_i."""
+        log_bar = torch.cat([self.alpha.log().flip(0).cumsum(0).flip(0), self.alpha.new_zeros(1)])
+        end = self.ends[self.k if i is None else i]
+        return (log_bar[t] - log_bar[end]).exp()
+
+
+def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 2e-3, **check: float) -> Schedule:  # noqa: N803
+    """A schedule whose global chain starts at abar_0 = `floor` exactly (our choice: the paper names no schedule).
+
+    "cosine": abar at t is cos^2 of an even grid; "linear": betas linear in t; "constant": every alpha the same.
+
+    >>> s = make_schedule("cosine", T=20, k=3)
+    >>> s.ends.tolist(), round(float(s.bar(torch.tensor(0))), 6)
+    ([0, 7, 13, 20], 0.002)
+    """
+    if not 0 < floor < 1 or T < 1:
+        raise McdiError(f"a schedule needs 0 < floor < 1 and T >= 1, not floor = {floor}, T = {T}")
+    step = torch.arange(T, dtype=torch.float64)
+    if kind == "cosine":
+        bar = torch.cos(math.acos(math.sqrt(floor)) * (1 - torch.arange(T + 1, dtype=torch.float64) / T)) ** 2
+        alpha = bar[:-1] / bar[1:]
+    elif kind == "linear":
+        low, high = 0.0, 1.0
+        for _ in range(200):  # bisection: prod_t (1 - beta (T - t) / T) falls monotonically in beta
+            beta = (low + high) / 2
+            low, high = (beta, high) if float((1 - beta * (T - step) / T).log().sum().exp()) > floor else (low, beta)
+        alpha = 1 - high * (T - step) / T
+    elif kind == "constant":
+        alpha = torch.full((T,), floor ** (1 / T), dtype=torch.float64)
+    else:
+        raise McdiError(f"unknown schedule {kind!r}: choose cosine, linear or constant")
+    return Schedule(alpha.float(), k, **check)
+
+
+def _like(coefficient: Tensor, x: Tensor) -> Tensor:
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)).to(x.dtype)
+
+
+def noised(theta: Tensor, eps: Tensor, t: Tensor, i: Tensor, schedule: Schedule) -> Tensor:
+    """x_t = sqrt(abar^i_t) theta_{i d} + sqrt(1 - abar^i_t) eps. theta, eps (B, U, D); t, i (B,), t in [0, e_i]."""
+    bar = _like(schedule.bar(t, i), theta)
+    return bar.sqrt() * theta + (1 - bar).sqrt() * eps
+
+
+def to_f(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, kind: Parameterisation) -> Tensor:
+    """The noise estimate f of the GLOBAL chain from a network's output: eps itself, x0, or v (2202.00512).
+
+    x0: f = (x - sqrt(abar) x0) / sqrt(1 - abar);  v = sqrt(abar) f - sqrt(1 - abar) x0, so f = sqrt(abar) v + sqrt(1 - abar) x.
+    """
+    if kind == "eps":
+        return output
+    bar = _like(schedule.bar(t), x)
+    if kind == "x0":
+        return (x - bar.sqrt() * output) / (1 - bar).sqrt()
+    if kind == "v":
+        return bar.sqrt() * output + (1 - bar).sqrt() * x
+    raise McdiError(f"unknown parameterisation {kind!r}: choose eps, x0 or v")
+
+
+def to_x0(f: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """x0 = (x_t - sqrt(1 - abar_t) f) / sqrt(abar_t), the global chain's one-step estimate of theta_M."""
+    bar = _like(schedule.bar(t), x)
+    return (x - (1 - bar).sqrt() * f) / bar.sqrt()
+
+
+def draw(n: int, schedule: Schedule, generator: torch.Generator, window: str = "prefix") -> tuple[Tensor, Tensor]:
+    """n pairs (t, i): i uniform in 1..k, t uniform in [0, e_i) ("prefix", the paper's) or [e_{i-1}, e_i) ("own")."""
+    if window not in ("prefix", "own"):
+        raise McdiError(f"unknown window {window!r}: choose prefix or own")
+    i = torch.randint(1, schedule.k + 1, (n,), generator=generator, device=generator.device)
+    start = schedule.ends[i - 1] if window == "own" else torch.zeros_like(i)
+    u = torch.rand(n, generator=generator, device=generator.device)
+    return (start + (u * (schedule.ends[i] - start)).long()).clamp(max=schedule.T - 1), i
+
+
+def local_consistency_loss(f: Tensor, eps: Tensor, t: Tensor, i: Tensor, schedule: Schedule, weight: str = "paper") -> Tensor:
+    """L^loc_i = || sqrt(1 - abar^i_t) f(x_t, t) - sqrt(1 - abar_t) eps ||^2 per element, the shape of f (Mc-Di, CVPR 2026).
+
+    With i = k everywhere it is the vanilla loss weighted by 1 - abar_t: on theta_M alone that is Mv-Di; on every
+    theta_{i d} (each taken for the end point after T steps) it is the inconsistent Tw-Di.
+    weight "x0" divides by abar_t, so that k = 1 becomes the plain mean square of x0; it is not clamped (a clamp ruins the early steps).
+    """
+    if weight not in ("paper", "x0"):
+        raise McdiError(f"unknown loss weight {weight!r}: choose paper or x0")
+    bar, local = _like(schedule.bar(t), f), _like(schedule.bar(t, i), f)
+    loss = ((1 - local).sqrt() * f - (1 - bar).sqrt() * eps) ** 2
+    return loss / bar if weight == "x0" else loss
+
+
+def sample(
+    f: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    steps: int | None = None,
+    eta: float = 1.0,
+    noise: float = 1.0,
+    chain: str = "segment",
+    stop: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Denoise x (B, U, D), drawn at t = 0, in `steps` <= T steps; yields (time reached, x) after each.
+
+    With b = abar^i, i the segment of the arrival time u ("segment"; "global": i = k), the ideal f of chain i gives
+    eps^ = sqrt((1 - b_t) / (1 - abar_t)) f,  theta^ = (x - sqrt(1 - b_t) eps^) / sqrt(b_t), and the step to u is
+        x_u = sqrt(b_u) theta^ + sqrt(1 - b_u - s^2) eps^ + noise * s * z,   s = eta sqrt((1-b_u)/(1-b_t) (1 - b_t/b_u)).
+    eta = 1 is DDPM (its mean is the global ancestral mean for BOTH chains; only the variance differs), eta = 0 is DDIM,
+    noise = 0 the mean alone. "segment" noise vanishes at every e_i, so that the chain stands on theta_{i d} there;
+    "global" DDIM is the usual x0 form, not exact for i < k. `stop` = i ends the chain at e_i, on theta_{i d}.
+    """
+    if chain not in ("segment", "global"):
+        raise McdiError(f"unknown chain {chain!r}: choose segment or global")
+    if stop is not None and not 1 <= stop <= schedule.k:
+        raise McdiError(f"stop = {stop} names no local target: choose 1 <= stop <= k = {schedule.k}")
+    last = int(schedule.ends[schedule.k if stop is None else stop])
+    steps = last if steps is None else steps
+    if not 1 <= steps <= schedule.T:
+        raise McdiError(f"steps = {steps} is outside 1..T = {schedule.T}")
+    steps = min(steps, last)
+    times = [round(j * last / steps) for j in range(steps + 1)]
+    for t, u in zip(times[:-1], times[1:], strict=True):
+        now, then = (torch.tensor([s], device=x.device) for s in (t, u))
+        i = schedule.segment(then) if chain == "segment" else None
+        if chain == "global" and stop is not None:
+            i = torch.tensor([stop], device=x.device)
+        b_now, b_then, bar = (_like(b, x) for b in (schedule.bar(now, i), schedule.bar(then, i), schedule.bar(now)))
+        eps = ((1 - b_now) / (1 - bar)).sqrt() * f(x, now.expand(len(x)))
+        theta = (x - (1 - b_now).sqrt() * eps) / b_now.sqrt()
+        s = eta * ((1 - b_then) / (1 - b_now) * (1 - b_now / b_then)).clamp(min=0).sqrt()
+        x = b_then.sqrt() * theta + (1 - b_then - s**2).clamp(min=0).sqrt() * eps
+        if noise and eta and u < last:
+            x = x + noise * s * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        yield u, x
+
+
+def reptile_displacement(
+    params: Params, loss_fn: Callable[..., Tensor], batches: tuple[Tensor, ...], inner_lr: float, batched: bool = True
+) -> tuple[Params, Tensor]:
+    """B base learners phi_i, copies of phi, take K steps phi_i <- phi_i - eta grad L_i (Reptile, 1803.02999).
+
+    `batches`: tensors (K, B, ...); loss_fn(params, *batch) -> (). Returns mean_i (phi_i - phi) and the (K, B) losses.
+    batched: one vmap over the learners' stacked parameters; else one after the other (equal; a test asserts it).
+    """
+    grad = torch.func.grad_and_value(loss_fn)
+    inner_steps, learners = batches[0].shape[:2]
+    if batched and learners > 1:
+        phi = {n: p.detach().expand(learners, *p.shape) for n, p in params.items()}
+        losses = []
+        for j in range(inner_steps):
+            grads, loss = torch.func.vmap(grad, randomness="error")(phi, *(b[j] for b in batches))
+            phi = {n: p - inner_lr * grads[n] for n, p in phi.items()}
+            losses.append(loss)
+        return {n: p.mean(0) - params[n].detach() for n, p in phi.items()}, torch.stack(losses)
+    total = {n: torch.zeros_like(p) for n, p in params.items()}
+    table = torch.empty(inner_steps, learners, device=batches[0].device)
+    for b in range(learners):
+        one = {n: p.detach() for n, p in params.items()}
+        for j in range(inner_steps):
+            grads, table[j, b] = grad(one, *(x[j, b] for x in batches))
+            one = {n: p - inner_lr * grads[n] for n, p in one.items()}
+        total = {n: total[n] + (one[n] - params[n].detach()) / learners for n in total}
+    return total, table
+
+
+class OuterStep:
+    """phi after the inner loop: "literal": phi + zeta * mean(phi_i - phi), the paper's; "adam": Adam at rate zeta on
+    the meta-gradient -mean(phi_i - phi) / (eta K). Plain SGD at the paper's rates moves phi by ~1e-5 a step (our finding)."""
+
+    def __init__(self, params: list[Tensor], kind: str, outer_lr: float) -> None:
+        if kind not in ("literal", "adam"):
+            raise McdiError(f"unknown outer step {kind!r}: choose literal or adam")
+        rule = torch.optim.SGD if kind == "literal" else torch.optim.Adam
+        self.kind, self.optimiser = kind, rule(params, lr=outer_lr)
+
+    def __call__(self, displacement: list[Tensor], inner_lr: float, inner_steps: int) -> None:
+        scale = 1.0 if self.kind == "literal" else 1.0 / (inner_lr * inner_steps)
+        for p, d in zip(self.optimiser.param_groups[0]["params"], displacement, strict=True):
+            p.grad = -d * scale
+        self.optimiser.step()

@@ -1,0 +1,168 @@
+"""How does a user get weights? load(folder).generate(support) -> a dict ready for load_state_dict or functional_call."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.methods import Diffusion, WeightGenerator, adapt, make_method
+from mcdi.store import read_json, read_tensors, write_json, write_tensors
+from mcdi.tasks import downstream
+from mcdi.tasks.base import Examples
+
+FORMAT = 1
+Weights = dict[str, Tensor]
+
+
+class Generator:
+    """A trained method and the downstream network that it generates: images, or features, of a few examples in, weights out.
+
+    Inputs of one task carry no batch dimension: x (S, ...) and y (S,); B tasks at once are x (B, S, ...) and y (B, S).
+    x is what the network's backbone reads (images (1, 28, 28), uint8, or floats in [0, 1]) or its features (F,).
+    """
+
+    def __init__(self, name: str, method: WeightGenerator, network: downstream.Network, device: str = "cpu") -> None:
+        self.name, self.method, self.network, self.device = name, method, network, device
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Inputs (..., *shape) -> what the downstream network and the task embedding read (..., X)."""
+        x = x.to(self.device)
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise McdiError("the examples hold NaN or infinite values: clean them first")
+        if isinstance(self.network, downstream.Curve):
+            return x.float()
+        if x.ndim >= 4 and x.shape[-2:] == (28, 28):
+            return self.network.embed(x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8))
+        width = self.network.input_size
+        if x.shape[-1] != width:
+            raise McdiError(f"examples of shape {tuple(x.shape)} are neither images (..., 1, 28, 28) nor features (..., {width})")
+        return x.float()
+
+    def _support(self, support: tuple[Tensor, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
+        x, y = torch.as_tensor(support[0]), torch.as_tensor(support[1]).to(self.device)
+        single = y.ndim == 1
+        if single:
+            x, y = x[None], y[None]
+        if y.ndim != 2 or x.shape[:2] != y.shape or y.shape[1] == 0:
+            raise McdiError(f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both")
+        space, units = self.network.space, self.network.space.U
+        if y.is_floating_point() != isinstance(self.network, downstream.Curve):
+            raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
+        if not y.is_floating_point():
+            way = int(y.max()) + 1
+            present = torch.nn.functional.one_hot(y.clamp(min=0), way).sum(1)
+            if int(y.min()) < 0 or bool((present == 0).any()):
+                raise McdiError(f"labels must be 0..{way - 1} with at least one example each, in every task")
+            if space.unit == "row":
+                units = way
+            elif way != self.network.way:
+                raise McdiError(f"this generator makes networks for {self.network.way} classes, not {way}")
+        mask = torch.ones(len(y), units, dtype=torch.bool, device=self.device)
+        return Examples(self.embed(x), y), mask, single
+
+    @torch.no_grad()
+    def generate(
+        self,
+        support: tuple[Tensor, Tensor] | Examples,
+        *,
+        steps: int | None = None,
+        temperature: float | None = None,
+        samples: int | None = None,
+        ensemble: bool = False,
+        stop: int | None = None,
+        seed: int = 0,
+    ) -> Weights:
+        """Weights from a support set, without a gradient step: {name: (*shape)}, or (B, *shape) for a batch of tasks.
+
+        steps: denoising steps (default: as trained); temperature: scale of the noise, 0 = the most likely weights;
+        samples: chains a task, averaged, or kept apart as (samples, ...) in front of the shape with `ensemble`;
+        stop: end at the local target theta_{i d}, i in 1..k. Raises McdiError for inputs that do not fit the model.
+        """
+        examples, mask, single = self._support(support)
+        asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
+        asked = {n: v for n, v in asked.items() if v is not None}
+        method = self.method
+        if isinstance(method, Diffusion):
+            how = replace(method.settings.sampling, **asked)  # type: ignore[arg-type]
+            if ensemble:
+                flat = method.chain(self.network, examples, mask, seed=seed, how=how)[-1][1].unflatten(0, (-1, how.samples))
+            else:
+                flat = method.generate(self.network, examples, mask, seed=seed, how=how)
+        elif asked or ensemble:
+            raise McdiError(f"{self.name} has no chain to sample: {', '.join(asked) or 'ensemble'} is for the diffusion methods")
+        else:
+            flat = method.generate(self.network, examples, mask, seed=seed)
+        return self._dict(flat, single)
+
+    def _dict(self, flat: Tensor, single: bool) -> Weights:
+        lead = flat.shape[:-2]
+        out = {n: w.unflatten(0, lead) for n, w in self.network.space.unpack(flat.flatten(0, -3)).items()}
+        return {n: w[0] for n, w in out.items()} if single else out
+
+    def _flat(self, weights: Weights, single: bool) -> Tensor:
+        return self.network.space.pack({n: (w[None] if single else w).to(self.device) for n, w in weights.items()})
+
+    @torch.no_grad()
+    def predict(self, weights: Weights, x: Tensor) -> Tensor:
+        """Outputs of the generated network: (*weights of one task), (S, ...) -> (S, classes), or batches of both."""
+        single = next(iter(weights.values())).ndim == len(next(iter(self.network.space.spec.values()))[0])
+        out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x))
+        return out[0] if single else out
+
+    def refine(
+        self, support: tuple[Tensor, Tensor] | Examples, weights: Weights | None = None, *, steps: int = 10, lr: float = 0.01
+    ) -> Weights:
+        """`steps` Adam steps at rate `lr` on the support set, from `weights` or from freshly generated ones."""
+        examples, mask, single = self._support(support)
+        start = self._flat(self.generate(support) if weights is None else weights, single)
+        return self._dict(adapt(self.network, start, examples, mask, steps, lr), single)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors and then config.json, each in one step; no pickle."""
+        folder = Path(folder)
+        tensors = {f"method.{n}": t for n, t in self.method.state().items()}
+        tensors |= {f"network.{n}": t for n, t in self.network.state().items()}
+        write_tensors(folder / "model.safetensors", tensors)
+        config = {"format": FORMAT, "method": self.name, "network": self.network.config(), **self.method.config()}
+        write_json(folder / "config.json", config)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "Generator":
+        """Inverse of `save_pretrained`. Raises McdiError for a folder that is missing, corrupt or of another version."""
+        folder = Path(folder)
+        config: Any = read_json(folder / "config.json")
+        if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
+            raise McdiError(f"{folder}/config.json is not a generator of format {FORMAT}: it was saved by another version or program")
+        tensors, _ = read_tensors(folder / "model.safetensors")
+        part = {
+            p: {n.removeprefix(p + "."): t for n, t in tensors.items() if n.startswith(p + ".")} for p in ("method", "network")
+        }
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+            raise McdiError(f"{folder}/model.safetensors holds NaN or infinite weights: train again or restore the file")
+        try:
+            network = downstream.build(config["network"], part["network"])
+            method = make_method(config["method"], config["settings"]).restore(config, part["method"])
+        except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise McdiError(f"{folder}: config.json and model.safetensors do not belong together ({reason}): restore both") from error
+        saved = config.get("space")
+        if saved is not None and network.space.config() != saved:
+            raise McdiError(f"{folder}: the generator was trained for other weights than its network has: restore config.json")
+        return cls(config["method"], method, network).to(device)
+
+    def to(self, device: str) -> "Generator":
+        self.device = device
+        if isinstance(self.method, Diffusion):
+            self.method.to(device)
+        if self.network.embedder is not None:
+            self.network.embedder.to(device)
+        return self
+
+
+def load(folder: str | Path, device: str = "cpu") -> Generator:
+    """The generator saved in `folder`, for instance `runs/glyphs/methods/mc-di-0`."""
+    return Generator.from_pretrained(folder, device)

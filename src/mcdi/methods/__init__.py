@@ -1,0 +1,42 @@
+"""Every method by its name in the field; all of them are WeightGenerators."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mcdi.errors import McdiError
+from mcdi.methods.base import Log, WeightGenerator, silent
+from mcdi.methods.diffusion import SAMPLERS, Diffusion, DiffusionSettings, Sampling
+from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
+from mcdi.methods.prototypes import Prototypes
+from mcdi.methods.reptile import Reptile, ReptileSettings
+from mcdi.settings import make, merged
+
+__all__ = ["METHODS", "SAMPLERS", "Diffusion", "Log", "Sampling", "WeightGenerator", "adapt", "make_method", "silent"]
+
+
+def _diffusion(**fixed: Any) -> Callable[[Mapping[str, Any]], WeightGenerator]:
+    def build(values: Mapping[str, Any]) -> WeightGenerator:
+        return Diffusion(make(DiffusionSettings, merged(values, fixed), "generator"))
+
+    return build
+
+
+# The rows of the ablation differ by one value each; they share every other setting of the [generator] table.
+METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
+    "mc-di": _diffusion(objective="local"),
+    "mv-di": _diffusion(objective="local", k=1),
+    "tw-di": _diffusion(objective="vanilla"),
+    "ocd": _diffusion(objective="local", k=1, training={"meta": "none"}),
+    "hypernetwork": _diffusion(objective="regression", k=1, sampling={"steps": 1, "temperature": 0.0, "samples": 1}),
+    "prototypes": lambda values: Prototypes(),
+    "adam": lambda values: FineTune(make(FineTuneSettings, values, "adam")),
+    "reptile": lambda values: Reptile(make(ReptileSettings, values, "reptile")),
+}
+LEARNS_FROM_TRAJECTORIES = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")
+
+
+def make_method(name: str, values: Mapping[str, Any]) -> WeightGenerator:
+    """An untrained method. Raises McdiError for an unknown name, or settings that it does not have."""
+    if name not in METHODS:
+        raise McdiError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
+    return METHODS[name](values)

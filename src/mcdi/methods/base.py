@@ -1,0 +1,35 @@
+"""What is a method? Anything that, given tasks, returns weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from torch import Tensor
+
+from mcdi.store import Trajectories
+from mcdi.tasks.base import Downstream, Examples, TaskFamily
+
+# Called after every step of long work with (steps done, steps in all, figures such as the loss).
+Log = Callable[[int, int, dict[str, float]], None]
+
+
+def silent(done: int, total: int, figures: dict[str, float]) -> None:
+    """A Log that keeps nothing."""
+
+
+class WeightGenerator(Protocol):
+    """Every method and every baseline; to evaluation, tables and serving they are the same thing."""
+
+    gradient_free: bool
+
+    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+        """Meta-train (or tune) on training tasks and validation tasks; `folder` keeps checkpoints to resume from."""
+        ...
+
+    def generate(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+        """Support sets of B tasks, (B, S, ...) -> weights (B, U, D) on the natural scale."""
+        ...
+
+    def config(self) -> dict[str, Any]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self: ...

@@ -1,0 +1,97 @@
+"""Gradient training on the support set: what generated weights have to beat, and the reference for time."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from mcdi.core import OuterStep, reptile_displacement
+from mcdi.methods.base import Log, silent
+from mcdi.store import Trajectories
+from mcdi.tasks.base import Downstream, Examples, TaskFamily
+
+
+def adapt(net: Downstream, weights: Tensor, support: Examples, mask: Tensor, steps: int, lr: float, decay: float = 0.0) -> Tensor:
+    """`steps` full-batch Adam steps of every task on its own support set: (B, U, D) -> (B, U, D)."""
+    with torch.enable_grad():
+        w = weights.detach().clone().requires_grad_()
+        optimiser = torch.optim.Adam([w], lr=lr, weight_decay=decay)
+        for _ in range(steps):
+            w.grad = torch.autograd.grad(net.loss(w, support, mask).sum(), w)[0]
+            optimiser.step()
+    return w.detach()
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """The grid that `fit` tunes on validation tasks: Adam's rate, steps and weight decay."""
+
+    lrs: Sequence[float] = (0.003, 0.01, 0.03, 0.1)
+    steps: Sequence[int] = (5, 10, 20, 50, 100, 200)
+    decays: Sequence[float] = (0.0, 0.01)
+    tasks: int = 300
+    theta0_seed: int = 0
+
+
+class FineTune:
+    """Adam on the support set from theta_0, the rate, steps and decay tuned on validation classes for every shot number."""
+
+    gradient_free = False
+
+    def __init__(self, settings: FineTuneSettings) -> None:
+        self.settings = settings
+        self.chosen: dict[str, tuple[float, int, float]] = {}
+        self.start: Tensor | None = None  # (1 or U, D); theta_0 by default
+
+    def initial(self, net: Downstream, units: int) -> Tensor:
+        return net.theta0(self.settings.theta0_seed, units)
+
+    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+        """Tune on the validation split: the best mean query score wins, ties go to fewer steps."""
+        s, net = self.settings, family.downstream
+        trials = [(lr, decay) for lr in s.lrs for decay in s.decays]
+        for position, shots in enumerate(family.shots):
+            tasks = family.sample("val", range(s.tasks), shots=shots)
+            best = (-1.0, (s.lrs[0], 1, 0.0))
+            for number, (lr, decay) in enumerate(trials):
+                for steps, weights in self._along(net, tasks.support, tasks.mask, lr, decay):
+                    score = float(net.score(weights, tasks.query, tasks.mask).mean())
+                    if score > best[0] + 1e-9:
+                        best = (score, (lr, steps, decay))
+                log(position * len(trials) + number + 1, len(trials) * len(family.shots), {"score": best[0]})
+            self.chosen[str(shots)] = best[1]
+        return self
+
+    def _along(self, net: Downstream, support: Examples, mask: Tensor, lr: float, decay: float) -> list[tuple[int, Tensor]]:
+        """The weights after each number of steps in the grid, from one run (Adam's state goes on)."""
+        w = self._start(net, mask).requires_grad_()
+        optimiser = torch.optim.Adam([w], lr=lr, weight_decay=decay)
+        out = []
+        for step in range(1, max(self.settings.steps) + 1):
+            w.grad = torch.autograd.grad(net.loss(w, support, mask).sum(), w)[0]
+            optimiser.step()
+            if step in self.settings.steps:
+                out.append((step, w.detach().clone()))
+        return out
+
+    def _start(self, net: Downstream, mask: Tensor) -> Tensor:
+        return self.initial(net, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1).clone()
+
+    def generate(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+        shots = support.x.shape[1] // mask.shape[1]
+        key = min(self.chosen, key=lambda n: abs(int(n) - shots))  # a shot number never tuned for takes the nearest
+        lr, steps, decay = self.chosen[key]
+        return adapt(net, self._start(net, mask), support, mask, steps, lr, decay)
+
+    def config(self) -> dict[str, Any]:
+        return {"settings": asdict(self.settings), "chosen": self.chosen}
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+        self.chosen = {n: (float(v[0]), int(v[1]), float(v[2])) for n, v in config["chosen"].items()}
+        return self

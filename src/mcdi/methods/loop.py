@@ -1,0 +1,111 @@
+"""How are a generator's parameters phi meta-trained? One loop for every generator: REPTILE or single level."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mcdi.core import OuterStep, reptile_displacement
+from mcdi.errors import McdiError
+from mcdi.methods.base import Log
+from mcdi.store import read_tensors, write_tensors
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class MetaTraining:
+    """The paper's eta (`inner_lr`), zeta (`outer_lr`) and K (`inner_steps`); the rest it does not give.
+
+    meta "reptile": `learners` = B copies of phi, each on a batch of `tasks` tasks of its own, K SGD steps, then the
+    outer step. "none": single level, Adam on the same B * K * tasks examples at once, so that both see the same data.
+    The outer rate falls to zero along a cosine; `ema` averages phi over the iterations, and the average is kept.
+    """
+
+    meta: Literal["reptile", "none"] = "reptile"
+    iterations: int = 1500
+    inner_lr: float = 0.005
+    inner_steps: int = 3
+    learners: int = 4
+    tasks: int = 24
+    outer: Literal["adam", "literal"] = "adam"
+    outer_lr: float = 0.001
+    ema: float = 0.995
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        if self.meta not in ("reptile", "none"):
+            raise McdiError(f"unknown meta = {self.meta!r}: choose reptile or none")
+        if min(self.iterations, self.inner_steps, self.learners, self.tasks) < 1:
+            raise McdiError("iterations, inner_steps, learners and tasks must be at least 1")
+
+
+def meta_train(
+    net: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    batch_at: Callable[[int], Batch],
+    how: MetaTraining,
+    *,
+    log: Log,
+    folder: Path | None,
+) -> None:
+    """Train `net` in place. loss_fn(params, *batch) -> (); batch_at(step) -> tensors (K, B, ...) decided by step alone.
+
+    With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations, in one
+    atomic file; a run that finds it goes on from there and ends with the same phi. Raises McdiError on a NaN loss.
+    """
+    phi = {n: p.detach().clone() for n, p in net.named_parameters()}
+    average = {n: p.clone() for n, p in phi.items()}
+    outer = OuterStep(list(phi.values()), how.outer if how.meta == "reptile" else "adam", how.outer_lr)
+    path = None if folder is None else folder / "checkpoint.safetensors"
+    done = 0
+    if path is not None and path.exists():
+        done = _restore(path, phi, average, outer)
+    for step in range(done, how.iterations):
+        batch = batch_at(step)
+        outer.optimiser.param_groups[0]["lr"] = how.outer_lr * (0.5 + 0.5 * math.cos(math.pi * step / how.iterations))
+        if how.meta == "reptile":
+            displacement, losses = reptile_displacement(phi, loss_fn, batch, how.inner_lr)
+            outer(list(displacement.values()), how.inner_lr, how.inner_steps)
+        else:
+            grads, losses = torch.func.grad_and_value(loss_fn)(phi, *(b.flatten(0, 2) for b in batch))
+            outer([-g for g in grads.values()], 1.0, 1)
+        loss = float(losses.detach().mean())
+        if not math.isfinite(loss):
+            raise McdiError(f"the loss became {loss} at iteration {step + 1}: lower outer_lr = {how.outer_lr} or inner_lr = {how.inner_lr}")
+        keep = min(how.ema, (step + 1) / (step + 10))  # a short memory at first, or phi's random start would linger
+        torch._foreach_lerp_(list(average.values()), list(phi.values()), 1 - keep)
+        if path is not None and (step + 1) % how.checkpoint_every == 0 and step + 1 < how.iterations:
+            _save(path, step + 1, phi, average, outer)
+        log(step + 1, how.iterations, {"loss": loss})
+    with torch.no_grad():
+        for n, p in net.named_parameters():
+            p.copy_(average[n])
+
+
+def _save(path: Path, step: int, phi: dict[str, Tensor], average: dict[str, Tensor], outer: OuterStep) -> None:
+    tensors = {f"phi.{n}": p for n, p in phi.items()} | {f"average.{n}": p for n, p in average.items()}
+    for n, p in phi.items():
+        tensors |= {f"{key}.{n}": torch.as_tensor(value) for key, value in outer.optimiser.state[p].items() if value is not None}
+    write_tensors(path, tensors, {"step": step})
+
+
+def _restore(path: Path, phi: dict[str, Tensor], average: dict[str, Tensor], outer: OuterStep) -> int:
+    tensors, metadata = read_tensors(path)
+    try:
+        for n, p in phi.items():
+            p.copy_(tensors[f"phi.{n}"])
+            average[n].copy_(tensors[f"average.{n}"])
+            if f"exp_avg.{n}" in tensors:
+                outer.optimiser.state[p] = {
+                    "step": tensors[f"step.{n}"],
+                    "exp_avg": tensors[f"exp_avg.{n}"].to(p.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{n}"].to(p.device),
+                }
+        return int(metadata["step"])
+    except (KeyError, RuntimeError) as error:
+        raise McdiError(f"{path} is a checkpoint of another network: delete it or choose another --out") from error

@@ -1,0 +1,36 @@
+"""The honest yardstick of few-shot heads: class means as a linear classifier. Nothing is learned."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.methods.base import Log, silent
+from mcdi.store import Trajectories
+from mcdi.tasks.base import Downstream, Examples, TaskFamily
+
+
+class Prototypes:
+    """w = 2 c, b = -|c|^2, c the mean support feature: the logits are minus the squared distances, up to |x|^2 (1703.05175)."""
+
+    gradient_free = True
+
+    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+        if family.downstream.space.unit != "row":
+            raise McdiError("prototypes exist for linear heads only: leave them out for whole networks")
+        return self
+
+    def generate(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+        mean = net.condition(support, mask.shape[1])[..., : support.x.shape[-1]]
+        return torch.cat([2 * mean, -(mean**2).sum(-1, keepdim=True)], -1)
+
+    def config(self) -> dict[str, Any]:
+        return {"settings": {}}
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+        return self

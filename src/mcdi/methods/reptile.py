@@ -1,0 +1,69 @@
+"""REPTILE on the downstream network itself: a meta-learnt start, then tuned Adam on the support set (1803.02999)."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mcdi.methods.base import Log, silent
+from mcdi.methods.finetune import FineTune, FineTuneSettings
+from mcdi.methods.loop import Batch, MetaTraining, meta_train
+from mcdi.store import Trajectories
+from mcdi.tasks.base import Downstream, Examples, TaskFamily
+
+
+@dataclass(frozen=True)
+class ReptileSettings:
+    """A base learner is one task; its K steps see K different draws of examples of that task."""
+
+    training: MetaTraining = MetaTraining(iterations=1000, inner_lr=0.1, inner_steps=5, learners=16, tasks=1, outer_lr=0.01)
+    tuning: FineTuneSettings = FineTuneSettings()
+
+
+class Start(nn.Module):
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights.clone())
+
+
+class Reptile(FineTune):
+    """Fine-tuning from the meta-learnt start instead of theta_0; everything else, the tuning included, is the same."""
+
+    def __init__(self, settings: ReptileSettings) -> None:
+        super().__init__(settings.tuning)
+        self.meta = settings
+
+    def initial(self, net: Downstream, units: int) -> Tensor:
+        return super().initial(net, units) if self.start is None else self.start
+
+    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+        net, how = family.downstream, self.meta.training
+        units = family.sample("train", [0]).mask.shape[1]
+        start = Start(super().initial(net, units))
+
+        def batch_at(step: int) -> Batch:
+            seeds = [seed * 1_000_003 + step * how.learners + j for j in range(how.learners)]
+            shots = family.shots[step % len(family.shots)]
+            draws = [family.sample("train", seeds, draw=j, shots=shots) for j in range(how.inner_steps)]
+            columns = zip(*((d.support.x, d.support.y, d.mask) for d in draws), strict=True)
+            return tuple(torch.stack(column).unsqueeze(2) for column in columns)
+
+        def loss_fn(params: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+            weights = params["weights"].expand(len(x), -1, -1)
+            return net.loss(weights, Examples(x, y), mask).mean()
+
+        meta_train(start, loss_fn, batch_at, how, log=log, folder=folder)
+        self.start = start.weights.detach()
+        return super().fit(family, data, seed=seed)
+
+    def config(self) -> dict[str, Any]:
+        return {"settings": asdict(self.meta), "chosen": self.chosen}
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.start is None else {"start": self.start}
+
+    def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+        self.start = state["start"]
+        return super().restore(config, state)

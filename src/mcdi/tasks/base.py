@@ -1,0 +1,89 @@
+"""What is a task, what is a family of tasks, and which network is adapted to each?"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mcdi.weights import WeightSpace
+
+SPLITS = ("train", "val", "test")
+
+
+class Examples(NamedTuple):
+    """Examples of B tasks: x (B, S, ...), y (B, S): class indices (int64) or real targets. S examples each."""
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: torch.device | str) -> "Examples":
+        return Examples(self.x.to(device), self.y.to(device))
+
+
+class TaskBatch(NamedTuple):
+    """B tasks, rebuilt exactly from (split, seeds, draw). Methods see `support`; only evaluation reads `query`."""
+
+    support: Examples
+    query: Examples
+    mask: Tensor  # (B, U) bool: which units exist
+    seeds: Tensor  # (B,) int64
+
+    def to(self, device: torch.device | str) -> "TaskBatch":
+        return TaskBatch(self.support.to(device), self.query.to(device), self.mask.to(device), self.seeds.to(device))
+
+
+class Downstream(Protocol):
+    """The network whose weights are generated, and what a task's support set tells about them (see downstream.py).
+
+    Weights are always (B, U, D): B tasks, U units (one a class for a head, one for a whole network), D numbers a unit.
+    """
+
+    space: WeightSpace
+    module: nn.Module
+    condition_size: int
+
+    def theta0(self, seed: int, units: int) -> Tensor: ...  # (U, D): the Gaussian start that all tasks of a family share
+    def embed(self, x: Tensor) -> Tensor: ...  # raw inputs -> what support.x holds (frozen; identity where there is none)
+    def condition(self, support: Examples, units: int) -> Tensor: ...  # (B, U, C): the task embedding
+    def predict(self, weights: Tensor, x: Tensor) -> Tensor: ...  # (B, U, D), (B, S, ...) -> logits (B, S, U) or values (B, S)
+    def loss(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor: ...  # -> (B,)
+    def score(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor: ...  # -> (B,), in [0, 1], higher is better
+    def config(self) -> dict[str, Any]: ...  # JSON; with `state()` enough for downstream.build to restore it
+    def state(self) -> dict[str, Tensor]: ...
+
+
+class TaskFamily(Protocol):
+    """What is learned: many tasks over one downstream network. Every method of it is pure: same in, same out."""
+
+    name: str
+    downstream: Downstream
+    shots: tuple[int, ...]  # numbers of examples a unit that supports may have
+
+    def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
+        """The tasks named by (split, seeds); another `draw` picks other examples of the same tasks."""
+        ...
+
+    def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
+        """Everything known of these tasks: what weight preparation optimises on."""
+        ...
+
+
+def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> np.ndarray:
+    """(B, count) numbers in [0, 1) decided by (split, seed, parts) alone, so that a task is the same in every batch.
+
+    SplitMix64 as a counter-based generator: one vectorised pass instead of a generator object a task (100x faster).
+    """
+    with np.errstate(over="ignore"):
+        key = np.full(len(seeds), SPLITS.index(split) + 1, dtype=np.uint64)
+        for part in (np.asarray(seeds, dtype=np.int64).astype(np.uint64), *(np.uint64(p) for p in parts)):
+            key = _mix(key * np.uint64(0x9E3779B97F4A7C15) + part)
+        counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return (_mix(key[:, None] + counter) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,229 @@
+"""Which networks are generated? A linear head on frozen features, a whole small image network, a curve."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+from mcdi.tasks.base import Examples
+from mcdi.weights import Unit, WeightSpace
+
+
+class Network:
+    """A downstream network: template module, weight space, task embedding, loss and score.
+
+    Classification where y is int64 (cross-entropy, accuracy); regression where it is real (mean square, clipped R^2).
+    """
+
+    kind = "network"
+    condition_size: int
+    input_size: int  # numbers an embedded example has
+    way: int  # classes of the template; a head may be generated for any number
+    init_std = 0.05
+
+    def __init__(self, module: nn.Module, embedder: nn.Module | None, *, unit: Unit) -> None:
+        self.module, self.embedder = module.requires_grad_(False), embedder
+        self.space = WeightSpace(module, unit=unit)
+
+    def theta0(self, seed: int, units: int) -> Tensor:
+        """(units, D): one Gaussian start for all tasks of a family, which removes most of the weight-space symmetry."""
+        generator = torch.Generator().manual_seed(seed)
+        packed = self.space.pack({n: self._start(n, p, generator)[None] for n, p in self.module.named_parameters()})[0]
+        return packed.expand(units, -1) if self.space.unit == "row" else packed
+
+    def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
+        fan_in = p[0].numel() if p.ndim > 1 else 0
+        std = fan_in**-0.5 if fan_in else self.init_std
+        return torch.randn(p.shape, generator=generator) * std
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        raise NotImplementedError
+
+    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
+        return self.space.call(self.module, weights, x)
+
+    def loss(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
+        """Mean loss of each task on `data`: (B, U, D), (B, S, ...) -> (B,)."""
+        out = self._masked(self.predict(weights, data.x), mask)
+        if data.y.is_floating_point():
+            return ((out - data.y) ** 2).flatten(1).mean(1)
+        return F.cross_entropy(out.flatten(0, 1), data.y.flatten(), reduction="none").reshape(data.y.shape).mean(1)
+
+    def score(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
+        """Accuracy, or R^2 clipped to [0, 1], of each task: -> (B,)."""
+        out = self._masked(self.predict(weights, data.x), mask)
+        if data.y.is_floating_point():
+            residual = ((out - data.y) ** 2).sum(1)
+            return (1 - residual / ((data.y - data.y.mean(1, keepdim=True)) ** 2).sum(1).clamp(min=1e-9)).clamp(0, 1)
+        return (out.argmax(-1) == data.y).float().mean(1)
+
+    def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
+        return out
+
+    def config(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.embedder is None else dict(self.embedder.state_dict())
+
+
+def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
+    """Mean feature and number of examples of every class: (B, S, F), (B, S) -> (B, way, F), (B, way)."""
+    member = F.one_hot(labels, way).to(features.dtype)
+    count = member.sum(1)
+    return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
+
+
+class Embedder(nn.Module):
+    """A frozen backbone and the mean and scale that bring its features to about unit variance."""
+
+    def __init__(self, backbone: nn.Module, features: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(()))  # one number: distances between features keep their meaning
+
+    def fit(self, features: Tensor) -> Tensor:
+        """Set mean and scale from features (..., F) of the training classes; returns them standardised."""
+        flat = features.flatten(0, -2)
+        self.mean.copy_(flat.mean(0))
+        self.scale.copy_((flat - self.mean).square().mean().sqrt())
+        return self.standardise(features)
+
+    def standardise(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+
+class LinearHead(Network):
+    """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
+
+    The condition of a class is its mean support feature and the logarithm of its number of examples.
+    """
+
+    kind = "linear-head"
+
+    def __init__(self, features: int, way: int, embedder: Embedder | None = None) -> None:
+        super().__init__(nn.Linear(features, way), embedder, unit="row")
+        self.features = self.input_size = features
+        self.way = way
+        self.condition_size = features + 2
+
+    def theta0(self, seed: int, units: int) -> Tensor:
+        # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
+        row = torch.randn(self.space.D, generator=torch.Generator().manual_seed(seed)) * self.init_std
+        return row.expand(units, -1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        if self.embedder is None:
+            return x
+        from mcdi.embed import features_of
+
+        assert isinstance(self.embedder, Embedder)
+        return self.embedder.standardise(features_of(self.embedder.backbone, x))
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        mean, count = class_means(support.x, support.y, units)
+        length = mean.square().mean(-1, keepdim=True)  # a prototype classifier has the bias -|c|^2
+        return torch.cat([mean, length, count.clamp(min=1).log()[..., None]], -1)
+
+    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
+        # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
+        return torch.baddbmm(weights[..., -1][:, None], x, weights[..., :-1].transpose(1, 2))
+
+    def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
+        return out.masked_fill(~mask[:, None, :], float("-inf"))
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "features": self.features, "way": self.way, "embedder": self.embedder is not None}
+
+
+class PixelNet(Network):
+    """ALL weights of a two-layer network on 14 x 14 pixels, one unit; the condition is every class's frozen feature.
+
+    An embedded image is its 196 pixels followed by the backbone's features: the network reads the pixels, the task
+    embedding the features.
+    """
+
+    kind = "pixel-net"
+    pixels = 196
+
+    def __init__(self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole") -> None:
+        super().__init__(nn.Sequential(nn.Linear(self.pixels, hidden), nn.ReLU(), nn.Linear(hidden, way)), embedder, unit=unit)
+        self.features, self.way, self.hidden = features, way, hidden
+        self.input_size = self.pixels + features
+        self.condition_size = way * (features + 1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        from mcdi.embed import features_of
+
+        if not isinstance(self.embedder, Embedder):
+            raise McdiError("this network reads pixels and features: it needs its image backbone")
+        features = self.embedder.standardise(features_of(self.embedder.backbone, x))
+        small = F.avg_pool2d(x.flatten(0, -4).float().to(features.device) / 255, x.shape[-1] // 14)
+        return torch.cat([small.reshape(*x.shape[:-3], self.pixels), features], -1)
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        mean, count = class_means(support.x[..., self.pixels :], support.y, self.way)
+        flat = torch.cat([mean, count.clamp(min=1).log()[..., None]], -1).flatten(1)
+        return flat[:, None].expand(-1, units, -1)
+
+    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
+        return self.space.call(self.module, weights, x[..., : self.pixels])
+
+    def config(self) -> dict[str, Any]:
+        fields = {"features": self.features, "way": self.way, "hidden": self.hidden, "unit": self.space.unit}
+        return {"kind": self.kind, **fields, "embedder": self.embedder is not None}
+
+
+class Curve(Network):
+    """All weights of a small network R -> R; the condition is a kernel estimate of the curve on a fixed grid."""
+
+    kind = "curve"
+    grid, bandwidth = 24, 0.35
+
+    def __init__(self, hidden: int = 24, low: float = -3.0, high: float = 3.0) -> None:
+        super().__init__(nn.Sequential(nn.Linear(1, hidden), nn.Tanh(), nn.Linear(hidden, 1)), None, unit="whole")
+        self.hidden, self.low, self.high = hidden, low, high
+        self.input_size = self.way = 1
+        self.condition_size = 2 * self.grid
+
+    def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
+        start = super()._start(name, p, generator)
+        return start * 2 if name.startswith("0.") else start  # kinks all over the interval, not only at 0
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        grid = torch.linspace(self.low, self.high, self.grid, device=support.x.device)
+        kernel = torch.exp(-0.5 * ((grid[None, :, None] - support.x[..., 0][:, None]) / self.bandwidth) ** 2)
+        density = kernel.sum(-1)
+        value = (kernel * support.y[:, None]).sum(-1) / (density + 0.1)
+        return torch.cat([value, density.log1p()], -1)[:, None].expand(-1, units, -1)
+
+    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
+        return self.space.call(self.module, weights, x)[..., 0]
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "hidden": self.hidden, "low": self.low, "high": self.high}
+
+
+NETWORKS: dict[str, type[Network]] = {c.kind: c for c in (LinearHead, PixelNet, Curve)}
+
+
+def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
+    """The network that `config()` and `state()` described. Raises McdiError for one that this version does not know."""
+    from mcdi.embed import Conv4
+
+    values = dict(config)
+    kind = values.pop("kind", None)
+    if kind not in NETWORKS:
+        raise McdiError(f"unknown network {kind!r}: this version knows {', '.join(NETWORKS)}")
+    if values.pop("embedder", False):
+        backbone = Conv4()
+        values["embedder"] = Embedder(backbone, backbone.features)
+        values["embedder"].load_state_dict(dict(state))
+    return NETWORKS[kind](**values)

@@ -1,0 +1,67 @@
+"""N-way K-shot classification over a bank of classes, none of which is shared between the splits."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.tasks.base import Examples, TaskBatch, uniform
+from mcdi.tasks.downstream import Network
+
+
+class FewShot:
+    """Tasks of `way` classes drawn from banks[split] (C, M, ...), already embedded by `downstream.embed`.
+
+    A task is its classes, named by (split, seed); `draw` picks which examples of them are support and query. Its
+    training data are ALL M examples of its classes: the generator learns "support set -> the weights that full data
+    would give". Test tasks are measured on queries that no support set holds.
+    Raises McdiError when a bank has fewer than `way` classes or fewer than shots + queries examples a class.
+    """
+
+    def __init__(
+        self, name: str, downstream: Network, banks: Mapping[str, Tensor], *, way: int, shots: Sequence[int], queries: int = 15
+    ) -> None:
+        for split, bank in banks.items():
+            if len(bank) < way:
+                raise McdiError(f"way = {way} is more than the {len(bank)} classes of the {split} split: lower it or add classes")
+            if bank.shape[1] < max(shots) + queries:
+                raise McdiError(
+                    f"{max(shots)} shots and {queries} queries need {max(shots) + queries} examples a class; "
+                    f"the {split} split has {bank.shape[1]}: lower shots or queries"
+                )
+        self.name, self.downstream, self.banks = name, downstream, dict(banks)
+        self.way, self.shots, self.queries = way, tuple(shots), queries
+
+    def _bank(self, split: str) -> Tensor:
+        if split not in self.banks:
+            raise McdiError(f"unknown split {split!r}: {self.name} has {', '.join(self.banks)}")
+        return self.banks[split]
+
+    def classes(self, split: str, seeds: Sequence[int]) -> Tensor:
+        """(B, way) class indices, without repetition."""
+        keys = torch.from_numpy(uniform(split, seeds, 0, count=len(self._bank(split))))
+        return keys.topk(self.way, dim=1).indices
+
+    def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
+        shots = self.shots[0] if shots is None else shots
+        bank, classes = self._bank(split), self.classes(split, seeds)
+        if shots + self.queries > bank.shape[1]:
+            raise McdiError(f"{shots} shots and {self.queries} queries need more than {bank.shape[1]} examples a class")
+        keys = uniform(split, seeds, 1, draw, count=self.way * bank.shape[1])
+        order = torch.from_numpy(keys).reshape(len(seeds), self.way, -1).argsort(-1)
+        x = bank[classes[..., None], order[..., : shots + self.queries]]
+        y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
+        mask = torch.ones(len(seeds), self.way if self.downstream.space.unit == "row" else self.downstream.space.U, dtype=torch.bool)
+        return TaskBatch(
+            Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1)),
+            Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1)),
+            mask,
+            torch.as_tensor(seeds),
+        )
+
+    def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
+        bank = self._bank(split)
+        x = bank[self.classes(split, seeds)]
+        y = torch.arange(self.way).reshape(1, -1, 1).expand(x.shape[:3])
+        return Examples(x.flatten(1, 2), y.flatten(1))

@@ -1,0 +1,73 @@
+"""What is a bank of drawings? Named classes of small grey images, M drawings each, kept in one file."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.store import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class ImageBank:
+    """C classes of M square drawings: images uint8 (C, M, H, H), 0 = paper, 255 = full ink; names: "alphabet/character".
+
+    Raises McdiError when the images have another shape or type, or when the names are not C different ones.
+    """
+
+    images: Tensor
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[2] != self.images.shape[3]:
+            found = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise McdiError(f"an image bank holds uint8 images (classes, examples, side, side), not {found}: convert them")
+        if len(set(self.names)) != len(self.names) or len(self.names) != len(self.images):
+            different = f"{len(set(self.names))} different names for {len(self.images)} classes"
+            raise McdiError(f"{different} of an image bank: give every class a name of its own")
+
+    @property
+    def alphabets(self) -> tuple[str, ...]:
+        """The different alphabets, sorted."""
+        return tuple(sorted({alphabet(name) for name in self.names}))
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file in one step. Raises McdiError naming a file that cannot be written."""
+        write_tensors(path, {"images": self.images}, {"names": self.names})
+
+    @classmethod
+    def load(cls, path: Path) -> "ImageBank":
+        """Inverse of `save`. Raises McdiError naming a file that is missing, corrupt or no image bank."""
+        tensors, metadata = read_tensors(path)
+        try:
+            return cls(tensors["images"], tuple(metadata["names"]))
+        except (KeyError, TypeError, McdiError) as error:
+            raise McdiError(f"{path} is not an image bank ({error}): delete it and make it again") from error
+
+
+def alphabet(name: str) -> str:
+    """The part of a class name before its last "/"."""
+    return name.rpartition("/")[0]
+
+
+def rotated(bank: ImageBank) -> ImageBank:
+    """The bank with its classes turned by 90, 180 and 270 degrees as further ones, named "...@90": (C, ...) -> (4 C, ...)."""
+    images = torch.cat([torch.rot90(bank.images, k, dims=(2, 3)) for k in range(4)])
+    return ImageBank(images, bank.names + tuple(f"{name}@{90 * k}" for k in (1, 2, 3) for name in bank.names))
+
+
+def split_alphabets(names: Sequence[str], shares: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Whole alphabets to splits, the largest first: the first split gets the shares[split] with most names, and so on.
+
+    Ties go by the alphabet's name. Raises McdiError when the shares do not add up to the number of alphabets.
+    """
+    sizes = Counter(alphabet(name) for name in names)
+    order = sorted(sizes, key=lambda a: (-sizes[a], a))
+    if min(shares.values(), default=0) < 0 or sum(shares.values()) != len(order):
+        raise McdiError(f"the shares {dict(shares)} must add up to the number of alphabets, {len(order)}: change them")
+    rest = iter(order)
+    return {split: tuple(next(rest) for _ in range(count)) for split, count in shares.items()}

@@ -1,0 +1,138 @@
+"""Where do the drawings of Omniglot come from? The two official archives, in a folder or downloaded.
+
+Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction", 2015.
+"""
+
+import hashlib
+import io
+import re
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from mcdi.errors import McdiError
+from mcdi.store import write_bytes
+from mcdi.tasks.images import ImageBank, alphabet
+
+Pixels = NDArray[np.uint8]
+
+URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
+CHECKSUMS = {  # md5 of the official release; a local archive may be packed otherwise and is not held to them
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+ALPHABETS = {"images_background": 30, "images_evaluation": 20}
+VALIDATION = (4, 9, 14, 19, 24)  # places among the 30 sorted background alphabets
+DRAWINGS = 20  # of every character
+TIMEOUT = 60.0  # seconds without a byte
+
+
+def omniglot_banks(path: str | Path | None, *, size: int = 28, download_to: Path | None = None) -> dict[str, ImageBank]:
+    """Banks "train" (25 background alphabets), "val" (5 of them), "test" (20 evaluation alphabets): (C, 20, size, size).
+
+    `path`: a folder with images_background.zip and images_evaluation.zip, or with the folders they unpack to. None
+    downloads what `download_to` lacks. Raises McdiError naming the file that is missing, corrupt or incomplete, or the
+    address that cannot be fetched.
+    """
+    if size < 1:
+        raise McdiError(f"size={size} must be positive: 28 is usual")
+    if path is None:
+        if download_to is None:
+            raise McdiError("Omniglot needs a folder: give the one that holds its archives, or one to download them to")
+        for part in CHECKSUMS:
+            _download(part, download_to)
+        path = download_to
+    background, test = (_bank(Path(path), part, size) for part in CHECKSUMS)
+    validation = {background.alphabets[i] for i in VALIDATION}
+    return {
+        "train": _select(background, set(background.alphabets) - validation),
+        "val": _select(background, validation),
+        "test": test,
+    }
+
+
+def _select(bank: ImageBank, alphabets: set[str]) -> ImageBank:
+    rows = [i for i, name in enumerate(bank.names) if alphabet(name) in alphabets]
+    return ImageBank(bank.images[rows], tuple(bank.names[i] for i in rows))
+
+
+def _bank(folder: Path, part: str, size: int) -> ImageBank:
+    """All characters of one archive, sorted by name, the drawings of each by file name, which ends in the drawer's number."""
+    source, files = _source(folder, part)
+    classes: dict[str, dict[str, Pixels]] = {}
+    for name, data in files:
+        if match := re.fullmatch(rf"{part}/([^/]+/[^/]+)/([^/]+\.png)", name):
+            classes.setdefault(match[1], {})[match[2]] = _image(data, size, f"{source}: {name}")
+    found = len({alphabet(name) for name in classes})
+    if found != ALPHABETS[part]:
+        raise McdiError(f"{source} holds {found} alphabets instead of {ALPHABETS[part]}: fetch {URL}{part}.zip anew")
+    for name, drawings in classes.items():
+        if len(drawings) != DRAWINGS:
+            short = f"{source} holds {len(drawings)} drawings of {name} instead of {DRAWINGS}"
+            raise McdiError(f"{short}: fetch {URL}{part}.zip anew")
+    names = sorted(classes)
+    images = np.stack([np.stack([classes[name][file] for file in sorted(classes[name])]) for name in names])
+    return ImageBank(torch.from_numpy(images), tuple(names))
+
+
+def _image(data: bytes, size: int, where: str) -> Pixels:
+    """(size, size) uint8 of a PNG's bytes; black ink becomes 255."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return 255 - np.asarray(image.convert("L").resize((size, size), Image.Resampling.BOX))
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken PNGs, by what is broken
+        raise McdiError(f"{where} is not a readable PNG ({error}): fetch the archive of Omniglot anew") from error
+
+
+def _source(folder: Path, part: str) -> tuple[Path, Iterator[tuple[str, bytes]]]:
+    """The archive or unpacked folder of `part`, and its PNGs: (name that starts with the part's, bytes)."""
+    archive, unpacked = folder / f"{part}.zip", folder / part
+    if archive.is_file():
+        return archive, _zipped(archive)
+    if unpacked.is_dir():
+        return unpacked, _loose(folder, unpacked)
+    cure = f"fetch {URL}{part}.zip into that folder, or name the folder that holds it"
+    raise McdiError(f"{folder} holds neither {archive.name} nor {unpacked.name}/: {cure}")
+
+
+def _zipped(archive: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            for name in file.namelist():
+                if name.endswith(".png"):
+                    yield name, file.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise McdiError(f"{archive} is not a readable zip archive ({error}): delete it and fetch it anew") from error
+
+
+def _loose(folder: Path, unpacked: Path) -> Iterator[tuple[str, bytes]]:
+    for file in unpacked.rglob("*.png"):
+        try:
+            yield file.relative_to(folder).as_posix(), file.read_bytes()
+        except OSError as error:
+            raise McdiError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def _download(part: str, folder: Path) -> None:
+    """Put an official archive into `folder` unless it is there. Nothing is left of one that fails or differs."""
+    target, address = folder / f"{part}.zip", f"{URL}{part}.zip"
+    if target.exists():
+        return
+    cure = f"fetch it by hand into {folder}, or name a folder that holds it"
+    try:
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as response:
+            data = response.read()
+    except (OSError, HTTPException) as error:
+        raise McdiError(f"{address} cannot be downloaded ({error}): {cure}") from error
+    checksum = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if checksum != CHECKSUMS[part]:
+        raise McdiError(f"{address} has the md5 {checksum} instead of {CHECKSUMS[part]}: {cure}")
+    write_bytes(target, data)

@@ -1,0 +1,40 @@
+"""The smallest family that shows everything: fit a sine from ten points, with all weights of a small network generated."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mcdi.tasks.base import Examples, TaskBatch, uniform
+from mcdi.tasks.downstream import Curve
+
+
+class Sines:
+    """y = a sin(x + p), a in [0.5, 2], p in [0, 2 pi]; support: `shots` random x; training data: 64 even x in [-3, 3]."""
+
+    name = "sines"
+
+    def __init__(self, shots: int = 10, queries: int = 50, hidden: int = 24) -> None:
+        self.downstream = Curve(hidden)
+        self.shots, self.queries = (shots,), queries
+
+    def curve(self, split: str, seeds: Sequence[int], x: np.ndarray) -> Examples:
+        u = uniform(split, seeds, 0, count=2)
+        y = (0.5 + 1.5 * u[:, :1]) * np.sin(x + 2 * np.pi * u[:, 1:])
+        return Examples(torch.tensor(x, dtype=torch.float32)[..., None], torch.tensor(y, dtype=torch.float32))
+
+    def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
+        shots = self.shots[0] if shots is None else shots
+        curve = self.downstream
+        x = curve.low + (curve.high - curve.low) * uniform(split, seeds, 1, draw, count=shots + self.queries)
+        both = self.curve(split, seeds, x)
+        return TaskBatch(
+            Examples(both.x[:, :shots], both.y[:, :shots]),
+            Examples(both.x[:, shots:], both.y[:, shots:]),
+            torch.ones(len(seeds), 1, dtype=torch.bool),
+            torch.as_tensor(seeds),
+        )
+
+    def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
+        x = np.linspace(self.downstream.low, self.downstream.high, 64)
+        return self.curve(split, seeds, np.broadcast_to(x, (len(seeds), 64)))
