@@ -19,9 +19,7 @@ class FamilySettings:
 
     network "linear-head": a classifier row a class on frozen Conv-4 features; "pixel-net": all weights of a small image
     network; "curve": all weights of a small R -> R network (data "sines"). backbone_steps: episodes of ProtoNet
-    training. views: for preparation and meta-training every drawing is seen in this many random affine views, of
-    `view_strength` times the backbone's own augmentation: the backbone has fitted its training classes so closely that
-    without it their clusters are tighter than those of unseen classes will be. limit: at most so many classes a split.
+    training. limit: at most so many classes a split.
     """
 
     data: Literal["glyphs", "omniglot", "sines"] = "glyphs"
@@ -33,8 +31,6 @@ class FamilySettings:
     limit: int | None = None
     backbone_steps: int = 400
     backbone_way: int = 60
-    views: int = 1
-    view_strength: float = 1.5
     seed: int = 0
 
 

@@ -51,7 +51,8 @@ class UnitTransformer(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, size)
-        self.skip = nn.Linear(condition_size, size)  # a class's weights are first of all a linear map of its mean feature
+        nn.init.zeros_(self.head.weight)  # begins at what it is added to
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         h = self.weights(x) + self.condition(cond)
@@ -60,7 +61,7 @@ class UnitTransformer(nn.Module):
         time = self.time(time_features(t, self.width))
         for block in self.blocks:
             h = block(h, time, mask)
-        return self.head(self.norm(h)) + self.skip(cond)
+        return self.head(self.norm(h))
 
 
 class Flat(nn.Module):
@@ -98,6 +99,8 @@ class MLP(Flat):
         super().__init__(size, condition_size, units, width)
         self.first, self.last = nn.Linear(size * units, width), nn.Linear(width, size * units)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         context = self.context(t, cond)
@@ -152,6 +155,43 @@ class UNet1d(Flat):
 
 
 DENOISERS: dict[str, type[nn.Module]] = {"transformer": UnitTransformer, "mlp": MLP, "unet": UNet1d}
+
+
+class LinearPrior(nn.Module):
+    """z ~ N(A [cond, mean of cond over units, 1], s^2): the least-squares map from condition to standardised weights.
+
+    Solved once in closed form, then fixed. A denoiser that starts from its posterior mean given x_t (`forward`) learns
+    only what the linear map does not know: far fewer iterations, and unseen classes are never worse off than with A.
+    """
+
+    def __init__(self, size: int, condition_size: int, units: int) -> None:
+        super().__init__()
+        self.matrix: Tensor
+        self.variance: Tensor
+        self.register_buffer("matrix", torch.zeros(units, 2 * condition_size + 1, size))
+        self.register_buffer("variance", torch.ones(units, size))
+
+    def _inputs(self, cond: Tensor, mask: Tensor) -> Tensor:
+        weight = mask[..., None].to(cond.dtype)
+        mean = (cond * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        return torch.cat([cond, mean.expand_as(cond), torch.ones_like(cond[..., :1])], -1)
+
+    def fit(self, z: Tensor, cond: Tensor, mask: Tensor, ridge: float = 1e-3) -> None:
+        """Ridge regression on z (N, U, D), cond (N, U, C), mask (N, U); one map for exchangeable units, else one a unit."""
+        shared = len(self.matrix) == 1
+        inputs = self._inputs(cond, mask)
+        for u in range(len(self.matrix)):
+            a, y = (inputs[mask], z[mask]) if shared else (inputs[:, u], z[:, u])
+            a, y = a.double(), y.double()
+            gram = a.T @ a / len(a)
+            right = a.T @ y / len(a)
+            self.matrix[u] = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right).float()
+            self.variance[u] = (y - a @ self.matrix[u].double()).square().mean(0).clamp(min=1e-4).float()
+
+    def forward(self, x: Tensor, bar: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+        """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the linear map; bar (B, 1, 1)."""
+        guess = torch.einsum("bui,uid->bud", self._inputs(cond, mask), self.matrix.expand(x.shape[1], -1, -1))
+        return (guess * (1 - bar) + self.variance * bar.sqrt() * x) / (self.variance * bar + 1 - bar)
 
 
 def make_denoiser(kind: str, size: int, condition_size: int, units: int, **options: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
-from mcdi.nets import make_denoiser
+from mcdi.nets import LinearPrior, make_denoiser
 from mcdi.store import Trajectories
 from mcdi.tasks.base import Downstream, Examples, TaskFamily
 from mcdi.weights import WeightSpace
@@ -54,7 +54,8 @@ class DiffusionSettings:
     objective "local": chain i runs to theta_{i d} at e_i (Mc-Di; with k = 1 Mv-Di). "vanilla": every theta_{i d} is the
     end point after T steps (Tw-Di). "regression": theta_M from x = 0 at t = 0 in one step, the hypernetwork (1609.09106)
     with the same network and data; sample it with steps = 1, temperature = 0. functional: weight of the task loss of the one-step estimate of theta_M on the
-    training task's own data (0 = off, as in the paper).
+    training task's own data (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
+    fixed linear map from the condition to the weights (nets.LinearPrior); every row of the ablation shares it.
     """
 
     k: int = 3
@@ -66,6 +67,7 @@ class DiffusionSettings:
     weight: Literal["paper", "x0"] = "x0"
     window: Literal["prefix", "own"] = "prefix"
     functional: float = 0.0
+    prior: bool = True
     denoiser: str = "transformer"
     options: dict[str, Any] = field(default_factory=dict)
     training: MetaTraining = MetaTraining()
@@ -88,6 +90,7 @@ class Diffusion:
         self.schedule = core.make_schedule(settings.schedule, settings.T, segments, settings.floor)
         self.net: nn.Module | None = None
         self.space: WeightSpace | None = None
+        self.prior: LinearPrior | None = None
         self.condition_size = 0
         self.device = "cpu"
 
@@ -95,11 +98,15 @@ class Diffusion:
         """Train and generate on this device from now on."""
         self.device = device
         self.schedule = replace(self.schedule, alpha=self.schedule.alpha.to(device))
-        if self.net is not None:
-            self.net.to(device)
+        for part in (self.net, self.prior):
+            if part is not None:
+                part.to(device)
         return self
 
     def _make(self, condition_size: int, space: WeightSpace) -> nn.Module:
+        if self.settings.prior and self.settings.parameterisation == "x0":
+            units = 1 if space.unit == "row" else space.U
+            self.prior = LinearPrior(space.D, condition_size, units).to(self.device)
         ordered = {"ordered": True} if self.settings.denoiser == "transformer" and space.unit != "row" else {}
         return make_denoiser(self.settings.denoiser, space.D, condition_size, space.U, **(ordered | self.settings.options))
 
@@ -119,6 +126,8 @@ class Diffusion:
             self.net = self._make(net.condition_size, self.space).to(self.device)
         self.condition_size = net.condition_size
         how, space, seeds = s.training, self.space, data.seeds.tolist()
+        if self.prior is not None:
+            self._fit_prior(family, theta[:, -1], data)
         shape = (how.inner_steps, how.learners, how.tasks)
         schedule = replace(self.schedule, alpha=self.schedule.alpha.cpu())  # batches are drawn on the CPU: one seed, any device
 
@@ -161,10 +170,21 @@ class Diffusion:
         self.net.eval()
         return self
 
+    def _fit_prior(self, family: TaskFamily, theta: Tensor, data: Trajectories) -> None:
+        """The linear map over every stored task, each with one draw of a support set of every shot number."""
+        assert self.prior is not None
+        draws = [family.sample("train", data.seeds.tolist(), shots=shots) for shots in family.shots]
+        cond = torch.cat([family.downstream.condition(d.support, d.mask.shape[1]) for d in draws])
+        repeats = len(family.shots)
+        self.prior.cpu().fit(theta.repeat(repeats, 1, 1), cond, data.mask.repeat(repeats, 1))
+        self.prior.to(self.device)
+
     def _f(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor, params: core.Params | None = None) -> Tensor:
         assert self.net is not None
         inputs = (x, t / self.schedule.T, cond, mask)
         output = self.net(*inputs) if params is None else torch.func.functional_call(self.net, params, inputs)
+        if self.prior is not None:
+            output = output + self.prior(x, self.schedule.bar(t)[:, None, None], cond, mask)
         return core.to_f(output, x, t, self.schedule, self.settings.parameterisation)
 
     @torch.no_grad()
@@ -199,7 +219,7 @@ class Diffusion:
     def with_sampling(self, **changes: Any) -> "Diffusion":
         """The same generator with another default way of sampling."""
         other = Diffusion(replace(self.settings, sampling=replace(self.settings.sampling, **changes)))
-        other.net, other.space, other.condition_size = self.net, self.space, self.condition_size
+        other.net, other.prior, other.space, other.condition_size = self.net, self.prior, self.space, self.condition_size
         return other
 
     def config(self) -> dict[str, Any]:
@@ -209,11 +229,14 @@ class Diffusion:
     def state(self) -> dict[str, Tensor]:
         assert self.net is not None and self.space is not None
         mean, std = self.space.statistics()
-        return {"mean": mean, "std": std, **{f"net.{n}": p for n, p in self.net.state_dict().items()}}
+        prior = {} if self.prior is None else {f"prior.{n}": t for n, t in self.prior.state_dict().items()}
+        return {"mean": mean, "std": std, **prior, **{f"net.{n}": p for n, p in self.net.state_dict().items()}}
 
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
         self.space = WeightSpace.from_config(config["space"]).with_statistics(state["mean"], state["std"])
         self.condition_size = int(config["condition_size"])
         self.net = self._make(self.condition_size, self.space).eval()
-        self.net.load_state_dict({n.removeprefix("net."): t for n, t in state.items() if n.startswith("net.")})
+        for name, part in (("net.", self.net), ("prior.", self.prior)):
+            if part is not None:
+                part.load_state_dict({n.removeprefix(name): t for n, t in state.items() if n.startswith(name)})
         return self

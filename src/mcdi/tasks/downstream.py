@@ -81,23 +81,25 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Ten
 
 
 class Embedder(nn.Module):
-    """A frozen backbone and the mean and scale that bring its features to about unit variance."""
+    """A frozen backbone, its features centred on the training classes and brought to length sqrt(F) (CL2N, 1911.04623).
+
+    Without the common length Adam spends its steps on the many features that are nearly always 0, and heads learnt on
+    training classes say little about unseen ones: regression of them stays 1 to 2 points behind nearest prototypes.
+    """
 
     def __init__(self, backbone: nn.Module, features: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.mean: Tensor
         self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(()))  # one number: distances between features keep their meaning
 
     def fit(self, features: Tensor) -> Tensor:
-        """Set mean and scale from features (..., F) of the training classes; returns them standardised."""
-        flat = features.flatten(0, -2)
-        self.mean.copy_(flat.mean(0))
-        self.scale.copy_((flat - self.mean).square().mean().sqrt())
+        """Set the mean from features (..., F) of the training classes; returns them standardised."""
+        self.mean.copy_(features.flatten(0, -2).mean(0))
         return self.standardise(features)
 
     def standardise(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.scale
+        return F.normalize(features - self.mean, dim=-1) * features.shape[-1] ** 0.5
 
 
 class LinearHead(Network):

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mcdi.errors import McdiError
@@ -71,3 +73,37 @@ def split_alphabets(names: Sequence[str], shares: Mapping[str, int]) -> dict[str
         raise McdiError(f"the shares {dict(shares)} must add up to the number of alphabets, {len(order)}: change them")
     rest = iter(order)
     return {split: tuple(next(rest) for _ in range(count)) for split, count in shares.items()}
+
+
+def read_images(folder: Path, size: int = 28) -> tuple[Tensor, list[str]]:
+    """Every image file of `folder`, by name: uint8 (N, 1, size, size), ink = 255, and the paths.
+
+    A dark drawing on light paper is inverted. Raises McdiError naming a folder without images, or an unreadable file.
+    """
+    if not folder.is_dir():
+        raise McdiError(f"{folder} is not a folder: give one that holds image files")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"))
+    if not paths:
+        raise McdiError(f"{folder} holds no image files (png, jpg, bmp, gif, webp)")
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                grey = np.asarray(file.convert("L").resize((size, size), Image.Resampling.BOX))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise McdiError(f"{path} cannot be read as an image: replace or remove it") from error
+        images.append(255 - grey if grey.mean() > 127 else grey)
+    return torch.from_numpy(np.stack(images))[:, None], [str(p) for p in paths]
+
+
+def read_folder(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """A support set from one sub-folder of images a class: x uint8 (S, 1, 28, 28), y (S,), class names.
+
+    Raises McdiError when there are fewer than two classes.
+    """
+    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if len(classes) < 2:
+        raise McdiError(f"{folder} needs at least two sub-folders of example images, one a class; it has {len(classes)}")
+    images = [read_images(c)[0] for c in classes]
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(x) for x in images]))
+    return torch.cat(images), labels, [c.name for c in classes]

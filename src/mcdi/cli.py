@@ -1,0 +1,235 @@
+"""mcdi: weights that are generated, not trained. What a user types."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mcdi import run as job
+from mcdi.config import Recipe, read_recipe, recipe_names
+from mcdi.errors import McdiError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Generate the weights of a network from a handful of examples, with no gradient step.
+
+    Start with [bold]mcdi demo[/] (seconds), then [bold]mcdi run glyphs[/] (minutes): it prepares optimiser trajectories of many
+    tasks, meta-trains a local consistency diffusion (Mc-Di) on them and measures it beside honest alternatives.
+    A run is one folder; the same command on it resumes, and [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
+)
+console = Console(stderr=True)
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run [default: runs/RECIPE].")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set, where a recipe reads one (Omniglot's zips).")]
+Seed = Annotated[int | None, typer.Option("--seed", help="First generator seed; the recipe's others follow it.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it [default: all cores].")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a run.")]
+Method = Annotated[list[str] | None, typer.Option("--method", help="Only this method (repeatable) [default: the recipe's].")]
+
+
+@contextmanager
+def _bars() -> Iterator[job.Progress]:
+    """Progress bars with rates and time left, one for each thing under way."""
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>9}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    ]
+    with Progress(*columns, console=console) as bars:
+        known: dict[str, tuple[object, int]] = {}
+
+        def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+            if what not in known:
+                known[what] = (bars.add_task(what, total=total, figures="", rate=""), done)
+            task, first = known[what]
+            bar = next(t for t in bars.tasks if t.id == task)
+            rate = f"{(done - first) / bar.elapsed:.1f}/s" if bar.elapsed and done > first else ""
+            text = "  ".join(f"{n} {v:.4g}" for n, v in figures.items())
+            bars.update(bar.id, completed=done, total=total, figures=text, rate=rate)
+
+        yield show
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise McdiError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
+        raise McdiError(f"{name} is not there: this torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return name
+
+
+def _workers(asked: int | None, device: str) -> int:
+    return asked or (1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _recipe(name: str, seed: int | None) -> Recipe:
+    recipe = read_recipe(name)
+    if seed is not None:
+        seeds = tuple(seed + j for j in range(len(recipe.evaluation.seeds)))
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, seeds=seeds))
+    return recipe
+
+
+def _jobs(folder: Path, methods: list[str] | None) -> list[tuple[str, int]]:
+    jobs = job.jobs_of(job.read_run(folder))
+    for name in methods or []:
+        if name not in {n for n, _ in jobs}:
+            raise McdiError(f"{name!r} is not a method of this run: choose {', '.join(dict.fromkeys(n for n, _ in jobs))}")
+    return [j for j in jobs if not methods or j[0] in methods]
+
+
+def _report(folder: Path) -> None:
+    from mcdi import report
+
+    path = report.write_report(folder)
+    Console().print(report.rich_table(report.rows(folder)))
+    Console().print(f"report: {path}", soft_wrap=True)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    out: Out = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """The whole job: prepare, train, evaluate, and a report. Stop it whenever you like; the same command resumes.
+
+    Example: [bold]mcdi run omniglot --data path/to/omniglot[/]
+    """
+    chosen, where = _recipe(recipe, seed), _device(device)
+    folder = out or Path("runs") / chosen.name
+    with _bars() as show:
+        job.run(folder, chosen, data=data, device=where, workers=_workers(workers, where), progress=show)
+    _report(folder)
+
+
+@app.command()
+def prepare(recipe: RecipeName, out: Out = None, data: Data = None, seed: Seed = None, device: Device = "auto") -> None:
+    """Only the preparation: data, backbone, and the optimiser's trajectories on every training task."""
+    chosen, where = _recipe(recipe, seed), _device(device)
+    folder = out or Path("runs") / chosen.name
+    job.open_run(folder, chosen)
+    with _bars() as show:
+        job.prepare_run(folder, data=data, device=where, progress=show)
+    console.print(f"prepared: {folder}; next: mcdi train {folder}", soft_wrap=True)
+
+
+@app.command()
+def train(folder: Folder, method: Method = None, device: Device = "auto", workers: Workers = None) -> None:
+    """Meta-train the methods of a prepared run; they are saved under FOLDER/methods/NAME-SEED."""
+    where = _device(device)
+    with _bars() as show:
+        job.work_through(
+            folder, _jobs(folder, method), workers=_workers(workers, where), device=where, progress=show, score=False
+        )
+    console.print(f"trained: {folder}/methods; next: mcdi evaluate {folder}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> None:
+    """Measure the trained methods of a run on unseen tasks, and write the table and report.html."""
+    with _bars() as show:
+        jobs = _jobs(folder, method)
+        job.work_through(folder, jobs, workers=_workers(workers, "cpu"), device="cpu", progress=show, train=False)
+        job.finish(folder, progress=show)
+    _report(folder)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")],
+    support: Annotated[Path, typer.Option("--support", help="Folder with one sub-folder of example images a class.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the weights go, as safetensors.")] = Path("weights.safetensors"),
+    query: Annotated[Path | None, typer.Option("--query", help="Folder of images to classify with the generated weights.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = the most likely weights.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,
+    stop: Annotated[int | None, typer.Option(help="End at local target theta_(i d), i in 1..k.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides the noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Weights for a task of your own, from a few images a class.
+
+    Example: [bold]mcdi generate runs/glyphs/methods/mc-di-0 --support my-symbols/ --query photos/[/]
+    """
+    from mcdi.generator import load
+    from mcdi.store import write_tensors
+    from mcdi.tasks.images import read_folder, read_images
+
+    generator = load(model, _device(device))
+    x, y, names = read_folder(support)
+    weights = generator.generate((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
+    write_tensors(out, weights, {"classes": names})
+    shapes = ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
+    console.print(f"{out}: {shapes} for {len(names)} classes: {', '.join(names)}", soft_wrap=True)
+    if query is not None:
+        images, paths = read_images(query)
+        for path, choice in zip(paths, generator.predict(weights, images).argmax(-1).tolist(), strict=True):
+            typer.echo(f"{path}\t{names[choice]}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the picture goes.")] = Path("mcdi-demo.png"),
+    seed: Annotated[int, typer.Option(help="Decides everything.")] = 0,
+) -> None:
+    """Does it really work? In seconds: all weights of a small network generated for unseen curves, beside trained ones."""
+    from mcdi.demo import run_demo
+
+    with _bars() as show:
+        table = run_demo(out, seed=seed, progress=show)
+    Console().print(table)
+    Console().print(f"picture: {out}", soft_wrap=True)
+
+
+@app.command()
+def recipes(show: Annotated[str | None, typer.Argument(help="Print this recipe, resolved, as JSON.")] = None) -> None:
+    """The recipes that come with the package."""
+    from dataclasses import asdict
+
+    if show is not None:
+        typer.echo(json.dumps(asdict(read_recipe(show)), indent=1))
+        return
+    for name in recipe_names():
+        typer.echo(f"{name:<16} {read_recipe(name).about}")
+
+
+def main() -> None:
+    """Entry point: a user's error is one sentence and exit code 1, Ctrl-C is 130; a bug keeps its traceback."""
+    try:
+        app()
+    except McdiError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command resumes")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""How good and how fast is a method on tasks that it never saw?"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
+from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
+from mcdi.weights import WeightSpace
+
+
+def interval(scores: Tensor) -> dict[str, float]:
+    """Mean and half-width of the 95 % interval (normal, over tasks) of scores (B,)."""
+    half = 1.96 * float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    return {"mean": float(scores.mean()), "ci95": half}
+
+
+def distance(weights: Tensor, reference: Tensor, space: WeightSpace) -> float:
+    """Mean square of the difference to theta_M (B, U, D), in units of the training targets' standard deviation."""
+    return float((space.standardise(weights) - space.standardise(reference)).square().mean())
+
+
+def evaluate(
+    method: WeightGenerator, family: TaskFamily, *, tasks: int, seed: int, split: str = "test", reference: Tensor | None = None
+) -> dict[str, Any]:
+    """Score on tasks 0..tasks-1 of `split`, for every shot number of the family.
+
+    reference: theta_M (tasks, U, D) of the same tasks; with it the distance of generated weights ("mse") is given too.
+    Diffusion methods are measured with every sampler of SAMPLERS, and along the chain of the first shot number.
+    """
+    out: dict[str, Any] = {"shots": {}, "curve": []}
+    for shots in family.shots:
+        batch = family.sample(split, range(tasks), shots=shots)
+        out["shots"][str(shots)] = row = _measure(method, family, batch, seed, reference, None)
+        if isinstance(method, Diffusion) and method.settings.objective != "regression":
+            row["samplers"] = {n: _measure(method, family, batch, seed, reference, how) for n, how in SAMPLERS.items()}
+            if shots == family.shots[0]:
+                out["curve"] = _curve(method, family, batch, seed, reference)
+    return out
+
+
+def _measure(
+    method: WeightGenerator, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None, how: Sampling | None
+) -> dict[str, Any]:
+    net = family.downstream
+    extra: dict[str, Any] = {} if how is None else {"how": how}
+    weights = method.generate(net, batch.support, batch.mask, seed=seed, **extra)
+    with torch.no_grad():
+        figures: dict[str, Any] = interval(net.score(weights, batch.query, batch.mask))
+    known = isinstance(method, Diffusion) and reference is not None and method.space is not None
+    figures["mse"] = distance(weights, reference, method.space) if known else None  # type: ignore[union-attr, arg-type]
+    return figures
+
+
+def _curve(method: Diffusion, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None) -> list[dict[str, Any]]:
+    net = family.downstream
+    points = []
+    for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, how=SAMPLERS["ddpm"]):
+        score = float(net.score(weights, batch.query, batch.mask).mean())
+        far = None if reference is None or method.space is None else distance(weights, reference, method.space)
+        points.append({"t": t, "score": score, "mse": far})
+    return points
+
+
+def milliseconds(call: Callable[[], Any], repeats: int = 30, device: str = "cpu") -> float:
+    """Median wall time of `call` in ms, warm, synchronised."""
+    times = []
+    for r in range(repeats + 3):
+        if device != "cpu":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        if r >= 3:
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def latency(method: WeightGenerator, family: TaskFamily, *, device: str = "cpu") -> dict[str, float]:
+    """Milliseconds for one task (batch 1): embedding its support images, generating the weights, applying them to its queries."""
+    net = family.downstream
+    one = family.sample("test", [0]).to(device)
+    embedder = getattr(net, "embedder", None)
+    images = torch.zeros(1, one.support.x.shape[1], 1, 28, 28, dtype=torch.uint8, device=device)
+    weights = method.generate(net, one.support, one.mask, seed=0)
+    with torch.no_grad():
+        return {
+            "embed": 0.0 if embedder is None else milliseconds(lambda: net.embed(images), device=device),
+            "generate": milliseconds(lambda: method.generate(net, one.support, one.mask, seed=0), device=device),
+            "apply": milliseconds(lambda: net.predict(weights, one.query.x), device=device),
+        }
+
+
+def nearest(points: Tensor, to: Tensor, *, skip_self: bool = False) -> list[float]:
+    """Distance of each point (n, D) to its nearest neighbour in `to` (m, D)."""
+    out = []
+    for number, part in enumerate(points.split(512)):
+        far = torch.cdist(part, to)
+        if skip_self:
+            far[torch.arange(len(part)), torch.arange(len(part)) + 512 * number] = float("inf")
+        out.append(far.min(1).values)
+    return [round(v, 4) for v in torch.cat(out).tolist()]
+
+
+def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSpace, *, noise: float = 0.1) -> dict[str, Any]:
+    """Is the generator memorising? Distances, per unit and standardised, to the nearest stored training target.
+
+    generated, real (B, U, D): for the same unseen tasks, by the method and by the optimiser; trained_on (N, U, D).
+    "noised": training targets plus Gaussian noise of std `noise`, what a memorising generator would look like.
+    """
+    g, r, t = (space.standardise(w).flatten(0, 1) for w in (generated, real, trained_on))
+    generator = torch.Generator().manual_seed(0)
+    copies = t[torch.randperm(len(t), generator=generator)[: len(g)]]
+    noised = copies + noise * torch.randn(copies.shape, generator=generator)
+    return {
+        "generated": nearest(g, t),
+        "targets": nearest(r, t),
+        "noised": nearest(noised, t),
+        "scale_generated": [round(v, 4) for v in generated.flatten(1).norm(dim=1).tolist()],
+        "scale_real": [round(v, 4) for v in real.flatten(1).norm(dim=1).tolist()],
+    }
+
+
+@torch.no_grad()
+def landscape(
+    methods: dict[str, Diffusion], family: TaskFamily, targets: Tensor, theta0: Tensor, *, task: int = 0, seed: int = 0, grid: int = 41
+) -> dict[str, Any]:
+    """Inference chains over the loss of one test task, in the plane of largest variance of chains and trajectory.
+
+    targets (k, U, D): the trajectory of that task; theta0 (U, D). The loss is on all examples of the task's classes.
+    """
+    net = family.downstream
+    one = family.sample("test", [task])
+    data = family.training_data("test", [task])
+    chains = {
+        n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=seed, how=SAMPLERS["ddpm"])]) for n, m in methods.items()
+    }
+    trajectory = torch.cat([theta0[None], targets])
+    cloud = torch.cat([trajectory, *chains.values()]).flatten(1)
+    centre = trajectory[-1].flatten()
+    # The paper's figure: PCA, here around theta_M so that the optimum lies in the plane.
+    basis = torch.linalg.svd(cloud - centre, full_matrices=False).Vh[:2]
+    flat = {n: ((c.flatten(1) - centre) @ basis.T) for n, c in {**chains, "trajectory": trajectory}.items()}
+    everything = torch.cat(list(flat.values()))
+    low, high = everything.min(0).values, everything.max(0).values
+    margin = 0.15 * (high - low)
+    x, y = (torch.linspace(float(low[d] - margin[d]), float(high[d] + margin[d]), grid) for d in (0, 1))
+    plane = centre + x.repeat(grid)[:, None] * basis[0] + y.repeat_interleave(grid)[:, None] * basis[1]
+    weights = plane.reshape(-1, *trajectory.shape[1:])
+    loss = torch.cat([_loss(net, w, data, one.mask) for w in weights.split(200)])
+    names = ["theta_0", *(f"theta_{i}d" for i in range(1, len(targets))), "theta_M"]
+    return {
+        "x": x.tolist(),
+        "y": y.tolist(),
+        "loss": loss.reshape(grid, grid).tolist(),
+        "chains": {n: flat[n].tolist() for n in methods},
+        "points": dict(zip(names, flat["trajectory"].tolist(), strict=True)),
+    }
+
+
+def _loss(net: Any, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
+    n: Sequence[int] = (len(weights), *[-1] * (data.x.ndim - 1))
+    return net.loss(weights, Examples(data.x.expand(n), data.y.expand(len(weights), -1)), mask.expand(len(weights), -1))

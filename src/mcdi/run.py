@@ -1,0 +1,326 @@
+"""The whole job, step by step in one folder. Every step leaves its result on disk in one rename, and a step that finds its
+result there does nothing: running the same command again resumes.
+
+    recipe.json  backbone.safetensors  banks.safetensors  trajectories/  reference/  methods/  results/  report.html
+"""
+
+import concurrent.futures
+import datetime
+import multiprocessing
+import os
+import platform
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcdi import __version__, evaluate
+from mcdi.config import FamilySettings, Recipe, checked
+from mcdi.embed import Conv4, train_backbone
+from mcdi.errors import McdiError
+from mcdi.generator import Generator
+from mcdi.methods import LEARNS_FROM_TRAJECTORIES, Diffusion, make_method
+from mcdi.prepare import prepare
+from mcdi.store import Trajectories, TrajectoryStore, read_json, read_tensors, write_json, write_tensors
+from mcdi.tasks.base import TaskFamily
+from mcdi.tasks.downstream import NETWORKS, Embedder
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.images import ImageBank, rotated
+from mcdi.tasks.toy import Sines
+
+# Called with (what is being done, steps done, steps in all, figures).
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+def open_run(folder: Path, recipe: Recipe) -> None:
+    """Claim `folder` for `recipe`. Raises McdiError when it holds the run of another one (methods and seeds may be added)."""
+    resolved = asdict(recipe)
+    path = folder / "recipe.json"
+    if path.exists():
+        old = asdict(read_run(folder))
+        for key in ("family", "preparation", "generator", "method", "name"):
+            if old[key] != resolved[key]:
+                raise McdiError(f"{folder} holds a run with another {key} = {old[key]!r}: choose another --out, or delete it")
+    write_json(path, resolved)
+
+
+def read_run(folder: Path) -> Recipe:
+    """The recipe of the run in `folder`."""
+    return checked(read_json(folder / "recipe.json"), str(folder / "recipe.json"))
+
+
+def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
+    if settings.data == "omniglot":
+        from mcdi.tasks.omniglot import omniglot_banks
+
+        banks = omniglot_banks(data, download_to=folder / "downloads")
+    else:
+        from mcdi.tasks.glyphs import glyph_banks
+
+        if data is not None:
+            raise McdiError("glyphs are drawn from fonts and read no --data: leave it out, or run the omniglot recipe")
+        banks = glyph_banks(settings.seed, limit=settings.limit)
+    if settings.limit is not None:
+        banks = {n: ImageBank(b.images[: settings.limit], b.names[: settings.limit]) for n, b in banks.items()}
+    return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
+
+
+def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
+    """The family of a recipe: images, a backbone meta-trained on the training classes, and its features of every image."""
+    if settings.data == "sines":
+        return Sines(shots=settings.shots[0], queries=settings.queries)
+    if not (folder / "banks.safetensors").exists():
+        _embed_banks(settings, folder, data, device, progress)
+    return load_family(settings, folder)
+
+
+def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
+    progress("images", 0, 1, {})
+    banks = _images(settings, data, folder)
+    images = {n: b.images[:, :, None] for n, b in banks.items()}
+    progress("images", 1, 1, {"classes": float(sum(len(b.names) for b in banks.values()))})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        backbone = Conv4().to(device)
+    checkpoint, start = folder / "backbone.checkpoint.safetensors", None
+    if checkpoint.exists():
+        state, metadata = read_tensors(checkpoint)
+        start = (int(metadata["step"]), state)
+    losses = train_backbone(
+        backbone,
+        images["train"],
+        steps=settings.backbone_steps,
+        seed=settings.seed,
+        way=settings.backbone_way,
+        start=start,
+        checkpoint=lambda step, state: write_tensors(checkpoint, state, {"step": step}) and None,
+    )
+    for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
+        progress("backbone", step, settings.backbone_steps, {"loss": loss})
+    from mcdi.embed import features_of
+
+    embedder = Embedder(backbone.cpu(), backbone.features)
+    embedder.fit(features_of(backbone, images["train"]))
+    write_tensors(folder / "backbone.safetensors", embedder.state_dict())
+    checkpoint.unlink(missing_ok=True)
+    network = NETWORKS[settings.network](backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
+    banks_embedded = {}
+    for n, x in images.items():
+        banks_embedded[n] = network.embed(x)
+        progress("features", len(banks_embedded), len(images), {})
+    write_tensors(folder / "banks.safetensors", banks_embedded)
+
+
+def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
+    """The family of a run whose backbone and features are on disk already."""
+    if settings.data == "sines":
+        return Sines(shots=settings.shots[0], queries=settings.queries)
+    backbone = Conv4()
+    embedder = Embedder(backbone, backbone.features)
+    try:
+        embedder.load_state_dict(read_tensors(folder / "backbone.safetensors")[0])
+    except RuntimeError as error:
+        raise McdiError(f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again") from error
+    banks = read_tensors(folder / "banks.safetensors")[0]
+    network = NETWORKS[settings.network](backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
+    return FewShot(settings.data, network, banks, way=settings.way, shots=settings.shots, queries=settings.queries)
+
+
+def prepare_run(folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
+    """Images, backbone, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
+    recipe = read_run(folder)
+    family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
+
+    def stage(name: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(name, done, total, {})
+
+    prepare(family, folder / "trajectories", recipe.preparation, device=device, progress=stage("trajectories"))
+    how = replace(recipe.preparation, tasks=recipe.evaluation.tasks, chunk=min(recipe.preparation.chunk, recipe.evaluation.tasks))
+    prepare(family, folder / "reference", how, split="test", device=device, progress=stage("reference"))
+    return family
+
+
+def _load(folder: Path) -> tuple[Recipe, TaskFamily, Trajectories, Trajectories]:
+    recipe = read_run(folder)
+    family = load_family(recipe.family, folder)
+    return recipe, family, TrajectoryStore.open(folder / "trajectories").read(), TrajectoryStore.open(folder / "reference").read()
+
+
+def train_one(folder: Path, name: str, seed: int, device: str, progress: Progress) -> None:
+    """Fit one method with one seed and save it to methods/<name>-<seed>; a later call finds it and returns."""
+    label = f"{name}-{seed}"
+    target = folder / "methods" / label
+    if (target / "config.json").exists():
+        return
+    recipe, family, trained, _ = _load(folder)
+    method = make_method(name, recipe.settings_of(name))
+    if isinstance(method, Diffusion):
+        method.to(device)
+    losses: list[list[float]] = []
+
+    def log(done: int, total: int, figures: dict[str, float]) -> None:
+        if "loss" in figures and (done % max(1, total // 100) == 0):
+            losses.append([done, round(figures["loss"], 5)])
+        progress(label, done, total, figures)
+
+    start = time.perf_counter()
+    method.fit(family, trained if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
+    seconds = time.perf_counter() - start
+    write_json(target / "training.json", {"fit_seconds": round(seconds, 2), "losses": losses})
+    Generator(name, method, family.downstream).to("cpu").save_pretrained(target)  # type: ignore[arg-type]
+    (target / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def evaluate_one(folder: Path, name: str, seed: int, progress: Progress) -> None:
+    """Measure the trained method on the run's unseen tasks: results/<name>-<seed>.json."""
+    label = f"{name}-{seed}"
+    path = folder / "results" / f"{label}.json"
+    if path.exists():
+        return
+    recipe, family, _, reference = _load(folder)
+    trained = folder / "methods" / label
+    method = Generator.from_pretrained(trained).method
+    progress(f"{label}: evaluation", 0, 1, {})
+    figures = evaluate.evaluate(method, family, tasks=recipe.evaluation.tasks, seed=seed, reference=reference.targets[:, -1])
+    training = read_json(trained / "training.json")
+    result = {
+        "method": name,
+        "seed": seed,
+        "family": recipe.family.data,
+        "tasks": recipe.evaluation.tasks,
+        "gradient_free": method.gradient_free,
+        "parameters": sum(t.numel() for t in method.state().values()),
+        **training,
+        **figures,
+        "provenance": provenance(),
+    }
+    write_json(path, result)
+    progress(f"{label}: evaluation", 1, 1, {})
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to judge or repeat a figure."""
+    hardware = f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    if torch.cuda.is_available():
+        hardware += f", {torch.cuda.get_device_name()}"
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    return {"version": __version__, "torch": torch.__version__, "hardware": hardware, "date": today}
+
+
+_messages: Any = None
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    torch.set_num_threads(1)
+
+
+def _work(folder: Path, name: str, seed: int, device: str, train: bool, score: bool) -> None:
+    parent = os.getppid()
+    last = [0.0]
+
+    def tell(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # the parent was killed: nobody waits for this result, and a resumed run would race with it
+        if done == total or time.monotonic() - last[0] > 0.3:
+            last[0] = time.monotonic()
+            _messages.put((what, done, total, figures))
+
+    if train:
+        train_one(folder, name, seed, device, tell)
+    if score:
+        evaluate_one(folder, name, seed, tell)
+
+
+def work_through(
+    folder: Path, jobs: list[tuple[str, int]], *, workers: int, device: str, progress: Progress, train: bool = True, score: bool = True
+) -> None:
+    """Train and/or evaluate every (method, seed), `workers` at a time, one thread each: results do not depend on how many."""
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (messages,))
+    try:
+        futures = {pool.submit(_work, folder, n, s, device, train, score) for n, s in jobs}
+        while futures:
+            done, futures = concurrent.futures.wait(futures, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
+            for message in _drain(messages):
+                progress(*message)
+            for future in done:
+                future.result()
+        pool.shutdown()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise McdiError("a worker process died, perhaps for lack of memory: run again with --workers 1, it resumes") from error
+    finally:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def _drain(messages: Any) -> Iterator[tuple[str, int, int, dict[str, float]]]:
+    while True:
+        try:
+            yield messages.get_nowait()
+        except queue.Empty:
+            return
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Latencies and figures are taken with the one thread that workers have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def finish(folder: Path, *, progress: Progress) -> None:
+    """What needs a quiet machine or several methods: latencies, the inference chains over the loss, the novelty figures."""
+    recipe, family, trained, reference = _load(folder)
+    paths = sorted((folder / "results").glob("*.json"))
+    generators: dict[str, Diffusion] = {}
+    with one_thread():
+        for number, path in enumerate(paths):
+            result = read_json(path)
+            method = Generator.from_pretrained(folder / "methods" / path.stem).method
+            if "latency_ms" not in result:
+                write_json(path, {**result, "latency_ms": evaluate.latency(method, family)})
+            if isinstance(method, Diffusion) and result["curve"]:
+                generators.setdefault(result["method"], method)
+            progress("latency", number + 1, len(paths), {})
+        shown = {n: generators[n] for n in ("mc-di", "mv-di", "tw-di") if n in generators}
+        if not shown:
+            return
+        theta0 = family.downstream.theta0(recipe.preparation.theta0_seed, reference.mask.shape[1])
+        write_json(folder / "landscape.json", evaluate.landscape(shown, family, reference.targets[0], theta0))
+        best = next(iter(shown.values()))
+        batch = family.sample("test", range(recipe.evaluation.tasks))
+        made = best.generate(family.downstream, batch.support, batch.mask, seed=0)
+        some = min(len(trained.targets), 2000)
+        known: Tensor = trained.targets[:some, -1]
+        if best.space is not None:
+            write_json(folder / "novelty.json", evaluate.novelty(made, reference.targets[:, -1], known, best.space))
+
+
+def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
+    """Every (method, seed): methods that draw nothing at random run once."""
+    one = ("prototypes", "adam")
+    return [(n, s) for s in recipe.evaluation.seeds for n in recipe.methods if n not in one or s == recipe.evaluation.seeds[0]]
+
+
+def run(folder: Path, recipe: Recipe, *, data: Path | None, device: str, workers: int, progress: Progress) -> None:
+    """Prepare, train, evaluate; the report is the caller's."""
+    open_run(folder, recipe)
+    prepare_run(folder, data=data, device=device, progress=progress)
+    work_through(folder, jobs_of(recipe), workers=workers, device=device, progress=progress)
+    finish(folder, progress=progress)
