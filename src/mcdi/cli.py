@@ -12,7 +12,15 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mcdi import run as job
 from mcdi.config import Recipe, read_recipe, recipe_names
@@ -27,16 +35,20 @@ app = typer.Typer(
 
     Start with [bold]mcdi demo[/] (seconds), then [bold]mcdi run glyphs[/] (minutes): it prepares optimiser trajectories of many
     tasks, meta-trains a local consistency diffusion (Mc-Di) on them and measures it beside honest alternatives.
-    A run is one folder; the same command on it resumes, and [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
+    A run is one folder; the same command resumes it; [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
 )
 console = Console(stderr=True)
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run [default: runs/RECIPE].")]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder of the data set, where a recipe reads one (Omniglot's zips).")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder of the data set, where a recipe reads one (Omniglot's zips).")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="First generator seed; the recipe's others follow it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it [default: all cores].")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it [default: all cores].")
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Only this method (repeatable) [default: the recipe's].")]
 
@@ -81,7 +93,9 @@ def _device(name: str) -> str:
 
 
 def _workers(asked: int | None, device: str) -> int:
-    return asked or (1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return asked or (
+        1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def _recipe(name: str, seed: int | None) -> Recipe:
@@ -165,7 +179,9 @@ def generate(
     model: Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")],
     support: Annotated[Path, typer.Option("--support", help="Folder with one sub-folder of example images a class.")],
     out: Annotated[Path, typer.Option("--out", help="Where the weights go, as safetensors.")] = Path("weights.safetensors"),
-    query: Annotated[Path | None, typer.Option("--query", help="Folder of images to classify with the generated weights.")] = None,
+    query: Annotated[
+        Path | None, typer.Option("--query", help="Folder of images to classify with the generated weights.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = the most likely weights.")] = None,
     samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,

@@ -49,11 +49,11 @@ class Recipe:
     name: str
     about: str = ""
     methods: tuple[str, ...] = ("prototypes", "adam", "reptile", "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di")
-    family: FamilySettings = FamilySettings()
-    preparation: Preparation = Preparation()
+    family: FamilySettings = field(default_factory=FamilySettings)
+    preparation: Preparation = field(default_factory=Preparation)
     generator: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = field(default_factory=Evaluation)
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """The settings that method `name` is built with."""

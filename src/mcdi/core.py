@@ -5,9 +5,10 @@ the chain is to stand on the local target theta_{i d}. Only torch is imported: t
 or networks; a denoiser is any callable f(x, t) whose condition the caller has bound.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -29,12 +30,19 @@ class Schedule:
     alpha: Tensor
     k: int = 1
     max_signal: float = 0.1
+    ends: Tensor = field(init=False)  # (k + 1,) e_0 = 0, e_1, .., e_k = T; e_i = round(i T / k), k need not divide T
+    _log_bar: Tensor = field(init=False, repr=False)  # (T + 1,) log abar_t
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.T:
             raise McdiError(f"k = {self.k} segments do not fit T = {self.T} steps: choose 1 <= k <= T")
         if not bool(((self.alpha > 0) & (self.alpha < 1)).all()):
             raise McdiError("a schedule needs 0 < alpha < 1 at every step; usual betas scaled to few steps reach beta = 1")
+        # Both are read at every step of every chain: computed once (the class is frozen, hence the detour).
+        ends = torch.tensor([round(i * self.T / self.k) for i in range(self.k + 1)], device=self.alpha.device)
+        log_bar = torch.cat([self.alpha.log().flip(0).cumsum(0).flip(0), self.alpha.new_zeros(1)])
+        object.__setattr__(self, "ends", ends)
+        object.__setattr__(self, "_log_bar", log_bar)
         zero, first = (torch.full((1,), n, device=self.alpha.device) for n in (0, 1))
         signal = float(self.bar(zero, first).sqrt())
         if signal > self.max_signal:
@@ -47,23 +55,18 @@ class Schedule:
     def T(self) -> int:  # noqa: N802 - the paper's symbol
         return len(self.alpha)
 
-    @property
-    def ends(self) -> Tensor:
-        """(k + 1,) boundaries e_0 = 0, e_1, .., e_k = T; e_i = round(i T / k), k need not divide T (our choice)."""
-        return torch.tensor([round(i * self.T / self.k) for i in range(self.k + 1)], device=self.alpha.device)
-
     def segment(self, t: Tensor) -> Tensor:
         """The segment whose half-open interval (e_{i-1}, e_i] holds arrival time t: the smallest i with e_i >= t."""
         return torch.searchsorted(self.ends[1:], t).clamp(max=self.k - 1) + 1
 
     def bar(self, t: Tensor, i: Tensor | None = None) -> Tensor:
         """abar^i_t = prod_{j=t}^{e_i - 1} alpha_j, of t's shape; i = None is the global chain, i = k. 1 at t = e_i."""
-        log_bar = torch.cat([self.alpha.log().flip(0).cumsum(0).flip(0), self.alpha.new_zeros(1)])
-        end = self.ends[self.k if i is None else i]
-        return (log_bar[t] - log_bar[end]).exp()
+        if i is None:  # log_bar ends at 0 = log abar_T
+            return self._log_bar[t].exp()
+        return (self._log_bar[t] - self._log_bar[self.ends[i]]).exp()
 
 
-def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 2e-3, **check: float) -> Schedule:  # noqa: N803
+def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 2e-3, **check: float) -> Schedule:
     """A schedule whose global chain starts at abar_0 = `floor` exactly (our choice: the paper names no schedule).
 
     "cosine": abar at t is cos^2 of an even grid; "linear": betas linear in t; "constant": every alpha the same.
@@ -137,7 +140,7 @@ def local_consistency_loss(f: Tensor, eps: Tensor, t: Tensor, i: Tensor, schedul
 
     With i = k everywhere it is the vanilla loss weighted by 1 - abar_t: on theta_M alone that is Mv-Di; on every
     theta_{i d} (each taken for the end point after T steps) it is the inconsistent Tw-Di.
-    weight "x0" divides by abar_t, so that k = 1 becomes the plain mean square of x0; it is not clamped (a clamp ruins the early steps).
+    weight "x0" divides by abar_t, so that k = 1 becomes the plain mean square of x0; no clamp: it ruins the early steps.
     """
     if weight not in ("paper", "x0"):
         raise McdiError(f"unknown loss weight {weight!r}: choose paper or x0")
@@ -177,7 +180,7 @@ def sample(
         raise McdiError(f"steps = {steps} is outside 1..T = {schedule.T}")
     steps = min(steps, last)
     times = [round(j * last / steps) for j in range(steps + 1)]
-    for t, u in zip(times[:-1], times[1:], strict=True):
+    for t, u in itertools.pairwise(times):
         now, then = (torch.tensor([s], device=x.device) for s in (t, u))
         i = schedule.segment(then) if chain == "segment" else None
         if chain == "global" and stop is not None:

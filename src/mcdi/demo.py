@@ -47,7 +47,9 @@ def run_demo(picture: Path, *, seed: int, progress: Progress) -> Table:
         ("Adam on the support set, 150 steps", lambda tasks: adam(tasks, 150)),
         ("theta_0, not trained", lambda tasks: start[: len(tasks.mask)]),
     ]
-    table = Table(title=f"{UNSEEN} unseen sine curves, {family.shots[0]} points each, {net.space.parameters} weights, seed {seed}")
+    table = Table(
+        title=f"{UNSEEN} unseen sine curves, {family.shots[0]} points each, {net.space.parameters} weights, seed {seed}"
+    )
     for column in ("weights", "R^2 on unseen points", "ms a task"):
         table.add_column(column, justify="left" if column == "weights" else "right")
     made = {}
@@ -82,4 +84,3 @@ def _draw(family: Sines, tasks: TaskBatch, generated: Tensor, tuned: Tensor) -> 
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
-

@@ -56,7 +56,7 @@ def train_backbone(
     queries: int = 5,
     lr: float = 4e-3,
     start: tuple[int, dict[str, Tensor]] | None = None,
-    checkpoint: Callable[[int, dict[str, Tensor]], None] | None = None,
+    checkpoint: Callable[[int, dict[str, Tensor]], object] | None = None,
     checkpoint_every: int = 200,
 ) -> Iterator[float]:
     """Meta-train `model` on images (C, M, 1, H, W) in uint8; yields the loss of every step.

@@ -51,12 +51,14 @@ def _measure(
     weights = method.generate(net, batch.support, batch.mask, seed=seed, **extra)
     with torch.no_grad():
         figures: dict[str, Any] = interval(net.score(weights, batch.query, batch.mask))
-    known = isinstance(method, Diffusion) and reference is not None and method.space is not None
-    figures["mse"] = distance(weights, reference, method.space) if known else None  # type: ignore[union-attr, arg-type]
+    space = method.space if isinstance(method, Diffusion) else None
+    figures["mse"] = None if space is None or reference is None else distance(weights, reference, space)
     return figures
 
 
-def _curve(method: Diffusion, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None) -> list[dict[str, Any]]:
+def _curve(
+    method: Diffusion, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None
+) -> list[dict[str, Any]]:
     net = family.downstream
     points = []
     for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, how=SAMPLERS["ddpm"]):
@@ -82,7 +84,7 @@ def milliseconds(call: Callable[[], Any], repeats: int = 30, device: str = "cpu"
 
 
 def latency(method: WeightGenerator, family: TaskFamily, *, device: str = "cpu") -> dict[str, float]:
-    """Milliseconds for one task (batch 1): embedding its support images, generating the weights, applying them to its queries."""
+    """Milliseconds for one task (batch 1): embed its support images, generate the weights, apply them to its queries."""
     net = family.downstream
     one = family.sample("test", [0]).to(device)
     embedder = getattr(net, "embedder", None)
@@ -128,7 +130,14 @@ def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSp
 
 @torch.no_grad()
 def landscape(
-    methods: dict[str, Diffusion], family: TaskFamily, targets: Tensor, theta0: Tensor, *, task: int = 0, seed: int = 0, grid: int = 41
+    methods: dict[str, Diffusion],
+    family: TaskFamily,
+    targets: Tensor,
+    theta0: Tensor,
+    *,
+    task: int = 0,
+    seed: int = 0,
+    grid: int = 41,
 ) -> dict[str, Any]:
     """Inference chains over the loss of one test task, in the plane of largest variance of chains and trajectory.
 
@@ -138,7 +147,8 @@ def landscape(
     one = family.sample("test", [task])
     data = family.training_data("test", [task])
     chains = {
-        n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=seed, how=SAMPLERS["ddpm"])]) for n, m in methods.items()
+        n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=seed, how=SAMPLERS["ddpm"])])
+        for n, m in methods.items()
     }
     trajectory = torch.cat([theta0[None], targets])
     cloud = torch.cat([trajectory, *chains.values()]).flatten(1)

@@ -39,7 +39,9 @@ class Generator:
             return self.network.embed(x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8))
         width = self.network.input_size
         if x.shape[-1] != width:
-            raise McdiError(f"examples of shape {tuple(x.shape)} are neither images (..., 1, 28, 28) nor features (..., {width})")
+            raise McdiError(
+                f"examples of shape {tuple(x.shape)} are neither images (..., 1, 28, 28) nor features (..., {width})"
+            )
         return x.float()
 
     def _support(self, support: tuple[Tensor, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
@@ -48,7 +50,9 @@ class Generator:
         if single:
             x, y = x[None], y[None]
         if y.ndim != 2 or x.shape[:2] != y.shape or y.shape[1] == 0:
-            raise McdiError(f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both")
+            raise McdiError(
+                f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both"
+            )
         space, units = self.network.space, self.network.space.U
         if y.is_floating_point() != isinstance(self.network, downstream.Curve):
             raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
@@ -93,7 +97,9 @@ class Generator:
             else:
                 flat = method.generate(self.network, examples, mask, seed=seed, how=how)
         elif asked or ensemble:
-            raise McdiError(f"{self.name} has no chain to sample: {', '.join(asked) or 'ensemble'} is for the diffusion methods")
+            raise McdiError(
+                f"{self.name} has no chain to sample: {', '.join(asked) or 'ensemble'} is for the diffusion methods"
+            )
         else:
             flat = method.generate(self.network, examples, mask, seed=seed)
         return self._dict(flat, single)
@@ -136,7 +142,9 @@ class Generator:
         folder = Path(folder)
         config: Any = read_json(folder / "config.json")
         if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
-            raise McdiError(f"{folder}/config.json is not a generator of format {FORMAT}: it was saved by another version or program")
+            raise McdiError(
+                f"{folder}/config.json is not a generator of format {FORMAT}: it was saved by another version or program"
+            )
         tensors, _ = read_tensors(folder / "model.safetensors")
         part = {
             p: {n.removeprefix(p + "."): t for n, t in tensors.items() if n.startswith(p + ".")} for p in ("method", "network")
@@ -148,7 +156,9 @@ class Generator:
             method = make_method(config["method"], config["settings"]).restore(config, part["method"])
         except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-            raise McdiError(f"{folder}: config.json and model.safetensors do not belong together ({reason}): restore both") from error
+            raise McdiError(
+                f"{folder}: config.json and model.safetensors do not belong together ({reason}): restore both"
+            ) from error
         saved = config.get("space")
         if saved is not None and network.space.config() != saved:
             raise McdiError(f"{folder}: the generator was trained for other weights than its network has: restore config.json")

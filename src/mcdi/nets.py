@@ -1,5 +1,6 @@
 """Which networks denoise weights? All have one face, f(x (B, U, D), t (B,), cond (B, U, C), mask (B, U)) -> (B, U, D)."""
 
+import itertools
 import math
 from typing import Any
 
@@ -42,7 +43,15 @@ class UnitTransformer(nn.Module):
     """A token a unit. Equivariant to the order of units, unless `ordered` gives each its own embedding (chunks, layers)."""
 
     def __init__(
-        self, size: int, condition_size: int, units: int, *, width: int = 128, depth: int = 3, heads: int = 4, ordered: bool = False
+        self,
+        size: int,
+        condition_size: int,
+        units: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        heads: int = 4,
+        ordered: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
@@ -78,7 +87,9 @@ class Flat(nn.Module):
 
     def flatten(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
-            raise McdiError(f"this denoiser was made for weights of shape {self.shape}, not {tuple(x.shape[1:])}: use transformer")
+            raise McdiError(
+                f"this denoiser was made for weights of shape {self.shape}, not {tuple(x.shape[1:])}: use transformer"
+            )
         return x.flatten(1)
 
 
@@ -127,14 +138,16 @@ class Conv1d(nn.Module):
 class UNet1d(Flat):
     """1-D U-Net over the flat weight vector, as in the paper's line of work (p-diff, D2NWG): `depth` halvings."""
 
-    def __init__(self, size: int, condition_size: int, units: int, *, width: int = 64, depth: int = 3, channels: int = 16) -> None:
+    def __init__(
+        self, size: int, condition_size: int, units: int, *, width: int = 64, depth: int = 3, channels: int = 16
+    ) -> None:
         super().__init__(size, condition_size, units, width)
         levels = [channels * 2**j for j in range(depth + 1)]
         self.depth = depth
         self.first, self.last = nn.Conv1d(1, channels, 5, padding=2), nn.Conv1d(channels, 1, 5, padding=2)
-        self.down = nn.ModuleList(Conv1d(a, b, width) for a, b in zip(levels, levels[1:], strict=False))
+        self.down = nn.ModuleList(Conv1d(a, b, width) for a, b in itertools.pairwise(levels))
         self.middle = Conv1d(levels[-1], levels[-1], width)
-        self.up = nn.ModuleList(Conv1d(2 * b, a, width) for a, b in zip(levels, levels[1:], strict=False))
+        self.up = nn.ModuleList(Conv1d(2 * b, a, width) for a, b in itertools.pairwise(levels))
         # Weights are not translation invariant: a position and a global map tell the convolutions where they are.
         self.place = nn.Linear(width, size * units)
 

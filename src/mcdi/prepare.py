@@ -89,9 +89,13 @@ def prepare(
 ) -> TrajectoryStore:
     """Fill the store in `folder` with the trajectories of seeds 0..tasks-1, a chunk a shard; resumes where it stopped."""
     settings = {n: v for n, v in asdict(how).items() if n != "tasks"}
-    store = TrajectoryStore.create(folder, {"family": family.name, "split": split, "space": family.downstream.space.config(), **settings})
+    store = TrajectoryStore.create(
+        folder, {"family": family.name, "split": split, "space": family.downstream.space.config(), **settings}
+    )
     if len(store) % how.chunk and len(store) < how.tasks:
-        raise McdiError(f"{folder} ends with a part of a chunk: it was prepared with {len(store)} tasks; delete it to get {how.tasks}")
+        raise McdiError(
+            f"{folder} ends with a part of a chunk: it was prepared with {len(store)} tasks; delete it to get {how.tasks}"
+        )
     progress(len(store), how.tasks)
     while len(store) < how.tasks:
         seeds = range(len(store), min(len(store) + how.chunk, how.tasks))

@@ -100,7 +100,7 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
         seed=settings.seed,
         way=settings.backbone_way,
         start=start,
-        checkpoint=lambda step, state: write_tensors(checkpoint, state, {"step": step}) and None,
+        checkpoint=lambda step, state: write_tensors(checkpoint, state, {"step": step}),
     )
     for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
         progress("backbone", step, settings.backbone_steps, {"loss": loss})
@@ -127,7 +127,9 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     try:
         embedder.load_state_dict(read_tensors(folder / "backbone.safetensors")[0])
     except RuntimeError as error:
-        raise McdiError(f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again") from error
+        raise McdiError(
+            f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again"
+        ) from error
     banks = read_tensors(folder / "banks.safetensors")[0]
     network = NETWORKS[settings.network](backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
     return FewShot(settings.data, network, banks, way=settings.way, shots=settings.shots, queries=settings.queries)
@@ -142,7 +144,9 @@ def prepare_run(folder: Path, *, data: Path | None, device: str, progress: Progr
         return lambda done, total: progress(name, done, total, {})
 
     prepare(family, folder / "trajectories", recipe.preparation, device=device, progress=stage("trajectories"))
-    how = replace(recipe.preparation, tasks=recipe.evaluation.tasks, chunk=min(recipe.preparation.chunk, recipe.evaluation.tasks))
+    how = replace(
+        recipe.preparation, tasks=recipe.evaluation.tasks, chunk=min(recipe.preparation.chunk, recipe.evaluation.tasks)
+    )
     prepare(family, folder / "reference", how, split="test", device=device, progress=stage("reference"))
     return family
 
@@ -150,7 +154,12 @@ def prepare_run(folder: Path, *, data: Path | None, device: str, progress: Progr
 def _load(folder: Path) -> tuple[Recipe, TaskFamily, Trajectories, Trajectories]:
     recipe = read_run(folder)
     family = load_family(recipe.family, folder)
-    return recipe, family, TrajectoryStore.open(folder / "trajectories").read(), TrajectoryStore.open(folder / "reference").read()
+    return (
+        recipe,
+        family,
+        TrajectoryStore.open(folder / "trajectories").read(),
+        TrajectoryStore.open(folder / "reference").read(),
+    )
 
 
 def train_one(folder: Path, name: str, seed: int, device: str, progress: Progress) -> None:
@@ -174,7 +183,7 @@ def train_one(folder: Path, name: str, seed: int, device: str, progress: Progres
     method.fit(family, trained if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
     seconds = time.perf_counter() - start
     write_json(target / "training.json", {"fit_seconds": round(seconds, 2), "losses": losses})
-    Generator(name, method, family.downstream).to("cpu").save_pretrained(target)  # type: ignore[arg-type]
+    Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
     (target / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
@@ -242,7 +251,14 @@ def _work(folder: Path, name: str, seed: int, device: str, train: bool, score: b
 
 
 def work_through(
-    folder: Path, jobs: list[tuple[str, int]], *, workers: int, device: str, progress: Progress, train: bool = True, score: bool = True
+    folder: Path,
+    jobs: list[tuple[str, int]],
+    *,
+    workers: int,
+    device: str,
+    progress: Progress,
+    train: bool = True,
+    score: bool = True,
 ) -> None:
     """Train and/or evaluate every (method, seed), `workers` at a time, one thread each: results do not depend on how many."""
     context = multiprocessing.get_context("spawn")
@@ -298,7 +314,7 @@ def finish(folder: Path, *, progress: Progress) -> None:
             if isinstance(method, Diffusion) and result["curve"]:
                 generators.setdefault(result["method"], method)
             progress("latency", number + 1, len(paths), {})
-        shown = {n: generators[n] for n in ("mc-di", "mv-di", "tw-di") if n in generators}
+        shown: dict[str, Diffusion] = {n: generators[n] for n in ("mc-di", "mv-di", "tw-di") if n in generators}
         if not shown:
             return
         theta0 = family.downstream.theta0(recipe.preparation.theta0_seed, reference.mask.shape[1])

@@ -34,11 +34,15 @@ class WeightSpace:
     def __init__(self, module: nn.Module, *, select: str = ".*", unit: Unit = "whole") -> None:
         chosen = {n: p for n, p in module.named_parameters() if re.search(select, n)}
         if not chosen:
-            raise McdiError(f"select = {select!r} matches no parameter; there are: {', '.join(dict(module.named_parameters()))}")
+            raise McdiError(
+                f"select = {select!r} matches no parameter; there are: {', '.join(dict(module.named_parameters()))}"
+            )
         for name in chosen:
             owner = module.get_submodule(name.rpartition(".")[0])
             if getattr(owner, "running_mean", None) is not None:
-                raise McdiError(f"{name} belongs to a layer with running statistics: use GroupNorm or track_running_stats=False")
+                raise McdiError(
+                    f"{name} belongs to a layer with running statistics: use GroupNorm or track_running_stats=False"
+                )
         spec = {n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in chosen.items()}
         self._set(spec, unit, None, None)
 
@@ -56,7 +60,8 @@ class WeightSpace:
             rows = {s[0] if s else None for s, _ in spec.values()}
             if len(rows) != 1 or None in rows:
                 raise McdiError(f"unit = 'row' needs a common first dimension, not {sorted(map(str, rows))}: narrow `select`")
-            self.U, (first,) = rows.copy().pop(), rows
+            first = next(r for r in rows if r is not None)
+            self.U = first
             self.D = sum(size // first for size in sizes.values()) if first else 0
         elif unit == "layer":
             layers: dict[str, int] = {}

@@ -7,7 +7,8 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 from mcdi.store import Trajectories
-from mcdi.tasks.base import Downstream, Examples, TaskFamily
+from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.tasks.downstream import Network
 
 # Called after every step of long work with (steps done, steps in all, figures such as the loss).
 Log = Callable[[int, int, dict[str, float]], None]
@@ -22,11 +23,13 @@ class WeightGenerator(Protocol):
 
     gradient_free: bool
 
-    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+    def fit(
+        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
+    ) -> Self:
         """Meta-train (or tune) on training tasks and validation tasks; `folder` keeps checkpoints to resume from."""
         ...
 
-    def generate(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         """Support sets of B tasks, (B, S, ...) -> weights (B, U, D) on the natural scale."""
         ...
 

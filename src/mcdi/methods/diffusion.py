@@ -13,7 +13,8 @@ from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
 from mcdi.nets import LinearPrior, make_denoiser
 from mcdi.store import Trajectories
-from mcdi.tasks.base import Downstream, Examples, TaskFamily
+from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.tasks.downstream import Network
 from mcdi.weights import WeightSpace
 
 
@@ -53,7 +54,8 @@ class DiffusionSettings:
 
     objective "local": chain i runs to theta_{i d} at e_i (Mc-Di; with k = 1 Mv-Di). "vanilla": every theta_{i d} is the
     end point after T steps (Tw-Di). "regression": theta_M from x = 0 at t = 0 in one step, the hypernetwork (1609.09106)
-    with the same network and data; sample it with steps = 1, temperature = 0. functional: weight of the task loss of the one-step estimate of theta_M on the
+    with the same network and data; sample it with steps = 1, temperature = 0.
+    functional: weight of the task loss of the one-step estimate of theta_M on the
     training task's own data (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
     fixed linear map from the condition to the weights (nets.LinearPrior); every row of the ablation shares it.
     """
@@ -110,7 +112,9 @@ class Diffusion:
         ordered = {"ordered": True} if self.settings.denoiser == "transformer" and space.unit != "row" else {}
         return make_denoiser(self.settings.denoiser, space.D, condition_size, space.U, **(ordered | self.settings.options))
 
-    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+    def fit(
+        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
+    ) -> Self:
         """Meta-train on stored trajectories; the targets are every (len / k)-th stored one, the last being theta_M."""
         if data is None:
             raise McdiError("this method learns from trajectories: run `mcdi prepare` first")
@@ -184,11 +188,16 @@ class Diffusion:
         inputs = (x, t / self.schedule.T, cond, mask)
         output = self.net(*inputs) if params is None else torch.func.functional_call(self.net, params, inputs)
         if self.prior is not None:
-            output = output + self.prior(x, self.schedule.bar(t)[:, None, None], cond, mask)
+            # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
+            local, bar = (b[:, None, None] for b in (self.schedule.bar(t, self.schedule.segment(t + 1)), self.schedule.bar(t)))
+            f = (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * self.prior(x, local, cond, mask))
+            output = output + core.to_x0(f, x, t, self.schedule)
         return core.to_f(output, x, t, self.schedule, self.settings.parameterisation)
 
     @torch.no_grad()
-    def chain(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None) -> list[tuple[int, Tensor]]:
+    def chain(
+        self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None
+    ) -> list[tuple[int, Tensor]]:
         """Every state of the chain, [(t, weights (samples * B, U, D))], on the natural scale; samples lie task by task."""
         if self.net is None or self.space is None:
             raise McdiError("this generator is not trained yet: call fit, or load a trained one")
@@ -210,7 +219,7 @@ class Diffusion:
         )
         return [(0, self.space.restore(x)), *((t, self.space.restore(x)) for t, x in steps)]
 
-    def generate(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None) -> Tensor:
+    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None) -> Tensor:
         """(B, U, D) weights; the mean of `samples` chains."""
         how = how or self.settings.sampling
         weights = self.chain(net, support, mask, seed=seed, how=how)[-1][1]

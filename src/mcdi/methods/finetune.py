@@ -8,13 +8,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mcdi.core import OuterStep, reptile_displacement
 from mcdi.methods.base import Log, silent
 from mcdi.store import Trajectories
-from mcdi.tasks.base import Downstream, Examples, TaskFamily
+from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.tasks.downstream import Network
 
 
-def adapt(net: Downstream, weights: Tensor, support: Examples, mask: Tensor, steps: int, lr: float, decay: float = 0.0) -> Tensor:
+def adapt(net: Network, weights: Tensor, support: Examples, mask: Tensor, steps: int, lr: float, decay: float = 0.0) -> Tensor:
     """`steps` full-batch Adam steps of every task on its own support set: (B, U, D) -> (B, U, D)."""
     with torch.enable_grad():
         w = weights.detach().clone().requires_grad_()
@@ -46,10 +46,12 @@ class FineTune:
         self.chosen: dict[str, tuple[float, int, float]] = {}
         self.start: Tensor | None = None  # (1 or U, D); theta_0 by default
 
-    def initial(self, net: Downstream, units: int) -> Tensor:
+    def initial(self, net: Network, units: int) -> Tensor:
         return net.theta0(self.settings.theta0_seed, units)
 
-    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+    def fit(
+        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
+    ) -> Self:
         """Tune on the validation split: the best mean query score wins, ties go to fewer steps."""
         s, net = self.settings, family.downstream
         trials = [(lr, decay) for lr in s.lrs for decay in s.decays]
@@ -65,7 +67,7 @@ class FineTune:
             self.chosen[str(shots)] = best[1]
         return self
 
-    def _along(self, net: Downstream, support: Examples, mask: Tensor, lr: float, decay: float) -> list[tuple[int, Tensor]]:
+    def _along(self, net: Network, support: Examples, mask: Tensor, lr: float, decay: float) -> list[tuple[int, Tensor]]:
         """The weights after each number of steps in the grid, from one run (Adam's state goes on)."""
         w = self._start(net, mask).requires_grad_()
         optimiser = torch.optim.Adam([w], lr=lr, weight_decay=decay)
@@ -77,10 +79,10 @@ class FineTune:
                 out.append((step, w.detach().clone()))
         return out
 
-    def _start(self, net: Downstream, mask: Tensor) -> Tensor:
+    def _start(self, net: Network, mask: Tensor) -> Tensor:
         return self.initial(net, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1).clone()
 
-    def generate(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         shots = support.x.shape[1] // mask.shape[1]
         key = min(self.chosen, key=lambda n: abs(int(n) - shots))  # a shot number never tuned for takes the nearest
         lr, steps, decay = self.chosen[key]

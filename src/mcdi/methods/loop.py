@@ -76,7 +76,9 @@ def meta_train(
             outer([-g for g in grads.values()], 1.0, 1)
         loss = float(losses.detach().mean())
         if not math.isfinite(loss):
-            raise McdiError(f"the loss became {loss} at iteration {step + 1}: lower outer_lr = {how.outer_lr} or inner_lr = {how.inner_lr}")
+            raise McdiError(
+                f"the loss became {loss} at iteration {step + 1}: lower outer_lr = {how.outer_lr} or inner_lr = {how.inner_lr}"
+            )
         keep = min(how.ema, (step + 1) / (step + 10))  # a short memory at first, or phi's random start would linger
         torch._foreach_lerp_(list(average.values()), list(phi.values()), 1 - keep)
         if path is not None and (step + 1) % how.checkpoint_every == 0 and step + 1 < how.iterations:
@@ -90,7 +92,9 @@ def meta_train(
 def _save(path: Path, step: int, phi: dict[str, Tensor], average: dict[str, Tensor], outer: OuterStep) -> None:
     tensors = {f"phi.{n}": p for n, p in phi.items()} | {f"average.{n}": p for n, p in average.items()}
     for n, p in phi.items():
-        tensors |= {f"{key}.{n}": torch.as_tensor(value) for key, value in outer.optimiser.state[p].items() if value is not None}
+        tensors |= {
+            f"{key}.{n}": torch.as_tensor(value) for key, value in outer.optimiser.state[p].items() if value is not None
+        }
     write_tensors(path, tensors, {"step": step})
 
 

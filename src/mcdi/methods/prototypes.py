@@ -9,7 +9,8 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.store import Trajectories
-from mcdi.tasks.base import Downstream, Examples, TaskFamily
+from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.tasks.downstream import Network
 
 
 class Prototypes:
@@ -17,12 +18,14 @@ class Prototypes:
 
     gradient_free = True
 
-    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+    def fit(
+        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
+    ) -> Self:
         if family.downstream.space.unit != "row":
             raise McdiError("prototypes exist for linear heads only: leave them out for whole networks")
         return self
 
-    def generate(self, net: Downstream, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         mean = net.condition(support, mask.shape[1])[..., : support.x.shape[-1]]
         return torch.cat([2 * mean, -(mean**2).sum(-1, keepdim=True)], -1)
 

@@ -11,7 +11,8 @@ from mcdi.methods.base import Log, silent
 from mcdi.methods.finetune import FineTune, FineTuneSettings
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
 from mcdi.store import Trajectories
-from mcdi.tasks.base import Downstream, Examples, TaskFamily
+from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.tasks.downstream import Network
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Reptile(FineTune):
         super().__init__(settings.tuning)
         self.meta = settings
 
-    def initial(self, net: Downstream, units: int) -> Tensor:
+    def initial(self, net: Network, units: int) -> Tensor:
         return super().initial(net, units) if self.start is None else self.start
 
-    def fit(self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+    def fit(
+        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
+    ) -> Self:
         net, how = family.downstream, self.meta.training
         units = family.sample("train", [0]).mask.shape[1]
         start = Start(super().initial(net, units))

@@ -1,13 +1,15 @@
 """What is a task, what is a family of tasks, and which network is adapted to each?"""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from mcdi.weights import WeightSpace
+if TYPE_CHECKING:
+    from mcdi.tasks.downstream import Network
 
 SPLITS = ("train", "val", "test")
 
@@ -34,32 +36,18 @@ class TaskBatch(NamedTuple):
         return TaskBatch(self.support.to(device), self.query.to(device), self.mask.to(device), self.seeds.to(device))
 
 
-class Downstream(Protocol):
-    """The network whose weights are generated, and what a task's support set tells about them (see downstream.py).
-
-    Weights are always (B, U, D): B tasks, U units (one a class for a head, one for a whole network), D numbers a unit.
-    """
-
-    space: WeightSpace
-    module: nn.Module
-    condition_size: int
-
-    def theta0(self, seed: int, units: int) -> Tensor: ...  # (U, D): the Gaussian start that all tasks of a family share
-    def embed(self, x: Tensor) -> Tensor: ...  # raw inputs -> what support.x holds (frozen; identity where there is none)
-    def condition(self, support: Examples, units: int) -> Tensor: ...  # (B, U, C): the task embedding
-    def predict(self, weights: Tensor, x: Tensor) -> Tensor: ...  # (B, U, D), (B, S, ...) -> logits (B, S, U) or values (B, S)
-    def loss(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor: ...  # -> (B,)
-    def score(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor: ...  # -> (B,), in [0, 1], higher is better
-    def config(self) -> dict[str, Any]: ...  # JSON; with `state()` enough for downstream.build to restore it
-    def state(self) -> dict[str, Tensor]: ...
-
-
 class TaskFamily(Protocol):
     """What is learned: many tasks over one downstream network. Every method of it is pure: same in, same out."""
 
     name: str
-    downstream: Downstream
-    shots: tuple[int, ...]  # numbers of examples a unit that supports may have
+
+    @property
+    def downstream(self) -> "Network": ...
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """The numbers of examples (a class) that support sets are drawn with."""
+        ...
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         """The tasks named by (split, seeds); another `draw` picks other examples of the same tasks."""
@@ -70,7 +58,7 @@ class TaskFamily(Protocol):
         ...
 
 
-def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> np.ndarray:
+def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> NDArray[np.float64]:
     """(B, count) numbers in [0, 1) decided by (split, seed, parts) alone, so that a task is the same in every batch.
 
     SplitMix64 as a counter-based generator: one vectorised pass instead of a generator object a task (100x faster).
@@ -78,12 +66,12 @@ def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> np.nda
     with np.errstate(over="ignore"):
         key = np.full(len(seeds), SPLITS.index(split) + 1, dtype=np.uint64)
         for part in (np.asarray(seeds, dtype=np.int64).astype(np.uint64), *(np.uint64(p) for p in parts)):
-            key = _mix(key * np.uint64(0x9E3779B97F4A7C15) + part)
+            key = _mix(np.add(key * np.uint64(0x9E3779B97F4A7C15), part))
         counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return (_mix(key[:, None] + counter) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

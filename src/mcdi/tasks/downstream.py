@@ -105,7 +105,7 @@ class Embedder(nn.Module):
 class LinearHead(Network):
     """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
 
-    The condition of a class is its mean support feature and the logarithm of its number of examples.
+    The condition of a class is its mean support feature c, c / n, |c|^2 / F and log n, n its number of examples.
     """
 
     kind = "linear-head"
@@ -114,7 +114,7 @@ class LinearHead(Network):
         super().__init__(nn.Linear(features, way), embedder, unit="row")
         self.features = self.input_size = features
         self.way = way
-        self.condition_size = features + 2
+        self.condition_size = 2 * features + 2
 
     def theta0(self, seed: int, units: int) -> Tensor:
         # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
@@ -131,8 +131,9 @@ class LinearHead(Network):
 
     def condition(self, support: Examples, units: int) -> Tensor:
         mean, count = class_means(support.x, support.y, units)
-        length = mean.square().mean(-1, keepdim=True)  # a prototype classifier has the bias -|c|^2
-        return torch.cat([mean, length, count.clamp(min=1).log()[..., None]], -1)
+        count = count.clamp(min=1)[..., None]
+        # c / n beside c: a linear map of both may trust the mean of more examples more.
+        return torch.cat([mean, mean / count, mean.square().mean(-1, keepdim=True), count.log()], -1)
 
     def predict(self, weights: Tensor, x: Tensor) -> Tensor:
         # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
@@ -155,7 +156,9 @@ class PixelNet(Network):
     kind = "pixel-net"
     pixels = 196
 
-    def __init__(self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole") -> None:
+    def __init__(
+        self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"
+    ) -> None:
         super().__init__(nn.Sequential(nn.Linear(self.pixels, hidden), nn.ReLU(), nn.Linear(hidden, way)), embedder, unit=unit)
         self.features, self.way, self.hidden = features, way, hidden
         self.input_size = self.pixels + features

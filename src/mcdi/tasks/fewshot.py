@@ -24,7 +24,9 @@ class FewShot:
     ) -> None:
         for split, bank in banks.items():
             if len(bank) < way:
-                raise McdiError(f"way = {way} is more than the {len(bank)} classes of the {split} split: lower it or add classes")
+                raise McdiError(
+                    f"way = {way} is more than the {len(bank)} classes of the {split} split: lower it or add classes"
+                )
             if bank.shape[1] < max(shots) + queries:
                 raise McdiError(
                     f"{max(shots)} shots and {queries} queries need {max(shots) + queries} examples a class; "
@@ -52,7 +54,9 @@ class FewShot:
         order = torch.from_numpy(keys).reshape(len(seeds), self.way, -1).argsort(-1)
         x = bank[classes[..., None], order[..., : shots + self.queries]]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
-        mask = torch.ones(len(seeds), self.way if self.downstream.space.unit == "row" else self.downstream.space.U, dtype=torch.bool)
+        mask = torch.ones(
+            len(seeds), self.way if self.downstream.space.unit == "row" else self.downstream.space.U, dtype=torch.bool
+        )
         return TaskBatch(
             Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1)),
             Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1)),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mcdi.tasks.base import Examples, TaskBatch, uniform
 from mcdi.tasks.downstream import Curve
@@ -16,9 +17,10 @@ class Sines:
 
     def __init__(self, shots: int = 10, queries: int = 50, hidden: int = 24) -> None:
         self.downstream = Curve(hidden)
-        self.shots, self.queries = (shots,), queries
+        self.shots: tuple[int, ...] = (shots,)
+        self.queries = queries
 
-    def curve(self, split: str, seeds: Sequence[int], x: np.ndarray) -> Examples:
+    def curve(self, split: str, seeds: Sequence[int], x: NDArray[np.float64]) -> Examples:
         u = uniform(split, seeds, 0, count=2)
         y = (0.5 + 1.5 * u[:, :1]) * np.sin(x + 2 * np.pi * u[:, 1:])
         return Examples(torch.tensor(x, dtype=torch.float32)[..., None], torch.tensor(y, dtype=torch.float32))

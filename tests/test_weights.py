@@ -1,0 +1,106 @@
+"""Round trips are exact for any dtype and shape; what is not a weight is refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mcdi.errors import McdiError
+from mcdi.weights import WeightSpace
+
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=5)
+
+
+class Bag(nn.Module):
+    def __init__(self, parts):
+        super().__init__()
+        for n, (shape, dtype) in enumerate(parts):
+            layer = nn.Module()
+            layer.register_parameter("p", nn.Parameter(torch.zeros(shape, dtype=dtype)))
+            self.add_module(f"layer{n % 3}_{n}", layer)
+
+
+@settings(max_examples=80, deadline=None)
+@given(SHAPES, st.data(), st.sampled_from(["whole", "layer", 1, 3, 7]), st.integers(1, 3))
+def test_round_trip_is_exact(shapes, data, unit, batch):
+    parts = [(shape, data.draw(DTYPES)) for shape in shapes]
+    module = Bag(parts)
+    space = WeightSpace(module, unit=unit)
+    params = {n: torch.randn(batch, *p.shape).to(p.dtype) for n, p in module.named_parameters()}
+    flat = space.pack(params)
+    assert flat.shape == (batch, space.U, space.D) and flat.shape[1] * flat.shape[2] >= space.parameters
+    back = space.unpack(flat)
+    assert all(back[n].dtype == p.dtype and torch.equal(back[n], params[n]) for n, p in module.named_parameters())
+    assert torch.equal(WeightSpace.from_config(space.config()).pack(back), flat)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), DTYPES)
+def test_rows_round_trip_for_any_number_of_classes(features, way, batch, dtype):
+    space = WeightSpace(nn.Linear(features, 5).to(dtype), unit="row")
+    params = {"weight": torch.randn(batch, way, features).to(dtype), "bias": torch.randn(batch, way).to(dtype)}
+    flat = space.pack(params)
+    assert flat.shape == (batch, way, features + 1)
+    assert all(torch.equal(space.unpack(flat)[n], p) for n, p in params.items())
+
+
+def test_selection_by_pattern():
+    net = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Linear(4, 2))
+    assert list(WeightSpace(net, select="^2").spec) == ["2.weight", "2.bias"]
+    assert WeightSpace(net, select=r"^1\.").parameters == 8
+    assert WeightSpace(net, unit="layer").U == 3
+    with pytest.raises(McdiError, match="matches no parameter"):
+        WeightSpace(net, select="head")
+
+
+def test_call_equals_the_module_with_these_weights():
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(3)]
+    space = WeightSpace(nets[0])
+    flat = space.pack(
+        {n: torch.stack([dict(m.named_parameters())[n].detach() for m in nets]) for n, _ in nets[0].named_parameters()}
+    )
+    x = torch.randn(3, 7, 3)
+    expected = torch.stack([m(x[b]) for b, m in enumerate(nets)])
+    torch.testing.assert_close(space.call(nets[0], flat, x), expected)
+    nets[1].load_state_dict({n: p[2] for n, p in space.unpack(flat).items()})
+    torch.testing.assert_close(nets[1](x[2]), expected[2])
+
+
+@pytest.mark.parametrize("unit", ["whole", "row"])
+def test_standardised_weights_have_zero_mean_and_unit_variance(unit):
+    space = WeightSpace(nn.Linear(3, 5), unit=unit)
+    flat = torch.randn(200, space.U, space.D) * 3 + 2
+    mask = torch.ones(200, space.U, dtype=torch.bool)
+    mask[:, -1] = unit == "whole"
+    fitted = space.fitted(flat, mask)
+    z = fitted.standardise(flat)
+    inside = z[mask] if unit == "row" else z
+    torch.testing.assert_close(inside.mean(0), torch.zeros_like(inside.mean(0)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(inside.std(0, correction=0), torch.ones_like(inside.mean(0)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(fitted.restore(z), flat, atol=1e-4, rtol=1e-4)
+    constant = space.fitted(torch.ones(4, space.U, space.D), mask[:4])
+    assert bool(torch.isfinite(constant.standardise(torch.ones(1, space.U, space.D))).all())
+
+
+def test_what_does_not_fit_is_refused():
+    space = WeightSpace(nn.Linear(3, 5))
+    with pytest.raises(McdiError, match="do not fit"):
+        space.unpack(torch.zeros(2, 1, 7))
+    with pytest.raises(McdiError, match="parameters missing: bias"):
+        space.pack({"weight": torch.zeros(1, 5, 3)})
+    with pytest.raises(McdiError, match="shape"):
+        space.pack({"weight": torch.zeros(1, 3, 5), "bias": torch.zeros(1, 5)})
+    with pytest.raises(McdiError, match="no statistics"):
+        space.standardise(torch.zeros(1, 1, 20))
+    with pytest.raises(McdiError, match="running statistics"):
+        WeightSpace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
+    with pytest.raises(McdiError, match="common first dimension"):
+        WeightSpace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), unit="row")
+    with pytest.raises(McdiError, match="unknown unit"):
+        WeightSpace(nn.Linear(2, 2), unit="column")
+    with pytest.raises(McdiError, match="floating-point"):
+        WeightSpace(Bag([([2], torch.complex64)]))
+    WeightSpace(nn.BatchNorm1d(4, track_running_stats=False))
