@@ -65,7 +65,7 @@ def train_backbone(
     `checkpoint` (steps done, state), ends with the same weights.
     """
     device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     way = min(way, len(images))
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=5e-4, fused=True)
     done = 0

@@ -65,8 +65,9 @@ def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> NDArra
     """
     with np.errstate(over="ignore"):
         key = np.full(len(seeds), SPLITS.index(split) + 1, dtype=np.uint64)
-        for part in (np.asarray(seeds, dtype=np.int64).astype(np.uint64), *(np.uint64(p) for p in parts)):
-            key = _mix(np.add(key * np.uint64(0x9E3779B97F4A7C15), part))
+        columns = [np.asarray(seeds, dtype=np.int64), *(np.full(len(seeds), p, dtype=np.int64) for p in parts)]
+        for column in columns:
+            key = _mix(key * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64))
         counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return (_mix(key[:, None] + counter) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
