@@ -196,32 +196,22 @@ def sample(
 
 
 def reptile_displacement(
-    params: Params, loss_fn: Callable[..., Tensor], batches: tuple[Tensor, ...], inner_lr: float, batched: bool = True
+    params: Params, loss_fn: Callable[..., Tensor], batches: tuple[Tensor, ...], inner_lr: float
 ) -> tuple[Params, Tensor]:
     """B base learners phi_i, copies of phi, take K steps phi_i <- phi_i - eta grad L_i (Reptile, 1803.02999).
 
     `batches`: tensors (K, B, ...); loss_fn(params, *batch) -> (). Returns mean_i (phi_i - phi) and the (K, B) losses.
-    batched: one vmap over the learners' stacked parameters; else one after the other (equal; a test asserts it).
+    The learners are one stacked parameter dict under one vmap; a test compares them with copies trained one by one.
     """
     grad = torch.func.grad_and_value(loss_fn)
     inner_steps, learners = batches[0].shape[:2]
-    if batched and learners > 1:
-        phi = {n: p.detach().expand(learners, *p.shape) for n, p in params.items()}
-        losses = []
-        for j in range(inner_steps):
-            grads, loss = torch.func.vmap(grad, randomness="error")(phi, *(b[j] for b in batches))
-            phi = {n: p - inner_lr * grads[n] for n, p in phi.items()}
-            losses.append(loss)
-        return {n: p.mean(0) - params[n].detach() for n, p in phi.items()}, torch.stack(losses)
-    total = {n: torch.zeros_like(p) for n, p in params.items()}
-    table = torch.empty(inner_steps, learners, device=batches[0].device)
-    for b in range(learners):
-        one = {n: p.detach() for n, p in params.items()}
-        for j in range(inner_steps):
-            grads, table[j, b] = grad(one, *(x[j, b] for x in batches))
-            one = {n: p - inner_lr * grads[n] for n, p in one.items()}
-        total = {n: total[n] + (one[n] - params[n].detach()) / learners for n in total}
-    return total, table
+    phi = {n: p.detach().expand(learners, *p.shape) for n, p in params.items()}
+    losses = []
+    for j in range(inner_steps):
+        grads, loss = torch.func.vmap(grad)(phi, *(b[j] for b in batches))
+        phi = {n: p - inner_lr * grads[n] for n, p in phi.items()}
+        losses.append(loss)
+    return {n: p.mean(0) - params[n].detach() for n, p in phi.items()}, torch.stack(losses)
 
 
 class OuterStep:

@@ -114,8 +114,8 @@ class MLP(Flat):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
-        context = self.context(t, cond)
-        h = self.first(self.flatten(x)) + context
+        flat, context = self.flatten(x), self.context(t, cond)
+        h = self.first(flat) + context
         for block in self.blocks:
             h = block(h, context)
         return self.last(h).reshape(x.shape)
@@ -152,7 +152,7 @@ class UNet1d(Flat):
         self.place = nn.Linear(width, size * units)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
-        context, flat = self.context(t, cond), self.flatten(x)
+        flat, context = self.flatten(x), self.context(t, cond)
         place = self.place(context)
         padding = -flat.shape[1] % 2**self.depth
         h = self.first(F.pad(flat + place, (0, padding))[:, None])

@@ -1,0 +1,101 @@
+"""The networks that denoise, and the linear map they start from."""
+
+import pytest
+import torch
+
+from mcdi.errors import McdiError
+from mcdi.nets import DENOISERS, LinearPrior, make_denoiser
+
+
+def inputs(batch=2, units=3, size=5, condition=4):
+    g = torch.Generator().manual_seed(0)
+    x, cond = torch.randn(batch, units, size, generator=g), torch.randn(batch, units, condition, generator=g)
+    return x, torch.rand(batch, generator=g), cond, torch.ones(batch, units, dtype=torch.bool)
+
+
+def awake(net):
+    """The output layers begin at zero: give them something to say."""
+    torch.manual_seed(1)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return net
+
+
+@pytest.mark.parametrize("kind", DENOISERS)
+@pytest.mark.parametrize(("units", "size"), [(1, 19), (3, 5)])
+def test_shapes_and_what_the_output_depends_on(kind, units, size):
+    net = awake(make_denoiser(kind, size, 4, units, width=16))
+    x, t, cond, mask = inputs(units=units, size=size)
+    out = net(x, t, cond, mask)
+    assert out.shape == x.shape and bool(torch.isfinite(out).all())
+    for other in ((x + 1, t, cond, mask), (x, t + 0.1, cond, mask), (x, t, cond + 1, mask)):
+        assert not torch.allclose(net(*other), out)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "mlp"])
+def test_a_new_denoiser_says_nothing(kind):
+    net = make_denoiser(kind, 5, 4, 3, width=16)
+    assert not bool(net(*inputs()).any())
+
+
+def test_what_is_unknown_or_does_not_fit():
+    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, mlp, unet"):
+        make_denoiser("gru", 5, 4, 3)
+    with pytest.raises(McdiError, match="'mlp' does not take these options.*heads"):
+        make_denoiser("mlp", 5, 4, 3, heads=2)
+    with pytest.raises(McdiError, match=r"made for weights of shape \(3, 5\), not \(4, 5\)"):
+        make_denoiser("mlp", 5, 4, 3)(*inputs(units=4))
+
+
+def test_the_transformer_heeds_the_mask_and_the_order_only_when_told():
+    x, t, cond, mask = inputs()
+    mask[:, 2] = False
+    poison = torch.tensor([0.0, 0.0, 50.0])[None, :, None]
+    for ordered in (False, True):
+        net = awake(make_denoiser("transformer", 5, 4, 3, width=16, ordered=ordered))
+        out = net(x, t, cond, mask)
+        torch.testing.assert_close(net(x + poison, t, cond + poison, mask)[:, :2], out[:, :2])
+        everyone = torch.ones_like(mask)
+        swapped = net(x.flip(1), t, cond.flip(1), everyone).flip(1)
+        assert torch.allclose(swapped, net(x, t, cond, everyone), atol=1e-4) != ordered
+    assert make_denoiser("transformer", 5, 4, 3, width=16)(*inputs(units=7)).shape == (2, 7, 5)  # any number of units
+
+
+class TestLinearPrior:
+    def test_recovers_a_linear_map(self):
+        g = torch.Generator().manual_seed(0)
+        cond, a = torch.randn(200, 3, 4, generator=g), torch.randn(9, 5, generator=g)
+        mask = torch.rand(200, 3, generator=g) < 0.7
+        mask[:, 0] = True
+        mean = torch.stack([cond[n, mask[n]].mean(0) for n in range(200)])[:, None].expand(-1, 3, -1)
+        z = torch.cat([cond, mean, torch.ones(200, 3, 1)], -1) @ a
+        prior = LinearPrior(5, 4, 1)
+        prior.fit(torch.where(mask[..., None], z, torch.nan), cond, mask, ridge=1e-9)  # masked-out units are never read
+        torch.testing.assert_close(prior.matrix[0], a, rtol=1e-3, atol=1e-3)
+        guess = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), cond, mask)  # bar = 0: x says nothing
+        torch.testing.assert_close(guess[mask], z[mask], rtol=1e-3, atol=1e-3)
+
+    def test_one_map_a_unit_where_units_differ(self):
+        g = torch.Generator().manual_seed(1)
+        cond = torch.randn(300, 1, 4, generator=g).expand(-1, 2, -1)
+        z = torch.stack([cond[:, 0] @ torch.randn(4, 3, generator=g) for _ in range(2)], 1)
+        prior = LinearPrior(3, 4, 2)
+        prior.fit(z, cond, torch.ones(300, 2, dtype=torch.bool), ridge=1e-7)
+        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), cond, torch.ones(300, 2, dtype=torch.bool))
+        torch.testing.assert_close(guess, z, rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize("bar", [0.0, 0.002, 0.5, 0.9, 1.0])
+    def test_is_the_gaussian_posterior_mean(self, bar):
+        """Against the integral of z p(z) p(x | z) over a fine grid."""
+        prior = LinearPrior(1, 1, 1)
+        prior.matrix.copy_(torch.tensor([[[0.7], [0.1], [-0.4]]]))
+        prior.variance.fill_(0.3)
+        cond, x = torch.tensor([[[0.5]]]), torch.tensor([[[1.1]]])
+        mean = 0.7 * 0.5 + 0.1 * 0.5 - 0.4
+        got = float(prior(x, torch.full((1, 1, 1), bar), cond, torch.ones(1, 1, dtype=torch.bool)))
+        if bar == 1.0:
+            assert got == pytest.approx(1.1)
+            return
+        z = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+        log = -((z - mean) ** 2) / 0.6 - (1.1 - bar**0.5 * z) ** 2 / (2 * (1 - bar))
+        assert got == pytest.approx(float((log.softmax(0) * z).sum()), abs=1e-4)

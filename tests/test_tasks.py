@@ -1,0 +1,218 @@
+"""Families are pure, splits share nothing, networks compute what they say, and the backbone's training resumes."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mcdi.embed import Conv4, augmented, features_of, prototypical_loss, train_backbone
+from mcdi.errors import McdiError
+from mcdi.tasks.base import SPLITS, Examples, uniform
+from mcdi.tasks.downstream import Curve, Embedder, LinearHead, PixelNet, build, class_means
+from mcdi.tasks.fewshot import FewShot
+
+
+def few(way=3, shots=(1, 4), queries=5, network=None):
+    """Every example is its own number: split * 10000 + class * 100 + example, so that tasks can be read off."""
+    number = torch.arange(10)[:, None] * 100 + torch.arange(12)
+    banks = {s: (number + 10000 * n)[..., None].expand(-1, -1, 4).float() for n, s in enumerate(SPLITS)}
+    return FewShot("numbers", network or LinearHead(4, way), banks, way=way, shots=shots, queries=queries)
+
+
+@pytest.fixture(params=["sines", "few"])
+def family(request, sines):
+    return sines if request.param == "sines" else few()
+
+
+class TestFamilies:
+    def test_a_task_is_the_same_in_every_batch_and_order(self, family):
+        seeds = [7, 3, 3, 123456789012, 0]
+        whole = family.sample("train", seeds, draw=2)
+        assert whole.seeds.tolist() == seeds
+        for b, seed in enumerate(seeds):
+            one = family.sample("train", [seed], draw=2)
+            for part, of in zip((*one.support, *one.query, one.mask), (*whole.support, *whole.query, whole.mask), strict=True):
+                assert torch.equal(part[0], of[b])
+            assert torch.equal(family.training_data("train", [seed]).x[0], family.training_data("train", seeds).x[b])
+
+    def test_splits_seeds_and_draws_differ(self, family):
+        batches = [family.sample(split, [seed], draw=draw).support.x for split in SPLITS for seed in (0, 1) for draw in (0, 1)]
+        assert len({tuple(x.flatten().tolist()) for x in batches}) == len(batches)
+
+    def test_training_data_fits_the_network(self, family):
+        data, tasks = family.training_data("val", range(4)), family.sample("val", range(4))
+        net = family.downstream
+        assert data.x.shape[:2] == data.y.shape and len(data.y) == 4
+        weights = net.theta0(0, tasks.mask.shape[1]).expand(4, -1, -1)
+        assert net.loss(weights, data, tasks.mask).shape == net.score(weights, tasks.query, tasks.mask).shape == (4,)
+
+
+class TestFewShot:
+    def test_another_draw_keeps_the_classes_and_support_never_meets_query(self):
+        family = few()
+        for seed in range(20):
+            (classes,) = family.classes("test", [seed]).tolist()
+            assert len(set(classes)) == 3
+            seen = set()
+            for draw in range(4):
+                for shots in (1, 4):
+                    (sx, sy), (qx, qy), mask, _ = family.sample("test", [seed], draw=draw, shots=shots)
+                    assert sx.shape == (1, 3 * shots, 4) and qx.shape == (1, 15, 4) and mask.all() and mask.shape == (1, 3)
+                    support, query = sx[0, :, 0].tolist(), qx[0, :, 0].tolist()
+                    assert len({*support, *query}) == 3 * (shots + 5)
+                    for x, y in ((support, sy), (query, qy)):
+                        assert [int(v) // 100 % 100 for v in x] == [classes[c] for c in y[0].tolist()]
+                        assert {int(v) // 10000 for v in x} == {2}
+                    seen.add(tuple(support))
+            assert len(seen) == 8
+
+    def test_training_data_are_all_examples_of_the_classes(self):
+        data = few().training_data("train", [5])
+        (classes,) = few().classes("train", [5]).tolist()
+        assert sorted(data.x[0, :, 0].tolist()) == sorted(100.0 * c + m for c in classes for m in range(12))
+        assert data.y[0].bincount().tolist() == [12, 12, 12]
+
+    def test_every_class_is_met(self):
+        assert sorted(set(few().classes("train", range(200)).flatten().tolist())) == list(range(10))
+
+    def test_what_does_not_fit(self):
+        with pytest.raises(McdiError, match="way = 11 is more than the 10 classes of the train split"):
+            few(way=11)
+        with pytest.raises(McdiError, match="8 shots and 5 queries need 13 examples a class; the train split has 12"):
+            few(shots=(1, 8))
+        with pytest.raises(McdiError, match="9 shots"):
+            few().sample("train", [0], shots=9)
+        with pytest.raises(McdiError, match="unknown split 'dev': numbers has train, val, test"):
+            few().sample("dev", [0])
+
+
+def test_uniform_is_uniform_and_decided_by_its_arguments():
+    u = uniform("train", range(2000), 3, count=50)
+    assert u.min() >= 0 and u.max() < 1 and len(set(u.flatten().tolist())) == u.size
+    assert abs(u.mean() - 0.5) < 0.005 and abs(u.var() - 1 / 12) < 0.002
+    tenths = torch.histc(torch.from_numpy(u), 10, 0, 1)
+    assert bool(((tenths - 10000).abs() < 500).all())
+    assert torch.corrcoef(torch.from_numpy(u).T).fill_diagonal_(0).abs().max() < 0.12
+    assert (uniform("train", [5, 9], 3, count=50) == u[[5, 9]]).all()
+    assert (uniform("train", [5], 3, count=7) == u[5, :7]).all()
+    for other in (uniform("val", [5], 3, count=50), uniform("train", [5], 4, count=50), uniform("train", [5], 3, 0, count=50)):
+        assert not (other == u[5]).any()
+
+
+class TestNetworks:
+    def test_loss_and_score_by_hand(self):
+        net = LinearHead(1, 2)
+        weights = torch.tensor([[[1.0, 0.0], [-1.0, 0.5], [9.0, 9.0]]])  # rows: weight, bias; the third class is not there
+        data = Examples(torch.tensor([[[1.0], [-2.0]]]), torch.tensor([[0, 0]]))
+        mask = torch.tensor([[True, True, False]])
+        logits = [(1.0, -0.5), (-2.0, 2.5)]
+        expected = sum(math.log(math.exp(a) + math.exp(b)) - a for a, b in logits) / 2
+        assert float(net.loss(weights, data, mask)) == pytest.approx(expected)
+        assert float(net.score(weights, data, mask)) == 0.5
+        curve = Curve(hidden=1)  # w1, b1, w2, b2
+        weights = curve.space.pack({n: torch.zeros(1, *p.shape) for n, p in curve.module.named_parameters()})
+        data = Examples(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[1.0, 3.0]]))
+        assert float(curve.loss(weights, data, mask)) == pytest.approx(5.0) and float(curve.score(weights, data, mask)) == 0
+        weights = curve.space.pack({**curve.space.unpack(weights), "2.bias": torch.tensor([[2.5]])})
+        assert float(curve.loss(weights, data, mask)) == pytest.approx((1.5**2 + 0.5**2) / 2)
+
+    def test_linear_head_computes_what_its_module_computes(self):
+        net = LinearHead(6, 4)
+        weights, x = torch.randn(3, 4, 7), torch.randn(3, 9, 6)
+        torch.testing.assert_close(net.predict(weights, x), net.space.call(net.module, weights, x))
+        assert len(set(map(tuple, net.theta0(0, 5).tolist()))) == 1 and not torch.equal(net.theta0(0, 1), net.theta0(1, 1))
+
+    def test_condition_of_a_head(self):
+        support = Examples(torch.tensor([[[1.0, 0.0], [3.0, 2.0], [0.0, 4.0]]]), torch.tensor([[0, 0, 1]]))
+        got = LinearHead(2, 2).condition(support, 2)
+        log2 = math.log(2)
+        torch.testing.assert_close(got, torch.tensor([[[2.0, 1, 1, 0.5, 2.5, log2], [0.0, 4, 0, 4, 8, 0]]]))
+        assert got.shape[-1] == LinearHead(2, 2).condition_size
+        mean, count = class_means(support.x, support.y, 3)
+        assert count.tolist() == [[2, 1, 0]] and mean[0, 2].tolist() == [0, 0]  # no example, no NaN
+
+    def test_pixel_net(self):
+        embedder = Embedder(Conv4(), 64)
+        net = PixelNet(64, 3, embedder)
+        images = torch.randint(0, 256, (2, 6, 1, 28, 28), dtype=torch.uint8)
+        x = net.embed(images)
+        assert x.shape == (2, 6, 196 + 64)
+        assert float(x[0, 0, 0]) == pytest.approx(float(images[0, 0, 0, :2, :2].float().mean()) / 255)
+        support = Examples(x, torch.arange(3).repeat(2, 2))
+        cond = net.condition(support, 1)
+        assert cond.shape == (2, 1, net.condition_size)
+        weights = net.theta0(0, 1).expand(2, -1, -1)
+        assert net.predict(weights, x).shape == (2, 6, 3) and net.space.D == 196 * 16 + 16 + 16 * 3 + 3
+        assert net.loss(weights, support, torch.ones(2, 1, dtype=torch.bool)).shape == (2,)
+        with pytest.raises(McdiError, match="needs its image backbone"):
+            PixelNet(64, 3).embed(images)
+
+    def test_curve_condition_follows_the_points(self):
+        net = Curve()
+        support = Examples(torch.tensor([[[0.0]]]), torch.tensor([[2.0]]))
+        cond = net.condition(support, 1)
+        assert cond.shape == (1, 1, 48) and cond[0, 0, :24].argmax() in (11, 12)
+        assert bool(torch.isfinite(net.condition(Examples(torch.zeros(1, 0, 1), torch.zeros(1, 0)), 1)).all())
+
+    @pytest.mark.parametrize(
+        "make", [Curve, lambda: LinearHead(6, 4), lambda: PixelNet(64, 3, Embedder(Conv4(), 64), hidden=5)]
+    )
+    def test_build_round_trip(self, make):
+        net = make()
+        again = build(net.config(), net.state())
+        assert again.config() == net.config() and again.space.config() == net.space.config()
+        assert all(torch.equal(again.state()[n], t) for n, t in net.state().items())
+
+    def test_build_refuses_the_unknown(self):
+        with pytest.raises(McdiError, match="unknown network 'resnet': this version knows linear-head, pixel-net, curve"):
+            build({"kind": "resnet"}, {})
+
+
+class TestBackbone:
+    IMAGES = torch.randint(0, 256, (6, 7, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def test_prototypical_loss_by_hand(self):
+        features = torch.tensor([[[0.0], [2.0], [1.0]], [[4.0], [6.0], [4.0]]])  # prototypes 1 and 5; queries 1 and 4
+        expected = (math.log(1 + math.exp(-16)) + math.log(1 + math.exp(1 - 9))) / 2
+        assert float(prototypical_loss(features, 2)) == pytest.approx(expected)
+
+    def test_resumed_equals_uninterrupted(self):
+        def train(**how):
+            torch.manual_seed(0)
+            model = Conv4(width=8)
+            losses = list(train_backbone(model, self.IMAGES, steps=6, seed=1, way=4, queries=2, checkpoint_every=2, **how))
+            return losses, model.state_dict()
+
+        kept = {}
+        losses, whole = train(checkpoint=lambda step, state: kept.update({step: {n: t.clone() for n, t in state.items()}}))
+        assert list(kept) == [2, 4] and len(losses) == 6
+        for step, state in kept.items():
+            rest, resumed = train(start=(step, state))
+            assert rest == losses[step:]
+            assert all(torch.equal(resumed[n], t) for n, t in whole.items())
+
+    def test_training_helps(self):
+        centres = (torch.rand(6, 1, 1, 4, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float() * 255
+        images = F.interpolate(centres.flatten(0, 1), size=28).to(torch.uint8)[:, None].expand(-1, 7, -1, -1, -1)
+        torch.manual_seed(0)
+        losses = list(train_backbone(Conv4(width=8), images, steps=40, seed=0, way=6))
+        assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+    def test_features(self):
+        model = Conv4(width=8)
+        features = features_of(model, self.IMAGES, batch=5)
+        assert features.shape == (6, 7, 8) and not model.training and not features.requires_grad
+        torch.testing.assert_close(features, features_of(model, self.IMAGES))
+        embedder = Embedder(model, 8)
+        unit = embedder.fit(features)
+        torch.testing.assert_close(unit.norm(dim=-1), torch.full((6, 7), 8**0.5))
+        torch.testing.assert_close(embedder.mean, features.flatten(0, 1).mean(0))
+        assert isinstance(embedder.backbone, nn.Module)
+
+    def test_augmented(self):
+        images = self.IMAGES.flatten(0, 1).float() / 255
+        a, b, c = (augmented(images, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+        assert a.shape == images.shape and torch.equal(a, b)
+        assert bool((a != c).flatten(1).any(1).all()) and bool(((a >= 0) & (a <= 1)).all())
