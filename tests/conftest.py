@@ -1,10 +1,15 @@
-"""What every test shares: one thread, and the toy family."""
+"""What tests share: one thread, the toy family, and one finished tiny run."""
 
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
+from mcdi import cli
 from mcdi.tasks.toy import Sines
 
 
@@ -17,3 +22,76 @@ def _quiet() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def sines() -> Sines:
     return Sines(shots=6, queries=20, hidden=6)
+
+
+RECIPE = """
+about = "everything, tiny"
+[family]
+way = 3
+shots = [1]
+queries = 5
+limit = 30
+backbone_steps = 4
+backbone_way = 8
+[preparation]
+tasks = 24
+epochs = 6
+chunk = 10
+[generator]
+options = { width = 16, depth = 1 }
+training = { iterations = 8, learners = 2, tasks = 4, checkpoint_every = 2 }
+[method.adam]
+lrs = [0.03]
+steps = [2, 4]
+decays = [0.0]
+tasks = 8
+[method.reptile]
+training = { iterations = 8, learners = 2, checkpoint_every = 2 }
+tuning = { lrs = [0.03], steps = [2, 4], decays = [0.0], tasks = 8 }
+[evaluation]
+tasks = 8
+"""
+
+
+def mcdi(*arguments: object) -> int:
+    """What a user types, run in this process: the exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mcdi", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def done(recipe: Path) -> Path:
+    """The folder of a finished run of RECIPE by one worker; copy it before you break it."""
+    assert mcdi("run", recipe, "--out", recipe.parent / "done", "--workers", 1) == 0
+    return recipe.parent / "done"
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(done, tmp_path / "copy"))
+
+
+@pytest.fixture
+def support(tmp_path: Path) -> Path:
+    """Two classes, two drawings each: rings and strokes, dark on light."""
+    for kind in ("ring", "stroke"):
+        (tmp_path / "support" / kind).mkdir(parents=True)
+        for n in range(2):
+            image = Image.new("L", (56, 56), 255)
+            draw = ImageDraw.Draw(image)
+            if kind == "ring":
+                draw.ellipse((8 + n, 8, 44, 44 + n), outline=0, width=4)
+            else:
+                draw.line((28 + n, 6, 28, 50 - n), fill=0, width=4)
+            image.save(tmp_path / "support" / kind / f"{n}.png")
+    return tmp_path / "support"

@@ -176,7 +176,7 @@ class TestBackbone:
     def test_prototypical_loss_by_hand(self):
         features = torch.tensor([[[0.0], [2.0], [1.0]], [[4.0], [6.0], [4.0]]])  # prototypes 1 and 5; queries 1 and 4
         expected = (math.log(1 + math.exp(-16)) + math.log(1 + math.exp(1 - 9))) / 2
-        assert float(prototypical_loss(features, 2)) == pytest.approx(expected)
+        assert float(prototypical_loss(features, 2)) == pytest.approx(expected, rel=1e-4)
 
     def test_resumed_equals_uninterrupted(self):
         def train(**how):

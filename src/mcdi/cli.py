@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -35,27 +36,27 @@ app = typer.Typer(
 
     Start with [bold]mcdi demo[/] (seconds), then [bold]mcdi run glyphs[/] (minutes): it prepares optimiser trajectories of many
     tasks, meta-trains a local consistency diffusion (Mc-Di) on them and measures it beside honest alternatives.
-    A run is one folder; the same command resumes it; [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
+    A run is one folder; the same command resumes; [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
 )
 console = Console(stderr=True)
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run [default: runs/RECIPE].")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/RECIPE).")]
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder of the data set, where a recipe reads one (Omniglot's zips).")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="First generator seed; the recipe's others follow it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it [default: all cores].")
+    int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it (default: all cores).")
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of a run.")]
-Method = Annotated[list[str] | None, typer.Option("--method", help="Only this method (repeatable) [default: the recipe's].")]
+Method = Annotated[list[str] | None, typer.Option("--method", help="Only this method (repeatable) (default: the recipe's).")]
 
 
 @contextmanager
 def _bars() -> Iterator[job.Progress]:
-    """Progress bars with rates and time left, one for each thing under way."""
+    """Progress bars with rates and time left, one for each thing under way; Ctrl-C is exit code 130."""
     columns = [
         SpinnerColumn(),
         TextColumn("{task.description:<24}"),
@@ -78,7 +79,11 @@ def _bars() -> Iterator[job.Progress]:
             text = "  ".join(f"{n} {v:.4g}" for n, v in figures.items())
             bars.update(bar.id, completed=done, total=total, figures=text, rate=rate)
 
-        yield show
+        try:
+            yield show
+        except KeyboardInterrupt:  # typer would end with a word of its own
+            console.print("stopped; the same command resumes")
+            raise typer.Exit(130) from None
 
 
 def _device(name: str) -> str:
@@ -183,7 +188,9 @@ def generate(
         Path | None, typer.Option("--query", help="Folder of images to classify with the generated weights.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = the most likely weights.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Scale of the noise; 0 = a chain without noise, from the mean.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,
     stop: Annotated[int | None, typer.Option(help="End at local target theta_(i d), i in 1..k.")] = None,
     seed: Annotated[int, typer.Option(help="Decides the noise.")] = 0,
@@ -236,15 +243,12 @@ def recipes(show: Annotated[str | None, typer.Argument(help="Print this recipe, 
 
 
 def main() -> None:
-    """Entry point: a user's error is one sentence and exit code 1, Ctrl-C is 130; a bug keeps its traceback."""
+    """Entry point: a user's error is one sentence and exit code 1; a bug keeps its traceback."""
     try:
         app()
     except McdiError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command resumes")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,8 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     family = recipe.family
     if (family.data == "sines") != (family.network == "curve"):
         raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")
+    if not (recipe.methods and family.shots and recipe.evaluation.seeds):
+        raise McdiError(f"{where}: methods, shots and seeds need at least one entry each")
     if min(family.way, *family.shots, family.queries, recipe.evaluation.tasks, recipe.preparation.tasks) < 1 or family.way < 2:
         raise McdiError(f"{where}: way must be at least 2; shots, queries and tasks at least 1")
     return recipe

@@ -18,6 +18,7 @@ from mcdi.tasks.toy import Sines
 TASKS, UNSEEN, SHOWN = 600, 200, 4
 GENERATOR = {
     "denoiser": "mlp",
+    "prior": False,
     "options": {"width": 128, "depth": 2},
     "sampling": {"temperature": 0.0},
     "training": {"iterations": 400, "learners": 2, "tasks": 32, "outer_lr": 0.003},

@@ -65,7 +65,7 @@ def train_backbone(
     `checkpoint` (steps done, state), ends with the same weights.
     """
     device = next(model.parameters()).device
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     way = min(way, len(images))
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=5e-4, fused=True)
     done = 0
@@ -86,7 +86,7 @@ def train_backbone(
         batch = augmented(batch, generator).to(device).contiguous(memory_format=torch.channels_last)
         loss = prototypical_loss(model(batch).reshape(way, shots + queries, -1), shots)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         yield float(loss.detach())
         if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:

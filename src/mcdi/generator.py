@@ -59,8 +59,10 @@ class Generator:
         if not y.is_floating_point():
             way = int(y.max()) + 1
             present = torch.nn.functional.one_hot(y.clamp(min=0), way).sum(1)
-            if int(y.min()) < 0 or bool((present == 0).any()):
-                raise McdiError(f"labels must be 0..{way - 1} with at least one example each, in every task")
+            missing = (present == 0).any(0).nonzero().flatten().tolist()
+            if int(y.min()) < 0 or missing:
+                wrong = f"{missing[0]} has no example in some task" if missing else f"{int(y.min())} is negative"
+                raise McdiError(f"labels must be 0..{way - 1}, each with an example in every task; {wrong}")
             if space.unit == "row":
                 units = way
             elif way != self.network.way:
@@ -82,7 +84,7 @@ class Generator:
     ) -> Weights:
         """Weights from a support set, without a gradient step: {name: (*shape)}, or (B, *shape) for a batch of tasks.
 
-        steps: denoising steps (default: as trained); temperature: scale of the noise, 0 = the most likely weights;
+        steps: denoising steps (default: as trained); temperature: scale of the noise, 0 = a chain without noise, from the mean;
         samples: chains a task, averaged, or kept apart as (samples, ...) in front of the shape with `ensemble`;
         stop: end at the local target theta_{i d}, i in 1..k. Raises McdiError for inputs that do not fit the model.
         """

@@ -174,7 +174,8 @@ class LinearPrior(nn.Module):
     """z ~ N(A [cond, mean of cond over units, 1], s^2): the least-squares map from condition to standardised weights.
 
     Solved once in closed form, then fixed. A denoiser that starts from its posterior mean given x_t (`forward`) learns
-    only what the linear map does not know: far fewer iterations, and unseen classes are never worse off than with A.
+    only what the linear map does not know. It pays where weights are nearly linear in the condition (heads on features:
+    far fewer iterations) and costs where they are not (whole networks: leave it out with prior = false).
     """
 
     def __init__(self, size: int, condition_size: int, units: int) -> None:

@@ -11,6 +11,7 @@ import os
 import platform
 import queue
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -219,8 +220,13 @@ def provenance() -> dict[str, Any]:
     hardware = f"{os.cpu_count()} CPU cores, {platform.machine()}"
     if torch.cuda.is_available():
         hardware += f", {torch.cuda.get_device_name()}"
+    here = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None  # installed from a wheel, or no git
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return {"version": __version__, "torch": torch.__version__, "hardware": hardware, "date": today}
+    return {"version": __version__, "commit": commit, "torch": torch.__version__, "hardware": hardware, "date": today}
 
 
 _messages: Any = None

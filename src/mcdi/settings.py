@@ -50,6 +50,9 @@ def _make(cls: Any, values: Mapping[str, Any], where: str, problems: list[str]) 
             arguments[key] = tuple(value) if isinstance(value, list) else value
         else:
             problems.append(f"{where}.{key} = {value!r} must be {_describe(hint)}")
+    for f in dataclasses.fields(cls):
+        if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
+            problems.append(f"{where}: {f.name} is missing")
     return None if problems else cls(**arguments)
 
 

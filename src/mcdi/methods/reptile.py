@@ -37,7 +37,10 @@ class Reptile(FineTune):
         self.meta = settings
 
     def initial(self, net: Network, units: int) -> Tensor:
-        return super().initial(net, units) if self.start is None else self.start
+        if self.start is None:
+            return super().initial(net, units)
+        # A head for another number of classes than were trained: every class begins at the mean of the learnt rows.
+        return self.start if len(self.start) == units else self.start.mean(0).expand(units, -1)
 
     def fit(
         self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None

@@ -239,11 +239,13 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def rich_table(rows: Sequence[Row]) -> "Table":
-    """The table for a terminal."""
+    """The table for a terminal of 80 columns: without the columns that only the page has room for."""
     from rich.table import Table
     from rich.text import Text
 
     header, body = cells(rows)
+    kept = [i for i, name in enumerate(header) if not name.startswith(("MSE", "total", "training"))]
+    header, body = [header[i] for i in kept], [[line[i] for i in kept] for line in body]
     table = Table(title=f"{rows[0].family}: {rows[0].tasks} unseen tasks", title_justify="left")
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="right" if i else "left")
