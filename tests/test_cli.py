@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,19 @@ def figures(folder: Path) -> dict[str, dict]:
     """The results without times and dates."""
     results = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "results").glob("*.json"))}
     return {n: {k: r[k] for k in ("shots", "curve", "parameters", "tasks", "seed")} for n, r in results.items()}
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """`mcdi ...` in a process group of its own."""
+    command = [sys.executable, "-m", "mcdi.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen[str] | None, happened: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end and (process is None or process.poll() is None)
+        time.sleep(0.002)
 
 
 def alive(group: int) -> bool:
@@ -62,24 +77,30 @@ class TestRun:
 
     def test_killed_twice_with_two_workers_it_ends_with_the_same_bytes(self, done, recipe, tmp_path):
         folder = tmp_path / "cut"
-        command = [sys.executable, "-m", "mcdi.cli", "run", str(recipe), "--out", str(folder), "--workers", "2"]
-        for sign, kill, code in (("*/checkpoint.safetensors", signal.SIGINT, 130), ("*/config.json", signal.SIGKILL, -9)):
-            process = subprocess.Popen(
-                command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
-            )
-            end = time.monotonic() + 60
-            while not list(folder.glob(f"methods/{sign}")) and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.002)
+        for sign, kill, code in (("checkpoint.safetensors", signal.SIGINT, 130), ("config.json", signal.SIGKILL, -9)):
+            before = set(folder.glob("methods/*/config.json"))
+            process = start("run", recipe, "--out", folder, "--workers", "2")
+            wait_for(process, lambda: set(folder.glob(f"methods/*/{sign}")) - before)
             process.send_signal(kill)
             errors = process.communicate()[1]
             assert process.returncode == code, errors
             assert "Traceback" not in errors and ("the same command resumes" in errors) == (code == 130)
             assert not (folder / "report.html").exists()
-            while time.monotonic() < end and alive(process.pid):  # workers do not outlive the command
-                time.sleep(0.05)
-            assert not alive(process.pid)
+            wait_for(None, lambda: not alive(process.pid))
         assert mcdi("run", recipe, "--out", folder, "--workers", 2) == 0
         assert models(folder) == models(done) and figures(folder) == figures(done)
+
+    def test_an_idle_worker_does_not_outlive_a_killed_command(self, copy, recipe):
+        shutil.rmtree(copy / "methods")
+        long = json.loads((copy / "recipe.json").read_text())
+        long["generator"]["training"]["iterations"] = 100_000
+        (copy / "recipe.json").write_text(json.dumps(long))
+        options = ["--method", "prototypes", "--method", "mc-di", "--workers", "2"]
+        process = start("train", copy, *options)
+        wait_for(process, lambda: len(list(copy.glob("methods/*/*.*"))) == 4)  # prototypes saved, mc-di under way
+        process.kill()
+        process.communicate()
+        wait_for(None, lambda: not alive(process.pid))
 
     def test_the_parts_give_the_same(self, done, recipe, tmp_path, capsys):
         assert mcdi("prepare", recipe, "--out", tmp_path / "run") == 0

@@ -13,7 +13,7 @@ from mcdi.methods.diffusion import DiffusionSettings, Sampling
 from mcdi.methods.loop import MetaTraining
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead
+from mcdi.tasks.downstream import LinearHead, PixelNet
 from mcdi.tasks.fewshot import FewShot
 
 TRAINING = {"iterations": 40, "learners": 2, "tasks": 8, "outer_lr": 0.003}
@@ -159,10 +159,23 @@ class TestFineTune:
         moved = adapt(net, start, support, mask, 1, 0.01)
         torch.testing.assert_close(moved, start.detach() - 0.01 * grad / (grad.abs() + 1e-8))
 
-    def test_reptile_starts_elsewhere(self, worlds):
+    def test_shots_of_a_whole_network_are_counted_per_class(self):
+        banks = {n: torch.rand(4, 7, 196 + 2, generator=torch.Generator().manual_seed(0)) for n in ("train", "val", "test")}
+        family = FewShot("pixels", PixelNet(2, 3, hidden=4), banks, way=3, shots=(1, 3), queries=2)
+        method = make_method("adam", TUNING).fit(family, None, seed=0)
+        method.chosen = {"1": (0.1, 1, 0.0), "3": (0.1, 3, 0.0)}
+        net, (support, _, mask, _) = family.downstream, family.sample("test", [0], shots=1)
+        start = net.theta0(0, 1)[None]
+        assert torch.equal(method.generate(net, support, mask, seed=0), adapt(net, start, support, mask, 1, 0.1))
+
+    def test_reptile_starts_elsewhere_and_serves_any_number_of_classes(self, worlds):
         world = worlds["sines"]
         net = world.family.downstream
         assert not torch.equal(world.method("reptile").initial(net, 1), world.method("adam").initial(net, 1))
+        method = worlds["gauss"].method("reptile")
+        x, y = torch.randn(1, 10, 6), torch.arange(5).repeat(1, 2)
+        made = method.generate(worlds["gauss"].family.downstream, Examples(x, y), torch.ones(1, 5, dtype=torch.bool), seed=0)
+        assert made.shape == (1, 5, 7)
 
 
 class TestDiffusion:

@@ -12,6 +12,7 @@ import platform
 import queue
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -237,15 +238,21 @@ def _start_worker(messages: Any) -> None:
     _messages = messages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """If the parent is killed nobody waits for this worker's result, and a resumed run would race with it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(folder: Path, name: str, seed: int, device: str, train: bool, score: bool) -> None:
-    parent = os.getppid()
     last = [0.0]
 
     def tell(what: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if os.getppid() != parent:
-            os._exit(1)  # the parent was killed: nobody waits for this result, and a resumed run would race with it
         if done == total or time.monotonic() - last[0] > 0.3:
             last[0] = time.monotonic()
             _messages.put((what, done, total, figures))
