@@ -211,7 +211,7 @@ class TestDiffusion:
         assert world.weights(method, stop=1).shape == world.weights(method, steps=2).shape
         three = method.chain(net, support, mask, seed=3, how=Sampling(samples=3))[-1][1]
         torch.testing.assert_close(world.weights(method, samples=3), three.reshape(40, 3, *three.shape[1:]).mean(1))
-        other = method.with_sampling(temperature=0.0)
+        other = method.with_sampling(Sampling(temperature=0.0))
         assert torch.equal(world.weights(other), world.weights(method, temperature=0.0))
 
     @pytest.mark.parametrize(

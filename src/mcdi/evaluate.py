@@ -43,6 +43,19 @@ def evaluate(
     return out
 
 
+def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int = 300, seed: int = 0) -> tuple[str, Diffusion]:
+    """The sampler of SAMPLERS that scores best on validation tasks, over all shot numbers; of equals the cheapest."""
+    batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
+
+    def merit(name: str) -> tuple[float, int]:
+        how = SAMPLERS[name]
+        scores = [_measure(method, family, batch, seed, None, how)["mean"] for batch in batches]
+        return round(sum(scores) / len(scores), 4), -how.samples * (how.steps or method.schedule.T)
+
+    best = max(SAMPLERS, key=merit)
+    return best, method.with_sampling(SAMPLERS[best])
+
+
 def _measure(
     method: WeightGenerator, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None, how: Sampling | None
 ) -> dict[str, Any]:

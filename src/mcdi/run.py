@@ -171,7 +171,8 @@ def train_one(folder: Path, name: str, seed: int, device: str, progress: Progres
     if (target / "config.json").exists():
         return
     recipe, family, trained, _ = _load(folder)
-    method = make_method(name, recipe.settings_of(name))
+    settings = recipe.settings_of(name)
+    method = make_method(name, settings)
     if isinstance(method, Diffusion):
         method.to(device)
     losses: list[list[float]] = []
@@ -183,8 +184,10 @@ def train_one(folder: Path, name: str, seed: int, device: str, progress: Progres
 
     start = time.perf_counter()
     method.fit(family, trained if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
-    seconds = time.perf_counter() - start
-    write_json(target / "training.json", {"fit_seconds": round(seconds, 2), "losses": losses})
+    training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
+    if isinstance(method, Diffusion) and method.settings.objective != "regression" and "sampling" not in settings:
+        training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family)
+    write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
     (target / "checkpoint.safetensors").unlink(missing_ok=True)
 

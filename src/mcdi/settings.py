@@ -43,7 +43,7 @@ def _make(cls: Any, values: Mapping[str, Any], where: str, problems: list[str]) 
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             if isinstance(value, Mapping):
-                arguments[key] = _make(hint, value, f"{where}.{key}", problems)
+                arguments[key] = _make(hint, merged(_default(cls, key), value), f"{where}.{key}", problems)
             else:
                 problems.append(f"{where}.{key} = {value!r} must be a table")
         elif _fits(value, hint):
@@ -54,6 +54,14 @@ def _make(cls: Any, values: Mapping[str, Any], where: str, problems: list[str]) 
         if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
             problems.append(f"{where}: {f.name} is missing")
     return None if problems else cls(**arguments)
+
+
+def _default(cls: Any, key: str) -> dict[str, Any]:
+    """The owner's own defaults of a nested table: a recipe that sets one value of it keeps the others."""
+    field = next(f for f in dataclasses.fields(cls) if f.name == key)
+    if field.default is not dataclasses.MISSING:
+        return dataclasses.asdict(field.default)
+    return {} if field.default_factory is dataclasses.MISSING else dataclasses.asdict(field.default_factory())
 
 
 def _fits(value: Any, hint: Any) -> bool:
