@@ -124,7 +124,7 @@ def _report(folder: Path) -> None:
 
     path = report.write_report(folder)
     Console().print(report.rich_table(report.rows(folder)))
-    Console().print(f"report: {path}", soft_wrap=True)
+    typer.echo(f"report: {path}")
 
 
 @app.command()
@@ -155,7 +155,7 @@ def prepare(recipe: RecipeName, out: Out = None, data: Data = None, seed: Seed =
     job.open_run(folder, chosen)
     with _bars() as show:
         job.prepare_run(folder, data=data, device=where, progress=show)
-    console.print(f"prepared: {folder}; next: mcdi train {folder}", soft_wrap=True)
+    console.print(f"prepared: {folder}; next: mcdi train {folder}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def train(folder: Folder, method: Method = None, device: Device = "auto", worker
         job.work_through(
             folder, _jobs(folder, method), workers=_workers(workers, where), device=where, progress=show, score=False
         )
-    console.print(f"trained: {folder}/methods; next: mcdi evaluate {folder}", soft_wrap=True)
+    console.print(f"trained: {folder}/methods; next: mcdi evaluate {folder}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -209,7 +209,7 @@ def generate(
     weights = generator.generate((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
     write_tensors(out, weights, {"classes": names})
     shapes = ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
-    console.print(f"{out}: {shapes} for {len(names)} classes: {', '.join(names)}", soft_wrap=True)
+    console.print(f"{out}: {shapes} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
     if query is not None:
         images, paths = read_images(query)
         for path, choice in zip(paths, generator.predict(weights, images).argmax(-1).tolist(), strict=True):
@@ -227,7 +227,7 @@ def demo(
     with _bars() as show:
         table = run_demo(out, seed=seed, progress=show)
     Console().print(table)
-    Console().print(f"picture: {out}", soft_wrap=True)
+    typer.echo(f"picture: {out}")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mcdi.errors import McdiError
-from mcdi.methods import METHODS, make_method
+from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
 
@@ -91,7 +91,12 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     if unknown:
         raise McdiError(f"{where}: unknown method {unknown[0]!r}, choose {', '.join(METHODS)}")
     for name in recipe.methods:
-        make_method(name, recipe.settings_of(name))
+        method = make_method(name, recipe.settings_of(name))
+        if isinstance(method, Diffusion) and recipe.preparation.k % method.settings.k:
+            raise McdiError(
+                f"{where}: {name} takes k = {method.settings.k} targets evenly from preparation.k = {recipe.preparation.k}: "
+                "make preparation.k a multiple of it"
+            )
     family = recipe.family
     if (family.data == "sines") != (family.network == "curve"):
         raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")

@@ -45,8 +45,11 @@ def open_run(folder: Path, recipe: Recipe) -> None:
     """Claim `folder` for `recipe`. Raises McdiError when it holds the run of another one (methods and seeds may be added)."""
     resolved = asdict(recipe)
     path = folder / "recipe.json"
-    if path.exists():
+    # A folder in which nothing was made yet, say after a wrong --data, is not claimed.
+    if path.exists() and len(list(folder.iterdir())) > 1:
         old = asdict(read_run(folder))
+        if old["evaluation"]["tasks"] != resolved["evaluation"]["tasks"]:
+            raise McdiError(f"{folder} was measured on {old['evaluation']['tasks']} tasks: choose another --out, or delete it")
         for key in ("family", "preparation", "generator", "method", "name"):
             if old[key] != resolved[key]:
                 raise McdiError(f"{folder} holds a run with another {key} = {old[key]!r}: choose another --out, or delete it")

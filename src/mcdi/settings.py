@@ -43,7 +43,9 @@ def _make(cls: Any, values: Mapping[str, Any], where: str, problems: list[str]) 
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             if isinstance(value, Mapping):
-                arguments[key] = _make(hint, merged(_default(cls, key), value), f"{where}.{key}", problems)
+                full = merged(_default(cls, key), value)
+                given_first = {**{n: full[n] for n in value}, **full}  # problems are told in the order of the file
+                arguments[key] = _make(hint, given_first, f"{where}.{key}", problems)
             else:
                 problems.append(f"{where}.{key} = {value!r} must be a table")
         elif _fits(value, hint):
