@@ -162,6 +162,22 @@ def test_sam_step_by_hand(sines):
     torch.testing.assert_close(got, w - 0.01 * g.sign(), rtol=1e-3, atol=1e-4)
 
 
+def test_weight_decay_is_adams_on_matrices_and_none_on_biases(sines):
+    how = Preparation(tasks=1, epochs=5, k=1, lr=0.03, weight_decay=0.5)
+    got = sines.downstream.space.unpack(trajectories(sines, "train", [0], how).targets[:, 0])
+    net = sines.downstream
+    params = {n: p.clone().requires_grad_() for n, p in net.space.unpack(net.theta0(0, 1)[None]).items()}
+    data, mask = sines.training_data("train", [0]), torch.ones(1, 1, dtype=torch.bool)
+    groups = [{"params": [p], "weight_decay": 0.5 if p.ndim > 2 else 0.0} for p in params.values()]  # one dimension is the task
+    optimiser = torch.optim.Adam(groups, lr=0.03)
+    for _ in range(5):
+        optimiser.zero_grad()
+        net.loss(net.space.pack(params), data, mask).sum().backward()
+        optimiser.step()
+    for n, p in params.items():
+        torch.testing.assert_close(got[n], p.detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_bad_preparation(sines, tmp_path):
     with pytest.raises(McdiError, match="k = 20"):
         Preparation(epochs=9, k=20)

@@ -85,6 +85,11 @@ def test_standardised_weights_have_zero_mean_and_unit_variance(unit):
     assert bool(torch.isfinite(constant.standardise(torch.ones(1, space.U, space.D))).all())
 
 
+def test_only_matrices_count_as_matrices():
+    assert WeightSpace(nn.Linear(2, 3), unit="row").in_matrices().tolist() == [[1.0, 1.0, 0.0]]
+    assert WeightSpace(nn.Linear(2, 1), unit=2).in_matrices().tolist() == [[1.0, 1.0], [0.0, 0.0]]
+
+
 def test_what_does_not_fit_is_refused():
     space = WeightSpace(nn.Linear(3, 5))
     with pytest.raises(McdiError, match="do not fit"):

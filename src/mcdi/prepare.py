@@ -20,6 +20,8 @@ from mcdi.tasks.base import TaskFamily
 class Preparation:
     """How trajectories are made: Adam for `epochs` = M full-batch epochs from one shared Gaussian theta_0, k kept.
 
+    weight_decay: L2 term in Adam's gradient, on matrices only. A decayed bias cannot say how long a class's mean is,
+    which is what a prototype classifier's bias -|c|^2 does; it costs heads from several examples 0.1 to 0.2 points.
     sam_rho: radius of sharpness-aware minimisation (2010.01412; 0 = off). augment: std of Gaussian noise added to
     the inputs, new at every epoch (0 = off). The paper gives none of these numbers: they are our choice.
     """
@@ -48,7 +50,8 @@ def trajectories(family: TaskFamily, split: str, seeds: Sequence[int], how: Prep
     tasks, data = family.sample(split, seeds).to(device), family.training_data(split, seeds).to(device)
     mask, units = tasks.mask, tasks.mask.shape[1]
     weights = net.theta0(how.theta0_seed, units).to(device).repeat(len(seeds), 1, 1).requires_grad_()
-    optimiser = torch.optim.Adam([weights], lr=how.lr, weight_decay=how.weight_decay)
+    optimiser = torch.optim.Adam([weights], lr=how.lr)
+    decay = how.weight_decay * net.space.in_matrices().to(device)
     ends = {round(i * how.epochs / how.k) for i in range(1, how.k + 1)}
     noise = torch.Generator(device).manual_seed(int(seeds[0]))
     targets, scores, losses = [], [], []
@@ -65,7 +68,7 @@ def trajectories(family: TaskFamily, split: str, seeds: Sequence[int], how: Prep
         if how.sam_rho:
             norm = grad.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
             grad = gradient((weights.detach() + how.sam_rho * grad / norm).requires_grad_())
-        weights.grad = grad
+        weights.grad = grad + decay * weights.detach()
         optimiser.step()
         if epoch in ends:
             with torch.no_grad():

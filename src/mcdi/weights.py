@@ -131,6 +131,12 @@ class WeightSpace:
 
         return torch.func.vmap(one)(self.unpack(flat), x)
 
+    def in_matrices(self) -> Tensor:
+        """(U, D), or (1, D) for rows: 1 where a number is of a tensor of two or more dimensions, 0 in biases and padding."""
+        ones = {n: torch.full((1, *s), float(len(s) > 1), dtype=self.dtype) for n, (s, _) in self.spec.items()}
+        packed = self.pack(ones)[0]
+        return packed[:1] if self.unit == "row" else packed
+
     def fitted(self, flat: Tensor, mask: Tensor) -> "WeightSpace":
         """A new space that standardises by the mean and std of flat (N, U, D) over the units that exist in mask (N, U).
 
