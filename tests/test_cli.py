@@ -36,9 +36,16 @@ def figures(folder: Path) -> dict[str, dict]:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """`mcdi ...` in a process group of its own."""
+    """`mcdi ...` in a process group of its own. Ctrl-C works in it, though a test run in the background ignores SIGINT."""
     command = [sys.executable, "-m", "mcdi.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(process: subprocess.Popen[str] | None, happened: Callable[[], object]) -> None:
