@@ -15,7 +15,8 @@ from rich.table import Table
 
 from mcdi import load
 from mcdi.evaluate import milliseconds
-from mcdi.run import load_family, provenance, read_run
+from mcdi.families import load_family
+from mcdi.run import provenance, read_run
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from rich.progress import (
 from mcdi import run as job
 from mcdi.config import Recipe, read_recipe, recipe_names
 from mcdi.errors import McdiError
+from mcdi.families import Progress as Steps
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +56,7 @@ Method = Annotated[list[str] | None, typer.Option("--method", help="Only this me
 
 
 @contextmanager
-def _bars() -> Iterator[job.Progress]:
+def _bars() -> Iterator[Steps]:
     """Progress bars with rates and time left, one for each thing under way; Ctrl-C is exit code 130."""
     columns = [
         SpinnerColumn(),

@@ -8,9 +8,9 @@ from rich.table import Table
 from torch import Tensor
 
 from mcdi.evaluate import interval, milliseconds
+from mcdi.families import Progress
 from mcdi.methods import adapt, make_method
 from mcdi.prepare import Preparation, trajectories
-from mcdi.run import Progress
 from mcdi.store import write_bytes
 from mcdi.tasks.base import TaskBatch
 from mcdi.tasks.toy import Sines

@@ -1,0 +1,99 @@
+"""How does the family of a recipe come to be? Images, a backbone meta-trained on the training classes, and its features.
+
+Both results are kept in the folder of the run; what is there already is not made again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mcdi.config import FamilySettings
+from mcdi.embed import Conv4, features_of, train_backbone
+from mcdi.errors import McdiError
+from mcdi.store import read_tensors, write_tensors
+from mcdi.tasks.base import TaskFamily
+from mcdi.tasks.downstream import NETWORKS, Embedder
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.images import ImageBank, rotated
+from mcdi.tasks.toy import Sines
+
+# Called with (what is being done, steps done, steps in all, figures).
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
+    if settings.data == "omniglot":
+        from mcdi.tasks.omniglot import omniglot_banks
+
+        banks = omniglot_banks(data, download_to=folder / "downloads")
+    else:
+        from mcdi.tasks.glyphs import glyph_banks
+
+        if data is not None:
+            raise McdiError("glyphs are drawn from fonts and read no --data: leave it out, or run the omniglot recipe")
+        banks = glyph_banks(settings.seed, limit=settings.limit)
+    if settings.limit is not None:
+        banks = {n: ImageBank(b.images[: settings.limit], b.names[: settings.limit]) for n, b in banks.items()}
+    return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
+
+
+def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
+    """The family of a recipe: images, a backbone meta-trained on the training classes, and its features of every image."""
+    if settings.data == "sines":
+        return Sines(shots=settings.shots[0], queries=settings.queries)
+    if not (folder / "banks.safetensors").exists():
+        _embed_banks(settings, folder, data, device, progress)
+    return load_family(settings, folder)
+
+
+def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
+    progress("images", 0, 1, {})
+    banks = _images(settings, data, folder)
+    images = {n: b.images[:, :, None] for n, b in banks.items()}
+    progress("images", 1, 1, {"classes": float(sum(len(b.names) for b in banks.values()))})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        backbone = Conv4().to(device)
+    checkpoint, start = folder / "backbone.checkpoint.safetensors", None
+    if checkpoint.exists():
+        state, metadata = read_tensors(checkpoint)
+        start = (int(metadata["step"]), state)
+    losses = train_backbone(
+        backbone,
+        images["train"],
+        steps=settings.backbone_steps,
+        seed=settings.seed,
+        way=settings.backbone_way,
+        start=start,
+        checkpoint=lambda step, state: write_tensors(checkpoint, state, {"step": step}),
+    )
+    for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
+        progress("backbone", step, settings.backbone_steps, {"loss": loss})
+    embedder = Embedder(backbone.cpu(), backbone.features)
+    embedder.fit(features_of(backbone, images["train"]))
+    write_tensors(folder / "backbone.safetensors", embedder.state_dict())
+    checkpoint.unlink(missing_ok=True)
+    network = NETWORKS[settings.network](backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
+    banks_embedded = {}
+    for n, x in images.items():
+        banks_embedded[n] = network.embed(x)
+        progress("features", len(banks_embedded), len(images), {})
+    write_tensors(folder / "banks.safetensors", banks_embedded)
+
+
+def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
+    """The family of a run whose backbone and features are on disk already."""
+    if settings.data == "sines":
+        return Sines(shots=settings.shots[0], queries=settings.queries)
+    backbone = Conv4()
+    embedder = Embedder(backbone, backbone.features)
+    try:
+        embedder.load_state_dict(read_tensors(folder / "backbone.safetensors")[0])
+    except RuntimeError as error:
+        raise McdiError(
+            f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again"
+        ) from error
+    banks = read_tensors(folder / "banks.safetensors")[0]
+    network = NETWORKS[settings.network](backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
+    return FewShot(settings.data, network, banks, way=settings.way, shots=settings.shots, queries=settings.queries)
