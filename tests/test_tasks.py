@@ -10,7 +10,7 @@ from torch import nn
 from mcdi.embed import Conv4, augmented, features_of, prototypical_loss, train_backbone
 from mcdi.errors import McdiError
 from mcdi.tasks.base import SPLITS, Examples, uniform
-from mcdi.tasks.downstream import Curve, Embedder, LinearHead, PixelNet, build, class_means
+from mcdi.tasks.downstream import Curve, Embedder, LinearHead, PixelNet, build, class_means, least_squares
 from mcdi.tasks.fewshot import FewShot
 
 
@@ -128,10 +128,25 @@ class TestNetworks:
         support = Examples(torch.tensor([[[1.0, 0.0], [3.0, 2.0], [0.0, 4.0]]]), torch.tensor([[0, 0, 1]]))
         got = LinearHead(2, 2).condition(support, 2)
         log2 = math.log(2)
-        torch.testing.assert_close(got, torch.tensor([[[2.0, 1, 1, 0.5, 2.5, log2], [0.0, 4, 0, 4, 8, 0]]]))
+        rows = least_squares(support.x, support.y, 2)
+        expected = [[2.0, 1, 1, 0.5, *(rows[0, 0] / 2).tolist(), 2.5, log2], [0.0, 4, 0, 4, 0, 0, 0, 8, 0]]
+        torch.testing.assert_close(got, torch.tensor([expected]))
         assert got.shape[-1] == LinearHead(2, 2).condition_size
         mean, count = class_means(support.x, support.y, 3)
         assert count.tolist() == [[2, 1, 0]] and mean[0, 2].tolist() == [0, 0]  # no example, no NaN
+
+    def test_least_squares_rows_are_the_ridge_regression_of_the_labels(self):
+        x, labels = torch.randn(3, 12, 7, generator=torch.Generator().manual_seed(0)), torch.arange(4).repeat(3, 3)
+        rows = least_squares(x, labels, 4, ridge=0.5)
+        weights, bias = (rows[..., :-1] / 7).requires_grad_(), rows[..., -1].clone().requires_grad_()
+        wrong = torch.nn.functional.one_hot(labels, 4) - x @ weights.transpose(1, 2) - bias[:, None]
+        # The normal equations: the gradient of the penalised squared error is zero.
+        loss = wrong.square().sum() + 0.5 * 7 * weights.square().sum()
+        for gradient in torch.autograd.grad(loss, (weights, bias)):
+            torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-4, rtol=0)
+        order = torch.tensor([2, 0, 3, 1])
+        swapped = least_squares(x, order.argsort()[labels], 4, ridge=0.5)
+        torch.testing.assert_close(swapped, rows[:, order])
 
     def test_pixel_net(self):
         embedder = Embedder(Conv4(), 64)

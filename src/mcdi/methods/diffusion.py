@@ -57,8 +57,8 @@ class DiffusionSettings:
     objective "local": chain i runs to theta_{i d} at e_i (Mc-Di; with k = 1 Mv-Di). "vanilla": every theta_{i d} is the
     end point after T steps (Tw-Di). "regression": theta_M from x = 0 at t = 0 in one step, the hypernetwork (1609.09106)
     with the same network and data; sample it with steps = 1, temperature = 0.
-    functional: weight of the task loss of the one-step estimate of theta_M on the
-    training task's own data (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
+    functional: weight of the task loss of the one-step estimate of theta_M on examples of the training task that are
+    not in its support set (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
     fixed linear map from the condition to the weights (nets.LinearPrior); every row of the ablation shares it.
     """
 
@@ -151,7 +151,7 @@ class Diffusion:
             eps = torch.randn(clean.shape, generator=g)
             batch: Batch = (clean, eps, t, i, cond, tasks.mask)
             if s.functional:
-                batch = (*batch, *family.training_data("train", picks))
+                batch = (*batch, *tasks.query)
             return tuple(b.to(self.device).reshape(*shape, *b.shape[1:]) for b in batch)
 
         def loss_fn(params: core.Params, *batch: Tensor) -> Tensor:

@@ -80,6 +80,20 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Ten
     return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
 
 
+def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:
+    """The linear classifier that ridge regression of the one-hot labels finds: (B, S, F), (B, S) -> rows (B, way, F + 1).
+
+    Closed form in the S x S dual (R2-D2, 1805.08136). `ridge` is in units of a feature vector's mean square; the weights
+    are times F, which brings them to the features' scale, the bias comes last.
+    """
+    member = F.one_hot(labels, way).to(features.dtype)
+    centre, share = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
+    x, size = features - centre, features.shape[-1]
+    gram = x @ x.transpose(1, 2) / size + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    weights = (x.transpose(1, 2) @ torch.linalg.solve(gram, member - share)).transpose(1, 2)
+    return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
+
+
 class Embedder(nn.Module):
     """A frozen backbone, its features centred on the training classes and brought to length sqrt(F) (CL2N, 1911.04623).
 
@@ -105,7 +119,9 @@ class Embedder(nn.Module):
 class LinearHead(Network):
     """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
 
-    The condition of a class is its mean support feature c, c / n, |c|^2 / F and log n, n its number of examples.
+    The condition of a class of n examples is its mean support feature c, c / n, its row r of the least-squares classifier
+    of the support set times 1 - 1/n, |c|^2 / F and log n. From one example a class r adds nothing to c that holds on
+    unseen classes; from several it knows which directions tell the classes apart.
     """
 
     kind = "linear-head"
@@ -114,7 +130,7 @@ class LinearHead(Network):
         super().__init__(nn.Linear(features, way), embedder, unit="row")
         self.features = self.input_size = features
         self.way = way
-        self.condition_size = 2 * features + 2
+        self.condition_size = 3 * features + 3
 
     def theta0(self, seed: int, units: int) -> Tensor:
         # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
@@ -132,8 +148,9 @@ class LinearHead(Network):
     def condition(self, support: Examples, units: int) -> Tensor:
         mean, count = class_means(support.x, support.y, units)
         count = count.clamp(min=1)[..., None]
+        rows = least_squares(support.x, support.y, units) * (1 - 1 / count)
         # c / n beside c: a linear map of both may trust the mean of more examples more.
-        return torch.cat([mean, mean / count, mean.square().mean(-1, keepdim=True), count.log()], -1)
+        return torch.cat([mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()], -1)
 
     def predict(self, weights: Tensor, x: Tensor) -> Tensor:
         # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
