@@ -108,6 +108,12 @@ class TestRecipes:
             ("[preparation]\nk = 100", "k = 100 snapshots do not fit 60 epochs"),
             ("[generator]\nT = 2", "k = 3 segments do not fit T = 2"),
             ('[generator]\nobjective = "gan"\nmethods = ["mc-di"]', "unknown key 'methods'"),
+            ("[generator.sampling]\nsteps = 99", "sampling.steps = 99 is outside 1..T = 20"),
+            ('[generator]\ndenoiser = "gru"', "unknown denoiser 'gru'"),
+            ("[generator]\noptions = { heads = 3 }", "width = 128 is no multiple of heads = 3"),
+            ('[method.mc-di]\nparameterisation = "eps"', "set weight = 'paper'"),
+            ("[generator.training]\nouter_lr = -1.0", "outer_lr = -1.0 must be positive"),
+            ("[preparation]\nlr = 0.0", "lr = 0.0 must be positive"),
             ("[method.adam]\nlr = 1", "adam: unknown key 'lr', there are lrs"),
             ("[method.reptile.training]\nouter_rate = 1", "reptile.training: unknown key 'outer_rate'"),
             (

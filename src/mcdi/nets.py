@@ -54,6 +54,8 @@ class UnitTransformer(nn.Module):
         ordered: bool = False,
     ) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"width = {width} is no multiple of heads = {heads}")
         self.width = width
         self.weights, self.condition = nn.Linear(size, width), nn.Linear(condition_size, width)
         self.order = nn.Parameter(torch.randn(units, width) * 0.02) if ordered else None
@@ -214,5 +216,5 @@ def make_denoiser(kind: str, size: int, condition_size: int, units: int, **optio
         raise McdiError(f"unknown denoiser {kind!r}: choose {', '.join(DENOISERS)}")
     try:
         return DENOISERS[kind](size, condition_size, units, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise McdiError(f"denoiser {kind!r} does not take these options: {error}") from error

@@ -37,6 +37,11 @@ class Preparation:
     chunk: int = 500
 
     def __post_init__(self) -> None:
+        if self.lr <= 0 or min(self.weight_decay, self.sam_rho, self.augment) < 0 or self.chunk < 1:
+            raise McdiError(
+                f"lr = {self.lr} must be positive, chunk = {self.chunk} at least 1; weight_decay = {self.weight_decay}, "
+                f"sam_rho = {self.sam_rho} and augment = {self.augment} not negative"
+            )
         if not 1 <= self.k <= self.epochs:
             raise McdiError(f"k = {self.k} snapshots do not fit {self.epochs} epochs: choose 1 <= k <= epochs")
 

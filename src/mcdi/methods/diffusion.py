@@ -89,6 +89,12 @@ class Diffusion:
             raise McdiError(f"unknown objective {settings.objective!r}: choose local, vanilla or regression")
         if settings.objective == "regression" and settings.parameterisation != "x0":
             raise McdiError("regression predicts the weights themselves: set parameterisation = 'x0'")
+        if settings.parameterisation == "eps" and settings.weight == "x0":
+            raise McdiError("a network that predicts eps does not learn under weight = 'x0': set weight = 'paper'")
+        if settings.sampling.steps is not None and not 1 <= settings.sampling.steps <= settings.T:
+            raise McdiError(f"sampling.steps = {settings.sampling.steps} is outside 1..T = {settings.T}")
+        with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
+            make_denoiser(settings.denoiser, 8, 8, 2, **settings.options)
         # Tw-Di has k targets but one chain, the vanilla one.
         segments = settings.k if settings.objective == "local" else 1
         self.schedule = core.make_schedule(settings.schedule, settings.T, segments, settings.floor)

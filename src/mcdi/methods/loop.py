@@ -40,6 +40,10 @@ class MetaTraining:
     def __post_init__(self) -> None:
         if self.meta not in ("reptile", "none"):
             raise McdiError(f"unknown meta = {self.meta!r}: choose reptile or none")
+        if min(self.inner_lr, self.outer_lr) <= 0 or not 0 <= self.ema < 1:
+            raise McdiError(
+                f"inner_lr = {self.inner_lr} and outer_lr = {self.outer_lr} must be positive, ema = {self.ema} in [0, 1)"
+            )
         if min(self.iterations, self.inner_steps, self.learners, self.tasks) < 1:
             raise McdiError("iterations, inner_steps, learners and tasks must be at least 1")
 
