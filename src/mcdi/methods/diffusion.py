@@ -57,8 +57,8 @@ class DiffusionSettings:
     objective "local": chain i runs to theta_{i d} at e_i (Mc-Di; with k = 1 Mv-Di). "vanilla": every theta_{i d} is the
     end point after T steps (Tw-Di). "regression": theta_M from x = 0 at t = 0 in one step, the hypernetwork (1609.09106)
     with the same network and data; sample it with steps = 1, temperature = 0.
-    functional: weight of the task loss of the one-step estimate of theta_M on examples of the training task that are
-    not in its support set (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
+    functional: weight of the task loss of the one-step answer from x = 0 at t = 0, on examples of the training task that
+    are not in its support set (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
     fixed linear map from the condition to the weights (nets.LinearPrior); every row of the ablation shares it.
     """
 
@@ -174,6 +174,11 @@ class Diffusion:
             weight = mask[..., None].to(x.dtype)
             loss = (each * weight).sum() / (weight.sum() * x.shape[-1])
             if s.functional:
+                if s.objective != "regression":
+                    # One step without noise. In mid-chain x_t holds theta itself: there the term would only sharpen the
+                    # estimate, and later steps would stand where training never was.
+                    x, t = torch.zeros_like(x), torch.zeros_like(t)
+                    f = self._f(x, t, cond, mask, params)
                 final = space.restore(core.to_x0(f, x, t, self.schedule))
                 loss = loss + s.functional * net.loss(final, Examples(*batch[6:]), mask).mean()
             return loss
