@@ -1,0 +1,143 @@
+"""What does SAM in the weight preparation do to the sharpness lambda of Theorem 2, and to held-out scores?
+
+    python benchmarks/sharpness.py [--tasks 64] [--seeds 0 1 2]
+
+Prints, for sine curves, linear heads and a pixel network on glyphs (no download), what preparation ends on at several
+radii rho of SAM: losses, largest eigenvalue and trace of the Hessian of the training loss at theta_M, loss and score on
+examples that were not trained on, that loss with Gaussian noise on theta_M as large as a generator's error of mse 0.1,
+and the factor lambda / 2 of the bound relative to rho = 0, paired by task (geometric mean). One row of the heads is a
+control: no SAM, but less weight decay. A task's figures are averaged over `--seeds`, which name the starts theta_0;
+intervals are over tasks. These are the tables in docs/method.md.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from mcdi.evaluate import interval
+from mcdi.prepare import Preparation, trajectories
+from mcdi.run import provenance
+from mcdi.sharpness import hessian_spectrum
+from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.tasks.downstream import Embedder, LinearHead, Network, PixelNet
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.glyphs import glyph_banks
+from mcdi.tasks.toy import Sines
+
+RADII = (0.0, 0.02, 0.05, 0.1, 0.2)
+MSE, DRAWS = 0.1, 8  # of the noise on theta_M, in units of the variance of theta_M over tasks
+COLUMNS = (
+    "rho",
+    "train loss",
+    "lambda",
+    "trace",
+    "held-out loss",
+    f"at mse {MSE}",
+    "held-out score (%)",
+    "lambda/2 to rho = 0",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, how its weights are prepared, row by row, and examples of the same tasks that preparation lacks."""
+
+    title: str
+    family: TaskFamily
+    rows: dict[str, Preparation]
+    held_out: Examples
+
+
+class Row(NamedTuple):
+    """What preparation ends on, task by task: each (N,)."""
+
+    train_loss: Tensor
+    largest: Tensor
+    trace: Tensor
+    test_loss: Tensor
+    disturbed: Tensor
+    score: Tensor
+
+
+def radii(how: Preparation) -> dict[str, Preparation]:
+    return {str(rho): replace(how, sam_rho=rho) for rho in RADII}
+
+
+def cases(seeds: Sequence[int]) -> list[Case]:
+    """Epochs, rates and decay are those of the families' recipes."""
+    sines = Sines()
+    images = glyph_banks(seed=0, limit=120)["train"].images
+    pixels = F.avg_pool2d(images.float() / 255, 2).flatten(2)
+    features = Embedder(nn.Identity(), pixels.shape[-1]).fit(pixels)  # pixels as if they were a backbone's features
+
+    def glyphs(title: str, net: Network, bank: Tensor, rows: dict[str, Preparation]) -> Case:
+        # Preparation trains on every drawing it is given: half of them are kept from it.
+        given, kept = ({"train": part} for part in bank.split(bank.shape[1] // 2, 1))
+        family, other = (FewShot("glyphs", net, banks, way=5, shots=[1], queries=5) for banks in (given, kept))
+        return Case(title, family, rows, other.training_data("train", seeds))
+
+    heads = radii(Preparation(weight_decay=0.1)) | {"0, decay 0.06": Preparation(weight_decay=0.06)}
+    return [
+        Case("sines", sines, radii(Preparation(epochs=150, lr=0.03)), sines.sample("train", seeds).query),
+        glyphs("glyphs, linear heads on pixels", LinearHead(196, 5), features, heads),
+        glyphs("glyphs, pixel network", PixelNet(0, 5), pixels, radii(Preparation(lr=0.01))),
+    ]
+
+
+def measure(case: Case, how: Preparation, seeds: Sequence[int]) -> Row:
+    net = case.family.downstream
+    prepared = trajectories(case.family, "train", seeds, how)
+    weights, mask, data = prepared.targets[:, -1], prepared.mask, case.family.training_data("train", seeds)
+    spectrum = hessian_spectrum(lambda p: net.loss(p["weights"], data, mask), {"weights": weights})
+    noise = torch.Generator().manual_seed(0)  # the same at every rho
+    spread = MSE**0.5 * weights.std(0)
+    with torch.no_grad():
+        train, test = (net.loss(weights, examples, mask) for examples in (data, case.held_out))
+        moved = [weights + spread * torch.randn(weights.shape, generator=noise) for _ in range(DRAWS)]
+        disturbed = torch.stack([net.loss(w, case.held_out, mask) for w in moved]).mean(0)
+        return Row(train, *spectrum, test, disturbed, net.score(weights, case.held_out, mask))
+
+
+def shown(values: Tensor, digits: int = 3) -> str:
+    found = interval(values)
+    return f"{found['mean']:.{digits}g} ± {found['ci95']:.2g}"
+
+
+def relative(largest: Tensor, reference: Tensor) -> str:
+    """Geometric mean of the ratio, and its 95 % interval."""
+    ratio = interval((largest / reference).log())
+    low, middle, high = (float(torch.tensor(ratio["mean"] + sign * ratio["ci95"]).exp()) for sign in (-1, 0, 1))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=64)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tasks, made = range(arguments.tasks), provenance()
+    for case in cases(tasks):
+        title = f"{case.title}: {len(tasks)} tasks, theta_0 seeds {arguments.seeds}; {made['commit']}, {made['hardware']}"
+        table = Table(title=title)
+        for column in COLUMNS:
+            table.add_column(column, justify="right")
+        reference = None
+        for name, how in case.rows.items():
+            runs = [measure(case, replace(how, theta0_seed=start), tasks) for start in arguments.seeds]
+            row = Row(*(torch.stack(parts).mean(0) for parts in zip(*runs, strict=True)))
+            reference = row.largest if reference is None else reference
+            cells = [shown(values) for values in row[:-1]]
+            table.add_row(name, *cells, shown(100 * row.score, 4), relative(row.largest, reference))
+        Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
