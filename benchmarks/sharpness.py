@@ -4,10 +4,10 @@
 
 Prints, for sine curves, linear heads and a pixel network on glyphs (no download), what preparation ends on at several
 radii rho of SAM: losses, largest eigenvalue and trace of the Hessian of the training loss at theta_M, loss and score on
-examples that were not trained on, that loss with Gaussian noise on theta_M as large as a generator's error of mse 0.1,
-and the factor lambda / 2 of the bound relative to rho = 0, paired by task (geometric mean). One row of the heads is a
-control: no SAM, but less weight decay. A task's figures are averaged over `--seeds`, which name the starts theta_0;
-intervals are over tasks. These are the tables in docs/method.md.
+examples that were not trained on, and that loss with Gaussian noise on theta_M as large as a generator's error of mse
+0.1. The last two columns are relative to rho = 0, task by task (geometric mean). One row of the heads is a control: no
+SAM, but less weight decay. A task's figures are averaged over `--seeds`, which name the starts theta_0; intervals are
+over tasks. These are the tables in docs/method.md.
 """
 
 import argparse
@@ -34,14 +34,14 @@ from mcdi.tasks.toy import Sines
 RADII = (0.0, 0.02, 0.05, 0.1, 0.2)
 MSE, DRAWS = 0.1, 8  # of the noise on theta_M, in units of the variance of theta_M over tasks
 COLUMNS = (
-    "rho",
     "train loss",
     "lambda",
     "trace",
     "held-out loss",
     f"at mse {MSE}",
-    "held-out score (%)",
-    "lambda/2 to rho = 0",
+    "score (%)",
+    "lambda/2, ratio",
+    f"mse {MSE}, ratio",
 )
 
 
@@ -63,7 +63,7 @@ class Row(NamedTuple):
     trace: Tensor
     test_loss: Tensor
     disturbed: Tensor
-    score: Tensor
+    score: Tensor  # in percent
 
 
 def radii(how: Preparation) -> dict[str, Preparation]:
@@ -79,7 +79,7 @@ def cases(seeds: Sequence[int]) -> list[Case]:
 
     def glyphs(title: str, net: Network, bank: Tensor, rows: dict[str, Preparation]) -> Case:
         # Preparation trains on every drawing it is given: half of them are kept from it.
-        given, kept = ({"train": part} for part in bank.split(bank.shape[1] // 2, 1))
+        given, kept = ({"train": part} for part in bank.chunk(2, 1))
         family, other = (FewShot("glyphs", net, banks, way=5, shots=[1], queries=5) for banks in (given, kept))
         return Case(title, family, rows, other.training_data("train", seeds))
 
@@ -102,7 +102,7 @@ def measure(case: Case, how: Preparation, seeds: Sequence[int]) -> Row:
         train, test = (net.loss(weights, examples, mask) for examples in (data, case.held_out))
         moved = [weights + spread * torch.randn(weights.shape, generator=noise) for _ in range(DRAWS)]
         disturbed = torch.stack([net.loss(w, case.held_out, mask) for w in moved]).mean(0)
-        return Row(train, *spectrum, test, disturbed, net.score(weights, case.held_out, mask))
+        return Row(train, *spectrum, test, disturbed, 100 * net.score(weights, case.held_out, mask))
 
 
 def shown(values: Tensor, digits: int = 3) -> str:
@@ -110,9 +110,9 @@ def shown(values: Tensor, digits: int = 3) -> str:
     return f"{found['mean']:.{digits}g} ± {found['ci95']:.2g}"
 
 
-def relative(largest: Tensor, reference: Tensor) -> str:
-    """Geometric mean of the ratio, and its 95 % interval."""
-    ratio = interval((largest / reference).log())
+def relative(values: Tensor, reference: Tensor) -> str:
+    """Geometric mean of the ratio, task by task, and its 95 % interval."""
+    ratio = interval((values / reference).log())
     low, middle, high = (float(torch.tensor(ratio["mean"] + sign * ratio["ci95"]).exp()) for sign in (-1, 0, 1))
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
@@ -122,21 +122,23 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
+    if arguments.tasks < 2:
+        parser.error("--tasks must be at least 2: intervals and noise are in units of the spread over tasks")
     torch.set_num_threads(1)
     tasks, made = range(arguments.tasks), provenance()
     for case in cases(tasks):
         title = f"{case.title}: {len(tasks)} tasks, theta_0 seeds {arguments.seeds}; {made['commit']}, {made['hardware']}"
         table = Table(title=title)
-        for column in COLUMNS:
+        for column in ("rho", *COLUMNS):
             table.add_column(column, justify="right")
-        reference = None
+        first = None
         for name, how in case.rows.items():
             runs = [measure(case, replace(how, theta0_seed=start), tasks) for start in arguments.seeds]
             row = Row(*(torch.stack(parts).mean(0) for parts in zip(*runs, strict=True)))
-            reference = row.largest if reference is None else reference
-            cells = [shown(values) for values in row[:-1]]
-            table.add_row(name, *cells, shown(100 * row.score, 4), relative(row.largest, reference))
-        Console(width=160).print(table)
+            first = row if first is None else first
+            ratios = relative(row.largest, first.largest), relative(row.disturbed, first.disturbed)
+            table.add_row(name, *(shown(values) for values in row[:-1]), shown(row.score, 4), *ratios)
+        Console(width=180).print(table)
 
 
 if __name__ == "__main__":
