@@ -71,6 +71,13 @@ class TestSpectrum:
         largest = hessian_spectrum(*quadratic(with_eigenvalues(values)), probes=0).largest
         torch.testing.assert_close(largest, torch.tensor([0.5, -1.0, 5.0]), rtol=1e-4, atol=2e-5)
 
+    def test_orthogonality_survives_float32(self):
+        """A direction 1000 times as negative: with a single pass of orthogonalisation 1.0 is found as 18."""
+        values = torch.rand(1, 60, generator=torch.Generator().manual_seed(0)) * 0.99
+        values[0, :2] = torch.tensor([-1000, 1.0])
+        largest = hessian_spectrum(*quadratic(with_eigenvalues(values)), iterations=60, probes=0).largest
+        assert float(largest[0]) == pytest.approx(1, rel=1e-3)
+
     def test_breakdown_in_one_task_does_not_disturb_the_others(self):
         """Rank 1, a multiple of the identity, zero, and a full one, in a batch of 30 numbers and 20 iterations."""
         values = torch.zeros(4, 30)

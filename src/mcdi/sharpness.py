@@ -153,7 +153,7 @@ def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
         known = basis[:, : j + 1]
         w = hessian(v)
         alpha = (v * w).sum(-1)
-        for _ in range(2):  # once loses orthogonality in float32, and copies of the largest eigenvalue appear; twice is enough
+        for _ in range(2):  # one pass leaves parts of a much more negative direction, which then come back: twice is enough
             w = w - torch.einsum("njp,nj->np", known, torch.einsum("njp,np->nj", known, w))
         beta = w.norm(dim=-1)
         diagonal.append(torch.where(going, alpha, diagonal[0] if diagonal else alpha))
