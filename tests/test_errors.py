@@ -10,7 +10,7 @@ from conftest import RECIPE, mcdi
 
 import mcdi as package
 from mcdi.errors import McdiError
-from mcdi.store import read_json, read_tensors, write_json, write_tensors
+from mcdi.files import read_json, read_tensors, write_json, write_tensors
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.store import write_tensors
+from mcdi.files import write_tensors
 from mcdi.tasks.images import ImageBank, rotated, split_alphabets
 
 NAMES = ("Greek/alpha", "Greek/beta", "Cree (East)/a")

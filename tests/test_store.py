@@ -9,10 +9,11 @@ import time
 import pytest
 import torch
 
-from mcdi import store as module
+from mcdi import files
 from mcdi.errors import McdiError
+from mcdi.files import read_json, read_tensors, write_json, write_tensors
 from mcdi.prepare import Preparation, prepare, trajectories
-from mcdi.store import Trajectories, TrajectoryStore, read_json, read_tensors, write_json, write_tensors
+from mcdi.store import Trajectories, TrajectoryStore
 
 
 def some(n, value=0.0):
@@ -72,7 +73,7 @@ def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(McdiError, match="No space left on device"):
         store.append(some(3))
     with pytest.raises(McdiError, match="cannot write"):

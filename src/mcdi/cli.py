@@ -201,8 +201,8 @@ def generate(
 
     Example: [bold]mcdi generate runs/glyphs/methods/mc-di-0 --support my-symbols/ --query photos/[/]
     """
+    from mcdi.files import write_tensors
     from mcdi.generator import load
-    from mcdi.store import write_tensors
     from mcdi.tasks.images import read_folder, read_images
 
     generator = load(model, _device(device))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from mcdi.evaluate import interval, milliseconds
 from mcdi.families import Progress
+from mcdi.files import write_bytes
 from mcdi.methods import adapt, make_method
 from mcdi.prepare import Preparation, trajectories
-from mcdi.store import write_bytes
 from mcdi.tasks.base import TaskBatch
 from mcdi.tasks.toy import Sines
 

@@ -11,7 +11,7 @@ import torch
 from mcdi.config import FamilySettings
 from mcdi.embed import Conv4, features_of, train_backbone
 from mcdi.errors import McdiError
-from mcdi.store import read_tensors, write_tensors
+from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
 from mcdi.tasks.downstream import NETWORKS, Embedder
 from mcdi.tasks.fewshot import FewShot

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mcdi.errors import McdiError
+from mcdi.files import read_json, read_tensors, write_json, write_tensors
 from mcdi.methods import Diffusion, WeightGenerator, adapt, make_method
-from mcdi.store import read_json, read_tensors, write_json, write_tensors
 from mcdi.tasks import downstream
 from mcdi.tasks.base import Examples
 

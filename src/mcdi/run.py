@@ -27,10 +27,11 @@ from mcdi import __version__, evaluate
 from mcdi.config import Recipe, checked
 from mcdi.errors import McdiError
 from mcdi.families import Progress, load_family, make_family
+from mcdi.files import read_json, write_json
 from mcdi.generator import Generator
 from mcdi.methods import LEARNS_FROM_TRAJECTORIES, Diffusion, make_method
 from mcdi.prepare import prepare
-from mcdi.store import Trajectories, TrajectoryStore, read_json, write_json
+from mcdi.store import Trajectories, TrajectoryStore
 from mcdi.tasks.base import TaskFamily
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from mcdi.files import read_json
 from mcdi.report.table import NUMBER, PARTS, Row, Score, at, bad, check, headings, metric, mse, shot_numbers, show
-from mcdi.store import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis

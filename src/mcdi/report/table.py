@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mcdi.errors import McdiError
-from mcdi.store import read_json
+from mcdi.files import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.store import read_tensors, write_tensors
+from mcdi.files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

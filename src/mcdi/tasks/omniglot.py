@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mcdi.errors import McdiError
-from mcdi.store import write_bytes
+from mcdi.files import write_bytes
 from mcdi.tasks.images import ImageBank, alphabet
 
 Pixels = NDArray[np.uint8]

@@ -1,0 +1,68 @@
+"""How is anything written so that a kill at any moment leaves the old file or the new one, and never a half?"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mcdi.errors import McdiError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` in one step: readers see the old file or the new one, whatever is killed and when."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp makes files private; these are ordinary results
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise McdiError(f"{path} cannot be read as JSON ({error}): delete it and run the step that made it again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
+    """Tensors and JSON-able metadata in one safetensors file, replaced atomically; returns the bytes written."""
+    data = save(
+        {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
+        {n: json.dumps(v) for n, v in (metadata or {}).items()} or None,
+    )
+    write_bytes(path, data)
+    return data
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of `write_tensors`. Raises McdiError naming a file that is missing or corrupt."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {n: json.loads(v) for n, v in (file.metadata() or {}).items()}
+        return load_file(path), metadata
+    except FileNotFoundError as error:
+        raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise McdiError(f"{path} is not a readable safetensors file ({error}): delete it and run its step again") from error
