@@ -1,9 +1,11 @@
 """How is anything written so that a kill at any moment leaves the old file or the new one, and never a half?"""
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
 
 
+def json_bytes(data: Any) -> bytes:
+    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+
+
 def write_json(path: Path, data: Any) -> None:
-    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(path, json_bytes(data))
 
 
 def read_json(path: Path) -> Any:
@@ -66,3 +72,33 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise McdiError(f"{path} is not a readable safetensors file ({error}): delete it and run its step again") from error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what `write_bytes` was writing into `folder` when it was killed. Only for who holds `only_writer`."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` for writing; the lock goes with the process, however it ends. Raises McdiError when another has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise McdiError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise McdiError(
+                f"another process is writing to {folder}: wait until it ends, stop it, or choose another --out"
+            ) from error
+        except OSError as error:
+            raise McdiError(
+                f"{folder} cannot be locked ({error.strerror or error}): choose a folder on a local disk"
+            ) from error
+        yield
+    finally:
+        os.close(handle)

@@ -57,7 +57,7 @@ def trajectories(family: TaskFamily, split: str, seeds: Sequence[int], how: Prep
     weights = net.theta0(how.theta0_seed, units).to(device).repeat(len(seeds), 1, 1).requires_grad_()
     optimiser = torch.optim.Adam([weights], lr=how.lr)
     decay = how.weight_decay * net.space.in_matrices().to(device)
-    ends = {round(i * how.epochs / how.k) for i in range(1, how.k + 1)}
+    ends = [round(i * how.epochs / how.k) for i in range(1, how.k + 1)]
     noise = torch.Generator(device).manual_seed(int(seeds[0]))
     targets, scores, losses = [], [], []
 
@@ -83,7 +83,10 @@ def trajectories(family: TaskFamily, split: str, seeds: Sequence[int], how: Prep
     stacked = torch.stack(targets, 1).cpu()
     if not bool(torch.isfinite(stacked).all()):
         raise McdiError(f"Adam at lr = {how.lr} left weights that are not finite: lower the preparation's lr")
-    return Trajectories(stacked, mask.cpu(), tasks.seeds.cpu(), torch.stack(scores, 1).cpu(), torch.stack(losses, 1).cpu())
+    epochs = torch.tensor(ends).repeat(len(seeds), 1)
+    return Trajectories(
+        stacked, mask.cpu(), tasks.seeds.cpu(), torch.stack(scores, 1).cpu(), torch.stack(losses, 1).cpu(), epochs
+    )
 
 
 def prepare(
@@ -105,8 +108,10 @@ def prepare(
             f"{folder} ends with a part of a chunk: it was prepared with {len(store)} tasks; delete it to get {how.tasks}"
         )
     progress(len(store), how.tasks)
-    while len(store) < how.tasks:
-        seeds = range(len(store), min(len(store) + how.chunk, how.tasks))
-        store.append(trajectories(family, split, seeds, how, device))
-        progress(len(store), how.tasks)
+    if len(store) < how.tasks:
+        with store.writer():
+            while len(store) < how.tasks:
+                seeds = range(len(store), min(len(store) + how.chunk, how.tasks))
+                store.append(trajectories(family, split, seeds, how, device))
+                progress(len(store), how.tasks)
     return store

@@ -1,0 +1,90 @@
+"""What do the files of a store look like, and how is every change of one noticed?
+
+A shard is a safetensors file of N tasks; index.json names the shards with their checksums, and holds its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.files import json_bytes, read_tensors
+from mcdi.urls import read_url
+
+FORMAT = 2
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CURE = "restore it from a copy, or delete the store and prepare again"
+
+
+def checksum(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def sealed_index(meta: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of index.json with its own checksum; shards in the order of their numbers."""
+    content = {"format": FORMAT, "meta": dict(meta), "shards": sorted(shards, key=lambda shard: int(shard["number"]))}
+    return {**content, "blake2b": checksum(json_bytes(content))}
+
+
+def checked_index(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        index = json.loads(data.decode())
+    except ValueError as error:
+        raise McdiError(f"{name} cannot be read as JSON ({error}): {CURE}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise McdiError(f"{name} is not a trajectory index of format {FORMAT}: it is damaged or from another version; {CURE}")
+    # Byte for byte what we would write: a flip that leaves the meaning (1e-05, 1E-05) is noticed too.
+    if not {"meta", "shards"} <= set(index) or json_bytes(sealed_index(index["meta"], index["shards"])) != data:
+        raise McdiError(f"{name} does not match its own checksum: {CURE}")
+    return index
+
+
+def first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
+    """The first key, in the alphabet, at which two metas differ."""
+    return min((n for n in {*a, *b} if a.get(n) != b.get(n)), default=None)
+
+
+def within(where: str | Path, file: str) -> str | Path:
+    return f"{where.rstrip('/')}/{file}" if isinstance(where, str) else where / file
+
+
+def _read(name: str | Path, absent: str) -> bytes:
+    try:
+        return read_url(name) if isinstance(name, str) else name.read_bytes()
+    except FileNotFoundError as error:
+        raise McdiError(f"{name} {absent}") from error
+    except OSError as error:
+        raise McdiError(f"{name} cannot be read ({error.strerror or error}): {CURE}") from error
+
+
+def read_index(where: str | Path) -> dict[str, Any]:
+    """The index of the store in a folder or at a URL. Raises McdiError when there is none, or it is damaged."""
+    name = within(where, "index.json")
+    return checked_index(_read(name, "does not exist: check the path, or run the step that makes it"), str(name))
+
+
+def shard_bytes(where: str | Path, shard: Mapping[str, Any]) -> bytes:
+    """The verified content of a shard. Raises McdiError naming one that is missing or changed."""
+    name = within(where, shard["file"])
+    data = _read(name, f"is missing: {CURE}")
+    if checksum(data) != shard["blake2b"]:
+        raise McdiError(f"{name} does not match its checksum: {CURE}")
+    return data
+
+
+def shard_tensors(where: str | Path, shard: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A verified shard's tensors as stored: a memory map of a file, or what a URL sent.
+
+    Raises McdiError naming a shard that is missing, changed, or holds NaN or infinite weights.
+    """
+    name, data = within(where, shard["file"]), shard_bytes(where, shard)
+    tensors = load(data) if isinstance(name, str) else read_tensors(name)[0]
+    if not bool(torch.isfinite(tensors["targets"]).all()):
+        raise McdiError(f"{name} holds NaN or infinite weights: prepare again with a lower learning rate")
+    return tensors
