@@ -27,6 +27,7 @@ from mcdi import run as job
 from mcdi.config import Recipe, read_recipe, recipe_names
 from mcdi.errors import McdiError
 from mcdi.families import Progress as Steps
+from mcdi.store_cli import app as store_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +40,7 @@ app = typer.Typer(
     tasks, meta-trains a local consistency diffusion (Mc-Di) on them and measures it beside honest alternatives.
     A run is one folder; the same command resumes; [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
 )
+app.add_typer(store_app, name="store")
 console = Console(stderr=True)
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.")]

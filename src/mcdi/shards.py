@@ -50,6 +50,11 @@ def first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
     return min((n for n in {*a, *b} if a.get(n) != b.get(n)), default=None)
 
 
+def layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Type and shape of one task's row of every tensor: the same in all shards of a store."""
+    return {n: (t.dtype, t.shape[1:]) for n, t in tensors.items()}
+
+
 def within(where: str | Path, file: str) -> str | Path:
     return f"{where.rstrip('/')}/{file}" if isinstance(where, str) else where / file
 

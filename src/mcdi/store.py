@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.files import json_bytes, only_writer, remove_temporaries, write_bytes, write_tensors
-from mcdi.shards import CURE, STORAGE, checksum, first_difference, read_index, sealed_index, shard_tensors, within
-from mcdi.urls import is_url
+from mcdi.shards import CURE, STORAGE, checksum, first_difference, layout, read_index, sealed_index, shard_tensors, within
+from mcdi.urls import place
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Trajectories:
             if name in _FIELDS:
                 raise McdiError(f"a column cannot be called {name!r}, which every store has: choose another name")
         for name, tensor in self.tensors().items():
-            if not tensor.ndim or len(tensor) != len(self):
+            if tensor.shape[:1] != self.seeds.shape:
                 raise McdiError(f"{name} has shape {tuple(tensor.shape)}, but there are {len(self)} tasks: one row a task")
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class TrajectoryStore:
     """
 
     def __init__(self, where: str | Path) -> None:
-        self.where = where if is_url(where) else Path(where)
+        self.where = place(where)
         self.index: dict[str, Any] = {}
         self._writing = False
         self._layout: dict[str, tuple[torch.dtype, torch.Size]] = {}
@@ -120,7 +120,7 @@ class TrajectoryStore:
             return
         self.index = index
         tasks = torch.tensor([shard["tasks"] for shard in self.shards], dtype=torch.int64)
-        self._ends = tasks.cumsum(0)
+        self._tasks, self._ends = int(tasks.sum()), tasks.cumsum(0)
         self._starts = self._ends - tasks
         self._small: dict[str, Tensor] = {}  # (N, ...) each: all but the targets, filled as shards are touched
         self._targets: dict[int, memoryview] = {}  # by position in the index: the bytes of a shard's targets
@@ -135,7 +135,7 @@ class TrajectoryStore:
         return self.index["shards"]
 
     def __len__(self) -> int:
-        return sum(shard["tasks"] for shard in self.shards)
+        return self._tasks
 
     def numbers(self) -> set[int]:
         """The chunks that are finished."""
@@ -197,17 +197,21 @@ class TrajectoryStore:
 
     def _verified(self, shard: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors = shard_tensors(self.where, shard)
-        layout = {n: (t.dtype, t.shape[1:]) for n, t in tensors.items()}
-        self._layout = self._layout or layout
-        if layout != self._layout:
-            odd, name = first_difference(layout, self._layout), within(self.where, shard["file"])
+        found = layout(tensors)
+        self._layout = self._layout or found
+        odd = first_difference(found, self._layout)
+        if odd is not None:
+            name = within(self.where, shard["file"])
             raise McdiError(f"{name} has another type or shape of {odd!r} than the shards before it: {CURE}")
         return tensors
 
-    def parts(self) -> Iterator[Trajectories]:
-        """The shards one at a time, verified, without keeping them."""
+    def _not_empty(self) -> None:
         if not self.shards:
             raise McdiError(f"{self.where} holds no trajectories yet: run `mcdi prepare` first")
+
+    def parts(self) -> Iterator[Trajectories]:
+        """The shards one at a time, verified, without keeping them."""
+        self._not_empty()
         for shard in self.shards:
             tensors = self._verified(shard)
             yield Trajectories.of({**tensors, "targets": tensors["targets"].float()})
@@ -231,21 +235,20 @@ class TrajectoryStore:
 
         Its targets then stay mapped, and its other columns in memory. Raises IndexError outside 0..N-1.
         """
+        self._not_empty()
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(f"rows {int(index.min())}..{int(index.max())} of {len(self)}")
         at = torch.searchsorted(self._ends, index, right=True)
-        for shard in at.unique().tolist() or range(len(self.shards))[:1]:
-            if shard not in self._targets:
-                self._touch(shard)
-        if not self._targets:
-            raise McdiError(f"{self.where} holds no trajectories yet: run `mcdi prepare` first")
+        shards = at.tolist()
+        for shard in {*(shards or [0])} - self._targets.keys():
+            self._touch(shard)
         dtype, shape = self._layout["targets"]
         size = shape.numel() * dtype.itemsize
         offsets = ((index - self._starts[at]) * size).tolist()
         # One copy, straight from the maps: a fancy index for every shard costs three times as much for a few rows each.
-        data = bytearray().join([self._targets[s][o : o + size] for s, o in zip(at.tolist(), offsets, strict=True)])
+        data = bytearray().join([self._targets[s][o : o + size] for s, o in zip(shards, offsets, strict=True)])
         targets = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        small = {n: t[index] for n, t in self._small.items()}
+        small = {n: t.index_select(0, index) for n, t in self._small.items()}
         return Trajectories.of({**small, "targets": targets.reshape(len(index), *shape).float()})
 
     def _touch(self, at: int) -> None:

@@ -9,8 +9,9 @@ import fsspec
 from mcdi.errors import McdiError
 
 
-def is_url(where: str | Path) -> bool:
-    return isinstance(where, str) and "://" in where
+def place(where: str | Path) -> str | Path:
+    """A URL as a str, a folder as a Path."""
+    return where if isinstance(where, str) and "://" in where else Path(where)
 
 
 @contextmanager
