@@ -1,6 +1,5 @@
 """Whatever a user gets wrong ends in exit code 1 and one sentence that names it, without a traceback."""
 
-import hashlib
 import json
 import shutil
 
@@ -10,7 +9,8 @@ from conftest import RECIPE, mcdi
 
 import mcdi as package
 from mcdi.errors import McdiError
-from mcdi.files import read_json, read_tensors, write_json, write_tensors
+from mcdi.files import read_json, read_tensors, write_tensors
+from mcdi.shards import checksum, index_bytes, sealed_index
 
 
 @pytest.fixture
@@ -90,8 +90,9 @@ class TestRunFolders:
             tensors, _ = read_tensors(path)
             tensors["targets"][3, 1, 0, 7] = float("nan")
             data = write_tensors(path, tensors)
-            index["shards"][1]["blake2b"] = hashlib.blake2b(data, digest_size=16).hexdigest()
-            write_json(copy / "trajectories" / "index.json", index)
+            index["shards"][1]["blake2b"] = checksum(data)
+            sealed = sealed_index(index["meta"], index["shards"])
+            (copy / "trajectories" / "index.json").write_bytes(index_bytes(sealed))
         sentence = fails("run", recipe, "--out", copy, "--workers", 1)
         assert "shard-00001" in sentence and ("checksum" if damage == "flip" else "NaN") in sentence
         assert not (copy / "methods" / "mc-di-0" / "config.json").exists()

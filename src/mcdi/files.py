@@ -35,12 +35,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
 
 
-def json_bytes(data: Any) -> bytes:
-    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
-
-
 def write_json(path: Path, data: Any) -> None:
-    write_bytes(path, json_bytes(data))
+    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import json_bytes, read_tensors
+from mcdi.files import read_tensors
 from mcdi.urls import read_url
 
 FORMAT = 2
@@ -26,10 +26,15 @@ def checksum(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def index_bytes(index: Mapping[str, Any]) -> bytes:
+    # Keys stay in their order: that of the parameters in meta["space"] says which number belongs to which.
+    return (json.dumps(index, indent=1) + "\n").encode()
+
+
 def sealed_index(meta: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of index.json with its own checksum; shards in the order of their numbers."""
     content = {"format": FORMAT, "meta": dict(meta), "shards": sorted(shards, key=lambda shard: int(shard["number"]))}
-    return {**content, "blake2b": checksum(json_bytes(content))}
+    return {**content, "blake2b": checksum(index_bytes(content))}
 
 
 def checked_index(data: bytes, name: str) -> dict[str, Any]:
@@ -40,7 +45,8 @@ def checked_index(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise McdiError(f"{name} is not a trajectory index of format {FORMAT}: it is damaged or from another version; {CURE}")
     # Byte for byte what we would write: a flip that leaves the meaning (1e-05, 1E-05) is noticed too.
-    if not {"meta", "shards"} <= set(index) or json_bytes(sealed_index(index["meta"], index["shards"])) != data:
+    content = {n: v for n, v in index.items() if n != "blake2b"}
+    if index_bytes({**content, "blake2b": checksum(index_bytes(content))}) != data:
         raise McdiError(f"{name} does not match its own checksum: {CURE}")
     return index
 
@@ -48,6 +54,10 @@ def checked_index(data: bytes, name: str) -> dict[str, Any]:
 def first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
     """The first key, in the alphabet, at which two metas differ."""
     return min((n for n in {*a, *b} if a.get(n) != b.get(n)), default=None)
+
+
+def shard_file(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
 
 
 def layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:

@@ -16,8 +16,20 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import json_bytes, only_writer, remove_temporaries, write_bytes, write_tensors
-from mcdi.shards import CURE, STORAGE, checksum, first_difference, layout, read_index, sealed_index, shard_tensors, within
+from mcdi.files import only_writer, remove_temporaries, write_bytes, write_tensors
+from mcdi.shards import (
+    CURE,
+    STORAGE,
+    checksum,
+    first_difference,
+    index_bytes,
+    layout,
+    read_index,
+    sealed_index,
+    shard_file,
+    shard_tensors,
+    within,
+)
 from mcdi.urls import place
 
 
@@ -95,7 +107,7 @@ class TrajectoryStore:
         if not (folder / "index.json").exists():
             with only_writer(folder):
                 if not (folder / "index.json").exists():  # another process may have been faster
-                    write_bytes(folder / "index.json", json_bytes(sealed_index(meta, [])))
+                    write_bytes(folder / "index.json", index_bytes(sealed_index(meta, [])))
         store = cls(folder)
         name = first_difference(meta, store.meta)
         if name is not None:
@@ -176,7 +188,7 @@ class TrajectoryStore:
         """
         if number in self.numbers():
             raise McdiError(f"{self.where} holds chunk {number} already: shards are never changed")
-        file = f"shard-{number:05d}.safetensors"
+        file = shard_file(number)
         tensors = {**data.tensors(), "targets": data.targets.to(STORAGE[self.meta.get("storage", "float32")])}
         content = write_tensors(self._folder() / file, tensors)
         return {"number": number, "file": file, "tasks": len(data), "bytes": len(content), "blake2b": checksum(content)}
@@ -187,7 +199,7 @@ class TrajectoryStore:
             if entry["number"] in self.numbers():
                 raise McdiError(f"{self.where} holds chunk {entry['number']} already: shards are never changed")
             index = sealed_index(self.meta, [*self.shards, entry])
-            write_bytes(self._folder() / "index.json", json_bytes(index))
+            write_bytes(self._folder() / "index.json", index_bytes(index))
             self.refresh()
 
     def append(self, data: Trajectories) -> None:

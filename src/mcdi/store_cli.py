@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -53,7 +54,7 @@ def info(store: Store) -> None:
                 sums[name] = sums.get(name, torch.zeros(())) + column.double().sum(0)
     means = {name: total / len(found) for name, total in sums.items()}
     k, units, numbers = shape
-    meta, megabytes = found.meta, sum(shard["bytes"] for shard in found.shards) / 1e6
+    meta, size = found.meta, sum(shard["bytes"] for shard in found.shards)
     table = Table(title=escape(store), show_header=False)
     for name, value in (
         ("family", meta.get("family")),
@@ -62,7 +63,7 @@ def info(store: Store) -> None:
         ("local targets", f"k = {k}"),
         ("weights", f"{units} units x {numbers} numbers"),
         ("storage", meta.get("storage", "float32")),
-        ("on disk", f"{megabytes:.1f} MB in {len(found.shards)} shards"),
+        ("on disk", f"{decimal(size)} in {len(found.shards)} shards"),
         *((name, f"mean {float(means[name].mean()):.4g}") for name in means if name not in _AT_TARGETS),
         *((name, json.dumps(meta[name])) for name in sorted(meta) if name not in ("family", "split", "storage")),
     ):

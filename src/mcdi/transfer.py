@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import json_bytes, only_writer, write_bytes
-from mcdi.shards import first_difference, layout, sealed_index, shard_bytes, within
+from mcdi.files import only_writer, write_bytes
+from mcdi.shards import first_difference, index_bytes, layout, sealed_index, shard_bytes, shard_file, within
 from mcdi.store import TrajectoryStore
 from mcdi.urls import place, url_exists, write_url
 from mcdi.weights import WeightSpace
@@ -49,11 +49,11 @@ def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
     with only_writer(destination):
         for store in stores:
             for shard in store.shards:
-                entry = {**shard, "number": len(entries), "file": f"shard-{len(entries):05d}.safetensors"}
+                entry = {**shard, "number": len(entries), "file": shard_file(len(entries))}
                 write_bytes(destination / entry["file"], shard_bytes(store.where, shard))
                 entries.append(entry)
         meta = {**meta, "tasks": len(owner)} if "tasks" in meta else meta
-        write_bytes(destination / "index.json", json_bytes(sealed_index(meta, entries)))
+        write_bytes(destination / "index.json", index_bytes(sealed_index(meta, entries)))
     return TrajectoryStore.open(destination)
 
 
@@ -73,7 +73,7 @@ def export(source: str | Path, where: str | Path) -> None:
 
     for shard in store.shards:
         write(shard["file"], shard_bytes(store.where, shard))
-    write("index.json", json_bytes(store.index))
+    write("index.json", index_bytes(store.index))
 
 
 def weights_of(store: TrajectoryStore, seed: int, target: int | None = None) -> dict[str, Tensor]:
