@@ -2,9 +2,10 @@
 
     python benchmarks/store.py
 
-Makes a store in a temporary folder and prints megabytes of targets a second: appending shards beside plain writes of the
-same bytes with fsync; random mini-batches through `rows` from verified, mapped shards beside a fancy index of numpy.memmap over
-one flat file; everything through `read`, which verifies. Medians; the two sides take turns. One thread.
+Makes a store in a temporary folder and prints megabytes of stored targets a second. Append: a shard beside a plain write of
+the same bytes, both with fsync (a shard takes two: its own and the index's). Random rows: mini-batches of all columns through
+`rows` from verified and mapped shards, beside the targets alone by a fancy index of numpy.memmap on one flat file. Read:
+everything, verified. Medians; the two sides take turns, each on rows of its own. One thread.
 """
 
 import argparse
@@ -12,25 +13,28 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save
+from torch import Tensor
 
 from mcdi.run import provenance
 from mcdi.store import Trajectories, TrajectoryStore
 
 
-def seconds(*calls: Callable[[], object], repeats: int) -> list[float]:
-    """The median time of each call; they take turns, so that other work on the machine disturbs them alike."""
+def seconds(*calls: Callable[[Any], object], arguments: Sequence[Iterable[Any]]) -> list[float]:
+    """The median time of each call over its arguments; they take turns, so that other work disturbs them alike."""
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, mine in zip(calls, times, strict=True):
+    for round_ in zip(*arguments, strict=True):
+        for call, argument, mine in zip(calls, round_, times, strict=True):
             start = time.perf_counter()
-            call()
+            call(argument)
             mine.append(time.perf_counter() - start)
     return [statistics.median(mine) for mine in times]
 
@@ -53,6 +57,40 @@ def write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def measure(folder: Path, storage: str, parts: list[Trajectories], batch: int) -> Iterator[tuple[str, ...]]:
+    """Rows of the table: what, MB/s, MB/s of plain files, ratio."""
+    total, chunk, shape = sum(map(len, parts)), len(parts[0]), parts[0].targets.shape[1:]
+    dtype = np.float32 if storage == "float32" else np.uint16
+    task = shape.numel() * np.dtype(dtype).itemsize / 1e6
+
+    def row(what: str, megabytes: float, mine: float, plain: float | None = None) -> tuple[str, ...]:
+        beside = ("", "") if plain is None else (f"{megabytes / plain:.0f}", f"{plain / mine:.2f}")
+        return what, f"{megabytes / mine:.0f}", *beside
+
+    store = TrajectoryStore.create(folder / "store", {"storage": storage})
+    flat = np.memmap(folder / "flat", dtype, "w+", shape=(total, *shape))
+    contents = (save({**part.tensors(), "targets": part.targets.to(getattr(torch, storage))}) for part in parts)
+    with store.writer():
+        times = seconds(store.append, lambda data: write(folder / "plain", data), arguments=[parts, contents])
+    yield row("append a shard", chunk * task, *times)
+    for number, part in enumerate(store.parts()):
+        stored = part.targets.numpy() if storage == "float32" else part.targets.bfloat16().view(torch.uint16).numpy()
+        flat[number * chunk : number * chunk + len(part)] = stored
+    flat.flush()
+    flat = np.memmap(folder / "flat", dtype, "r", shape=(total, *shape))
+    store.rows(torch.arange(total))
+    flat.max()  # now both sides are warm
+    draw = torch.Generator().manual_seed(0)
+    batches = [[torch.randint(total, (batch,), generator=draw) for _ in range(500)] for _ in range(2)]  # each side its own
+
+    def plain_rows(index: Tensor) -> Tensor:
+        return torch.from_numpy(flat[index.numpy()]).view(getattr(torch, storage)).float()
+
+    times = seconds(store.rows, plain_rows, arguments=batches)
+    yield row(f"{batch} random rows", batch * task, *times)
+    yield row("read everything, verified", total * task, *seconds(lambda _: store.read(), arguments=[range(5)]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=20_000)
@@ -65,43 +103,10 @@ def main() -> None:
     for column in ("storage", "what", "MB/s", "plain files, MB/s", "ratio"):
         table.add_column(column, justify="right")
     parts = [tasks(arguments.chunk, first, *shape) for first in range(0, arguments.tasks, arguments.chunk)]
-    total = len(parts) * arguments.chunk
-
-    for storage, dtype in (("float32", np.float32), ("bfloat16", np.uint16)):
+    for storage in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            store = TrajectoryStore.create(folder / "store", {"storage": storage})
-            flat = np.memmap(folder / "flat", dtype, "w+", shape=(total, *shape))
-            row = flat[0].nbytes / 1e6
-
-            def show(what: str, rows: int, mine: float, plain: float | None, storage: str = storage, row: float = row) -> None:
-                figures = ["", ""] if plain is None else [f"{rows * row / plain:.0f}", f"{plain / mine:.2f}"]
-                table.add_row(storage, what, f"{rows * row / mine:.0f}", *figures)
-
-            append, plain = [], []
-            with store.writer():
-                for number, part in enumerate(parts):
-                    append += seconds(lambda part=part: store.append(part), repeats=1)
-                    data = (folder / "store" / store.shards[number]["file"]).read_bytes()
-                    plain += seconds(lambda number=number, data=data: write(folder / f"{number}.bin", data), repeats=1)
-            show("append a shard", arguments.chunk, statistics.median(append), statistics.median(plain))
-
-            at = 0
-            for part in store.parts():
-                stored = part.targets.numpy() if storage == "float32" else part.targets.bfloat16().view(torch.uint16).numpy()
-                flat[at : at + len(part)] = stored
-                at += len(part)
-            flat.flush()
-            flat = np.memmap(folder / "flat", dtype, "r", shape=(total, *shape))
-            flat.max()  # both sides warm
-            reader = TrajectoryStore.open(folder / "store")
-            reader.rows(torch.arange(total))
-            draw = torch.Generator().manual_seed(0)
-            indices = [torch.randint(total, (arguments.batch,), generator=draw) for _ in range(400)]
-            pairs = [seconds(lambda i=i: reader.rows(i), lambda i=i: np.array(flat[i.numpy()]), repeats=1) for i in indices]
-            mine, plain_read = (statistics.median(side) for side in zip(*pairs, strict=True))
-            show(f"{arguments.batch} random rows", arguments.batch, mine, plain_read)
-            show("read everything, verified", total, *seconds(reader.read, repeats=3), None)
+            for row in measure(Path(name), storage, parts, arguments.batch):
+                table.add_row(storage, *row)
     Console().print(table)
 
 

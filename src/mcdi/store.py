@@ -127,7 +127,9 @@ class TrajectoryStore:
 
     def refresh(self) -> None:
         """Read the index again: shards that another process has finished since appear, and none that it has not."""
-        index = read_index(self.where)
+        self._use(read_index(self.where))
+
+    def _use(self, index: dict[str, Any]) -> None:
         if index == self.index:
             return
         self.index = index
@@ -188,6 +190,8 @@ class TrajectoryStore:
         """
         if number in self.numbers():
             raise McdiError(f"{self.where} holds chunk {number} already: shards are never changed")
+        if not len(data):
+            raise McdiError(f"chunk {number} holds no tasks: nothing was written")
         file = shard_file(number)
         tensors = {**data.tensors(), "targets": data.targets.to(STORAGE[self.meta.get("storage", "float32")])}
         content = write_tensors(self._folder() / file, tensors)
@@ -200,7 +204,7 @@ class TrajectoryStore:
                 raise McdiError(f"{self.where} holds chunk {entry['number']} already: shards are never changed")
             index = sealed_index(self.meta, [*self.shards, entry])
             write_bytes(self._folder() / "index.json", index_bytes(index))
-            self.refresh()
+            self._use(index)
 
     def append(self, data: Trajectories) -> None:
         """`write_shard` and `commit` under the number after the last."""
@@ -248,10 +252,10 @@ class TrajectoryStore:
         Its targets then stay mapped, and its other columns in memory. Raises IndexError outside 0..N-1.
         """
         self._not_empty()
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            raise IndexError(f"rows {int(index.min())}..{int(index.max())} of {len(self)}")
         at = torch.searchsorted(self._ends, index, right=True)
         shards = at.tolist()
+        if shards and (max(shards) == len(self.shards) or bool((index < 0).any())):
+            raise IndexError(f"rows {int(index.min())}..{int(index.max())} of {len(self)}")
         for shard in {*(shards or [0])} - self._targets.keys():
             self._touch(shard)
         dtype, shape = self._layout["targets"]
