@@ -35,7 +35,7 @@ def main() -> None:
     if not isinstance(net, LinearHead):
         parser.error("this compares heads on features: give the run of a recipe with network = 'linear-head'")
     stored = TrajectoryStore.open(arguments.run / "trajectories").read()
-    space = net.space.fitted(stored.targets[:, -1], stored.mask)
+    space = net.space.fitted([(stored.targets[:, -1], stored.mask)])
     z = space.standardise(stored.targets[:, -1])
     training = [family.sample("train", stored.seeds.tolist(), shots=shots) for shots in family.shots]
     validation = {shots: family.sample("val", range(arguments.tasks), shots=shots) for shots in family.shots}
@@ -69,7 +69,7 @@ def main() -> None:
 
         prior = LinearPrior(space.D, net.condition_size, 1)
         mask, targets = stored.mask.repeat(len(training), 1), z.repeat(len(training), 1, 1)
-        prior.fit(targets, torch.cat([condition(b) for b in training]), mask)
+        prior.fit([(targets, torch.cat([condition(b) for b in training]), mask)])
         share = 1 - float(prior.variance.mean() / targets[mask].var(0).mean())
 
         def mapped(batch: TaskBatch, prior: LinearPrior = prior, read: Callable[[TaskBatch], Tensor] = condition) -> Tensor:

@@ -70,7 +70,7 @@ class TestLinearPrior:
         mean = torch.stack([cond[n, mask[n]].mean(0) for n in range(200)])[:, None].expand(-1, 3, -1)
         z = torch.cat([cond, mean, torch.ones(200, 3, 1)], -1) @ a
         prior = LinearPrior(5, 4, 1)
-        prior.fit(torch.where(mask[..., None], z, torch.nan), cond, mask, ridge=1e-9)  # masked-out units are never read
+        prior.fit([(torch.where(mask[..., None], z, torch.nan), cond, mask)], ridge=1e-9)  # masked-out units are never read
         torch.testing.assert_close(prior.matrix[0], a, rtol=1e-3, atol=1e-3)
         guess = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), cond, mask)  # bar = 0: x says nothing
         torch.testing.assert_close(guess[mask], z[mask], rtol=1e-3, atol=1e-3)
@@ -80,8 +80,9 @@ class TestLinearPrior:
         cond = torch.randn(300, 1, 4, generator=g).expand(-1, 2, -1)
         z = torch.stack([cond[:, 0] @ torch.randn(4, 3, generator=g) for _ in range(2)], 1)
         prior = LinearPrior(3, 4, 2)
-        prior.fit(z, cond, torch.ones(300, 2, dtype=torch.bool), ridge=1e-7)
-        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), cond, torch.ones(300, 2, dtype=torch.bool))
+        whole = torch.ones(300, 2, dtype=torch.bool)
+        prior.fit(zip(z.split(70), cond.split(70), whole.split(70), strict=True), ridge=1e-7)
+        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), cond, whole)
         torch.testing.assert_close(guess, z, rtol=1e-3, atol=1e-3)
 
     @pytest.mark.parametrize("bar", [0.0, 0.002, 0.5, 0.9, 1.0])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mcdi import stacked
 from mcdi.embed import Conv4, augmented, features_of, prototypical_loss, train_backbone
 from mcdi.errors import McdiError
 from mcdi.tasks.base import SPLITS, Examples, uniform
@@ -121,7 +122,7 @@ class TestNetworks:
     def test_linear_head_computes_what_its_module_computes(self):
         net = LinearHead(6, 4)
         weights, x = torch.randn(3, 4, 7), torch.randn(3, 9, 6)
-        torch.testing.assert_close(net.predict(weights, x), net.space.call(net.module, weights, x))
+        torch.testing.assert_close(net.predict(weights, x), stacked.apply(net.module, net.space.unpack(weights), x))
         assert len(set(map(tuple, net.theta0(0, 5).tolist()))) == 1 and not torch.equal(net.theta0(0, 1), net.theta0(1, 1))
 
     def test_condition_of_a_head(self):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mcdi import stacked
 from mcdi.errors import McdiError
 from mcdi.weights import WeightSpace
 
@@ -64,7 +65,7 @@ def test_call_equals_the_module_with_these_weights():
     )
     x = torch.randn(3, 7, 3)
     expected = torch.stack([m(x[b]) for b, m in enumerate(nets)])
-    torch.testing.assert_close(space.call(nets[0], flat, x), expected)
+    torch.testing.assert_close(stacked.apply(nets[0], space.unpack(flat), x), expected)
     nets[1].load_state_dict({n: p[2] for n, p in space.unpack(flat).items()})
     torch.testing.assert_close(nets[1](x[2]), expected[2])
 
@@ -75,19 +76,28 @@ def test_standardised_weights_have_zero_mean_and_unit_variance(unit):
     flat = torch.randn(200, space.U, space.D) * 3 + 2
     mask = torch.ones(200, space.U, dtype=torch.bool)
     mask[:, -1] = unit == "whole"
-    fitted = space.fitted(flat, mask)
+    fitted = space.fitted(zip(flat.split(60), mask.split(60), strict=True))
     z = fitted.standardise(flat)
     inside = z[mask] if unit == "row" else z
     torch.testing.assert_close(inside.mean(0), torch.zeros_like(inside.mean(0)), atol=1e-4, rtol=0)
     torch.testing.assert_close(inside.std(0, correction=0), torch.ones_like(inside.mean(0)), atol=1e-4, rtol=0)
     torch.testing.assert_close(fitted.restore(z), flat, atol=1e-4, rtol=1e-4)
-    constant = space.fitted(torch.ones(4, space.U, space.D), mask[:4])
+    constant = space.fitted([(torch.full((4, space.U, space.D), 500.1), mask[:4])])
     assert bool(torch.isfinite(constant.standardise(torch.ones(1, space.U, space.D))).all())
+    assert float(constant.statistics()[1].min()) == 1
 
 
-def test_only_matrices_count_as_matrices():
-    assert WeightSpace(nn.Linear(2, 3), unit="row").in_matrices().tolist() == [[1.0, 1.0, 0.0]]
-    assert WeightSpace(nn.Linear(2, 1), unit=2).in_matrices().tolist() == [[1.0, 1.0], [0.0, 0.0]]
+def test_running_statistics_belong_to_their_layer():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2), nn.BatchNorm1d(2))
+    space = WeightSpace(net, select="^[01]")
+    assert space.buffers == ("1.running_mean", "1.running_var") and space.parameters == 20 + 4 + 4
+    assert space.parameter_names == ("0.weight", "0.bias", "1.weight", "1.bias")
+    flat = torch.randn(3, 1, space.D)
+    assert bool((space.unpack(flat)["1.running_var"] >= 0).all())
+    torch.testing.assert_close(space.pack(space.unpack(flat.abs())), flat.abs(), rtol=0, atol=0)
+    again = WeightSpace.from_config(space.config())
+    assert again.buffers == space.buffers == again.fitted([(flat, torch.ones(3, 1, dtype=torch.bool))]).buffers
+    assert WeightSpace(nn.BatchNorm1d(4, track_running_stats=False)).buffers == ()
 
 
 def test_what_does_not_fit_is_refused():
@@ -100,12 +110,9 @@ def test_what_does_not_fit_is_refused():
         space.pack({"weight": torch.zeros(1, 3, 5), "bias": torch.zeros(1, 5)})
     with pytest.raises(McdiError, match="no statistics"):
         space.standardise(torch.zeros(1, 1, 20))
-    with pytest.raises(McdiError, match="running statistics"):
-        WeightSpace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
     with pytest.raises(McdiError, match="common first dimension"):
         WeightSpace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), unit="row")
     with pytest.raises(McdiError, match="unknown unit"):
         WeightSpace(nn.Linear(2, 2), unit="column")
     with pytest.raises(McdiError, match="floating-point"):
         WeightSpace(Bag([([2], torch.complex64)]))
-    WeightSpace(nn.BatchNorm1d(4, track_running_stats=False))

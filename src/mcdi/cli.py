@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -26,8 +26,9 @@ from rich.progress import (
 from mcdi import run as job
 from mcdi.config import Recipe, read_recipe, recipe_names
 from mcdi.errors import McdiError
-from mcdi.families import Progress as Steps
 from mcdi.store_cli import app as store_app
+from mcdi.workers import Backend
+from mcdi.workers import Progress as Steps
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -151,13 +152,22 @@ def run(
 
 
 @app.command()
-def prepare(recipe: RecipeName, out: Out = None, data: Data = None, seed: Seed = None, device: Device = "auto") -> None:
+def prepare(
+    recipe: RecipeName,
+    out: Out = None,
+    data: Data = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    backend: Annotated[str, typer.Option(help="local: processes. ray: the cluster at RAY_ADDRESS.")] = "local",
+) -> None:
     """Only the preparation: data, backbone, and the optimiser's trajectories on every training task."""
     chosen, where = _recipe(recipe, seed), _device(device)
     folder = out or Path("runs") / chosen.name
     job.open_run(folder, chosen)
     with _bars() as show:
-        job.prepare_run(folder, data=data, device=where, progress=show)
+        many = _workers(workers, where)
+        job.prepare_run(folder, data=data, device=where, workers=many, progress=show, backend=cast(Backend, backend))
     console.print(f"prepared: {folder}; next: mcdi train {folder}", soft_wrap=True, markup=False)
 
 
@@ -166,7 +176,7 @@ def train(folder: Folder, method: Method = None, device: Device = "auto", worker
     """Meta-train the methods of a prepared run; they are saved under FOLDER/methods/NAME-SEED."""
     where = _device(device)
     with _bars() as show:
-        job.work_through(
+        job.train_and_evaluate(
             folder, _jobs(folder, method), workers=_workers(workers, where), device=where, progress=show, score=False
         )
     console.print(f"trained: {folder}/methods; next: mcdi evaluate {folder}", soft_wrap=True, markup=False)
@@ -177,7 +187,7 @@ def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> 
     """Measure the trained methods of a run on unseen tasks, and write the table and report.html."""
     with _bars() as show:
         jobs = _jobs(folder, method)
-        job.work_through(folder, jobs, workers=_workers(workers, "cpu"), device="cpu", progress=show, train=False)
+        job.train_and_evaluate(folder, jobs, workers=_workers(workers, "cpu"), device="cpu", progress=show, train=False)
         job.finish(folder, progress=show)
     _report(folder)
 

@@ -8,12 +8,12 @@ from rich.table import Table
 from torch import Tensor
 
 from mcdi.evaluate import interval, milliseconds
-from mcdi.families import Progress
 from mcdi.files import write_bytes
 from mcdi.methods import adapt, make_method
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.base import TaskBatch
 from mcdi.tasks.toy import Sines
+from mcdi.workers import Progress
 
 TASKS, UNSEEN, SHOWN = 600, 200, 4
 GENERATOR = {

@@ -3,7 +3,6 @@
 Both results are kept in the folder of the run; what is there already is not made again.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,9 +16,7 @@ from mcdi.tasks.downstream import NETWORKS, Embedder
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.images import ImageBank, rotated
 from mcdi.tasks.toy import Sines
-
-# Called with (what is being done, steps done, steps in all, figures).
-Progress = Callable[[str, int, int, dict[str, float]], None]
+from mcdi.workers import Progress
 
 
 def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -192,17 +193,28 @@ class LinearPrior(nn.Module):
         mean = (cond * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
         return torch.cat([cond, mean.expand_as(cond), torch.ones_like(cond[..., :1])], -1)
 
-    def fit(self, z: Tensor, cond: Tensor, mask: Tensor, ridge: float = 1e-3) -> None:
-        """Ridge regression on z (N, U, D), cond (N, U, C), mask (N, U); one map for exchangeable units, else one a unit."""
-        shared = len(self.matrix) == 1
-        inputs = self._inputs(cond, mask)
-        for u in range(len(self.matrix)):
-            a, y = (inputs[mask], z[mask]) if shared else (inputs[:, u], z[:, u])
-            a, y = a.double(), y.double()
-            gram = a.T @ a / len(a)
-            right = a.T @ y / len(a)
-            self.matrix[u] = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right).float()
-            self.variance[u] = (y - a @ self.matrix[u].double()).square().mean(0).clamp(min=1e-4).float()
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-3) -> None:
+        """Ridge regression on all (z (N, U, D), cond (N, U, C), mask (N, U)); one map for exchangeable units, else one a unit.
+
+        Only sums over the parts are kept: gram (inputs x inputs), right (inputs x D), square (D), a unit each.
+        """
+        units, size, outputs = self.matrix.shape
+        gram, right = torch.zeros(units, size, size).double(), torch.zeros(units, size, outputs).double()
+        square, count = torch.zeros(units, outputs).double(), torch.zeros(units)
+        for z, cond, mask in parts:
+            inputs = self._inputs(cond, mask)
+            for u in range(units):
+                a, y = (inputs[mask], z[mask]) if units == 1 else (inputs[:, u], z[:, u])
+                a, y = a.double(), y.double()
+                gram[u] += a.T @ a
+                right[u] += a.T @ y
+                square[u] += y.square().sum(0)
+                count[u] += len(a)
+        gram, right, square = gram / count[:, None, None], right / count[:, None, None], square / count[:, None]
+        found = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=gram.dtype), right)
+        error = square - 2 * (found * right).sum(1) + (found * (gram @ found)).sum(1)  # mean of (y - found a)^2
+        self.matrix.copy_(found)
+        self.variance.copy_(error.clamp(min=1e-4))
 
     def forward(self, x: Tensor, bar: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the linear map; bar (B, 1, 1)."""

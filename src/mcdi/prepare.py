@@ -1,92 +1,159 @@
-"""Weight preparation: what does a real optimiser do on every task, and where does it stand after each d epochs?
+"""Weight preparation: the optimiser's trajectories of all tasks of a family, into a store that loses none.
 
-The weights of N tasks are one tensor (N, U, D), so one torch.optim.Adam over it is N independent Adams; the N forward
-passes are one batched call. Only SAM's norm is taken per task.
+A chunk of tasks is a shard, and a pure function of (family, split, chunk): any worker may make it, and make it again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mcdi import stacked
+from mcdi.batches import Augment, Tasks
+from mcdi.engine import Optimisation, optimise
 from mcdi.errors import McdiError
+from mcdi.memory import bytes_per_task
+from mcdi.sharpness import hessian_spectrum
 from mcdi.store import Trajectories, TrajectoryStore
 from mcdi.tasks.base import TaskFamily
+from mcdi.workers import Backend, Progress, silent, work_through
+
+CHUNK = 500  # tasks a shard, if they fit
+CACHED = 4 * 2**20  # bytes of a tile on a CPU: about what its caches hold
+SMALLEST = 128  # tasks of a tile all the same: under it the calls cost more than the arithmetic
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """How trajectories are made: Adam for `epochs` = M full-batch epochs from one shared Gaussian theta_0, k kept.
+class Preparation(Optimisation):
+    """Which trajectories are made and kept: `tasks` of them, all from the theta_0 of `theta0_seed`.
 
-    weight_decay: L2 term in Adam's gradient, on matrices only. A decayed bias cannot say how long a class's mean is,
-    which is what a prototype classifier's bias -|c|^2 does; it costs heads from several examples 0.1 to 0.2 points.
-    sam_rho: radius of sharpness-aware minimisation (2010.01412; 0 = off). augment: std of Gaussian noise added to
-    the inputs, new at every epoch (0 = off). The paper gives none of these numbers: they are our choice.
+    chunk: tasks a shard (None: 500, or fewer if they are large). memory: GiB that one worker may use; it decides how many
+    tasks run at once. storage: precision of the targets on disk. sharpness: Lanczos steps for the largest eigenvalue of
+    the Hessian at theta_M, and as many probes for its trace, kept as columns (0 = off).
     """
 
     tasks: int = 4000
-    epochs: int = 60
-    k: int = 3
-    lr: float = 0.05
-    weight_decay: float = 0.0
-    sam_rho: float = 0.0
-    augment: float = 0.0
     theta0_seed: int = 0
-    chunk: int = 500
+    chunk: int | None = None
+    memory: float = 1.0
+    storage: Literal["float32", "bfloat16"] = "float32"
+    sharpness: int = 0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or min(self.weight_decay, self.sam_rho, self.augment) < 0 or self.chunk < 1:
+        super().__post_init__()
+        if (self.chunk is not None and self.chunk < 1) or self.memory <= 0 or self.sharpness < 0:
             raise McdiError(
-                f"lr = {self.lr} must be positive, chunk = {self.chunk} at least 1; weight_decay = {self.weight_decay}, "
-                f"sam_rho = {self.sam_rho} and augment = {self.augment} not negative"
+                f"chunk = {self.chunk} must be at least 1, memory = {self.memory} positive, sharpness = {self.sharpness} "
+                "not negative"
             )
-        if not 1 <= self.k <= self.epochs:
-            raise McdiError(f"k = {self.k} snapshots do not fit {self.epochs} epochs: choose 1 <= k <= epochs")
 
 
-def trajectories(family: TaskFamily, split: str, seeds: Sequence[int], how: Preparation, device: str = "cpu") -> Trajectories:
-    """Adam trajectories of the tasks named by (split, seeds), all at once; targets at round(i M / k), i = 1..k.
+def trajectories(
+    family: TaskFamily,
+    split: str,
+    seeds: Sequence[int],
+    how: Preparation,
+    device: str = "cpu",
+    *,
+    augment: Augment | None = None,
+    at_once: int | None = None,
+) -> Trajectories:
+    """Trajectories of the tasks named by (split, seeds); targets at round(i M / k), i = 1..k, where spacing is "steps".
 
-    Raises McdiError when weights stop being finite.
+    at_once: how many tasks run together (None: see `tile_size`). Raises McdiError when weights stop being finite, or when
+    one task alone needs more than `how.memory`.
     """
+    seeds = list(seeds)
+    run = partial(_tile, family, split, how=how, device=device, augment=augment)
+    size = at_once or tile_size(family, split, how, device, augment)
+    parts = [run(seeds[n : n + size]) for n in range(0, len(seeds), size)]
+    return Trajectories.cat(parts)
+
+
+def _tile(
+    family: TaskFamily, split: str, seeds: Sequence[int], *, how: Preparation, device: str, augment: Augment | None
+) -> Trajectories:
     net = family.downstream
-    tasks, data = family.sample(split, seeds).to(device), family.training_data(split, seeds).to(device)
-    mask, units = tasks.mask, tasks.mask.shape[1]
-    weights = net.theta0(how.theta0_seed, units).to(device).repeat(len(seeds), 1, 1).requires_grad_()
-    optimiser = torch.optim.Adam([weights], lr=how.lr)
-    decay = how.weight_decay * net.space.in_matrices().to(device)
-    ends = [round(i * how.epochs / how.k) for i in range(1, how.k + 1)]
-    noise = torch.Generator(device).manual_seed(int(seeds[0]))
-    targets, scores, losses = [], [], []
+    batch, data = family.sample(split, seeds).to(device), family.training_data(split, seeds).to(device)
+    tasks = Tasks(split, seeds, data, batch.query, batch.mask)
+    theta0 = net.theta0(how.theta0_seed, batch.mask.shape[1])
+    found = optimise(net, theta0, tasks, how, augment)
+    columns = dict(family.columns(split, seeds))
+    if how.sharpness:
+        columns |= _sharpness(family, found.targets[:, -1], tasks, how)
+    tensors = {**found._asdict(), "mask": batch.mask, "seeds": batch.seeds, **columns}
+    return Trajectories.of({n: t.cpu() for n, t in tensors.items()})
 
-    def gradient(at: Tensor) -> Tensor:
-        batch = data
-        if how.augment:
-            jitter = torch.randn(data.x.shape, generator=noise, device=device)
-            batch = data._replace(x=data.x + how.augment * jitter)
-        return torch.autograd.grad(net.loss(at, batch, mask).sum(), at)[0]
 
-    for epoch in range(1, how.epochs + 1):
-        grad = gradient(weights)
-        if how.sam_rho:
-            norm = grad.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
-            grad = gradient((weights.detach() + how.sam_rho * grad / norm).requires_grad_())
-        weights.grad = grad + decay * weights.detach()
-        optimiser.step()
-        if epoch in ends:
-            with torch.no_grad():
-                targets.append(weights.detach().clone())
-                scores.append(net.score(weights, tasks.query, mask))
-                losses.append(net.loss(weights, data, mask))
-    stacked = torch.stack(targets, 1).cpu()
-    if not bool(torch.isfinite(stacked).all()):
-        raise McdiError(f"Adam at lr = {how.lr} left weights that are not finite: lower the preparation's lr")
-    epochs = torch.tensor(ends).repeat(len(seeds), 1)
-    return Trajectories(
-        stacked, mask.cpu(), tasks.seeds.cpu(), torch.stack(scores, 1).cpu(), torch.stack(losses, 1).cpu(), epochs
-    )
+def _sharpness(family: TaskFamily, weights: Tensor, tasks: Tasks, how: Preparation) -> dict[str, Tensor]:
+    """Largest Hessian eigenvalue and trace of the training loss at theta_M, over what the optimiser moves."""
+    net = family.downstream
+    state = net.space.unpack(weights)
+    params = {n: state[n] for n in net.space.parameter_names}
+    with stacked.evaluating(net.module):
+        found = hessian_spectrum(
+            lambda moved: net.losses({**state, **moved}, tasks.data, tasks.mask),
+            params,
+            iterations=how.sharpness,
+            probes=how.sharpness,
+            generator=torch.Generator(weights.device).manual_seed(how.theta0_seed),
+        )
+    return {"sharpness": found.largest, "trace": found.trace}
+
+
+def tile_size(family: TaskFamily, split: str, how: Preparation, device: str, augment: Augment | None = None) -> int:
+    """How many tasks run at once: as many as fit into `how.memory`, on a CPU no more than its caches like.
+
+    The bytes of a task are counted in a short run: the most that is alive at once, and what is recorded of the way.
+    """
+    short = {"epochs": how.k, "patience": 0, "spacing": "steps", "tasks": 1}
+    brief = Preparation(**{**asdict(how), **short})
+    each = bytes_per_task(lambda n: _tile(family, split, range(n), how=brief, device=device, augment=augment))
+    weights = 4 * family.downstream.space.U * family.downstream.space.D
+    whole = each + weights * (how.epochs + 1 + how.k if how.dense else 0)
+    room = int(how.memory * 2**30) * 3 // 4 // whole
+    if room < 1:
+        raise McdiError(
+            f"a task of {family.name} needs {whole / 2**30:.2f} GiB, too much for memory = {how.memory}: raise it, or set batch"
+        )
+    return min(room, max(SMALLEST, CACHED // each)) if device == "cpu" else room
+
+
+def chunk_size(family: TaskFamily, how: Preparation) -> int:
+    """Tasks a shard: 500, or fewer: their targets, which exist up to four times while a shard is made, get a quarter."""
+    if how.chunk is not None:
+        return how.chunk
+    targets = 4 * how.k * family.downstream.space.U * family.downstream.space.D
+    return max(1, min(CHUNK, int(how.memory * 2**30) // 16 // targets))
+
+
+class Job(NamedTuple):
+    number: int
+    first: int
+    end: int
+
+
+class Shared(NamedTuple):
+    """What every worker has."""
+
+    family: TaskFamily
+    folder: Path
+    split: str
+    how: Preparation
+    device: str
+    augment: Augment | None
+    at_once: int
+
+
+def _make_shard(shared: Shared, job: Job, progress: Progress) -> dict[str, Any]:
+    seeds = range(job.first, job.end)
+    family, _, split, how, device, augment, at_once = shared
+    data = trajectories(family, split, seeds, how, device, augment=augment, at_once=at_once)
+    return TrajectoryStore.open(shared.folder).write_shard(job.number, data)
 
 
 def prepare(
@@ -96,22 +163,39 @@ def prepare(
     *,
     split: str = "train",
     device: str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    augment: Augment | None = None,
+    workers: int = 1,
+    backend: Backend = "local",
+    name: str = "trajectories",
+    progress: Progress = silent,
 ) -> TrajectoryStore:
-    """Fill the store in `folder` with the trajectories of seeds 0..tasks-1, a chunk a shard; resumes where it stopped."""
-    settings = {n: v for n, v in asdict(how).items() if n != "tasks"}
-    store = TrajectoryStore.create(
-        folder, {"family": family.name, "split": split, "space": family.downstream.space.config(), **settings}
-    )
-    if len(store) % how.chunk and len(store) < how.tasks:
-        raise McdiError(
-            f"{folder} ends with a part of a chunk: it was prepared with {len(store)} tasks; delete it to get {how.tasks}"
-        )
-    progress(len(store), how.tasks)
-    if len(store) < how.tasks:
-        with store.writer():
-            while len(store) < how.tasks:
-                seeds = range(len(store), min(len(store) + how.chunk, how.tasks))
-                store.append(trajectories(family, split, seeds, how, device))
-                progress(len(store), how.tasks)
+    """Fill the store in `folder` with the trajectories of seeds 0..tasks-1, a chunk a shard; resumes where it stopped.
+
+    The result does not depend on `workers` or `backend` ("ray" needs a folder that all its machines see), nor on how
+    often it was stopped. `augment` must be a function of a module if there are several workers. Readers may open the
+    store meanwhile. Raises McdiError when the folder holds other trajectories, or another process writes there.
+    """
+    size = chunk_size(family, how)
+    settings = {n: v for n, v in asdict(how).items() if n not in ("tasks", "memory")}
+    identity = {"family": family.name, "split": split, "space": family.downstream.space.config(), **settings, "chunk": size}
+    if augment is not None:
+        identity["augment"] = f"{augment.__module__}.{augment.__qualname__}"
+    store = TrajectoryStore.create(folder, identity)
+    with store.writer():
+        if len(store) < how.tasks and any(shard["tasks"] < size for shard in store.shards):
+            raise McdiError(
+                f"{folder} ends with a part of a chunk: it was prepared with {len(store)} tasks; delete it to get {how.tasks}"
+            )
+        jobs = [
+            Job(n, first, min(first + size, how.tasks))
+            for n, first in enumerate(range(0, how.tasks, size))
+            if n not in store.numbers()
+        ]
+        progress(name, len(store), how.tasks, {})
+        if not jobs:
+            return store
+        shared = Shared(family, folder, split, how, device, augment, tile_size(family, split, how, device, augment))
+        for _, entry in work_through(_make_shard, shared, jobs, workers=workers, backend=backend):
+            store.commit(entry)
+            progress(name, len(store), how.tasks, {})
     return store

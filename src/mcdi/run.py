@@ -4,35 +4,28 @@ result there does nothing: running the same command again resumes.
     recipe.json  backbone.safetensors  banks.safetensors  trajectories/  reference/  methods/  results/  report.html
 """
 
-import concurrent.futures
 import datetime
-import multiprocessing
 import os
 import platform
-import queue
-import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from mcdi import __version__, evaluate
 from mcdi.config import Recipe, checked
 from mcdi.errors import McdiError
-from mcdi.families import Progress, load_family, make_family
+from mcdi.families import load_family, make_family
 from mcdi.files import read_json, write_json
 from mcdi.generator import Generator
 from mcdi.methods import LEARNS_FROM_TRAJECTORIES, Diffusion, make_method
 from mcdi.prepare import prepare
-from mcdi.store import Trajectories, TrajectoryStore
+from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskFamily
+from mcdi.workers import Backend, Progress, one_thread, work_through
 
 
 def open_run(folder: Path, recipe: Recipe) -> None:
@@ -55,31 +48,26 @@ def read_run(folder: Path) -> Recipe:
     return checked(read_json(folder / "recipe.json"), str(folder / "recipe.json"))
 
 
-def prepare_run(folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
+def prepare_run(
+    folder: Path, *, data: Path | None, device: str, workers: int, progress: Progress, backend: Backend = "local"
+) -> TaskFamily:
     """Images, backbone, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
     recipe = read_run(folder)
     family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
-
-    def stage(name: str) -> Callable[[int, int], None]:
-        return lambda done, total: progress(name, done, total, {})
-
-    prepare(family, folder / "trajectories", recipe.preparation, device=device, progress=stage("trajectories"))
-    how = replace(
-        recipe.preparation, tasks=recipe.evaluation.tasks, chunk=min(recipe.preparation.chunk, recipe.evaluation.tasks)
-    )
-    prepare(family, folder / "reference", how, split="test", device=device, progress=stage("reference"))
+    how = replace(recipe.preparation, tasks=recipe.evaluation.tasks)
+    for name, split, settings in (("trajectories", "train", recipe.preparation), ("reference", "test", how)):
+        prepare(
+            family,
+            folder / name,
+            settings,
+            split=split,
+            device=device,
+            workers=workers,
+            backend=backend,
+            name=name,
+            progress=progress,
+        )
     return family
-
-
-def _load(folder: Path) -> tuple[Recipe, TaskFamily, Trajectories, Trajectories]:
-    recipe = read_run(folder)
-    family = load_family(recipe.family, folder)
-    return (
-        recipe,
-        family,
-        TrajectoryStore.open(folder / "trajectories").read(),
-        TrajectoryStore.open(folder / "reference").read(),
-    )
 
 
 def train_one(folder: Path, name: str, seed: int, device: str, progress: Progress) -> None:
@@ -88,7 +76,9 @@ def train_one(folder: Path, name: str, seed: int, device: str, progress: Progres
     target = folder / "methods" / label
     if (target / "config.json").exists():
         return
-    recipe, family, trained, _ = _load(folder)
+    recipe = read_run(folder)
+    family = load_family(recipe.family, folder)
+    trained = TrajectoryStore.open(folder / "trajectories")
     settings = recipe.settings_of(name)
     method = make_method(name, settings)
     if isinstance(method, Diffusion):
@@ -116,7 +106,9 @@ def evaluate_one(folder: Path, name: str, seed: int, progress: Progress) -> None
     path = folder / "results" / f"{label}.json"
     if path.exists():
         return
-    recipe, family, _, reference = _load(folder)
+    recipe = read_run(folder)
+    family = load_family(recipe.family, folder)
+    reference = TrajectoryStore.open(folder / "reference").read()
     trained = folder / "methods" / label
     method = Generator.from_pretrained(trained).method
     progress(f"{label}: evaluation", 0, 1, {})
@@ -151,40 +143,23 @@ def provenance() -> dict[str, Any]:
     return {"version": __version__, "commit": commit, "torch": torch.__version__, "hardware": hardware, "date": today}
 
 
-_messages: Any = None
+class Share(NamedTuple):
+    """What is to be done with every (method, seed) of a run."""
+
+    folder: Path
+    device: str
+    train: bool
+    score: bool
 
 
-def _start_worker(messages: Any) -> None:
-    global _messages
-    _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _do(share: Share, job: tuple[str, int], progress: Progress) -> None:
+    if share.train:
+        train_one(share.folder, *job, share.device, progress)
+    if share.score:
+        evaluate_one(share.folder, *job, progress)
 
 
-def _end_with_parent() -> None:
-    """If the parent is killed nobody waits for this worker's result, and a resumed run would race with it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(folder: Path, name: str, seed: int, device: str, train: bool, score: bool) -> None:
-    last = [0.0]
-
-    def tell(what: str, done: int, total: int, figures: dict[str, float]) -> None:
-        if done == total or time.monotonic() - last[0] > 0.3:
-            last[0] = time.monotonic()
-            _messages.put((what, done, total, figures))
-
-    if train:
-        train_one(folder, name, seed, device, tell)
-    if score:
-        evaluate_one(folder, name, seed, tell)
-
-
-def work_through(
+def train_and_evaluate(
     folder: Path,
     jobs: list[tuple[str, int]],
     *,
@@ -194,49 +169,16 @@ def work_through(
     train: bool = True,
     score: bool = True,
 ) -> None:
-    """Train and/or evaluate every (method, seed), `workers` at a time, one thread each: results do not depend on how many."""
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (messages,))
-    try:
-        futures = {pool.submit(_work, folder, n, s, device, train, score) for n, s in jobs}
-        while futures:
-            done, futures = concurrent.futures.wait(futures, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
-            for message in _drain(messages):
-                progress(*message)
-            for future in done:
-                future.result()
-        pool.shutdown()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise McdiError("a worker process died, perhaps for lack of memory: run again with --workers 1, it resumes") from error
-    finally:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        pool.shutdown(cancel_futures=True)
-
-
-def _drain(messages: Any) -> Iterator[tuple[str, int, int, dict[str, float]]]:
-    while True:
-        try:
-            yield messages.get_nowait()
-        except queue.Empty:
-            return
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Latencies and figures are taken with the one thread that workers have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """Train and/or evaluate every (method, seed), `workers` at a time: results do not depend on how many."""
+    for _ in work_through(_do, Share(folder, device, train, score), jobs, workers=workers, progress=progress):
+        pass
 
 
 def finish(folder: Path, *, progress: Progress) -> None:
     """What needs a quiet machine or several methods: latencies, the inference chains over the loss, the novelty figures."""
-    recipe, family, trained, reference = _load(folder)
+    recipe = read_run(folder)
+    family = load_family(recipe.family, folder)
+    trained, reference = TrajectoryStore.open(folder / "trajectories"), TrajectoryStore.open(folder / "reference").read()
     paths = sorted((folder / "results").glob("*.json"))
     generators: dict[str, Diffusion] = {}
     with one_thread():
@@ -256,8 +198,7 @@ def finish(folder: Path, *, progress: Progress) -> None:
         best = next(iter(shown.values()))
         batch = family.sample("test", range(recipe.evaluation.tasks))
         made = best.generate(family.downstream, batch.support, batch.mask, seed=0)
-        some = min(len(trained.targets), 2000)
-        known: Tensor = trained.targets[:some, -1]
+        known = trained.rows(torch.arange(min(len(trained), 2000))).targets[:, -1]
         if best.space is not None:
             write_json(folder / "novelty.json", evaluate.novelty(made, reference.targets[:, -1], known, best.space))
 
@@ -271,6 +212,6 @@ def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
 def run(folder: Path, recipe: Recipe, *, data: Path | None, device: str, workers: int, progress: Progress) -> None:
     """Prepare, train, evaluate; the report is the caller's."""
     open_run(folder, recipe)
-    prepare_run(folder, data=data, device=device, progress=progress)
-    work_through(folder, jobs_of(recipe), workers=workers, device=device, progress=progress)
+    prepare_run(folder, data=data, device=device, workers=workers, progress=progress)
+    train_and_evaluate(folder, jobs_of(recipe), workers=workers, device=device, progress=progress)
     finish(folder, progress=progress)

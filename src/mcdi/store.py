@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -72,6 +72,10 @@ class Trajectories:
         """The tasks at `index`, in its order."""
         return self.of({n: t[index] for n, t in self.tensors().items()})
 
+    def parts(self) -> Iterator["Trajectories"]:
+        """All of it, as a store gives its shards."""
+        yield self
+
     @classmethod
     def cat(cls, parts: Sequence["Trajectories"]) -> "Trajectories":
         """All tasks of one or more parts, which have the same columns and shapes."""
@@ -80,6 +84,14 @@ class Trajectories:
 
 
 _FIELDS = ("targets", "mask", "seeds", "scores", "losses", "epochs")
+
+
+class Stored(Protocol):
+    """What is learned from: trajectories in memory, or a store on disk that may be larger than memory."""
+
+    def __len__(self) -> int: ...
+    def rows(self, index: Tensor, /) -> Trajectories: ...
+    def parts(self) -> Iterator[Trajectories]: ...
 
 
 class TrajectoryStore:

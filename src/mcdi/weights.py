@@ -4,7 +4,7 @@ The only place that knows parameter names and shapes.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 
 Unit = Literal["whole", "row", "layer"] | int
+Spec = dict[str, tuple[tuple[int, ...], str]]
+STATISTICS = ("running_mean", "running_var")
 
 
 class WeightSpace:
@@ -22,8 +24,11 @@ class WeightSpace:
     unit: "row": one unit per output row of all chosen tensors (a classifier head: one a class; U may then vary by task);
         "layer": one unit per layer that owns chosen parameters; "whole": one unit; n: chunks of n numbers of the flat vector.
 
-    Raises McdiError when nothing matches, when a chosen layer keeps running statistics (they are not weights), when
-    parameters are not real floating point, or when "row" is asked of tensors without a common first dimension.
+    Running statistics of a layer with chosen parameters (batch norm) belong to it: a network without them computes
+    something else. They are packed like parameters, under their own names, and `buffers` says which they are.
+
+    Raises McdiError when nothing matches, when parameters are not real floating point, or when "row" is asked of tensors
+    without a common first dimension.
 
     >>> space = WeightSpace(nn.Linear(3, 5), unit="row")
     >>> flat = space.pack({n: p[None] for n, p in nn.Linear(3, 5).named_parameters()})
@@ -32,22 +37,21 @@ class WeightSpace:
     """
 
     def __init__(self, module: nn.Module, *, select: str = ".*", unit: Unit = "whole") -> None:
-        chosen = {n: p for n, p in module.named_parameters() if re.search(select, n)}
+        chosen: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if re.search(select, n)}
         if not chosen:
             raise McdiError(
                 f"select = {select!r} matches no parameter; there are: {', '.join(dict(module.named_parameters()))}"
             )
-        for name in chosen:
-            owner = module.get_submodule(name.rpartition(".")[0])
-            if getattr(owner, "running_mean", None) is not None:
-                raise McdiError(
-                    f"{name} belongs to a layer with running statistics: use GroupNorm or track_running_stats=False"
-                )
+        owners = {n.rpartition(".")[0] for n in chosen}
+        statistics = {
+            n: b for n, b in module.named_buffers() if n.rpartition(".")[0] in owners and n.rpartition(".")[2] in STATISTICS
+        }
+        chosen |= statistics
         spec = {n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in chosen.items()}
-        self._set(spec, unit, None, None)
+        self._set(spec, tuple(statistics), unit, None, None)
 
-    def _set(self, spec: dict[str, tuple[tuple[int, ...], str]], unit: Unit, mean: Tensor | None, std: Tensor | None) -> None:
-        self.spec, self.unit, self.mean, self.std = spec, unit, mean, std
+    def _set(self, spec: Spec, buffers: tuple[str, ...], unit: Unit, mean: Tensor | None, std: Tensor | None) -> None:
+        self.spec, self.buffers, self.unit, self.mean, self.std = spec, buffers, unit, mean, std
         dtypes = [getattr(torch, d) for _, d in spec.values()]
         if not all(d.is_floating_point for d in dtypes):
             raise McdiError("only real floating-point parameters can be generated: narrow `select`")
@@ -121,37 +125,36 @@ class WeightSpace:
             sizes = [torch.Size(self.spec[n][0]).numel() for n in order]
             for n, part in zip(order, vector.split(sizes, -1), strict=True):
                 out[n] = part.reshape(batch, *self.spec[n][0])
+        # A variance that a generator guessed below zero would turn every output into NaN.
+        for n in self.buffers:
+            if n.endswith("running_var"):
+                out[n] = out[n].clamp(min=0)
         return {n: out[n].to(getattr(torch, self.spec[n][1])) for n in self.spec}
 
-    def call(self, module: nn.Module, flat: Tensor, x: Tensor) -> Tensor:
-        """Apply `module` with each task's own weights: (B, U, D), (B, S, ...) -> (B, S, ...), one vmapped functional_call."""
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """What an optimiser may move: the names of `spec` without its running statistics."""
+        return tuple(n for n in self.spec if n not in self.buffers)
 
-        def one(params: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            return torch.func.functional_call(module, params, (inputs,))
+    def fitted(self, parts: Iterable[tuple[Tensor, Tensor]]) -> "WeightSpace":
+        """A new space that standardises by the mean and std of all flat (N, U, D) over the units in their masks (N, U).
 
-        return torch.func.vmap(one)(self.unpack(flat), x)
-
-    def in_matrices(self) -> Tensor:
-        """(U, D), or (1, D) for rows: 1 where a number is of a tensor of two or more dimensions, 0 in biases and padding."""
-        ones = {n: torch.full((1, *s), float(len(s) > 1), dtype=self.dtype) for n, (s, _) in self.spec.items()}
-        packed = self.pack(ones)[0]
-        return packed[:1] if self.unit == "row" else packed
-
-    def fitted(self, flat: Tensor, mask: Tensor) -> "WeightSpace":
-        """A new space that standardises by the mean and std of flat (N, U, D) over the units that exist in mask (N, U).
-
-        "row" units are exchangeable and share one mean and std (D,); other units have their own (U, D).
+        `parts`: (flat, mask) pairs, so that they need not be in memory at once. "row" units are exchangeable and share one
+        mean and std (D,); other units have their own (U, D).
         """
-        weight = mask[..., None].to(flat.dtype)
         dims = (0, 1) if self.unit == "row" else (0,)
-        count = weight.sum(dims).clamp(min=1)
-        mean = (flat * weight).sum(dims) / count
-        std = (((flat - mean) ** 2 * weight).sum(dims) / count).sqrt()
-        return self.with_statistics(mean, torch.where(std > 1e-6, std, torch.ones_like(std)))
+        count = first = second = torch.zeros((), dtype=torch.float64)
+        for flat, mask in parts:
+            weight, flat = mask[..., None].double(), flat.double()
+            count, first = count + weight.sum(dims), first + (flat * weight).sum(dims)
+            second = second + (flat.square() * weight).sum(dims)
+        mean = first / count.clamp(min=1)
+        std = (second / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+        return self.with_statistics(mean.float(), torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std)).float())
 
     def with_statistics(self, mean: Tensor, std: Tensor) -> "WeightSpace":
         space = object.__new__(WeightSpace)
-        space._set(self.spec, self.unit, mean, std)
+        space._set(self.spec, self.buffers, self.unit, mean, std)
         return space
 
     def standardise(self, flat: Tensor) -> Tensor:
@@ -167,15 +170,17 @@ class WeightSpace:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and std. Raises McdiError before `fitted`."""
         if self.mean is None or self.std is None:
-            raise McdiError("this space has no statistics yet: call fitted(weights, mask) first")
+            raise McdiError("this space has no statistics yet: call fitted first")
         return self.mean, self.std
 
     def config(self) -> dict[str, Any]:
         """Names, shapes and dtypes as JSON: two spaces with equal config hold interchangeable weights."""
-        return {"unit": self.unit, "parameters": {n: [list(s), d] for n, (s, d) in self.spec.items()}}
+        parameters = {n: [list(s), d] for n, (s, d) in self.spec.items()}
+        return {"unit": self.unit, "parameters": parameters, "buffers": list(self.buffers)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "WeightSpace":
         space = object.__new__(cls)
-        space._set({n: (tuple(s), d) for n, (s, d) in config["parameters"].items()}, config["unit"], None, None)
+        spec = {n: (tuple(s), d) for n, (s, d) in config["parameters"].items()}
+        space._set(spec, tuple(config.get("buffers", ())), config["unit"], None, None)
         return space

@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from mcdi.store import Trajectories
+from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
@@ -23,9 +23,7 @@ class WeightGenerator(Protocol):
 
     gradient_free: bool
 
-    def fit(
-        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
-    ) -> Self:
+    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         """Meta-train (or tune) on training tasks and validation tasks; `folder` keeps checkpoints to resume from."""
         ...
 

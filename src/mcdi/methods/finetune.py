@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mcdi.methods.base import Log, silent
-from mcdi.store import Trajectories
+from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
@@ -49,9 +49,7 @@ class FineTune:
     def initial(self, net: Network, units: int) -> Tensor:
         return net.theta0(self.settings.theta0_seed, units)
 
-    def fit(
-        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
-    ) -> Self:
+    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         """Tune on the validation split: the best mean query score wins, ties go to fewer steps."""
         s, net = self.settings, family.downstream
         trials = [(lr, decay) for lr in s.lrs for decay in s.decays]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
-from mcdi.store import Trajectories
+from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
@@ -18,9 +18,7 @@ class Prototypes:
 
     gradient_free = True
 
-    def fit(
-        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
-    ) -> Self:
+    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         if family.downstream.space.unit != "row":
             raise McdiError("prototypes exist for linear heads only: leave them out for whole networks")
         return self

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mcdi.methods.base import Log, silent
 from mcdi.methods.finetune import FineTune, FineTuneSettings
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
-from mcdi.store import Trajectories
+from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
@@ -42,9 +42,7 @@ class Reptile(FineTune):
         # A head for another number of classes than were trained: every class begins at the mean of the learnt rows.
         return self.start if len(self.start) == units else self.start.mean(0).expand(units, -1)
 
-    def fit(
-        self, family: TaskFamily, data: Trajectories | None, *, seed: int, log: Log = silent, folder: Path | None = None
-    ) -> Self:
+    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net, how = family.downstream, self.meta.training
         units = family.sample("train", [0]).mask.shape[1]
         start = Start(super().initial(net, units))

@@ -57,6 +57,10 @@ class TaskFamily(Protocol):
         """Everything known of these tasks: what weight preparation optimises on."""
         ...
 
+    def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """What a store keeps to tell these tasks by, (B, ...) each: their classes, say."""
+        ...
+
 
 def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> NDArray[np.float64]:
     """(B, count) numbers in [0, 1) decided by (split, seed, parts) alone, so that a task is the same in every batch.

@@ -1,21 +1,25 @@
 """Which networks are generated? A linear head on frozen features, a whole small image network, a curve."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
+from mcdi import stacked
 from mcdi.errors import McdiError
+from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.weights import Unit, WeightSpace
 
 
 class Network:
-    """A downstream network: template module, weight space, task embedding, loss and score.
+    """A downstream network: template module, which of its parameters are generated, task embedding, loss and score.
 
+    Any module will do: give `select` and `unit` as WeightSpace takes them, and override `criterion` for another loss.
     Classification where y is int64 (cross-entropy, accuracy); regression where it is real (mean square, clipped R^2).
+    start "gaussian": theta_0 is drawn; "module": it is what the module holds (pretrained weights, norms, LoRA pairs).
     """
 
     kind = "network"
@@ -24,14 +28,25 @@ class Network:
     way: int  # classes of the template; a head may be generated for any number
     init_std = 0.05
 
-    def __init__(self, module: nn.Module, embedder: nn.Module | None, *, unit: Unit) -> None:
-        self.module, self.embedder = module.requires_grad_(False), embedder
-        self.space = WeightSpace(module, unit=unit)
+    def __init__(
+        self,
+        module: nn.Module,
+        embedder: nn.Module | None = None,
+        *,
+        unit: Unit = "whole",
+        select: str = ".*",
+        start: Literal["gaussian", "module"] = "gaussian",
+    ) -> None:
+        self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
+        self.space = WeightSpace(module, select=select, unit=unit)
 
     def theta0(self, seed: int, units: int) -> Tensor:
-        """(units, D): one Gaussian start for all tasks of a family, which removes most of the weight-space symmetry."""
+        """(units, D): one start for all tasks of a family, which removes most of the weight-space symmetry."""
         generator = torch.Generator().manual_seed(seed)
-        packed = self.space.pack({n: self._start(n, p, generator)[None] for n, p in self.module.named_parameters()})[0]
+        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        drawn = () if self.start == "module" else self.space.parameter_names
+        start = {n: self._start(n, state[n], generator) if n in drawn else state[n] for n in self.space.spec}
+        packed = self.space.pack({n: p[None] for n, p in start.items()})[0]
         return packed.expand(units, -1) if self.space.unit == "row" else packed
 
     def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
@@ -45,15 +60,34 @@ class Network:
     def condition(self, support: Examples, units: int) -> Tensor:
         raise NotImplementedError
 
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in stacked.apply."""
+        return stacked.apply(self.module, state, x, keys)
+
+    def criterion(self, out: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of each task, (B, S, ...), (B, S, ...) -> (B,)."""
+        if y.is_floating_point():
+            return ((out - y) ** 2).flatten(1).mean(1)
+        return F.cross_entropy(out.transpose(1, 2), y, reduction="none").mean(1)  # few classes: softmax runs along S
+
+    def losses(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> Tensor:
+        """`criterion` of each task's own network on its own data: -> (B,)."""
+        return self.criterion(self._masked(self.forward(state, data.x, keys), mask), data.y)
+
+    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
+        """d losses / d parameters of every task, by autograd; a network with a closed form overrides it."""
+        leaves = {n: state[n].detach().requires_grad_() for n in self.space.parameter_names}
+        with torch.enable_grad():
+            total = self.losses({**state, **leaves}, data, mask, keys).sum()
+        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
     def predict(self, weights: Tensor, x: Tensor) -> Tensor:
-        return self.space.call(self.module, weights, x)
+        """Outputs from packed weights: (B, U, D), (B, S, ...) -> (B, S, ...)."""
+        return self.forward(self.space.unpack(weights), x)
 
     def loss(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
         """Mean loss of each task on `data`: (B, U, D), (B, S, ...) -> (B,)."""
-        out = self._masked(self.predict(weights, data.x), mask)
-        if data.y.is_floating_point():
-            return ((out - data.y) ** 2).flatten(1).mean(1)
-        return F.cross_entropy(out.flatten(0, 1), data.y.flatten(), reduction="none").reshape(data.y.shape).mean(1)
+        return self.losses(self.space.unpack(weights), data, mask)
 
     def score(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
         """Accuracy, or R^2 clipped to [0, 1], of each task: -> (B,)."""
@@ -152,9 +186,19 @@ class LinearHead(Network):
         # c / n beside c: a linear map of both may trust the mean of more examples more.
         return torch.cat([mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()], -1)
 
-    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
-        return torch.baddbmm(weights[..., -1][:, None], x, weights[..., :-1].transpose(1, 2))
+        return torch.baddbmm(state["bias"][:, None], x, state["weight"].transpose(1, 2))
+
+    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
+        """Closed form, p - y: classes lie in rows, so that softmax and both products run along the many examples."""
+        if type(self).criterion is not Network.criterion:
+            return super().gradients(state, data, mask, keys)
+        logits = torch.baddbmm(state["bias"][..., None], state["weight"], data.x.transpose(1, 2))
+        wrong = logits.masked_fill_(~mask[..., None], float("-inf")).softmax(1)
+        wrong.scatter_add_(1, data.y[:, None], wrong.new_full((1, 1, 1), -1.0).expand(*data.y[:, None].shape))
+        wrong /= data.y.shape[1]
+        return {"weight": torch.bmm(wrong, data.x), "bias": wrong.sum(-1)}
 
     def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
         return out.masked_fill(~mask[:, None, :], float("-inf"))
@@ -195,8 +239,8 @@ class PixelNet(Network):
         flat = torch.cat([mean, count.clamp(min=1).log()[..., None]], -1).flatten(1)
         return flat[:, None].expand(-1, units, -1)
 
-    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
-        return self.space.call(self.module, weights, x[..., : self.pixels])
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        return super().forward(state, x[..., : self.pixels], keys)
 
     def config(self) -> dict[str, Any]:
         fields = {"features": self.features, "way": self.way, "hidden": self.hidden, "unit": self.space.unit}
@@ -226,8 +270,8 @@ class Curve(Network):
         value = (kernel * support.y[:, None]).sum(-1) / (density + 0.1)
         return torch.cat([value, density.log1p()], -1)[:, None].expand(-1, units, -1)
 
-    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
-        return self.space.call(self.module, weights, x)[..., 0]
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        return super().forward(state, x, keys)[..., 0]
 
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "hidden": self.hidden, "low": self.low, "high": self.high}

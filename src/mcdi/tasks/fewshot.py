@@ -69,3 +69,6 @@ class FewShot:
         x = bank[self.classes(split, seeds)]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(x.shape[:3])
         return Examples(x.flatten(1, 2), y.flatten(1))
+
+    def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        return {"classes": self.classes(split, seeds)}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mcdi.tasks.base import Examples, TaskBatch, uniform
 from mcdi.tasks.downstream import Curve
@@ -40,3 +41,6 @@ class Sines:
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
         x = np.linspace(self.downstream.low, self.downstream.high, 64)
         return self.curve(split, seeds, np.broadcast_to(x, (len(seeds), 64)))
+
+    def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        return {"curve": torch.from_numpy(uniform(split, seeds, 0, count=2)).float()}  # of a and p, in [0, 1)

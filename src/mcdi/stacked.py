@@ -1,0 +1,167 @@
+"""How is one module run with the weights of N tasks? Parameters and buffers of all tasks are stacked, {name: (N, *shape)}.
+
+Training has three traps, settled here: what is frozen must behave as in evaluation, running statistics belong to a task,
+and the masks of dropout must not depend on which other tasks happen to be in the batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mcdi.errors import McdiError
+
+State = dict[str, Tensor]
+
+DROPOUTS = {
+    getattr(nn.functional, n)
+    for n in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+}
+
+
+def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+    """`module` with each task's own weights: {name: (N, *shape)}, (N, S, ...) -> (N, S, ...).
+
+    What `state` does not name is the module's own and shared. keys: (N,) int64, decides each task's dropout masks; None
+    where nothing is drawn. In training mode running statistics in `state` are updated in place.
+    Raises McdiError when the module draws random numbers otherwise than by dropout.
+    """
+    names = list(state)
+
+    def one(key: Tensor | None, inputs: Tensor, *values: Tensor) -> Tensor:
+        with nullcontext() if key is None else SeededDropout(key):
+            return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (inputs,))
+
+    refused = f"{type(module).__name__} draws random numbers that are no function of the task: only nn.Dropout may draw"
+    if x.device.type == "cpu" and (len(x) == 1 or one_by_one(state, x)):
+        before = torch.get_rng_state()
+        each = [
+            one(None if keys is None else keys[n], *(_channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))
+        ]
+        if not torch.equal(before, torch.get_rng_state()):
+            raise McdiError(refused)
+        return torch.stack(each)
+    try:
+        return torch.func.vmap(one, in_dims=(None if keys is None else 0, *[0] * (1 + len(names))))(keys, x, *state.values())
+    except RuntimeError as error:
+        if "randomness" in str(error):
+            raise McdiError(refused) from error
+        raise
+
+
+def one_by_one(state: State, x: Tensor) -> bool:
+    """On a CPU convolutions run a task at a time: N of them at once are a grouped convolution, slower than N plain ones."""
+    return x.device.type == "cpu" and any(p.ndim >= 4 for p in state.values())
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Images and the weights of 2-D convolutions in the layout that pooling and norms are fast in.
+
+    A copy: `contiguous` leaves tensors with one channel as they are, and the layout of what follows with them.
+    """
+    return x.clone(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+class SeededDropout(TorchFunctionMode):
+    """Dropout whose masks are decided by a task's key, the number of the call, and the place in the tensor."""
+
+    def __init__(self, key: Tensor) -> None:
+        super().__init__()
+        self.key, self.calls = key, 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.dropout:
+            return self._drop(*args, **kwargs)
+        if func in DROPOUTS and kwargs.get("training", args[2] if len(args) > 2 else True):
+            raise McdiError(f"{func.__name__} is not repeatable task by task yet: use nn.Dropout")
+        return func(*args, **kwargs)
+
+    def _drop(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or not p:
+            return input
+        self.calls += 1
+        place = torch.arange(input.numel(), device=input.device).reshape(input.shape)
+        keep = _uniform(self.key + self.calls, place) >= p
+        return torch.where(keep, input / (1 - p), torch.zeros_like(input)) if p < 1 else input * 0
+
+
+def _uniform(key: Tensor, place: Tensor) -> Tensor:
+    """Numbers in [0, 1) decided by (key, place): SplitMix64 in int64, whose products wrap."""
+    z = _mix(_mix(key * -7046029254386353131) + (place + 1) * -7046029254386353131)
+    return (z >> 40 & 0xFFFFFF).float() / 2**24
+
+
+def _mix(z: Tensor) -> Tensor:
+    # int64 >> keeps the sign: the copies of it are masked away
+    z = (z ^ (z >> 30 & 0x3FFFFFFFF)) * -4658895280553007687
+    z = (z ^ (z >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685
+    return z ^ (z >> 31 & 0x1FFFFFFFF)
+
+
+@contextmanager
+def training(module: nn.Module, chosen: Sequence[str]) -> Iterator[None]:
+    """Training mode for what is trained: parts that own tensors, none of them `chosen`, stay in evaluation mode.
+
+    So frozen batch norms keep their statistics and frozen blocks do not drop; a dropout layer on its own is active.
+    """
+    before = {m: m.training for m in module.modules()}
+    shared = {n: b.clone() for n, b in module.named_buffers() if n not in chosen}  # such as num_batches_tracked
+    module.train()
+    for name, part in module.named_modules():
+        if getattr(part, "running_mean", None) is not None and getattr(part, "momentum", 0) is None:
+            raise McdiError(f"{name} averages over all batches (momentum = None), which no task owns: give it a momentum")
+        inside = f"{name}." if name else ""
+        owns = any(True for _ in (*part.parameters(), *part.buffers()))
+        if owns and not any(n.startswith(inside) for n in chosen):
+            part.eval()
+    try:
+        yield
+    finally:
+        for m, mode in before.items():
+            m.training = mode
+        for n, b in module.named_buffers():
+            if n in shared:
+                b.copy_(shared[n])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, inside `training`."""
+    before = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in before.items():
+            m.training = mode
+
+
+def draws(module: nn.Module) -> bool:
+    """Does `module` drop anything in its present mode?"""
+    return any(m.training and getattr(m, "p", 0) for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
+
+
+def split_frozen(module: nn.Module, chosen: Sequence[str]) -> tuple[nn.Module | None, nn.Module]:
+    """The leading layers of a Sequential that hold nothing `chosen` and draw nothing, and the rest under its own names.
+
+    The first can be computed once for every example; None where there are none. Other modules are not taken apart.
+    """
+    if not isinstance(module, nn.Sequential):
+        return None, module
+    children = list(module.named_children())
+    count = 0
+    for name, child in children:
+        if any(n.startswith(f"{name}.") for n in chosen) or draws(child):
+            break
+        count += 1
+    rest = nn.Sequential()
+    for name, child in children[count:]:
+        rest.add_module(name, child)
+    rest.training = module.training
+    return (nn.Sequential(*(c for _, c in children[:count])) if count else None), rest

@@ -1,0 +1,182 @@
+"""How is work spread over processes, so that the result does not depend on how many there are, or on how many die?
+
+A job is a pure function of (shared, job): shared goes to every worker once. Two places to work, one code path: processes
+of this machine, and a Ray cluster (`pip install mcdi[ray]`). A job whose worker dies is done again by another.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from mcdi.errors import McdiError
+
+# Called with (what is being done, steps done, steps in all, figures).
+Progress = Callable[[str, int, int, dict[str, float]], None]
+Backend = Literal["local", "ray"]
+J = TypeVar("J")
+R = TypeVar("R")
+Work = Callable[[Any, J, Progress], R]
+
+ATTEMPTS = 3
+DIED = "a worker process died {n} times at the same work, perhaps for lack of memory: use fewer --workers; it resumes"
+
+
+def silent(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+    pass
+
+
+def work_through(
+    work: Work[J, R],
+    shared: Any,
+    jobs: Sequence[J],
+    *,
+    workers: int,
+    backend: Backend = "local",
+    progress: Progress = silent,
+) -> Iterator[tuple[J, R]]:
+    """(job, work(shared, job, progress)) of every job as it is done, `workers` at a time, one thread each.
+
+    `work` is a function of a module, and tells its own progress. Raises what `work` raises, and McdiError when workers
+    die ATTEMPTS times at the same jobs, for an unknown backend, or when Ray is asked for and not installed.
+    """
+    if backend not in ("local", "ray"):
+        raise McdiError(f"unknown backend {backend!r}: choose local or ray")
+    if not jobs:
+        return
+    if backend == "ray":
+        yield from _ray(work, shared, jobs, workers)
+    elif workers == 1:
+        with one_thread():
+            for job in jobs:
+                yield job, work(shared, job, progress)
+    else:
+        yield from _local(work, shared, jobs, workers, progress)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What is done here is done as in a worker, which has one thread: sums are the same, latencies are comparable."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_here: tuple[Any, Any, Any] = (None, None, None)  # in a worker: queue of messages, work, shared
+
+
+def _start(messages: Any, work: Any, shared: Any) -> None:
+    global _here
+    _here = (messages, work, shared)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """If the parent is killed nobody waits for this worker's result, and a resumed run would race with it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _do(job: Any) -> Any:
+    messages, work, shared = _here
+    last = [0.0]
+
+    def tell(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if done == total or time.monotonic() - last[0] > 0.3:
+            last[0] = time.monotonic()
+            messages.put((what, done, total, figures))
+
+    return work(shared, job, tell)
+
+
+def _local(work: Any, shared: Any, jobs: Sequence[Any], workers: int, progress: Progress) -> Iterator[tuple[Any, Any]]:
+    # torch.multiprocessing: the tensors of `shared` lie in shared memory, once for all workers.
+    context: Any = torch.multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    left, deaths = list(jobs), 0
+    while left:
+        pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(left)), context, _start, (messages, work, shared))
+        try:
+            running = {pool.submit(_do, job): job for job in left}
+            while running:
+                done, _ = concurrent.futures.wait(running, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
+                for message in _drain(messages):
+                    progress(*message)
+                for future in done:
+                    job = running.pop(future)
+                    result = future.result()
+                    left.remove(job)
+                    deaths = 0
+                    yield job, result
+            pool.shutdown()
+        except BrokenProcessPool as error:
+            deaths += 1
+            if deaths == ATTEMPTS:
+                raise McdiError(DIED.format(n=ATTEMPTS)) from error
+        finally:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            pool.shutdown(cancel_futures=True)
+
+
+def _drain(messages: Any) -> Iterator[tuple[str, int, int, dict[str, float]]]:
+    while True:
+        try:
+            yield messages.get_nowait()
+        except queue.Empty:
+            return
+
+
+def _call(work: Any, shared: Any, job: Any) -> Any:
+    torch.set_num_threads(1)
+    return work(shared, job, silent)
+
+
+def _ray(work: Any, shared: Any, jobs: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise McdiError("backend = 'ray' needs Ray: pip install 'mcdi[ray]'") from error
+    own = not ray.is_initialized()
+    if own:
+        address = os.environ.get("RAY_ADDRESS")  # a cluster that is there; else one of this machine
+        ray.init(
+            **({"address": address} if address else {"num_cpus": workers, "include_dashboard": False}), log_to_driver=False
+        )
+    try:
+        remote = ray.remote(_call).options(num_cpus=1, max_retries=ATTEMPTS - 1)
+        everywhere = ray.put(shared)
+        waiting, running = list(jobs), dict[Any, Any]()
+        while waiting or running:
+            while waiting and len(running) < workers:  # no more than asked for, however large the cluster
+                job = waiting.pop(0)
+                running[remote.remote(work, everywhere, job)] = job
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                job = running.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.WorkerCrashedError as error:
+                    raise McdiError(DIED.format(n=ATTEMPTS)) from error
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause if isinstance(error.cause, McdiError) else error from None
+                yield job, result
+    finally:
+        if own:
+            ray.shutdown()
