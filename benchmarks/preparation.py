@@ -1,0 +1,339 @@
+"""How fast are optimiser trajectories of many tasks made, and with how much memory, beside a loop over the tasks?
+
+    python benchmarks/preparation.py [--device cuda]
+
+Three networks, all of whose weights are trained: a linear head on 64 features and a three-layer MLP (64-64-64-5), 100
+examples a task; Conv-4 with 64 channels, 25 images of 28 x 28. 5 classes, 60 full-batch Adam steps, 3 snapshots. Prints
+
+1. tasks a second, side by side in one run: a plain PyTorch loop over tasks (a module, torch.optim.Adam, backward, step),
+   the same through `higher` if it is installed (pip install higher), our engine with one thread, and `prepare` with one
+   worker a core, store included. On a CPU the loops run with one thread and with all, and the faster one counts. Also
+   GFLOP/s as a share of what a large matrix product reaches on one thread, and where the loop's time goes;
+2. peak memory over what the interpreter holds already, and time, while the tasks grow tenfold under one budget.
+
+Contenders take turns; medians over `--rounds`. Start-up of workers is timed apart. Data are a pool of Gaussian examples:
+values do not change the arithmetic.
+"""
+
+import argparse
+import copy
+import itertools
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mcdi.prepare import Preparation, prepare, tile_size, trajectories
+from mcdi.run import provenance
+from mcdi.tasks.base import Examples, TaskBatch
+from mcdi.tasks.downstream import LinearHead, Network
+
+EPOCHS, K, LR, POOL = 60, 3, 0.01, 64
+
+
+class Pool:
+    """Tasks drawn from a pool of Gaussian examples."""
+
+    def __init__(self, name: str, downstream: Network, shape: Sequence[int], examples: int, way: int = 5) -> None:
+        self.name, self.downstream, self.shots, self.way = name, downstream, (1,), way
+        g = torch.Generator().manual_seed(0)
+        self.x = torch.randn(POOL, examples, *shape, generator=g)
+        self.y = torch.randint(way, (POOL, examples), generator=g)
+
+    def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
+        rows = torch.as_tensor(seeds) % POOL
+        return Examples(self.x[rows], self.y[rows])
+
+    def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
+        data = self.training_data(split, seeds)
+        few = Examples(data.x[:, : self.way], data.y[:, : self.way])
+        units = self.way if self.downstream.space.unit == "row" else 1
+        return TaskBatch(few, few, torch.ones(len(few.y), units, dtype=torch.bool), torch.as_tensor(seeds))
+
+    def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        return {}
+
+
+def mlp(*widths: int) -> nn.Module:
+    layers = [m for a, b in itertools.pairwise(widths) for m in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def conv4(channels: int = 64, way: int = 5) -> nn.Module:
+    blocks = [
+        nn.Sequential(nn.Conv2d(c, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2))
+        for c in (1, channels, channels, channels)
+    ]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(channels, way))
+
+
+def head() -> Pool:
+    return Pool("linear head", LinearHead(64, 5), (64,), 100)
+
+
+def deep() -> Pool:
+    return Pool("3-layer MLP", Network(mlp(64, 64, 64, 5)), (64,), 100)
+
+
+def conv() -> Pool:
+    return Pool("Conv-4", Network(conv4()), (1, 28, 28), 25)
+
+
+def wide() -> Pool:
+    return Pool("MLP of 203,530 weights", Network(mlp(784, 256, 10)), (784,), 25, way=10)
+
+
+def plain(family: Pool, seed: int, device: str) -> list[Tensor]:
+    """One task as anybody would write it."""
+    data = family.training_data("train", [seed]).to(device)
+    x, y = data.x[0], data.y[0]
+    module = copy.deepcopy(family.downstream.module).requires_grad_().train().to(device)
+    optimiser = torch.optim.Adam(module.parameters(), lr=LR)
+    kept = []
+    for epoch in range(1, EPOCHS + 1):
+        optimiser.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        optimiser.step()
+        if epoch % (EPOCHS // K) == 0:
+            kept.append(nn.utils.parameters_to_vector(module.parameters()).detach().clone())
+    return kept
+
+
+def through_higher(family: Pool, seed: int, device: str) -> list[Tensor]:
+    """One task through `higher`, the library for inner loops from before torch.func."""
+    import higher
+
+    data = family.training_data("train", [seed]).to(device)
+    x, y = data.x[0], data.y[0]
+    module = copy.deepcopy(family.downstream.module).requires_grad_().train().to(device)
+    optimiser = torch.optim.Adam(module.parameters(), lr=LR)
+    kept = []
+    with higher.innerloop_ctx(module, optimiser, track_higher_grads=False) as (net, steps):
+        for epoch in range(1, EPOCHS + 1):
+            steps.step(F.cross_entropy(net(x), y))
+            if epoch % (EPOCHS // K) == 0:
+                kept.append(nn.utils.parameters_to_vector(net.parameters()).detach().clone())
+    return kept
+
+
+def rate(call: Callable[[], object], tasks: int, device: str, threads: int) -> float:
+    """Tasks a second."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return tasks / (time.perf_counter() - start)
+
+
+def flops(family: Pool) -> float:
+    """Floating-point operations of one task's optimisation, as torch counts them: products and convolutions."""
+    data = family.training_data("train", [0])
+    module = copy.deepcopy(family.downstream.module).requires_grad_().train()
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(module(data.x[0]), data.y[0]).backward()
+    return EPOCHS * counter.get_total_flops()
+
+
+def peak(size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of a large matrix product on one thread."""
+    torch.set_num_threads(1)
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def profile(family: Pool) -> str:
+    """Where the plain loop's time goes, one thread: shares of the operators."""
+    torch.set_num_threads(1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        plain(family, 0, "cpu")
+    own = {e.key: e.self_cpu_time_total for e in seen.key_averages()}
+    total = sum(own.values())
+    largest = sorted(own.items(), key=lambda pair: -pair[1])[:7]
+    return ", ".join(f"{name.removeprefix('aten::')} {100 * t / total:.0f} %" for name, t in largest)
+
+
+def prepared(family: Pool, how: Preparation, workers: int, device: str) -> tuple[float, float]:
+    """Tasks a second of `prepare` once every worker has made a shard, and the seconds before the first shard."""
+    moments: list[tuple[float, int]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        prepare(
+            family,
+            Path(folder) / "store",
+            how,
+            workers=workers,
+            device=device,
+            progress=lambda _, done, __, ___: moments.append((time.perf_counter(), done)),
+        )
+    (begin, before), (end, after) = moments[workers], moments[-1]  # the first call tells that there is nothing yet
+    return (after - before) / (end - begin), moments[1][0] - start
+
+
+def speed(case: Callable[[], Pool], chunk: int, shards: int, loop_tasks: int, rounds: int, device: str) -> list[str]:
+    """A row of the table of speeds."""
+    family, cores = case(), os.cpu_count() or 1
+    workers = cores if device == "cpu" else 1
+    how = Preparation(tasks=chunk * shards, epochs=EPOCHS, k=K, lr=LR, chunk=chunk, memory=1.0)
+    at_once = tile_size(family, "train", how, device)
+    loops = {"plain": plain} | ({"higher": through_higher} if higher_is_there() else {})
+    contenders: dict[str, tuple[Callable[[], object], int, int]] = {}
+    for name, loop in loops.items():
+        for threads in {1, cores}:
+            contenders[f"{name} {threads}"] = (
+                lambda f=loop: [f(family, n, device) for n in range(loop_tasks)],
+                loop_tasks,
+                threads,
+            )
+    engine_tasks = min(chunk, max(1, at_once))
+    contenders["engine"] = (
+        lambda: trajectories(family, "train", range(engine_tasks), how, device, at_once=at_once),
+        engine_tasks,
+        1,
+    )
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, (call, tasks, threads) in contenders.items():
+            rates[name].append(rate(call, tasks, device, threads))
+    median = {name: statistics.median(r[1:]) for name, r in rates.items()}  # the first round warms up
+    best = {name: max(median[n] for n in median if n.startswith(name)) for name in loops}
+    many, started = prepared(family, how, workers, device)
+
+    def share(tasks_a_second: float, threads: int) -> str:
+        return f"{100 * tasks_a_second * flops(family) / (threads * peak()):.0f} %" if device == "cpu" else ""
+
+    return [
+        family.name,
+        f"{best['plain']:.3g}",
+        f"{best['higher']:.3g}" if "higher" in best else "not installed",
+        f"{median['engine']:.4g}",
+        f"{many:.4g}",
+        f"{median['engine'] / median['plain 1']:.1f}x",
+        f"{many / best['plain']:.1f}x",
+        f"{many / best['higher']:.1f}x" if "higher" in best else "",
+        share(median["plain 1"], 1),
+        share(median["engine"], 1),
+        f"{started:.1f}",
+    ]
+
+
+def higher_is_there() -> bool:
+    try:
+        import higher  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+GROWTH = {"head": (head, 0.1, 5000), "wide": (wide, 0.25, 40)}  # case, budget in GiB, fewest tasks
+
+
+def peak_memory() -> float:
+    """MiB that this process ever held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held when it forked
+        return float(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in bytes on macOS
+
+
+def grow(name: str, factor: int) -> None:
+    """In a process of its own: prepare, and print the peak (MiB, over what was there before) and the seconds."""
+    case, budget, fewest = GROWTH[name]
+    torch.set_num_threads(1)
+    family = case()
+    prepared_before = Preparation(tasks=1, epochs=K, k=K)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(family, Path(folder) / "warm", prepared_before)
+        base = peak_memory()
+        how = replace(prepared_before, tasks=fewest * factor, epochs=EPOCHS, memory=budget)
+        start = time.perf_counter()
+        prepare(family, Path(folder) / "store", how)
+        seconds = time.perf_counter() - start
+    print(peak_memory() - base, seconds)
+
+
+def growth(name: str) -> list[list[str]]:
+    case, budget, fewest = GROWTH[name]
+    found = []
+    for factor in (1, 2, 5, 10):
+        said = subprocess.run(
+            [sys.executable, __file__, "--grow", name, str(factor)], capture_output=True, text=True, check=True
+        ).stdout
+        mib, seconds = map(float, said.split())
+        found.append((fewest * factor, mib, seconds))
+    logs = torch.tensor([[math.log(n), math.log(s)] for n, _, s in found])
+    centred = logs - logs.mean(0)
+    exponent = float((centred[:, 0] * centred[:, 1]).sum() / centred[:, 0].square().sum())
+    return [
+        [
+            case().name,
+            f"{n:,}",
+            f"{budget * 1024:.0f}",
+            f"{mib:.0f}",
+            f"{s:.1f}",
+            f"{exponent:.3f}" if n == found[-1][0] else "",
+        ]
+        for n, mib, s in found
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--grow", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.grow:
+        grow(asked.grow[0], int(asked.grow[1]))
+        return
+    console = Console(width=170)
+    console.print(f"preparation: {provenance()}")
+    console.print(f"a matrix product reaches {peak() / 1e9:.1f} GFLOP/s on one thread")
+    table = Table(title=f"tasks a second, {EPOCHS} Adam steps each; {asked.device}")
+    columns = (
+        "network",
+        "plain loop",
+        "higher",
+        "engine, 1 thread",
+        "prepare, all cores",
+        "1 thread: / plain",
+        "all cores: / plain",
+    )
+    for column in (*columns, "/ higher", "of peak: plain", "of peak: engine", "start-up (s)"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for case, chunk, shards, loop_tasks in ((head, 500, 40, 10), (deep, 250, 16, 6), (conv, 1, 8, 1)):
+        table.add_row(*speed(case, chunk, shards, loop_tasks, asked.rounds, asked.device))
+    console.print(table)
+    if asked.device != "cpu":
+        return
+    console.print(f"the plain loop's time on Conv-4: {profile(conv())}")
+    table = Table(title="one worker while the tasks grow tenfold")
+    for column in ("network", "tasks", "budget (MiB)", "peak (MiB)", "seconds", "exponent of time"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for name in GROWTH:
+        for row in growth(name):
+            table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
