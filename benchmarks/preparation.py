@@ -2,8 +2,9 @@
 
     python benchmarks/preparation.py [--device cuda]
 
-Three networks, all of whose weights are trained: a linear head on 64 features and a three-layer MLP (64-64-64-5), 100
-examples a task; Conv-4 with 64 channels, 25 images of 28 x 28. 5 classes, 60 full-batch Adam steps, 3 snapshots. Prints
+Three networks, all of whose weights are trained: a linear head on 64 features, 100 examples a task; a three-layer MLP
+(64-64-64-5), 25 and 100 examples; Conv-4 with 64 channels, 25 images of 28 x 28. 5 classes, 60 full-batch Adam steps, 3
+snapshots. Prints
 
 1. tasks a second, side by side in one run: a plain PyTorch loop over tasks (a module, torch.optim.Adam, backward, step),
    the same through `higher` if it is installed (pip install higher), our engine with one thread, and `prepare` with one
@@ -86,7 +87,11 @@ def head() -> Pool:
 
 
 def deep() -> Pool:
-    return Pool("3-layer MLP", Network(mlp(64, 64, 64, 5)), (64,), 100)
+    return Pool("3-layer MLP", Network(mlp(64, 64, 64, 5)), (64,), 25)
+
+
+def deep_on_more() -> Pool:
+    return Pool("the same, 100 examples", Network(mlp(64, 64, 64, 5)), (64,), 100)
 
 
 def conv() -> Pool:
@@ -320,12 +325,17 @@ def main() -> None:
     )
     for column in (*columns, "/ higher", "of peak: plain", "of peak: engine", "start-up (s)"):
         table.add_column(column, justify="left" if column == "network" else "right")
-    for case, chunk, shards, loop_tasks in ((head, 500, 40, 10), (deep, 250, 16, 6), (conv, 1, 8, 1)):
+    for case, chunk, shards, loop_tasks in (
+        (head, 500, 40, 10),
+        (deep, 500, 16, 6),
+        (deep_on_more, 250, 16, 6),
+        (conv, 1, 8, 1),
+    ):
         table.add_row(*speed(case, chunk, shards, loop_tasks, asked.rounds, asked.device))
     console.print(table)
     if asked.device != "cpu":
         return
-    console.print(f"the plain loop's time on Conv-4: {profile(conv())}")
+    console.print(f"the plain loop's time on Conv-4, one thread: {profile(conv())}")
     table = Table(title="one worker while the tasks grow tenfold")
     for column in ("network", "tasks", "budget (MiB)", "peak (MiB)", "seconds", "exponent of time"):
         table.add_column(column, justify="left" if column == "network" else "right")
