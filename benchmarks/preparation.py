@@ -102,12 +102,16 @@ def wide() -> Pool:
     return Pool("MLP of 203,530 weights", Network(mlp(784, 256, 10)), (784,), 25, way=10)
 
 
+def begin(family: Pool, seed: int, device: str) -> tuple[Tensor, Tensor, nn.Module, torch.optim.Optimizer]:
+    """Data, module and optimiser of one task."""
+    data = family.training_data("train", [seed]).to(device)
+    module = copy.deepcopy(family.downstream.module).requires_grad_().train().to(device)
+    return data.x[0], data.y[0], module, torch.optim.Adam(module.parameters(), lr=LR)
+
+
 def plain(family: Pool, seed: int, device: str) -> list[Tensor]:
     """One task as anybody would write it."""
-    data = family.training_data("train", [seed]).to(device)
-    x, y = data.x[0], data.y[0]
-    module = copy.deepcopy(family.downstream.module).requires_grad_().train().to(device)
-    optimiser = torch.optim.Adam(module.parameters(), lr=LR)
+    x, y, module, optimiser = begin(family, seed, device)
     kept = []
     for epoch in range(1, EPOCHS + 1):
         optimiser.zero_grad()
@@ -122,10 +126,7 @@ def through_higher(family: Pool, seed: int, device: str) -> list[Tensor]:
     """One task through `higher`, the library for inner loops from before torch.func."""
     import higher
 
-    data = family.training_data("train", [seed]).to(device)
-    x, y = data.x[0], data.y[0]
-    module = copy.deepcopy(family.downstream.module).requires_grad_().train().to(device)
-    optimiser = torch.optim.Adam(module.parameters(), lr=LR)
+    x, y, module, optimiser = begin(family, seed, device)
     kept = []
     with higher.innerloop_ctx(module, optimiser, track_higher_grads=False) as (net, steps):
         for epoch in range(1, EPOCHS + 1):
@@ -147,10 +148,9 @@ def rate(call: Callable[[], object], tasks: int, device: str, threads: int) -> f
 
 def flops(family: Pool) -> float:
     """Floating-point operations of one task's optimisation, as torch counts them: products and convolutions."""
-    data = family.training_data("train", [0])
-    module = copy.deepcopy(family.downstream.module).requires_grad_().train()
+    x, y, module, _ = begin(family, 0, "cpu")
     with FlopCounterMode(display=False) as counter:
-        F.cross_entropy(module(data.x[0]), data.y[0]).backward()
+        F.cross_entropy(module(x), y).backward()
     return EPOCHS * counter.get_total_flops()
 
 

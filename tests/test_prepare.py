@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -125,3 +126,32 @@ def test_what_cannot_be(sines, tmp_path):
         prepare(sines, tmp_path, Preparation(tasks=20, epochs=3, chunk=8))
     with pytest.raises(McdiError, match="epochs = 3, not 4"):
         prepare(sines, tmp_path, Preparation(tasks=10, epochs=4, chunk=8))
+
+
+class Watched:
+    """A store that counts how many of its shards a reader holds at once."""
+
+    def __init__(self, store):
+        self.store, self.rows, self.alive, self.most = store, store.rows, 0, 0
+
+    def __len__(self):
+        return len(self.store)
+
+    def parts(self):
+        for part in self.store.parts():
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(part, self.gone)
+            yield part
+
+    def gone(self):
+        self.alive -= 1
+
+
+def test_a_store_is_learned_from_as_memory_is_a_shard_at_a_time(tmp_path, sines):
+    store = prepare(sines, tmp_path, HOW)
+    watched = Watched(store)
+    tiny = {"options": {"width": 8, "depth": 1}, "training": {"iterations": 3}}
+    a, b = (make_method("mc-di", tiny).fit(sines, data, seed=0).state() for data in (store.read(), watched))
+    assert a.keys() == b.keys() and all(torch.allclose(a[n], b[n], atol=1e-4) for n in a)
+    assert len(store.shards) == 5 and watched.most == 2  # the one before is let go when the next is there

@@ -102,7 +102,9 @@ def optimise(net: Network, theta0: Tensor, tasks: Tasks, how: Optimisation, augm
         points = list(_run(net, theta0, tasks, held, how, augment))
     kept = _choose(points, how)
     pick = torch.arange(len(tasks.seeds), device=tasks.mask.device)[:, None], kept
-    targets = torch.stack([p.weights for p in points], 1)[pick] if how.dense else torch.stack([p.weights for p in points], 1)
+    targets = torch.stack([p.weights for p in points], 1)
+    if how.dense:
+        targets = targets[pick]
     if not bool(torch.isfinite(targets).all()):
         raise McdiError(f"{how.optimiser} at lr = {how.lr} left weights that are not finite: lower the preparation's lr")
     epochs = torch.tensor([p.epoch for p in points], device=kept.device)[kept]
@@ -121,7 +123,6 @@ def _run(
     leaves = [state[m] for m in names]
     optimiser, rate = _optimiser(leaves, how), _rates(how, -(-tasks.data.y.shape[1] // (how.batch or tasks.data.y.shape[1])))
     draws = generators(tasks) if augment is not None else []
-    drops = stacked.draws(net.module)
     wanted = {round(i * how.epochs / how.k) for i in range(1, how.k + 1)}
     step, held_out = 0, []
     if how.dense:
@@ -132,9 +133,9 @@ def _run(
                 batch = batch._replace(x=torch.stack([augment(x, g) for x, g in zip(batch.x, draws, strict=True)]))
             for group in optimiser.param_groups:
                 group["lr"] = rate[step]
-            grads = _sam(net, state, batch, tasks, how, step) if how.sam_rho else None
-            if grads is None:
-                grads = _gradients(net, state, batch, tasks.mask, dropout_keys(tasks, 2 * step) if drops else None)
+            grads = _gradients(net, state, batch, tasks, 2 * step)
+            if how.sam_rho:  # running statistics are those of the first pass: the weights of the second are no state
+                grads = _gradients(net, _ascended(state, grads, how), batch, tasks, 2 * step + 1)
             for leaf, name in zip(leaves, names, strict=True):
                 leaf.grad = grads[name].contiguous()  # torch's fused optimisers read memory in order, whatever the strides
             optimiser.step()
@@ -147,30 +148,30 @@ def _run(
                 return
 
 
-def _gradients(net: Network, state: State, batch: Examples, mask: Tensor, keys: Tensor | None) -> State:
+def _gradients(net: Network, state: State, batch: Examples, tasks: Tasks, passed: int) -> State:
+    """passed: the number of the pass through the network, which decides dropout."""
+    keys = dropout_keys(tasks, passed) if stacked.draws(net.module) else None
     if not stacked.one_by_one(state, batch.x):
-        return net.gradients(state, batch, mask, keys)
+        return net.gradients(state, batch, tasks.mask, keys)
     each = []
-    for n in range(len(mask)):  # a task at a time, so that only one graph is alive
+    for n in range(len(tasks.mask)):  # a task at a time, so that only one graph is alive
         one = slice(n, n + 1)
         own, data = {m: v[one] for m, v in state.items()}, Examples(batch.x[one], batch.y[one])
-        each.append(net.gradients(own, data, mask[one], None if keys is None else keys[one]))
+        each.append(net.gradients(own, data, tasks.mask[one], None if keys is None else keys[one]))
     return {m: torch.cat([g[m] for g in each]) for m in each[0]}
 
 
-def _sam(net: Network, state: State, batch: Examples, tasks: Tasks, how: Optimisation, step: int) -> State:
-    """The gradient at w + e(w): e = rho g / |g|, or with T = |w| rho T^2 g / |T g| (adaptive); the norm is a task's own.
+def _ascended(state: State, grads: State, how: Optimisation) -> State:
+    """w + e(w): e = rho g / |g|, or with T = |w| rho T^2 g / |T g| (adaptive); the norm is a task's own.
 
-    Running statistics are those of the first pass: the weights of the second are no state of the network.
+    A copy: what the network changes in it, such as running statistics, does not reach `state`.
     """
-    drops = stacked.draws(net.module)
-    grads = _gradients(net, state, batch, tasks.mask, dropout_keys(tasks, 2 * step) if drops else None)
     scale = {m: state[m].abs() if how.sam_adaptive else torch.ones_like(g) for m, g in grads.items()}
     norm = torch.stack([(scale[m] * g).flatten(1).square().sum(1) for m, g in grads.items()]).sum(0).sqrt().clamp(min=1e-12)
     moved = {m: v.clone() for m, v in state.items()}
     for m, g in grads.items():
         moved[m] += how.sam_rho * scale[m] ** 2 * g / norm.reshape(-1, *[1] * (g.ndim - 1))
-    return _gradients(net, moved, batch, tasks.mask, dropout_keys(tasks, 2 * step + 1) if drops else None)
+    return moved
 
 
 def _optimiser(leaves: list[Tensor], how: Optimisation) -> torch.optim.Optimizer:

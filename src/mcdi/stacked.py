@@ -105,41 +105,45 @@ def _mix(z: Tensor) -> Tensor:
 
 
 @contextmanager
+def _same_modes_after(module: nn.Module) -> Iterator[None]:
+    before = {m: m.training for m in module.modules()}
+    try:
+        yield
+    finally:
+        for m, mode in before.items():
+            m.training = mode
+
+
+@contextmanager
 def training(module: nn.Module, chosen: Sequence[str]) -> Iterator[None]:
     """Training mode for what is trained: parts that own tensors, none of them `chosen`, stay in evaluation mode.
 
     So frozen batch norms keep their statistics and frozen blocks do not drop; a dropout layer on its own is active.
     """
-    before = {m: m.training for m in module.modules()}
     shared = {n: b.clone() for n, b in module.named_buffers() if n not in chosen}  # such as num_batches_tracked
-    module.train()
-    for name, part in module.named_modules():
-        if getattr(part, "running_mean", None) is not None and getattr(part, "momentum", 0) is None:
-            raise McdiError(f"{name} averages over all batches (momentum = None), which no task owns: give it a momentum")
-        inside = f"{name}." if name else ""
-        owns = any(True for _ in (*part.parameters(), *part.buffers()))
-        if owns and not any(n.startswith(inside) for n in chosen):
-            part.eval()
-    try:
-        yield
-    finally:
-        for m, mode in before.items():
-            m.training = mode
-        for n, b in module.named_buffers():
-            if n in shared:
-                b.copy_(shared[n])
+    with _same_modes_after(module):
+        module.train()
+        for name, part in module.named_modules():
+            if getattr(part, "running_mean", None) is not None and getattr(part, "momentum", 0) is None:
+                raise McdiError(f"{name} averages over all batches (momentum = None), which no task owns: give it a momentum")
+            inside = f"{name}." if name else ""
+            owns = any(True for _ in (*part.parameters(), *part.buffers()))
+            if owns and not any(n.startswith(inside) for n in chosen):
+                part.eval()
+        try:
+            yield
+        finally:
+            for n, b in module.named_buffers():
+                if n in shared:
+                    b.copy_(shared[n])
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, inside `training`."""
-    before = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
+    with _same_modes_after(module):
+        module.eval()
         yield
-    finally:
-        for m, mode in before.items():
-            m.training = mode
 
 
 def draws(module: nn.Module) -> bool:
