@@ -11,7 +11,7 @@ from torch import nn
 
 from mcdi import stacked
 from mcdi.batches import Tasks, dropout_keys, epoch_batches, generators, global_random, hold_out
-from mcdi.engine import Optimisation, _stopping, optimise
+from mcdi.engine import Optimisation, Point, _choose, _stopping, optimise
 from mcdi.errors import McdiError
 from mcdi.memory import LiveBytes, bytes_per_task
 from mcdi.tasks.base import Examples
@@ -357,3 +357,15 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(McdiError, match=message):
             optimise(net, net.theta0(0, 3), tasks, Optimisation(**{"epochs": 3, **wrong}))
+
+
+def test_dropout_is_new_at_every_pass_and_a_task_s_own():
+    _, tasks = make("head")
+    keys = torch.stack([dropout_keys(tasks, passed) for passed in range(4)])
+    assert len(keys.unique()) == keys.numel() and torch.equal(dropout_keys(alone(tasks, 2), 3), keys[3, 2:])
+
+
+def test_even_in_loss_counts_down_to_the_lowest_loss():
+    losses = [4.0, 3.0, 1.0, 2.0, 2.9]  # down to 1: half of the way is 2.5, which is first met at epoch 2
+    points = [Point(n, torch.zeros(1, 1, 1), torch.tensor([v]), torch.tensor([v])) for n, v in enumerate(losses)]
+    assert _choose(points, Optimisation(epochs=4, k=2, spacing="loss")).tolist() == [[2, 4]]

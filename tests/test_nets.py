@@ -85,6 +85,20 @@ class TestLinearPrior:
         guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), cond, whole)
         torch.testing.assert_close(guess, z, rtol=1e-3, atol=1e-3)
 
+    def test_parts_add_up_to_the_whole(self):
+        g = torch.Generator().manual_seed(2)
+        z, cond = torch.randn(90, 3, 2, generator=g), torch.randn(90, 3, 4, generator=g)
+        mask = torch.rand(90, 3, generator=g) < 0.8
+        mask[:, 0] = True
+        whole, split = LinearPrior(2, 4, 1), LinearPrior(2, 4, 1)
+        whole.fit([(z, cond, mask)])
+        split.fit(zip(z.split(40), cond.split(40), mask.split(40), strict=True))
+        torch.testing.assert_close(split.matrix, whole.matrix)
+        torch.testing.assert_close(split.variance, whole.variance)
+        mean = (cond * mask[..., None]).sum(1, keepdim=True) / mask[..., None].sum(1, keepdim=True)
+        guess = torch.cat([cond, mean.expand_as(cond), torch.ones(90, 3, 1)], -1) @ whole.matrix[0]
+        torch.testing.assert_close(whole.variance[0], (z - guess)[mask].square().mean(0))
+
     @pytest.mark.parametrize("bar", [0.0, 0.002, 0.5, 0.9, 1.0])
     def test_is_the_gaussian_posterior_mean(self, bar):
         """Against the integral of z p(z) p(x | z) over a fine grid."""
