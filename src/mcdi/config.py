@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from mcdi.embed import BackboneName, Objective
 from mcdi.errors import McdiError
 from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
@@ -17,18 +18,22 @@ from mcdi.settings import make
 class FamilySettings:
     """Which tasks, and which network is generated for them.
 
-    network "linear-head": a classifier row a class on frozen Conv-4 features; "pixel-net": all weights of a small image
-    network; "curve": all weights of a small R -> R network (data "sines"). backbone_steps: episodes of ProtoNet
-    training. limit: at most so many classes a split.
+    network "linear-head": a classifier row a class on frozen features; "pixel-net": all weights of a small image
+    network; "curve": all weights of a small R -> R network (data "sines"). side: pixels of an image's side.
+    backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
+    both. limit: at most so many classes a split.
     """
 
-    data: Literal["glyphs", "omniglot", "sines"] = "glyphs"
+    data: Literal["glyphs", "omniglot", "natural", "sines"] = "glyphs"
     network: Literal["linear-head", "pixel-net", "curve"] = "linear-head"
     way: int = 5
     shots: tuple[int, ...] = (1, 5)
     queries: int = 15
     rotations: bool = False
     limit: int | None = None
+    side: int = 28
+    backbone: BackboneName = "conv4"
+    backbone_loss: Objective = "prototypes"
     backbone_steps: int = 400
     backbone_way: int = 60
     seed: int = 0

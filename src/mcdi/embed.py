@@ -1,15 +1,18 @@
-"""What does the package see in an image? A Conv-4 backbone, meta-trained here with the ProtoNet loss, then frozen."""
+"""What does the package see in an image? A small backbone, trained here on the training classes, then frozen."""
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
+from mcdi.errors import McdiError
+
 
 class Conv4(nn.Sequential):
-    """Four blocks of 64 3x3 filters; (N, 1, 28, 28) in [0, 1] -> (N, 64).
+    """Four blocks of 64 3x3 filters, averaged over what is left of the image; (N, C, H, W) in [0, 1] -> (N, 64).
 
     Max-pooling stands before the normalisation, not after it: the same receptive fields at a quarter of the memory
     traffic, 2.5x faster on a CPU together with channels-last.
@@ -20,18 +23,61 @@ class Conv4(nn.Sequential):
         for b in range(blocks):
             convolution = nn.Conv2d(channels if b == 0 else width, width, 3, padding=1)
             layers += [convolution, nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU()]
-        super().__init__(*layers, nn.Flatten())
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.features = width
 
 
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a 1x1 one (1512.03385); `stride` halves the image."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        first, second = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.body = nn.Sequential(first, nn.BatchNorm2d(outputs), nn.ReLU(), second, nn.BatchNorm2d(outputs))
+        self.side = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.side(x))
+
+
+class ResNet8(nn.Sequential):
+    """A 3x3 convolution and three residual blocks of 32, 64 and 128 filters, averaged; (N, C, H, W) in [0, 1] -> (N, 128)."""
+
+    def __init__(self, channels: int = 3) -> None:
+        widths = (32, 64, 128)
+        stem = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        inputs = (widths[0], *widths)
+        blocks = [Residual(inputs[b], width, 1 if b == 0 else 2) for b, width in enumerate(widths)]
+        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.features = widths[-1]
+
+
+Backbone = Conv4 | ResNet8
+BackboneName = Literal["conv4", "resnet8"]
+Objective = Literal["prototypes", "classes", "both"]
+BACKBONES: dict[str, type[Backbone]] = {"conv4": Conv4, "resnet8": ResNet8}
+
+
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random affine view of each image (N, 1, H, W): up to 10 degrees, 15 % scale, 20 % shear, 10 % shift."""
+    """A random affine view of each image (N, C, H, W): up to 10 degrees, 15 % scale, 20 % shear, 10 % shift.
+
+    Colour images are also mirrored and changed in brightness and contrast; theirs is reflected at the border, not black.
+    """
     r = torch.rand(6, len(images), generator=generator, device=generator.device) * 2 - 1
     angle, shear, scale_x, scale_y = r[0] * math.radians(10), 0.2 * r[1], 1 + 0.15 * r[2], 1 + 0.15 * r[3]
     top = torch.stack([angle.cos() * scale_x, shear - angle.sin(), 0.1 * r[4]], -1)
     bottom = torch.stack([angle.sin(), angle.cos() * scale_y, 0.1 * r[5]], -1)
+    colour = images.shape[1] > 1
+    if colour:
+        mirrored, bright, contrast = torch.rand(3, len(images), generator=generator, device=generator.device)
+        top = top * torch.where(mirrored < 0.5, 1.0, -1.0)[:, None]
     grid = F.affine_grid(torch.stack([top, bottom], 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    if not colour:
+        return F.grid_sample(images, grid, align_corners=False)
+    views = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    mean = views.mean((1, 2, 3), keepdim=True)
+    scale, shift = (0.7 + 0.6 * contrast)[:, None, None, None], (0.4 * bright - 0.2)[:, None, None, None]
+    return ((views - mean) * scale + mean + shift).clamp(0, 1)
 
 
 def prototypical_loss(features: Tensor, shots: int) -> Tensor:
@@ -45,12 +91,38 @@ def prototypical_loss(features: Tensor, shots: int) -> Tensor:
     return F.cross_entropy(-distance, torch.arange(way, device=features.device).repeat_interleave(queries.shape[1]))
 
 
+class BackboneLoss(nn.Module):
+    """ "prototypes": the ProtoNet loss of an episode. "classes": cross-entropy of a linear classifier over all training classes,
+    thrown away afterwards (1904.04232). "both": their sum."""
+
+    def __init__(self, objective: Objective, features: int, classes: int, shots: int) -> None:
+        super().__init__()
+        if objective not in ("prototypes", "classes", "both"):
+            raise McdiError(f"unknown backbone_loss {objective!r}: choose prototypes, classes or both")
+        self.objective, self.shots = objective, shots
+        self.linear = None if objective == "prototypes" else nn.Linear(features, classes)
+        if self.linear is not None:
+            nn.init.zeros_(self.linear.weight)  # draws nothing: the seed decides the backbone alone
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor, classes: Tensor) -> Tensor:
+        """features (way, shots + queries, F) of the classes (way,)."""
+        loss = features.new_zeros(())
+        if self.objective != "classes":
+            loss = loss + prototypical_loss(features, self.shots)
+        if self.linear is not None:
+            labels = classes.to(features.device).repeat_interleave(features.shape[1])
+            loss = loss + F.cross_entropy(self.linear(features).flatten(0, 1), labels)
+        return loss
+
+
 def train_backbone(
-    model: nn.Module,
+    model: Backbone,
     images: Tensor,
     *,
     steps: int,
     seed: int,
+    objective: Objective = "prototypes",
     way: int = 60,
     shots: int = 1,
     queries: int = 5,
@@ -59,20 +131,22 @@ def train_backbone(
     checkpoint: Callable[[int, dict[str, Tensor]], object] | None = None,
     checkpoint_every: int = 200,
 ) -> Iterator[float]:
-    """Meta-train `model` on images (C, M, 1, H, W) in uint8; yields the loss of every step.
+    """Train `model` on images (C, M, channels, H, W) in uint8 with a `BackboneLoss`; yields the loss of every step.
 
-    AdamW under a one-cycle rate; an episode is decided by (seed, step), so that a run resumed from `start`, as given to
-    `checkpoint` (steps done, state), ends with the same weights.
+    A step sees shots + queries images of `way` classes. AdamW under a one-cycle rate; an episode is decided by (seed,
+    step), so that a run resumed from `start`, as given to `checkpoint` (steps done, state), ends with the same weights.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     way = min(way, len(images))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=5e-4, fused=True)
+    criterion = BackboneLoss(objective, model.features, len(images), shots).to(device)
+    both = nn.ModuleDict({"model": model, "loss": criterion})
+    optimiser = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=5e-4, fused=True)
     done = 0
     if start is not None:
         done, state = start
-        model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
-        for i, p in enumerate(model.parameters()):
+        both.load_state_dict({n: t for n, t in state.items() if not n.startswith("optimiser.")})
+        for i, p in enumerate(both.parameters()):
             names = ("step", "exp_avg", "exp_avg_sq")
             optimiser.state[p] = {n: state[f"optimiser.{i}.{n}"].to(p.device if n != "step" else "cpu") for n in names}
     for step in range(done, steps):
@@ -84,21 +158,21 @@ def train_backbone(
         picks = torch.rand(way, images.shape[1], generator=generator).argsort(1)[:, : shots + queries]
         batch = images[classes[:, None], picks].flatten(0, 1).float() / 255
         batch = augmented(batch, generator).to(device).contiguous(memory_format=torch.channels_last)
-        loss = prototypical_loss(model(batch).reshape(way, shots + queries, -1), shots)
+        loss = criterion(model(batch).reshape(way, shots + queries, -1), classes)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         yield float(loss.detach())
         if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            state = {f"model.{n}": t for n, t in model.state_dict().items()}
-            for i, p in enumerate(model.parameters()):
+            state = dict(both.state_dict())
+            for i, p in enumerate(both.parameters()):
                 state |= {f"optimiser.{i}.{n}": torch.as_tensor(v) for n, v in optimiser.state[p].items()}
             checkpoint(step + 1, state)
 
 
 @torch.no_grad()
 def features_of(model: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
-    """Frozen features of uint8 images (..., 1, H, W) -> (..., F), in evaluation mode."""
+    """Frozen features of uint8 images (..., channels, H, W) -> (..., F), in evaluation mode."""
     model.eval()
     device = next(model.parameters()).device
     flat = images.flatten(0, -4)

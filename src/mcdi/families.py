@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mcdi.config import FamilySettings
-from mcdi.embed import Conv4, features_of, train_backbone
+from mcdi.embed import BACKBONES, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
@@ -23,13 +23,17 @@ def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[s
     if settings.data == "omniglot":
         from mcdi.tasks.omniglot import omniglot_banks
 
-        banks = omniglot_banks(data, download_to=folder / "downloads")
+        banks = omniglot_banks(data, size=settings.side, download_to=folder / "downloads")
+    elif settings.data == "natural":
+        from mcdi.tasks.natural import natural_banks
+
+        banks = natural_banks(data, size=settings.side, limit=settings.limit)
     else:
         from mcdi.tasks.glyphs import glyph_banks
 
         if data is not None:
             raise McdiError("glyphs are drawn from fonts and read no --data: leave it out, or run the omniglot recipe")
-        banks = glyph_banks(settings.seed, limit=settings.limit)
+        banks = glyph_banks(settings.seed, size=settings.side, limit=settings.limit)
     if settings.limit is not None:
         banks = {n: ImageBank(b.images[: settings.limit], b.names[: settings.limit]) for n, b in banks.items()}
     return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
@@ -47,11 +51,11 @@ def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, de
 def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
     progress("images", 0, 1, {})
     banks = _images(settings, data, folder)
-    images = {n: b.images[:, :, None] for n, b in banks.items()}
+    images = {n: b.pixels for n, b in banks.items()}
     progress("images", 1, 1, {"classes": float(sum(len(b.names) for b in banks.values()))})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        backbone = Conv4().to(device)
+        backbone = BACKBONES[settings.backbone](images["train"].shape[2]).to(device)
     checkpoint, start = folder / "backbone.checkpoint.safetensors", None
     if checkpoint.exists():
         state, metadata = read_tensors(checkpoint)
@@ -61,6 +65,7 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
         images["train"],
         steps=settings.backbone_steps,
         seed=settings.seed,
+        objective=settings.backbone_loss,
         way=settings.backbone_way,
         start=start,
         checkpoint=lambda step, state: write_tensors(checkpoint, state, {"step": step}),
@@ -83,7 +88,7 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     """The family of a run whose backbone and features are on disk already."""
     if settings.data == "sines":
         return Sines(shots=settings.shots[0], queries=settings.queries)
-    backbone = Conv4()
+    backbone = BACKBONES[settings.backbone](3 if settings.data == "natural" else 1)
     embedder = Embedder(backbone, backbone.features)
     try:
         embedder.load_state_dict(read_tensors(folder / "backbone.safetensors")[0])

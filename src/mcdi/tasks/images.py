@@ -1,4 +1,4 @@
-"""What is a bank of drawings? Named classes of small grey images, M drawings each, kept in one file."""
+"""What is a bank of images? Named classes of small grey or colour images, M a class, kept in one file."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,34 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+
 
 @dataclass(frozen=True)
 class ImageBank:
-    """C classes of M square drawings: images uint8 (C, M, H, H), 0 = paper, 255 = full ink; names: "alphabet/character".
+    """C classes of M square images, uint8: drawings (C, M, H, H), 0 = paper, 255 = full ink, or colours (C, M, 3, H, H).
 
-    Raises McdiError when the images have another shape or type, or when the names are not C different ones.
+    Names of drawings are "alphabet/character". Raises McdiError when the images have another shape or type, or when the
+    names are not C different ones.
     """
 
     images: Tensor
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[2] != self.images.shape[3]:
-            found = f"{self.images.dtype} {tuple(self.images.shape)}"
-            raise McdiError(f"an image bank holds uint8 images (classes, examples, side, side), not {found}: convert them")
+        shape = tuple(self.images.shape)
+        known = len(shape) == 4 or (len(shape) == 5 and shape[2] == 3)
+        if self.images.dtype != torch.uint8 or not known or shape[-2] != shape[-1]:
+            found = f"{self.images.dtype} {shape}"
+            raise McdiError(f"an image bank holds uint8 images (classes, examples, [3,] side, side), not {found}: convert them")
         if len(set(self.names)) != len(self.names) or len(self.names) != len(self.images):
             different = f"{len(set(self.names))} different names for {len(self.images)} classes"
             raise McdiError(f"{different} of an image bank: give every class a name of its own")
+
+    @property
+    def pixels(self) -> Tensor:
+        """(C, M, channels, H, H)."""
+        return self.images if self.images.ndim == 5 else self.images[:, :, None]
 
     @property
     def alphabets(self) -> tuple[str, ...]:
@@ -58,7 +68,7 @@ def alphabet(name: str) -> str:
 
 def rotated(bank: ImageBank) -> ImageBank:
     """The bank with its classes turned by 90, 180 and 270 degrees as further ones, named "...@90": (C, ...) -> (4 C, ...)."""
-    images = torch.cat([torch.rot90(bank.images, k, dims=(2, 3)) for k in range(4)])
+    images = torch.cat([torch.rot90(bank.images, k, dims=(-2, -1)) for k in range(4)])
     return ImageBank(images, bank.names + tuple(f"{name}@{90 * k}" for k in (1, 2, 3) for name in bank.names))
 
 
@@ -82,7 +92,7 @@ def read_images(folder: Path, size: int = 28) -> tuple[Tensor, list[str]]:
     """
     if not folder.is_dir():
         raise McdiError(f"{folder} is not a folder: give one that holds image files")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"))
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise McdiError(f"{folder} holds no image files (png, jpg, bmp, gif, webp)")
     images = []
