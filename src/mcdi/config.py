@@ -12,6 +12,7 @@ from mcdi.errors import McdiError
 from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
+from mcdi.tasks.omniglot import Split
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class FamilySettings:
     network "linear-head": a classifier row a class on frozen features; "pixel-net": all weights of a small image
     network; "curve": all weights of a small R -> R network (data "sines"). side: pixels of an image's side.
     backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
-    both. limit: at most so many classes a split.
+    both. split: of Omniglot, whole alphabets or characters of all of them. limit: at most so many classes a split.
     """
 
     data: Literal["glyphs", "omniglot", "natural", "sines"] = "glyphs"
@@ -31,6 +32,7 @@ class FamilySettings:
     queries: int = 15
     rotations: bool = False
     limit: int | None = None
+    split: Split = "alphabets"
     side: int = 28
     backbone: BackboneName = "conv4"
     backbone_loss: Objective = "prototypes"
@@ -41,9 +43,11 @@ class FamilySettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """tasks unseen tasks of the test split, the same for every method; seeds: one generator is trained for each."""
+    """tasks unseen tasks of the test split, the same for every method; validation tasks choose a diffusion's sampler;
+    seeds: one generator is trained for each."""
 
     tasks: int = 600
+    validation: int = 300
     seeds: tuple[int, ...] = (0,)
 
 
@@ -107,6 +111,17 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")
     if not (recipe.methods and family.shots and recipe.evaluation.seeds):
         raise McdiError(f"{where}: methods, shots and seeds need at least one entry each")
-    if min(family.way, *family.shots, family.queries, recipe.evaluation.tasks, recipe.preparation.tasks) < 1 or family.way < 2:
+    if (
+        min(
+            family.way,
+            *family.shots,
+            family.queries,
+            recipe.evaluation.tasks,
+            recipe.evaluation.validation,
+            recipe.preparation.tasks,
+        )
+        < 1
+        or family.way < 2
+    ):
         raise McdiError(f"{where}: way must be at least 2; shots, queries and tasks at least 1")
     return recipe

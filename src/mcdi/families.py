@@ -23,7 +23,7 @@ def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[s
     if settings.data == "omniglot":
         from mcdi.tasks.omniglot import omniglot_banks
 
-        banks = omniglot_banks(data, size=settings.side, download_to=folder / "downloads")
+        banks = omniglot_banks(data, size=settings.side, split=settings.split, download_to=folder / "downloads")
     elif settings.data == "natural":
         from mcdi.tasks.natural import natural_banks
 

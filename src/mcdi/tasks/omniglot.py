@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from mcdi.files import write_bytes
 from mcdi.tasks.images import ImageBank, alphabet
 
 Pixels = NDArray[np.uint8]
+Split = Literal["alphabets", "characters"]
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
 CHECKSUMS = {  # md5 of the official release; a local archive may be packed otherwise and is not held to them
@@ -35,9 +37,14 @@ DRAWINGS = 20  # of every character
 TIMEOUT = 60.0  # seconds without a byte
 
 
-def omniglot_banks(path: str | Path | None, *, size: int = 28, download_to: Path | None = None) -> dict[str, ImageBank]:
-    """Banks "train" (25 background alphabets), "val" (5 of them), "test" (20 evaluation alphabets): (C, 20, size, size).
+def omniglot_banks(
+    path: str | Path | None, *, size: int = 28, split: Split = "alphabets", download_to: Path | None = None
+) -> dict[str, ImageBank]:
+    """Banks "train", "val", "test" of drawings (C, 20, size, size).
 
+    split "alphabets": 25 background alphabets, the 5 others of them, and the 20 evaluation alphabets. "characters": of every
+    81 characters of all alphabets in order 60, 5 and 16, so that 1,203, 100 and 320 classes are different but their
+    alphabets are not. That is the easier task that most few-shot papers report, who draw 1,200 characters at random.
     `path`: a folder with images_background.zip and images_evaluation.zip, or with the folders they unpack to. None
     downloads what `download_to` lacks. Raises McdiError naming the file that is missing, corrupt or incomplete, or the
     address that cannot be fetched.
@@ -51,16 +58,18 @@ def omniglot_banks(path: str | Path | None, *, size: int = 28, download_to: Path
             _download(part, download_to)
         path = download_to
     background, test = (_bank(Path(path), part, size) for part in CHECKSUMS)
-    validation = {background.alphabets[i] for i in VALIDATION}
-    return {
-        "train": _select(background, set(background.alphabets) - validation),
-        "val": _select(background, validation),
-        "test": test,
-    }
+    if split == "alphabets":
+        validation = {background.alphabets[i] for i in VALIDATION}
+        held = {name for name in background.names if alphabet(name) in validation}
+        return {"train": _among(background, set(background.names) - held), "val": _among(background, held), "test": test}
+    both = ImageBank(torch.cat([background.images, test.images]), background.names + test.names)
+    place = {name: i % 81 for i, name in enumerate(sorted(both.names))}
+    parts = {"train": range(60), "val": range(60, 65), "test": range(65, 81)}
+    return {part: _among(both, {n for n in place if place[n] in places}) for part, places in parts.items()}
 
 
-def _select(bank: ImageBank, alphabets: set[str]) -> ImageBank:
-    rows = [i for i, name in enumerate(bank.names) if alphabet(name) in alphabets]
+def _among(bank: ImageBank, names: set[str]) -> ImageBank:
+    rows = [i for i, name in enumerate(bank.names) if name in names]
     return ImageBank(bank.images[rows], tuple(bank.names[i] for i in rows))
 
 
