@@ -35,7 +35,7 @@ backbone_steps = 4
 backbone_way = 8
 [preparation]
 tasks = 24
-epochs = 6
+epochs = 12
 chunk = 10
 [generator]
 options = { width = 16, depth = 1 }
@@ -50,6 +50,7 @@ training = { iterations = 8, learners = 2, checkpoint_every = 2 }
 tuning = { lrs = [0.03], steps = [2, 4], decays = [0.0], tasks = 8 }
 [evaluation]
 tasks = 8
+validation = 8
 """
 
 

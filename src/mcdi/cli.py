@@ -193,6 +193,36 @@ def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> 
 
 
 @app.command()
+def reproduce(
+    study: Annotated[str, typer.Argument(help="A study, or `list`.")],
+    recipe: RecipeName = "glyphs",
+    out: Out = None,
+    data: Data = None,
+    results: Annotated[Path, typer.Option("--results", help="Where tables and plots go.")] = Path("results"),
+    small: Annotated[bool, typer.Option("--quick", help="Seconds instead of an hour; the numbers mean nothing.")] = False,
+    workers: Workers = None,
+) -> None:
+    """One of the paper's studies, or of ours: CSV, Markdown and PNG. Stop it whenever you like; the same command resumes.
+
+    Example: [bold]mcdi reproduce ablation omniglot --data path/to/omniglot[/]
+    """
+    from mcdi import reproduce as studies
+
+    if study == "list":
+        for name, known in studies.STUDIES.items():
+            typer.echo(f"{name:<12} {known.about}")
+        return
+    chosen = studies.quick(_recipe(recipe, None)) if small else _recipe(recipe, None)
+    studies.known(study)
+    folder, many = out or Path("runs") / chosen.name, _workers(workers, "cpu")
+    job.open_run(folder, chosen)
+    with _bars() as show:
+        job.prepare_run(folder, data=data, device="cpu", workers=many, progress=show)
+        paths = studies.reproduce(study, folder, results, workers=many, progress=show)
+    typer.echo("\n".join(map(str, paths)))
+
+
+@app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")],
     support: Annotated[Path, typer.Option("--support", help="Folder with one sub-folder of example images a class.")],

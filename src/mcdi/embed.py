@@ -92,8 +92,8 @@ def prototypical_loss(features: Tensor, shots: int) -> Tensor:
 
 
 class BackboneLoss(nn.Module):
-    """ "prototypes": the ProtoNet loss of an episode. "classes": cross-entropy of a linear classifier over all training classes,
-    thrown away afterwards (1904.04232). "both": their sum."""
+    """What a backbone is trained on: "prototypes", the ProtoNet loss of an episode; "classes", the cross-entropy of a linear
+    classifier over all training classes, thrown away afterwards (1904.04232); "both", their sum."""
 
     def __init__(self, objective: Objective, features: int, classes: int, shots: int) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ def evaluate(
     return out
 
 
-def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int = 300, seed: int = 0) -> tuple[str, Diffusion]:
+def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: int = 0) -> tuple[str, Diffusion]:
     """The sampler of SAMPLERS that scores best on validation tasks, over all shot numbers; of equals the cheapest."""
     batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
 

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +36,10 @@ def open_run(folder: Path, recipe: Recipe) -> None:
     # A folder in which nothing was made yet, say after a wrong --data, is not claimed.
     if path.exists() and len(list(folder.iterdir())) > 1:
         old = asdict(read_run(folder))
-        if old["evaluation"]["tasks"] != resolved["evaluation"]["tasks"]:
-            raise McdiError(f"{folder} was measured on {old['evaluation']['tasks']} tasks: choose another --out, or delete it")
+        for key in ("tasks", "validation"):
+            if old["evaluation"][key] != resolved["evaluation"][key]:
+                was = f"evaluation.{key} = {old['evaluation'][key]}"
+                raise McdiError(f"{folder} holds a run with {was}: choose another --out, or delete it")
         for key in ("family", "preparation", "generator", "method", "name"):
             if old[key] != resolved[key]:
                 raise McdiError(f"{folder} holds a run with another {key} = {old[key]!r}: choose another --out, or delete it")
@@ -72,14 +75,37 @@ def prepare_run(
 
 def train_one(folder: Path, name: str, seed: int, device: str, progress: Progress) -> None:
     """Fit one method with one seed and save it to methods/<name>-<seed>; a later call finds it and returns."""
-    label = f"{name}-{seed}"
-    target = folder / "methods" / label
+    recipe = read_run(folder)
+    train_method(
+        name,
+        recipe.settings_of(name),
+        load_family(recipe.family, folder),
+        TrajectoryStore.open(folder / "trajectories"),
+        seed=seed,
+        validation=recipe.evaluation.validation,
+        target=folder / "methods" / f"{name}-{seed}",
+        device=device,
+        label=f"{name}-{seed}",
+        progress=progress,
+    )
+
+
+def train_method(
+    name: str,
+    settings: Mapping[str, Any],
+    family: TaskFamily,
+    stored: TrajectoryStore,
+    *,
+    seed: int,
+    validation: int,
+    target: Path,
+    device: str,
+    label: str,
+    progress: Progress,
+) -> None:
+    """Fit a method and save it to the folder `target`, with what its training was like; a later call finds it and returns."""
     if (target / "config.json").exists():
         return
-    recipe = read_run(folder)
-    family = load_family(recipe.family, folder)
-    trained = TrajectoryStore.open(folder / "trajectories")
-    settings = recipe.settings_of(name)
     method = make_method(name, settings)
     if isinstance(method, Diffusion):
         method.to(device)
@@ -91,10 +117,10 @@ def train_one(folder: Path, name: str, seed: int, device: str, progress: Progres
         progress(label, done, total, figures)
 
     start = time.perf_counter()
-    method.fit(family, trained if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
+    method.fit(family, stored if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
     if isinstance(method, Diffusion) and method.settings.objective != "regression" and "sampling" not in settings:
-        training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family)
+        training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family, tasks=validation)
     write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
     (target / "checkpoint.safetensors").unlink(missing_ok=True)

@@ -11,7 +11,18 @@ from mcdi.methods.prototypes import Prototypes
 from mcdi.methods.reptile import Reptile, ReptileSettings
 from mcdi.settings import make, merged
 
-__all__ = ["METHODS", "SAMPLERS", "Diffusion", "Log", "Sampling", "WeightGenerator", "adapt", "make_method", "silent"]
+__all__ = [
+    "METHODS",
+    "SAMPLERS",
+    "Diffusion",
+    "FineTune",
+    "Log",
+    "Sampling",
+    "WeightGenerator",
+    "adapt",
+    "make_method",
+    "silent",
+]
 
 
 def _diffusion(**fixed: Any) -> Callable[[Mapping[str, Any]], WeightGenerator]:

@@ -200,7 +200,7 @@ def latency(rows: Sequence[Row]) -> str:
     return figure("Latency of every method in its three parts", note, 1.2 + 0.42 * len(rows), draw)
 
 
-def _draw_landscape(figure: "Figure", data: Mapping[str, Any]) -> None:
+def draw_landscape(figure: "Figure", data: Mapping[str, Any]) -> None:
     import numpy as np
     from matplotlib.colors import LogNorm
 
@@ -249,7 +249,7 @@ def landscape(folder: Path) -> str:
         "generated weights from its start (ring) to its end (star); diamonds are weights that gradient training passed."
     )
     return figure(
-        "Loss landscape of a task with the chains of every method", note, 4.6, lambda figure: _draw_landscape(figure, data)
+        "Loss landscape of a task with the chains of every method", note, 4.6, lambda figure: draw_landscape(figure, data)
     )
 
 

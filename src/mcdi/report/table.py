@@ -138,10 +138,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _score(seeds: Sequence[Mapping[str, Any]]) -> Score:
-    means, n = [s["mean"] for s in seeds], len(seeds)
-    std = stdev(means) if n > 1 else 0.0
-    between = T975[min(n - 1, len(T975)) - 1] * std / math.sqrt(n)
-    return Score(fmean(means), std, math.hypot(between, fmean(s["ci95"] for s in seeds)), _mean([s["mse"] for s in seeds]))
+    mean, std, ci95 = over_seeds([s["mean"] for s in seeds], fmean(s["ci95"] for s in seeds))
+    return Score(mean, std, ci95, _mean([s["mse"] for s in seeds]))
+
+
+def over_seeds(means: Sequence[float], within: float) -> tuple[float, float, float]:
+    """Mean, standard deviation over seeds and half-width of the interval of RULE, `within` being its b."""
+    std = stdev(means) if len(means) > 1 else 0.0
+    between = T975[min(len(means) - 1, len(T975)) - 1] * std / math.sqrt(len(means))
+    return fmean(means), std, math.hypot(between, within)
 
 
 def _row(seeds: list[dict[str, Any]], folder: Path) -> Row:

@@ -85,13 +85,17 @@ class Network:
         """Outputs from packed weights: (B, U, D), (B, S, ...) -> (B, S, ...)."""
         return self.forward(self.space.unpack(weights), x)
 
+    def logits(self, weights: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """`predict`, with -inf for classes that a task does not have."""
+        return self._masked(self.predict(weights, x), mask)
+
     def loss(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
         """Mean loss of each task on `data`: (B, U, D), (B, S, ...) -> (B,)."""
         return self.losses(self.space.unpack(weights), data, mask)
 
     def score(self, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
         """Accuracy, or R^2 clipped to [0, 1], of each task: -> (B,)."""
-        out = self._masked(self.predict(weights, data.x), mask)
+        out = self.logits(weights, data.x, mask)
         if data.y.is_floating_point():
             residual = ((out - data.y) ** 2).sum(1)
             return (1 - residual / ((data.y - data.y.mean(1, keepdim=True)) ** 2).sum(1).clamp(min=1e-9)).clamp(0, 1)

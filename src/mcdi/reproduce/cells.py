@@ -1,0 +1,165 @@
+"""How does a study train and measure its many variants, so that it can be stopped at any moment and shares what it can?
+
+A cell is one variant of a method. A trained generator is kept under the run's studies/models by what decides it (method,
+settings, preparation, seed), so that studies that need the same one train it once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.families import load_family
+from mcdi.files import read_tensors, write_tensors
+from mcdi.generator import Generator
+from mcdi.methods import WeightGenerator
+from mcdi.prepare import Preparation, prepare
+from mcdi.run import provenance, read_run, train_method
+from mcdi.settings import make, merged
+from mcdi.store import TrajectoryStore
+from mcdi.tasks.base import TaskFamily
+from mcdi.workers import Progress, work_through
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant: `factors` are its first columns in the table; settings and preparation lie over the recipe's."""
+
+    factors: Mapping[str, Any]
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Measured(NamedTuple):
+    """One row of one seed: further factors, plain figures, and the score of every test task where there is one."""
+
+    factors: dict[str, Any]
+    figures: dict[str, float]
+    scores: Tensor | None = None  # (tasks,)
+
+
+class Context:
+    """The prepared run that a study works in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.recipe = folder, read_run(folder)
+
+    @cached_property
+    def family(self) -> TaskFamily:
+        return load_family(self.recipe.family, self.folder)
+
+    @property
+    def tasks(self) -> int:
+        return self.recipe.evaluation.tasks
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """theta_M of the test tasks (tasks, U, D), for distances only."""
+        return TrajectoryStore.open(self.folder / "reference").read().targets[:, -1]
+
+    def preparation(self, cell: Cell) -> Preparation:
+        return make(Preparation, merged(asdict(self.recipe.preparation), cell.preparation), "preparation")
+
+    def store(self, cell: Cell) -> Path:
+        """The trajectories of a cell: the run's own, or its own under studies/stores."""
+        how = self.preparation(cell)
+        if how == self.recipe.preparation:
+            return self.folder / "trajectories"
+        return self.folder / "studies" / "stores" / digest(asdict(how))
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        return merged(self.recipe.settings_of(cell.method), cell.settings)
+
+
+Measure = Callable[[Context, Cell, WeightGenerator, int], list[Measured]]
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_folder(context: Context, cell: Cell, seed: int) -> Path:
+    decides = [cell.method, context.settings(cell), asdict(context.preparation(cell))]
+    return context.folder / "studies" / "models" / f"{cell.method}-{digest(decides)}-{seed}"
+
+
+def trained(context: Context, cell: Cell, seed: int, progress: Progress) -> WeightGenerator:
+    """The cell's generator, trained unless an earlier study has done so; its store must be prepared."""
+    target = model_folder(context, cell, seed)
+    label = " ".join([*(str(v) for v in cell.factors.values()), str(seed)])
+    train_method(
+        cell.method,
+        context.settings(cell),
+        context.family,
+        TrajectoryStore.open(context.store(cell)),
+        seed=seed,
+        validation=context.recipe.evaluation.validation,
+        target=target,
+        device="cpu",
+        label=label,
+        progress=progress,
+    )
+    return Generator.from_pretrained(target).method
+
+
+class Share(NamedTuple):
+    """What every worker of a study needs to know."""
+
+    folder: Path
+    study: str
+    measure: Measure
+
+
+def _do(share: Share, job: tuple[Cell, int], progress: Progress) -> None:
+    cell, seed = job
+    context = Context(share.folder)
+    path = result_path(context, share.study, cell, seed)
+    if path.exists():
+        return
+    method = trained(context, cell, seed, progress)
+    rows = share.measure(context, cell, method, seed)
+    scores = {str(i): row.scores for i, row in enumerate(rows) if row.scores is not None}
+    described = [[{**cell.factors, **row.factors}, row.figures] for row in rows]
+    write_tensors(path, scores, {"rows": described, "seed": seed, "provenance": provenance()})
+
+
+def result_path(context: Context, study: str, cell: Cell, seed: int) -> Path:
+    decides = [context.settings(cell), asdict(context.preparation(cell)), context.tasks, dict(cell.factors)]
+    return context.folder / "studies" / study / f"{cell.method}-{digest(decides)}-{seed}.safetensors"
+
+
+def fixed(method: str) -> bool:
+    """Whether a method draws nothing at random, so that one seed says all."""
+    return method in ("prototypes", "adam")
+
+
+def run_cells(
+    context: Context, study: str, cells: Sequence[Cell], measure: Measure, *, workers: int, progress: Progress
+) -> list[tuple[int, list[Measured], dict[str, Any]]]:
+    """Every (cell, seed) of a study: [(seed, rows, provenance)]; what is on disk already is not done again."""
+    seeds = context.recipe.evaluation.seeds
+    if not cells:
+        raise McdiError(f"study {study!r} has nothing to measure on this recipe: choose another recipe")
+    for cell in cells:
+        store = context.store(cell)
+        if store != context.folder / "trajectories":
+            how = context.preparation(cell)
+            prepare(
+                context.family, store, how, split="train", device="cpu", workers=workers, name="trajectories", progress=progress
+            )
+    jobs = [(cell, seed) for seed in seeds for cell in cells if seed == seeds[0] or not fixed(cell.method)]
+    for _ in work_through(_do, Share(context.folder, study, measure), jobs, workers=workers, progress=progress):
+        pass
+    found = []
+    for cell, seed in jobs:
+        tensors, metadata = read_tensors(result_path(context, study, cell, seed))
+        rows = [Measured(f, g, tensors.get(str(i))) for i, (f, g) in enumerate(metadata["rows"])]
+        found.append((seed, rows, metadata["provenance"]))
+    return found

@@ -1,0 +1,167 @@
+"""What is measured of one trained method? Every function here is (context, cell, method, seed) -> rows; see cells.Measure."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mcdi.evaluate import distance, milliseconds
+from mcdi.methods import SAMPLERS, Diffusion, FineTune, Sampling, WeightGenerator, adapt
+from mcdi.prepare import trajectories
+from mcdi.reproduce.cells import Cell, Context, Measured
+from mcdi.store import TrajectoryStore
+from mcdi.tasks.base import TaskBatch
+from mcdi.workers import one_thread
+
+REFINED = (0, 1, 2, 5, 10, 20, 50)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+def is_chain(method: WeightGenerator) -> bool:
+    return isinstance(method, Diffusion) and method.settings.objective != "regression"
+
+
+@torch.no_grad()
+def scored(context: Context, method: WeightGenerator, batch: TaskBatch, weights: Tensor) -> tuple[dict[str, float], Tensor]:
+    """The distance to theta_M, where the method has a scale for it, and the score of every task."""
+    space = method.space if isinstance(method, Diffusion) else None
+    figures = {} if space is None else {"mse": distance(weights, context.reference, space)}
+    return figures, context.family.downstream.score(weights, batch.query, batch.mask)
+
+
+def _sampled(context: Context, method: WeightGenerator, seed: int, ways: Mapping[str, Sampling]) -> list[Measured]:
+    net, rows = context.family.downstream, []
+    for shots in context.family.shots:
+        batch = context.family.sample("test", range(context.tasks), shots=shots)
+        for name, how in ways.items():
+            assert isinstance(method, Diffusion)
+            weights = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
+            rows.append(Measured({"shots": shots, "sampler": name}, *scored(context, method, batch, weights)))
+    return rows
+
+
+def accuracy(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """As a user would run it: the sampler that validation tasks chose."""
+    net, rows = context.family.downstream, []
+    for shots in context.family.shots:
+        batch = context.family.sample("test", range(context.tasks), shots=shots)
+        weights = method.generate(net, batch.support, batch.mask, seed=seed)
+        rows.append(Measured({"shots": shots}, *scored(context, method, batch, weights)))
+    return rows
+
+
+def samplers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Every way of sampling, the validated one first."""
+    assert isinstance(method, Diffusion)
+    return _sampled(context, method, seed, {"validated": method.settings.sampling, **SAMPLERS})
+
+
+def three_chains(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """The validated sampler, and the two honest chains of T steps."""
+    assert isinstance(method, Diffusion)
+    ways = {"validated": method.settings.sampling, "ddpm": SAMPLERS["ddpm"], "ddim": SAMPLERS["ddim"]}
+    return _sampled(context, method, seed, ways)
+
+
+def steps(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Denoising steps 1..T for DDPM, DDIM and the chain without noise from the mean."""
+    assert isinstance(method, Diffusion)
+    rows = []
+    for name in ("ddpm", "ddim", "cold"):
+        for n in sorted({m for m in (1, 2, 3, 5, 7, 10, 15, 20) if m <= method.settings.T}):
+            for row in _sampled(context, method, seed, {name: replace(SAMPLERS[name], steps=n)}):
+                rows.append(row._replace(factors={**row.factors, "steps": n}))
+    return rows
+
+
+def boundaries(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Does a chain pass its local targets? Distance to theta_{i d} and loss on all of the task's data, at every e_i."""
+    assert isinstance(method, Diffusion) and method.space is not None
+    family, net = context.family, context.family.downstream
+    count, k = min(context.tasks, 200), context.recipe.preparation.k
+    targets = TrajectoryStore.open(context.folder / "reference").read().targets[:count]
+    batch, data = family.sample("test", range(count)), family.training_data("test", range(count))
+    ends = {round(i * method.settings.T / k): i for i in range(1, k + 1)}
+    rows = []
+    for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, how=SAMPLERS["ddpm"]):
+        if t in ends:
+            i = ends[t]
+            figures = {
+                "mse to own target": distance(weights, targets[:, i - 1], method.space),
+                "mse to theta_M": distance(weights, targets[:, -1], method.space),
+                "loss": float(net.loss(weights, data, batch.mask).mean()),
+                "loss at own target": float(net.loss(targets[:, i - 1], data, batch.mask).mean()),
+            }
+            rows.append(Measured({"segment": i, "t": t}, figures))
+    return rows
+
+
+def refined(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """s Adam steps on the support set from what the method gives: the rate is tuned on validation tasks for every s."""
+    family, net = context.family, context.family.downstream
+    rows = []
+    for shots in family.shots:
+        val = family.sample("val", range(min(context.tasks, 300)), shots=shots)
+        test = family.sample("test", range(context.tasks), shots=shots)
+        starts = [_start(method, context, b, seed) for b in (val, test)]
+        for s in REFINED:
+            best = max(RATES, key=lambda lr: float(net.score(_after(net, starts[0], val, s, lr), val.query, val.mask).mean()))
+            weights = _after(net, starts[1], test, s, best)
+            figures, scores = scored(context, method, test, weights)
+            figures = {"loss": float(net.loss(weights, test.query, test.mask).mean()), "rate": best if s else 0.0}
+            rows.append(Measured({"shots": shots, "steps": s}, figures, scores))
+    return rows
+
+
+def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: int) -> Tensor:
+    if isinstance(method, FineTune):  # its own start, before any step
+        return method.initial(context.family.downstream, batch.mask.shape[1]).expand(len(batch.mask), -1, -1)
+    return method.generate(context.family.downstream, batch.support, batch.mask, seed=seed)
+
+
+def _after(net, start: Tensor, batch: TaskBatch, s: int, lr: float) -> Tensor:  # type: ignore[no-untyped-def]
+    return adapt(net, start, batch.support, batch.mask, s, lr) if s else start
+
+
+def prepared(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Accuracy beside what the trajectories cost, measured on 200 tasks here and now, and what they are like."""
+    how = context.preparation(cell)
+    count = min(how.tasks, 200)
+    start = time.perf_counter()
+    trajectories(context.family, "train", range(count), replace(how, sharpness=0))
+    cost = {"preparation ms a task": 1000 * (time.perf_counter() - start) / count}
+    found: dict[str, list[Tensor]] = {"lambda": [], "trace": [], "training loss": [], "held-out score": []}
+    for part in TrajectoryStore.open(context.store(cell)).parts():
+        values = (part.columns["sharpness"], part.columns["trace"], part.losses[:, -1], part.scores[:, -1])
+        for name, value in zip(found, values, strict=True):
+            found[name].append(value)
+    cost |= {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return [row._replace(figures={**cost, **row.figures}) for row in accuracy(context, cell, method, seed)]
+
+
+def latency(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Milliseconds of one thread for the weights of 1 and of 256 tasks, features at hand, and the score they reach."""
+    family, net = context.family, context.family.downstream
+    ways: dict[str, Sampling | None] = {"-": None}
+    if isinstance(method, Diffusion) and is_chain(method):
+        cold = SAMPLERS["cold"]
+        ways = {f"{n} steps" if n > 1 else "1 step": replace(cold, steps=n) for n in (20, 5, 2, 1) if n <= method.settings.T}
+    rows = []
+    for shots in family.shots:
+        test = family.sample("test", range(context.tasks), shots=shots)
+        for name, how in ways.items():
+            extra = {} if how is None else {"how": how}
+            figures = {}
+            with one_thread():
+                for count in (1, 256):
+                    few = family.sample("test", range(count), shots=shots)
+
+                    def call(few: TaskBatch = few, extra: dict = extra) -> Tensor:  # type: ignore[type-arg]
+                        return method.generate(net, few.support, few.mask, seed=0, **extra)
+
+                    figures[f"ms, batch {count}"] = milliseconds(call, repeats=30 if count == 1 else 5)
+            weights = method.generate(net, test.support, test.mask, seed=seed, **extra)
+            rows.append(Measured({"shots": shots, "sampler": name}, figures, scored(context, method, test, weights)[1]))
+    return rows

@@ -1,0 +1,190 @@
+"""Which studies are there, and what does each vary?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mcdi.config import Recipe
+from mcdi.methods import Diffusion, make_method
+from mcdi.reproduce import measures
+from mcdi.reproduce.cells import Cell, Measure
+from mcdi.reproduce.charts import Chart
+from mcdi.reproduce.uncertainty import ensembles
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, its variants and what is measured of each. against: the factor value that other rows are compared with
+    task by task. quiet: timings, so one at a time."""
+
+    about: str
+    cells: Callable[[Recipe], Sequence[Cell]]
+    measure: Measure
+    charts: tuple[Chart, ...]
+    against: tuple[str, Any] | None = ("method", "mc-di")
+    quiet: bool = False
+
+
+def _methods(*names: str) -> Callable[[Recipe], list[Cell]]:
+    return lambda recipe: [Cell({"method": n}, n) for n in names if n in recipe.methods]
+
+
+CHAINS = ("mc-di", "mv-di", "tw-di")
+# The paper's k study stores 12 targets, of which every k takes its own evenly; many segments need a lower floor for noise
+# at their start, and all k get the same.
+SEGMENTS: Settings = {"schedule": "cosine", "floor": 2e-4}
+
+
+def _segments(recipe: Recipe) -> list[Cell]:
+    return [Cell({"k": k}, "mc-di", {"k": k, **SEGMENTS}, {"k": 12}) for k in (1, 2, 3, 4, 6)]
+
+
+def _iterations(recipe: Recipe) -> list[Cell]:
+    made = make_method("mc-di", recipe.settings_of("mc-di"))
+    assert isinstance(made, Diffusion)
+    full = made.settings.training.iterations
+    shares = (0.25, 0.5, 1.0, 2.0)
+    return [
+        Cell({"method": n, "iterations": round(s * full)}, n, {"training": {"iterations": round(s * full)}})
+        for n in ("mc-di", "mv-di")
+        for s in shares
+    ]
+
+
+def _reptile(recipe: Recipe) -> list[Cell]:
+    """The outer step as printed needs rates at which it moves at all: 1 is the full mean displacement."""
+    loops: dict[str, Settings] = {
+        "single level": {"meta": "none"},
+        "eta 0.005, outer Adam": {},
+        "eta 0.05, outer Adam": {"inner_lr": 0.05},
+        "eta 0.2, outer Adam": {"inner_lr": 0.2},
+        "eta 0.05, outer literal, zeta 1": {"inner_lr": 0.05, "outer": "literal", "outer_lr": 1.0},
+        "as printed": {"outer": "literal", "outer_lr": 0.001},
+    }
+    counts = (100, 1000, recipe.preparation.tasks)
+    return [
+        Cell({"loop": name, "tasks": n}, "mc-di", {"training": how}, {"tasks": n})
+        for n in sorted({c for c in counts if c <= recipe.preparation.tasks})
+        for name, how in loops.items()
+    ]
+
+
+def _preparation(recipe: Recipe) -> list[Cell]:
+    variants: dict[str, Settings] = {
+        "plain": {},
+        "SAM 0.05": {"sam_rho": 0.05},
+        "SAM 0.2": {"sam_rho": 0.2},
+        "augmentation 0.3": {"augment": 0.3},
+        "SAM 0.05, augmentation 0.3": {"sam_rho": 0.05, "augment": 0.3},
+    }
+    return [Cell({"preparation": n}, "mc-di", {}, {"sharpness": 8, **v}) for n, v in variants.items()]
+
+
+def _levers(recipe: Recipe) -> list[Cell]:
+    full = {"iterations": 4 * make_method("mc-di", recipe.settings_of("mc-di")).settings.training.iterations}  # type: ignore[attr-defined]
+    changes: dict[str, tuple[Settings, Settings]] = {
+        "recipe": ({}, {}),
+        "v prediction": ({"parameterisation": "v", "prior": False, "weight": "paper"}, {}),
+        "eps prediction": ({"parameterisation": "eps", "prior": False, "weight": "paper"}, {}),
+        "loss weight as printed": ({"weight": "paper"}, {}),
+        "no functional term": ({"functional": 0.0}, {}),
+        "functional term 30": ({"functional": 30.0}, {}),
+        "no linear prior": ({"prior": False}, {}),
+        "window own": ({"window": "own"}, {}),
+        "floor 2e-4": ({"floor": 2e-4}, {}),
+        "T = 50": ({"T": 50}, {}),
+        "flat MLP": ({"denoiser": "mlp", "options": {"width": 256, "depth": 2}}, {}),
+        "width 128, depth 3": ({"options": {"width": 128, "depth": 3}}, {}),
+        "no EMA": ({"training": {"ema": 0.0}}, {}),
+        "4 x iterations": ({"training": full}, {}),
+        "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}),
+        "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}),
+    }
+    return [Cell({"lever": name}, "mc-di", settings, preparation) for name, (settings, preparation) in changes.items()]
+
+
+STUDIES: dict[str, Study] = {
+    "ablation": Study(
+        "the component ablation beside the alternatives: prototypes, Adam, REPTILE, regression, OCD, Tw-Di, Mv-Di, Mc-Di",
+        lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
+        measures.accuracy,
+        (Chart("method"),),
+    ),
+    "samplers": Study(
+        "what the way of sampling costs: Mc-Di, Mv-Di and Tw-Di with every sampler",
+        _methods(*CHAINS),
+        measures.samplers,
+        (Chart("sampler", ("score", "mse")),),
+    ),
+    "steps": Study(
+        "denoising steps against distance and accuracy",
+        _methods(*CHAINS),
+        measures.steps,
+        (Chart("steps", ("score", "mse"), only=(("sampler", ("ddim",)),)),),
+    ),
+    "segments": Study(
+        "the number of segments k against distance and accuracy",
+        _segments,
+        measures.three_chains,
+        (Chart("k", ("score", "mse"), ("sampler",)),),
+        against=("k", 1),
+    ),
+    "compute": Study(
+        "meta-training iterations against distance and accuracy, Mc-Di and Mv-Di",
+        _iterations,
+        measures.three_chains,
+        (Chart("iterations", ("score", "mse"), only=(("sampler", ("ddim",)),)),),
+    ),
+    "reptile": Study(
+        "single level against bi-level, inner and outer steps, with few training tasks and with many",
+        _reptile,
+        measures.accuracy,
+        (Chart("tasks", series=("loop",), log=True),),
+        against=("loop", "single level"),
+    ),
+    "preparation": Study(
+        "SAM and augmentation on and off: accuracy against the seconds they cost, and sharpness",
+        _preparation,
+        measures.prepared,
+        (Chart("preparation ms a task", series=("preparation",)),),
+        against=("preparation", "plain"),
+        quiet=True,
+    ),
+    "levers": Study(
+        "one change at a time to the recipe of Mc-Di",
+        _levers,
+        measures.three_chains,
+        (Chart("lever", series=("sampler",)),),
+        against=("lever", "recipe"),
+    ),
+    "refine": Study(
+        "s Adam steps on the support set from generated weights, from theta_0, from REPTILE's start and from regression",
+        _methods("adam", "reptile", "hypernetwork", "mc-di"),
+        measures.refined,
+        (Chart("steps"),),
+    ),
+    "uncertainty": Study(
+        "calibration and unknown classes: several samples against one answer",
+        _methods("prototypes", "adam", "hypernetwork", "mv-di", "mc-di"),
+        ensembles,
+        (Chart("answer", ("score", "NLL, tuned", "AUROC, entropy")),),
+        against=None,
+    ),
+    "chains": Study(
+        "whether a chain passes its local targets, and its path over the loss in two dimensions",
+        _methods(*CHAINS),
+        measures.boundaries,
+        (Chart("segment", ("mse to own target", "mse to theta_M", "loss"), panel=None),),
+        against=None,
+    ),
+    "latency": Study(
+        "milliseconds for the weights of 1 and of 256 tasks, beside Adam at its tuned steps",
+        _methods("prototypes", "adam", "hypernetwork", "mc-di"),
+        measures.latency,
+        (Chart("ms, batch 1", series=("method", "sampler"), log=True),),
+        against=None,
+        quiet=True,
+    ),
+}

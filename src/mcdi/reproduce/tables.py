@@ -1,0 +1,127 @@
+"""How do the rows of many seeds become one table, as CSV for a program and Markdown for a reader?"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcdi.evaluate import interval
+from mcdi.report.table import RULE, over_seeds
+from mcdi.reproduce.cells import Measured
+
+DIFFERENCE = (
+    "The difference is paired by task (and by seed where both methods have it): its interval is about what one method gains on "
+    "the same tasks, and is narrower than the two intervals beside it."
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a study over its seeds: the score (mean, std over seeds, half-width), the same of the difference to the
+    row it is compared with, and mean and std of every other figure."""
+
+    factors: dict[str, Any]
+    seeds: int
+    score: tuple[float, float, float] | None
+    difference: tuple[float, float, float] | None
+    figures: dict[str, tuple[float, float]]
+
+
+def lines(found: Sequence[tuple[int, list[Measured]]], against: tuple[str, Any] | None) -> list[Line]:
+    """Rows with the same factors are seeds of one line. against (factor, value): the line that others are compared with."""
+    groups: dict[tuple[tuple[str, Any], ...], dict[int, Measured]] = {}
+    for seed, rows in found:
+        for row in rows:
+            groups.setdefault(tuple(row.factors.items()), {})[seed] = row
+    out = []
+    for key, seeds in groups.items():
+        rows = list(seeds.values())
+        rival = None
+        if against is not None and dict(key).get(against[0]) != against[1]:
+            rival = groups.get(tuple((n, against[1] if n == against[0] else v) for n, v in key))
+        figures = {n: spread([r.figures[n] for r in rows]) for n in rows[0].figures}
+        out.append(Line(dict(key), len(rows), _score(rows), _difference(seeds, rival) if rival else None, figures))
+    return out
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def _summary(scores: Sequence[Tensor]) -> tuple[float, float, float]:
+    parts = [interval(s) for s in scores]
+    return over_seeds([p["mean"] for p in parts], fmean(p["ci95"] for p in parts))
+
+
+def _score(rows: Sequence[Measured]) -> tuple[float, float, float] | None:
+    scores = [r.scores for r in rows if r.scores is not None]
+    return _summary(scores) if len(scores) == len(rows) else None
+
+
+def _difference(mine: dict[int, Measured], rival: dict[int, Measured]) -> tuple[float, float, float] | None:
+    """Mine minus the rival's, task by task; a method of one seed is compared with every seed of the other."""
+    pairs = []
+    for seed in sorted(set(mine) | set(rival)):
+        a, b = (m.get(seed, next(iter(m.values()))).scores for m in (mine, rival))
+        if a is None or b is None:
+            return None
+        pairs.append(a - b)
+    # Tasks are the same for all seeds: the interval over tasks is that of their mean difference over seeds.
+    within = interval(torch.stack(pairs).mean(0))["ci95"]
+    return over_seeds([float(p.mean()) for p in pairs], within)
+
+
+def as_csv(table: Sequence[Line]) -> str:
+    """Every number of the table, unrounded."""
+    factors = list(dict.fromkeys(n for line in table for n in line.factors))
+    figures = list(dict.fromkeys(n for line in table for n in line.figures))
+    triples = [("score", [line.score for line in table]), ("difference", [line.difference for line in table])]
+    shown = [(n, values) for n, values in triples if any(values)]
+    header = [*factors, "seeds", *(f"{n}_{p}" for n, _ in shown for p in ("mean", "std", "ci95"))]
+    header += [f"{n}_{p}" for n in figures for p in ("mean", "std")]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for i, line in enumerate(table):
+        row: list[Any] = [*(line.factors.get(n, "") for n in factors), line.seeds]
+        row += [v for _, values in shown for v in (values[i] or ("", "", ""))]
+        row += [v for n in figures for v in line.figures.get(n, ("", ""))]
+        writer.writerow(row)
+    return buffer.getvalue()
+
+
+def as_markdown(table: Sequence[Line], against: tuple[str, Any] | None, factor: float = 100.0) -> str:
+    """The table for readers; scores times `factor` (100: per cent) ± the 95 % interval (std over seeds)."""
+    factors = list(dict.fromkeys(n for line in table for n in line.factors))
+    figures = list(dict.fromkeys(n for line in table for n in line.figures))
+    scored, compared = (any(getattr(line, n) for line in table) for n in ("score", "difference"))
+    header = [*factors, *(["score"] if scored else []), *([f"minus {against[1]}"] if compared and against else []), *figures]
+    body = []
+    for line in table:
+        row = [str(line.factors.get(n, "-")) for n in factors]
+        row += [_triple(line.score, factor)] if scored else []
+        row += [_triple(line.difference, factor, "+")] if compared else []
+        row += [_pair(line.figures.get(n), line.seeds) for n in figures]
+        body.append(row)
+    rule = ["---"] * len(factors) + ["---:"] * (len(header) - len(factors))
+    text = ["| " + " | ".join(cells) + " |" for cells in [header, rule, *body]]
+    notes = [RULE if scored else "Mean ± standard deviation over seeds.", *([DIFFERENCE] if compared else [])]
+    return "\n".join([*text, "", *notes, ""])
+
+
+def _triple(value: tuple[float, float, float] | None, factor: float, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    mean, std, ci95 = (factor * v for v in value)
+    return f"{mean:{sign}.2f} ± {ci95:.2f} ({std:.2f})"
+
+
+def _pair(value: tuple[float, float] | None, seeds: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value[0]:.3g}" + (f" ± {value[1]:.2g}" if seeds > 1 else "")

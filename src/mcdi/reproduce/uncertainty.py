@@ -1,0 +1,125 @@
+"""Do several samples know what they do not know? Calibration and unknown classes, for ensembles of generated heads."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator
+from mcdi.reproduce.cells import Cell, Context, Measured
+from mcdi.reproduce.measures import is_chain
+from mcdi.tasks.base import TaskBatch
+
+SAMPLES = (1, 4, 16)
+TEMPERATURES = tuple(2 ** (j / 4) for j in range(-16, 13))
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Mean gap between confidence and accuracy over `bins` equal bins (1706.04599, eq. 3): (N, C), (N,) -> [0, 1]."""
+    confidence, choice = probabilities.max(-1)
+    right = (choice == labels).double()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence.double())
+    return float(gap.abs().sum() / len(labels))
+
+
+def auroc(known: Tensor, unknown: Tensor) -> float:
+    """Probability that an unknown example scores higher than a known one, ties counting half."""
+    both = torch.cat([known, unknown])
+    _, place, count = both.unique(return_inverse=True, return_counts=True)
+    rank = count.cumsum(0).double() - (count.double() - 1) / 2  # mean rank of equal values
+    wins = rank[place][len(known) :].sum() - len(unknown) * (len(unknown) + 1) / 2
+    return float(wins / (len(known) * len(unknown)))
+
+
+def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Accuracy, NLL and ECE (raw, and with one temperature tuned on validation tasks) and how well unknown classes are told.
+
+    For a chain: one cold answer; n warm DDPM samples whose predictions are averaged, or whose weights are. Unknown
+    examples are queries of another task with no class in common; AUROC by the entropy of the mean prediction and, for
+    ensembles, by the mutual information between prediction and sample (1112.5745).
+    """
+    rows = []
+    for shots in context.family.shots:
+        val = context.family.sample("val", range(min(context.tasks, 300)), shots=shots)
+        test = context.family.sample("test", range(context.tasks), shots=shots)
+        strangers = _strangers(context, shots)
+        for name, predict in _ways(context, method, seed).items():
+            on_val, on_test, on_strangers = predict(val, val.query.x), predict(test, test.query.x), predict(test, strangers)
+            temperature = min(TEMPERATURES, key=lambda t: _nll(on_val, val.query.y, t))
+            mean = _mean(on_test, temperature)
+            figures = {
+                "NLL": _nll(on_test, test.query.y, 1.0),
+                "NLL, tuned": _nll(on_test, test.query.y, temperature),
+                "ECE": 100 * expected_calibration_error(_mean(on_test, 1.0).flatten(0, 1), test.query.y.flatten()),
+                "ECE, tuned": 100 * expected_calibration_error(mean.flatten(0, 1), test.query.y.flatten()),
+                "AUROC, entropy": 100 * auroc(*(_entropy(_mean(o, temperature)).flatten() for o in (on_test, on_strangers))),
+            }
+            if len(on_test) > 1:
+                doubt = [_doubt(o, temperature).flatten() for o in (on_test, on_strangers)]
+                figures["AUROC, information"] = 100 * auroc(*doubt)
+            rows.append(Measured({"shots": shots, "answer": name}, figures, (mean.argmax(-1) == test.query.y).float().mean(1)))
+    return rows
+
+
+Predict = Callable[[TaskBatch, Tensor], Tensor]  # -> logits (samples, B, Q, C)
+
+
+def _ways(context: Context, method: WeightGenerator, seed: int) -> dict[str, Predict]:
+    net = context.family.downstream
+
+    @torch.no_grad()
+    def logits(weights: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        return torch.stack([net.logits(w, x, mask) for w in weights])
+
+    def single(batch: TaskBatch, x: Tensor) -> Tensor:
+        return logits(method.generate(net, batch.support, batch.mask, seed=seed)[None], x, batch.mask)
+
+    if not (isinstance(method, Diffusion) and is_chain(method)):
+        return {"one": single}
+    ways: dict[str, Predict] = {"one": single}
+    for n in SAMPLES:
+        how = replace(SAMPLERS["ddpm"], samples=n)
+
+        def drawn(batch: TaskBatch, x: Tensor, how=how) -> Tensor:  # type: ignore[no-untyped-def]
+            flat = method.chain(net, batch.support, batch.mask, seed=seed, how=how)[-1][1]
+            return logits(flat.unflatten(0, (-1, how.samples)).transpose(0, 1), x, batch.mask)
+
+        def averaged(batch: TaskBatch, x: Tensor, how=how) -> Tensor:  # type: ignore[no-untyped-def]
+            return logits(method.generate(net, batch.support, batch.mask, seed=seed, how=how)[None], x, batch.mask)
+
+        ways[f"{n} warm, predictions"] = drawn
+        if n > 1:
+            ways[f"{n} warm, weights"] = averaged
+    return ways
+
+
+def _strangers(context: Context, shots: int) -> Tensor:
+    """For every test task the queries of the next task that shares no class with it: (B, Q, ...)."""
+    family, count = context.family, context.tasks
+    classes = family.columns("test", range(count))["classes"]
+    queries = family.sample("test", range(count), shots=shots).query.x
+    # (B, B): whether two tasks share a class; the next task without one, going round.
+    apart = ~(classes[:, None, :, None] == classes[None, :, None, :]).flatten(2).any(-1)
+    turn = (torch.arange(count) - torch.arange(count)[:, None]) % count
+    return queries[torch.where(apart, turn, 2 * count).argmin(1)]
+
+
+def _mean(logits: Tensor, temperature: float) -> Tensor:
+    return (logits / temperature).softmax(-1).mean(0)
+
+
+def _nll(logits: Tensor, labels: Tensor, temperature: float) -> float:
+    mean = _mean(logits, temperature).clamp(min=1e-12)
+    return float(F.nll_loss(mean.log().flatten(0, 1), labels.flatten()))
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-12).log()).sum(-1)
+
+
+def _doubt(logits: Tensor, temperature: float) -> Tensor:
+    """Mutual information: entropy of the mean prediction minus mean entropy of the predictions."""
+    return _entropy(_mean(logits, temperature)) - _entropy((logits / temperature).softmax(-1)).mean(0)

@@ -1,0 +1,154 @@
+"""Do studies say what was measured, pair what belongs together, and resume?"""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import mcdi
+from PIL import Image
+
+from mcdi.config import read_recipe
+from mcdi.errors import McdiError
+from mcdi.reproduce import STUDIES, quick, reproduce
+from mcdi.reproduce.cells import Cell, Context, Measured, model_folder
+from mcdi.reproduce.tables import as_csv, as_markdown, lines
+from mcdi.reproduce.uncertainty import auroc, expected_calibration_error
+from mcdi.workers import silent
+
+
+def measured(method: str, scores: list[float], **figures: float) -> Measured:
+    return Measured({"method": method, "shots": 1}, figures, torch.tensor(scores))
+
+
+class TestLines:
+    def test_seeds_of_the_same_factors_are_one_line(self) -> None:
+        found = [(0, [measured("a", [0.0, 1.0], mse=1.0)]), (1, [measured("a", [1.0, 1.0], mse=3.0)])]
+        (line,) = lines(found, None)
+        assert line.seeds == 2
+        assert line.score is not None
+        assert line.score[0] == pytest.approx(0.75)
+        assert line.score[1] == pytest.approx(0.5**0.5 / 2)
+        assert line.figures["mse"] == pytest.approx((2.0, 2**0.5))
+
+    def test_a_difference_is_paired_by_task(self) -> None:
+        """Two methods whose tasks vary by far more than they differ: the paired interval sees the difference."""
+        easy = torch.rand(500, generator=torch.Generator().manual_seed(0))
+        found = [(0, [Measured({"method": "a"}, {}, easy), Measured({"method": "b"}, {}, easy - 0.01)])]
+        first, second = lines(found, ("method", "a"))
+        assert first.difference is None
+        assert second.difference is not None
+        assert second.difference[0] == pytest.approx(-0.01, abs=1e-6)
+        assert second.difference[2] < 1e-6
+        assert first.score is not None
+        assert first.score[2] > 0.02
+
+    def test_a_method_of_one_seed_meets_every_seed_of_the_other(self) -> None:
+        found = [(0, [measured("p", [0.5, 0.5]), measured("m", [0.6, 0.6])]), (1, [measured("m", [0.8, 0.8])])]
+        difference = next(line for line in lines(found, ("method", "p")) if line.factors["method"] == "m").difference
+        assert difference is not None
+        assert difference[0] == pytest.approx(0.2)
+        assert difference[2] == pytest.approx(12.706 * difference[1] / 2**0.5)
+
+    def test_csv_and_markdown_hold_the_same_rows(self) -> None:
+        found = [(s, [measured("a", [0.5, 1.0], mse=1.0), measured("b", [0.5, 0.5])]) for s in (0, 1)]
+        table = lines(found, ("method", "a"))
+        read = list(csv.DictReader(as_csv(table).splitlines()))
+        assert [r["method"] for r in read] == ["a", "b"]
+        assert float(read[0]["score_mean"]) == 0.75
+        assert float(read[1]["difference_mean"]) == -0.25
+        assert read[0]["mse_mean"] == "1.0"
+        assert read[1]["mse_mean"] == ""
+        text = as_markdown(table, ("method", "a"))
+        assert "| method | shots | score | minus a | mse |" in text
+        assert "-25.00" in text
+
+
+class TestUncertainty:
+    def test_a_calibrated_and_an_overconfident_answer(self) -> None:
+        sure = torch.tensor([[0.9, 0.1]]).repeat(10, 1)
+        labels = torch.tensor([0] * 9 + [1])
+        assert expected_calibration_error(sure, labels) == pytest.approx(0.0, abs=1e-6)
+        assert expected_calibration_error(sure, torch.tensor([0] * 5 + [1] * 5)) == pytest.approx(0.4, abs=1e-6)
+
+    def test_auroc_is_the_share_of_ordered_pairs(self) -> None:
+        known, unknown = torch.tensor([0.1, 0.4, 0.4]), torch.tensor([0.4, 0.9])
+        pairs = [(u > k).float() + 0.5 * (u == k).float() for k in known for u in unknown]
+        assert auroc(known, unknown) == pytest.approx(float(torch.stack(pairs).mean()))
+        assert auroc(known, known) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("study", list(STUDIES))
+def test_every_study_runs_and_writes_its_three_files(study: str, done: Path, recipe: Path, studied: Path) -> None:
+    results = studied / "results"
+    assert mcdi("reproduce", study, recipe, "--out", studied, "--results", results, "--workers", 1) == 0
+    stem = results / f"{study}-tiny"
+    table = list(csv.DictReader(stem.with_suffix(".csv").read_text().splitlines()))
+    assert table
+    text = stem.with_suffix(".md").read_text()
+    assert text.startswith(f"# {study}: {STUDIES[study].about}")
+    assert "commit" in text
+    with Image.open(stem.with_suffix(".png")) as picture:
+        assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 5  # something is drawn
+    assert STUDIES[study].against is None or any("minus" in line for line in text.splitlines() if line.startswith("|"))
+
+
+@pytest.fixture(scope="module")
+def studied(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run for all studies, so that they share generators as a user's do."""
+    return Path(shutil.copytree(done, tmp_path_factory.mktemp("studies") / "run"))
+
+
+def test_studies_share_generators_and_measure_nothing_twice(copy: Path, tmp_path: Path) -> None:
+    reproduce("samplers", copy, tmp_path, workers=1, progress=silent)
+    first = (tmp_path / "samplers-tiny.csv").read_bytes()
+    kept = {p: p.stat().st_mtime_ns for p in (copy / "studies").rglob("*.safetensors")}
+    said: list[str] = []
+    reproduce("steps", copy, tmp_path, workers=1, progress=lambda what, *_: said.append(what))
+    assert not [what for what in said if what.startswith(("mc-di", "mv-di", "tw-di"))]  # nothing is trained again
+    reproduce("samplers", copy, tmp_path, workers=1, progress=silent)
+    assert (tmp_path / "samplers-tiny.csv").read_bytes() == first
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_results_do_not_depend_on_the_number_of_workers(copy: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(copy, tmp_path / "other"))
+    for folder, workers in ((copy, 1), (other, 2)):
+        reproduce("ablation", folder, tmp_path / str(workers), workers=workers, progress=silent)
+    assert (tmp_path / "1" / "ablation-tiny.csv").read_bytes() == (tmp_path / "2" / "ablation-tiny.csv").read_bytes()
+
+
+def test_what_decides_a_generator_decides_its_folder(done: Path) -> None:
+    context = Context(done)
+    plain = model_folder(context, Cell({"a": 1}, "mc-di"), 0)
+    assert plain == model_folder(context, Cell({"b": 2}, "mc-di"), 0)
+    for other in (
+        model_folder(context, Cell({}, "mc-di"), 1),
+        model_folder(context, Cell({}, "mv-di"), 0),
+        model_folder(context, Cell({}, "mc-di", {"T": 10}), 0),
+        model_folder(context, Cell({}, "mc-di", {}, {"epochs": 7}), 0),
+    ):
+        assert other != plain
+
+
+def test_an_unknown_study_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcdi("reproduce", "nothing", "glyphs", "--out", tmp_path / "run") == 1
+    assert "unknown study 'nothing': choose ablation" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(McdiError, match="unknown study"):
+        reproduce("nothing", tmp_path, tmp_path, workers=1, progress=silent)
+
+
+def test_list_tells_every_study(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mcdi("reproduce", "list") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in STUDIES)
+
+
+def test_quick_keeps_the_recipe_but_its_size() -> None:
+    full = read_recipe("glyphs")
+    small = quick(full)
+    assert small.name == "glyphs-quick"
+    assert small.generator["functional"] == full.generator["functional"]
+    assert small.preparation.tasks < full.preparation.tasks
