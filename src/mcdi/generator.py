@@ -1,5 +1,7 @@
 """How does a user get weights? load(folder).generate(support) -> a dict ready for load_state_dict or functional_call."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,26 +143,10 @@ class Generator:
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "Generator":
         """Inverse of `save_pretrained`. Raises McdiError for a folder that is missing, corrupt or of another version."""
-        folder = Path(folder)
-        config: Any = read_json(folder / "config.json")
-        if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
-            raise McdiError(
-                f"{folder}/config.json is not a generator of format {FORMAT}: it was saved by another version or program"
-            )
-        tensors, _ = read_tensors(folder / "model.safetensors")
-        part = {
-            p: {n.removeprefix(p + "."): t for n, t in tensors.items() if n.startswith(p + ".")} for p in ("method", "network")
-        }
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-            raise McdiError(f"{folder}/model.safetensors holds NaN or infinite weights: train again or restore the file")
-        try:
-            network = downstream.build(config["network"], part["network"])
-            method = make_method(config["method"], config["settings"]).restore(config, part["method"])
-        except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise McdiError(
-                f"{folder}: config.json and model.safetensors do not belong together ({reason}): restore both"
-            ) from error
+        config, parts = _saved(Path(folder))
+        with _belonging(Path(folder)):
+            network = downstream.build(config["network"], parts["network"])
+            method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
         saved = config.get("space")
         if saved is not None and network.space.config() != saved:
             raise McdiError(f"{folder}: the generator was trained for other weights than its network has: restore config.json")
@@ -173,6 +159,39 @@ class Generator:
         if self.network.embedder is not None:
             self.network.embedder.to(device)
         return self
+
+
+def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """config.json, and the tensors of the method and of the network."""
+    config: Any = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
+        raise McdiError(
+            f"{folder}/config.json is not a generator of format {FORMAT}: it was saved by another version or program"
+        )
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+        raise McdiError(f"{folder}/model.safetensors holds NaN or infinite weights: train again or restore the file")
+    return config, {
+        p: {n.removeprefix(p + "."): t for n, t in tensors.items() if n.startswith(p + ".")} for p in ("method", "network")
+    }
+
+
+@contextmanager
+def _belonging(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise McdiError(
+            f"{folder}: config.json and model.safetensors do not belong together ({reason}): restore both"
+        ) from error
+
+
+def load_method(folder: Path) -> WeightGenerator:
+    """The method of a saved generator, for whoever has its network at hand already."""
+    config, parts = _saved(folder)
+    with _belonging(folder):
+        return make_method(config["method"], config["settings"]).restore(config, parts["method"])
 
 
 def load(folder: str | Path, device: str = "cpu") -> Generator:

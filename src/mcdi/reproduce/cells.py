@@ -17,7 +17,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.families import load_family
 from mcdi.files import read_tensors, write_tensors
-from mcdi.generator import Generator
+from mcdi.generator import load_method
 from mcdi.methods import WeightGenerator
 from mcdi.prepare import Preparation, prepare
 from mcdi.run import provenance, read_run, train_method
@@ -106,7 +106,7 @@ def trained(context: Context, cell: Cell, seed: int, progress: Progress) -> Weig
         label=label,
         progress=progress,
     )
-    return Generator.from_pretrained(target).method
+    return load_method(target)
 
 
 class Share(NamedTuple):
