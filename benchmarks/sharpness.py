@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
+from mcdi.embed import cl2n
 from mcdi.evaluate import interval
 from mcdi.prepare import Preparation, trajectories
 from mcdi.run import provenance
 from mcdi.sharpness import hessian_spectrum
 from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Embedder, LinearHead, Network, PixelNet
+from mcdi.tasks.downstream import LinearHead, Network, PixelNet
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.glyphs import glyph_banks
 from mcdi.tasks.toy import Sines
@@ -75,7 +76,7 @@ def cases(seeds: Sequence[int]) -> list[Case]:
     sines = Sines()
     images = glyph_banks(seed=0, limit=120)["train"].images
     pixels = F.avg_pool2d(images.float() / 255, 2).flatten(2)
-    features = Embedder(nn.Identity(), pixels.shape[-1]).fit(pixels)  # pixels as if they were a backbone's features
+    features = cl2n(pixels, pixels.mean((0, 1)))  # pixels as if they were a backbone's features
 
     def glyphs(title: str, net: Network, bank: Tensor, rows: dict[str, Preparation]) -> Case:
         # Preparation trains on every drawing it is given: half of them are kept from it.

@@ -52,11 +52,14 @@ class TestArguments:
         assert "glyphs are drawn from fonts and read no --data" in fails(
             "run", recipe, "--data", tmp_path, "--out", tmp_path / "y"
         )
+        sines = ("run", "sines", "--data", tmp_path, "--out", tmp_path / "z")
+        assert "sines are drawn at random and read no --data" in fails(*sines)
+        assert "this family reads colour images: give --data" in fails("run", "natural", "--out", tmp_path / "n")
 
     def test_more_classes_than_there_are(self, fails, tmp_path):
         (tmp_path / "r.toml").write_text(RECIPE.replace("limit = 30", "limit = 2"))
         sentence = fails("run", tmp_path / "r.toml", "--out", tmp_path / "x")
-        assert "way = 3 is more than the 2 classes of the test split: lower it" in sentence
+        assert "way = 3 is more than the 2 classes of the train split: lower it" in sentence
 
     def test_empty_lists(self, fails, tmp_path):
         for text in ("[family]\nshots = []", "[evaluation]\nseeds = []", "methods = []"):
@@ -113,8 +116,14 @@ class TestModels:
             (lambda c: c["settings"].update(colour=1), "unknown key 'colour'"),
             (lambda c: c["network"].update(features=32), "trained for other weights"),
             (lambda c: c["network"].update(kind="resnet"), "unknown network 'resnet'"),
+            (
+                lambda c: c["network"]["embedder"].update(backbone="vit"),
+                "unknown backbone 'vit': this version knows conv4, resnet8",
+            ),
+            (lambda c: c["network"]["embedder"].update(channels=3), "do not belong together"),
+            (lambda c: c["network"]["embedder"].pop("side"), "do not belong together"),
             (lambda c: c.update(method="gan"), "unknown method 'gan'"),
-            (lambda c: c.update(format=99), "not a generator of format 1"),
+            (lambda c: c.update(format=99), "not a generator of format 2"),
             (lambda c: c.pop("space"), "do not belong together"),
         ],
     )

@@ -101,7 +101,8 @@ def latency(method: WeightGenerator, family: TaskFamily, *, device: str = "cpu")
     net = family.downstream
     one = family.sample("test", [0]).to(device)
     embedder = getattr(net, "embedder", None)
-    images = torch.zeros(1, one.support.x.shape[1], 1, 28, 28, dtype=torch.uint8, device=device)
+    shape = () if embedder is None else embedder.shape
+    images = torch.zeros(1, one.support.x.shape[1], *shape, dtype=torch.uint8, device=device)
     weights = method.generate(net, one.support, one.mask, seed=0)
     with torch.no_grad():
         return {

@@ -3,16 +3,18 @@
 Both results are kept in the folder of the run; what is there already is not made again.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mcdi.config import FamilySettings
-from mcdi.embed import BACKBONES, features_of, train_backbone
+from mcdi.embed import Embedder, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
-from mcdi.tasks.downstream import NETWORKS, Embedder
+from mcdi.tasks.downstream import NETWORKS
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.images import ImageBank, rotated
 from mcdi.tasks.toy import Sines
@@ -31,19 +33,29 @@ def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[s
     else:
         from mcdi.tasks.glyphs import glyph_banks
 
-        if data is not None:
-            raise McdiError("glyphs are drawn from fonts and read no --data: leave it out, or run the omniglot recipe")
         banks = glyph_banks(settings.seed, size=settings.side, limit=settings.limit)
     if settings.limit is not None:
         banks = {n: ImageBank(b.images[: settings.limit], b.names[: settings.limit]) for n, b in banks.items()}
     return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
 
 
+def _embedder(settings: FamilySettings) -> Embedder:
+    channels = 3 if settings.data == "natural" else 1
+    return Embedder.from_config({"backbone": settings.backbone, "channels": channels, "side": settings.side})
+
+
+def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, Tensor]) -> FewShot:
+    """Tasks over banks of features, or of images, of which then only the numbers of classes and examples are checked."""
+    network = NETWORKS[settings.network](embedder.backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
+    return FewShot(settings.data, network, banks, way=settings.way, shots=settings.shots, queries=settings.queries)
+
+
 def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
     """The family of a recipe: images, a backbone meta-trained on the training classes, and its features of every image."""
-    if settings.data == "sines":
-        return Sines(shots=settings.shots[0], queries=settings.queries)
-    if not (folder / "banks.safetensors").exists():
+    if data is not None and settings.data in ("glyphs", "sines"):
+        source = "drawn from fonts" if settings.data == "glyphs" else "drawn at random"
+        raise McdiError(f"{settings.data} are {source} and read no --data: leave it out, or run the omniglot or natural recipe")
+    if settings.data != "sines" and not (folder / "banks.safetensors").exists():
         _embed_banks(settings, folder, data, device, progress)
     return load_family(settings, folder)
 
@@ -55,7 +67,8 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     progress("images", 1, 1, {"classes": float(sum(len(b.names) for b in banks.values()))})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        backbone = BACKBONES[settings.backbone](images["train"].shape[2]).to(device)
+        embedder = _embedder(settings)
+    network, backbone = _few_shot(settings, embedder, images).downstream, embedder.backbone.to(device)
     checkpoint, start = folder / "backbone.checkpoint.safetensors", None
     if checkpoint.exists():
         state, metadata = read_tensors(checkpoint)
@@ -72,11 +85,9 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     )
     for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
         progress("backbone", step, settings.backbone_steps, {"loss": loss})
-    embedder = Embedder(backbone.cpu(), backbone.features)
-    embedder.fit(features_of(backbone, images["train"]))
+    embedder.cpu().fit(features_of(backbone.cpu(), images["train"]))
     write_tensors(folder / "backbone.safetensors", embedder.state_dict())
     checkpoint.unlink(missing_ok=True)
-    network = NETWORKS[settings.network](backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
     banks_embedded = {}
     for n, x in images.items():
         banks_embedded[n] = network.embed(x)
@@ -88,14 +99,11 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     """The family of a run whose backbone and features are on disk already."""
     if settings.data == "sines":
         return Sines(shots=settings.shots[0], queries=settings.queries)
-    backbone = BACKBONES[settings.backbone](3 if settings.data == "natural" else 1)
-    embedder = Embedder(backbone, backbone.features)
+    embedder = _embedder(settings)
     try:
         embedder.load_state_dict(read_tensors(folder / "backbone.safetensors")[0])
     except RuntimeError as error:
         raise McdiError(
             f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again"
         ) from error
-    banks = read_tensors(folder / "banks.safetensors")[0]
-    network = NETWORKS[settings.network](backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
-    return FewShot(settings.data, network, banks, way=settings.way, shots=settings.shots, queries=settings.queries)
+    return _few_shot(settings, embedder, read_tensors(folder / "banks.safetensors")[0])

@@ -16,7 +16,7 @@ from mcdi.methods import Diffusion, WeightGenerator, adapt, make_method
 from mcdi.tasks import downstream
 from mcdi.tasks.base import Examples
 
-FORMAT = 1
+FORMAT = 2
 Weights = dict[str, Tensor]
 
 
@@ -24,11 +24,18 @@ class Generator:
     """A trained method and the downstream network that it generates: images, or features, of a few examples in, weights out.
 
     Inputs of one task carry no batch dimension: x (S, ...) and y (S,); B tasks at once are x (B, S, ...) and y (B, S).
-    x is what the network's backbone reads (images (1, 28, 28), uint8, or floats in [0, 1]) or its features (F,).
+    x is what the network's backbone reads (images of `image_shape`, uint8, or floats in [0, 1]) or its features (F,).
     """
 
     def __init__(self, name: str, method: WeightGenerator, network: downstream.Network, device: str = "cpu") -> None:
         self.name, self.method, self.network, self.device = name, method, network, device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of the images that the network's backbone reads: (channels, side, side). Raises McdiError where it has none."""
+        if self.network.embedder is None:
+            raise McdiError(f"this generator's {self.network.kind} reads no images: give it tensors, from Python")
+        return self.network.embedder.shape
 
     def embed(self, x: Tensor) -> Tensor:
         """Inputs (..., *shape) -> what the downstream network and the task embedding read (..., X)."""
@@ -37,13 +44,12 @@ class Generator:
             raise McdiError("the examples hold NaN or infinite values: clean them first")
         if isinstance(self.network, downstream.Curve):
             return x.float()
-        if x.ndim >= 4 and x.shape[-2:] == (28, 28):
+        width, shape = self.network.input_size, None if self.network.embedder is None else self.image_shape
+        if shape is not None and x.ndim >= 4 and tuple(x.shape[-3:]) == shape:
             return self.network.embed(x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8))
-        width = self.network.input_size
-        if x.shape[-1] != width:
-            raise McdiError(
-                f"examples of shape {tuple(x.shape)} are neither images (..., 1, 28, 28) nor features (..., {width})"
-            )
+        if x.shape[-1] != width or (x.ndim >= 4 and x.shape[-2] == width):  # square: images of another size
+            images = "not" if shape is None else f"neither images (..., {', '.join(map(str, shape))}) nor"
+            raise McdiError(f"examples of shape {tuple(x.shape)} are {images} features (..., {width})")
         return x.float()
 
     def _support(self, support: tuple[Tensor, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
@@ -165,9 +171,8 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """config.json, and the tensors of the method and of the network."""
     config: Any = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
-        raise McdiError(
-            f"{folder}/config.json is not a generator of format {FORMAT}: it was saved by another version or program"
-        )
+        cure = "it was saved by another version or program; train it again"
+        raise McdiError(f"{folder}/config.json is not a generator of format {FORMAT}: {cure}")
     tensors, _ = read_tensors(folder / "model.safetensors")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise McdiError(f"{folder}/model.safetensors holds NaN or infinite weights: train again or restore the file")

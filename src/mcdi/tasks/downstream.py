@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi import stacked
+from mcdi.embed import Embedder
 from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
@@ -31,7 +32,7 @@ class Network:
     def __init__(
         self,
         module: nn.Module,
-        embedder: nn.Module | None = None,
+        embedder: Embedder | None = None,
         *,
         unit: Unit = "whole",
         select: str = ".*",
@@ -105,7 +106,11 @@ class Network:
         return out
 
     def config(self) -> dict[str, Any]:
+        """What `build` makes the network of, beside `state()`."""
         raise NotImplementedError
+
+    def embedder_config(self) -> dict[str, Any] | None:
+        return None if self.embedder is None else self.embedder.config()
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.embedder is None else dict(self.embedder.state_dict())
@@ -132,28 +137,6 @@ def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0
     return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
 
 
-class Embedder(nn.Module):
-    """A frozen backbone, its features centred on the training classes and brought to length sqrt(F) (CL2N, 1911.04623).
-
-    Without the common length Adam spends its steps on the many features that are nearly always 0, and heads learnt on
-    training classes say little about unseen ones: regression of them stays 1 to 2 points behind nearest prototypes.
-    """
-
-    def __init__(self, backbone: nn.Module, features: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.mean: Tensor
-        self.register_buffer("mean", torch.zeros(features))
-
-    def fit(self, features: Tensor) -> Tensor:
-        """Set the mean from features (..., F) of the training classes; returns them standardised."""
-        self.mean.copy_(features.flatten(0, -2).mean(0))
-        return self.standardise(features)
-
-    def standardise(self, features: Tensor) -> Tensor:
-        return F.normalize(features - self.mean, dim=-1) * features.shape[-1] ** 0.5
-
-
 class LinearHead(Network):
     """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
 
@@ -176,12 +159,7 @@ class LinearHead(Network):
         return row.expand(units, -1)
 
     def embed(self, x: Tensor) -> Tensor:
-        if self.embedder is None:
-            return x
-        from mcdi.embed import features_of
-
-        assert isinstance(self.embedder, Embedder)
-        return self.embedder.standardise(features_of(self.embedder.backbone, x))
+        return x if self.embedder is None else self.embedder(x)
 
     def condition(self, support: Examples, units: int) -> Tensor:
         mean, count = class_means(support.x, support.y, units)
@@ -208,7 +186,7 @@ class LinearHead(Network):
         return out.masked_fill(~mask[:, None, :], float("-inf"))
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "features": self.features, "way": self.way, "embedder": self.embedder is not None}
+        return {"kind": self.kind, "features": self.features, "way": self.way, "embedder": self.embedder_config()}
 
 
 class PixelNet(Network):
@@ -230,11 +208,9 @@ class PixelNet(Network):
         self.condition_size = way * (features + 1)
 
     def embed(self, x: Tensor) -> Tensor:
-        from mcdi.embed import features_of
-
-        if not isinstance(self.embedder, Embedder):
+        if self.embedder is None:
             raise McdiError("this network reads pixels and features: it needs its image backbone")
-        features = self.embedder.standardise(features_of(self.embedder.backbone, x))
+        features = self.embedder(x)
         small = F.avg_pool2d(x.flatten(0, -4).float().to(features.device) / 255, x.shape[-1] // 14)
         return torch.cat([small.reshape(*x.shape[:-3], self.pixels), features], -1)
 
@@ -248,7 +224,7 @@ class PixelNet(Network):
 
     def config(self) -> dict[str, Any]:
         fields = {"features": self.features, "way": self.way, "hidden": self.hidden, "unit": self.space.unit}
-        return {"kind": self.kind, **fields, "embedder": self.embedder is not None}
+        return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
 
 
 class Curve(Network):
@@ -286,14 +262,11 @@ NETWORKS: dict[str, type[Network]] = {c.kind: c for c in (LinearHead, PixelNet, 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
     """The network that `config()` and `state()` described. Raises McdiError for one that this version does not know."""
-    from mcdi.embed import Conv4
-
     values = dict(config)
     kind = values.pop("kind", None)
     if kind not in NETWORKS:
         raise McdiError(f"unknown network {kind!r}: this version knows {', '.join(NETWORKS)}")
-    if values.pop("embedder", False):
-        backbone = Conv4()
-        values["embedder"] = Embedder(backbone, backbone.features)
+    if values.get("embedder") is not None:
+        values["embedder"] = Embedder.from_config(values["embedder"])
         values["embedder"].load_state_dict(dict(state))
     return NETWORKS[kind](**values)
