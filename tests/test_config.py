@@ -69,7 +69,7 @@ def test_merged_goes_table_by_table():
 
 class TestRecipes:
     def test_every_shipped_one_resolves(self):
-        assert recipe_names() == ["glyphs", "glyphs-whole", "omniglot", "sines"]
+        assert recipe_names() == ["glyphs", "glyphs-whole", "natural", "omniglot", "omniglot-characters", "sines"]
         for name in recipe_names():
             recipe = read_recipe(name)
             assert recipe.name == name and recipe.about
@@ -102,6 +102,14 @@ class TestRecipes:
             ("[method.gan]", "unknown method 'gan'"),
             ('[family]\ndata = "sines"', "network = 'linear-head' does not fit data = 'sines'"),
             ('[family]\nnetwork = "curve"', "network = 'curve' does not fit data = 'glyphs'"),
+            (
+                '[family]\ndata = "natural"\nnetwork = "pixel-net"',
+                "pixel-net reads drawings of a side that is a multiple of 14, not data = 'natural', side = 28; use linear-head",
+            ),
+            ('[family]\nnetwork = "pixel-net"\nside = 32', "multiple of 14, not data = 'glyphs', side = 32"),
+            ("[family]\nside = 15", "side = 15 is too small for conv4: give at least 16"),
+            ("[family]\nlimit = 0", "limit = 0 must be at least 1"),
+            ("[family]\nexamples = 0", "examples = 0 must be at least 1"),
             ("[family]\nway = 1", "way must be at least 2"),
             ("[family]\nshots = [0]", "shots, queries and tasks at least 1"),
             ("[evaluation]\ntasks = 0", "shots, queries and tasks at least 1"),
@@ -130,5 +138,8 @@ class TestRecipes:
 
     def test_an_unknown_one(self, tmp_path):
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
-            with pytest.raises(McdiError, match=r"unknown recipe .*: choose glyphs, glyphs-whole, omniglot, sines, or give"):
+            with pytest.raises(
+                McdiError,
+                match=r"unknown recipe .*: choose glyphs, glyphs-whole, natural, omniglot, omniglot-characters, sines, or give",
+            ):
                 read_recipe(name)

@@ -47,7 +47,7 @@ console = Console(stderr=True)
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/RECIPE).")]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Folder of the data set, where a recipe reads one (Omniglot's zips).")
+    Path | None, typer.Option("--data", help="The data set, where a recipe reads one: a folder, or a .npz of images.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="First generator seed; the recipe's others follow it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
@@ -248,13 +248,13 @@ def generate(
     from mcdi.tasks.images import read_folder, read_images
 
     generator = load(model, _device(device))
-    x, y, names = read_folder(support)
+    x, y, names = read_folder(support, generator.image_shape)
     weights = generator.generate((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
     write_tensors(out, weights, {"classes": names})
     shapes = ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
     console.print(f"{out}: {shapes} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
     if query is not None:
-        images, paths = read_images(query)
+        images, paths = read_images(query, generator.image_shape)
         for path, choice in zip(paths, generator.predict(weights, images).argmax(-1).tolist(), strict=True):
             typer.echo(f"{path}\t{names[choice]}")
 

@@ -22,7 +22,8 @@ class FamilySettings:
     network "linear-head": a classifier row a class on frozen features; "pixel-net": all weights of a small image
     network; "curve": all weights of a small R -> R network (data "sines"). side: pixels of an image's side.
     backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
-    both. split: of Omniglot, whole alphabets or characters of all of them. limit: at most so many classes a split.
+    both. split: of Omniglot, whole alphabets or characters of all of them. limit: at most so many classes a split;
+    examples: at most so many images a class.
     """
 
     data: Literal["glyphs", "omniglot", "natural", "sines"] = "glyphs"
@@ -32,6 +33,7 @@ class FamilySettings:
     queries: int = 15
     rotations: bool = False
     limit: int | None = None
+    examples: int | None = None
     split: Split = "alphabets"
     side: int = 28
     backbone: BackboneName = "conv4"
@@ -107,8 +109,7 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
                 "make preparation.k a multiple of it"
             )
     family = recipe.family
-    if (family.data == "sines") != (family.network == "curve"):
-        raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")
+    _check_images(family, where)
     if not (recipe.methods and family.shots and recipe.evaluation.seeds):
         raise McdiError(f"{where}: methods, shots and seeds need at least one entry each")
     if (
@@ -125,3 +126,17 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     ):
         raise McdiError(f"{where}: way must be at least 2; shots, queries and tasks at least 1")
     return recipe
+
+
+def _check_images(family: FamilySettings, where: str) -> None:
+    if (family.data == "sines") != (family.network == "curve"):
+        raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")
+    if family.network == "pixel-net" and (family.data == "natural" or family.side % 14):
+        given = f"data = {family.data!r}, side = {family.side}"
+        raise McdiError(f"{where}: pixel-net reads drawings of a side that is a multiple of 14, not {given}; use linear-head")
+    smallest = 16 if family.backbone == "conv4" else 1
+    if family.side < smallest:
+        raise McdiError(f"{where}: side = {family.side} is too small for {family.backbone}: give at least {smallest}")
+    for name, number in (("limit", family.limit), ("examples", family.examples)):
+        if number is not None and number < 1:
+            raise McdiError(f"{where}: {name} = {number} must be at least 1, or left out for all there are")

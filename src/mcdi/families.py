@@ -29,13 +29,13 @@ def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[s
     elif settings.data == "natural":
         from mcdi.tasks.natural import natural_banks
 
-        banks = natural_banks(data, size=settings.side, limit=settings.limit)
+        banks = natural_banks(data, size=settings.side, limit=settings.limit, examples=settings.examples)
     else:
         from mcdi.tasks.glyphs import glyph_banks
 
         banks = glyph_banks(settings.seed, size=settings.side, limit=settings.limit)
-    if settings.limit is not None:
-        banks = {n: ImageBank(b.images[: settings.limit], b.names[: settings.limit]) for n, b in banks.items()}
+    few = settings.limit, settings.examples
+    banks = {n: ImageBank(b.images[: few[0], : few[1]], b.names[: few[0]]) for n, b in banks.items()}
     return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
 
 
