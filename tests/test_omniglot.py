@@ -85,6 +85,17 @@ def test_real_drawings_are_ink_on_paper(real: dict[str, ImageBank]) -> None:
     assert len(torch.unique(everything, dim=0)) == len(everything)
 
 
+def test_real_characters(real: dict[str, ImageBank]) -> None:
+    banks = omniglot_banks(REAL, split="characters")
+    assert {split: len(bank.names) for split, bank in banks.items()} == {"train": 1203, "val": 100, "test": 320}
+    names = [name for bank in banks.values() for name in bank.names]
+    assert sorted(names) == sorted(name for bank in real.values() for name in bank.names)  # disjoint, and all there are
+    assert len(banks["train"].alphabets) == 50  # alphabets are shared
+    drawings = {name: bank.images[i] for bank in real.values() for i, name in enumerate(bank.names)}
+    for bank in banks.values():
+        assert all(torch.equal(bank.images[i], drawings[name]) for i, name in enumerate(bank.names))
+
+
 def test_splits_by_the_places_of_the_sorted_alphabets(official: Path) -> None:
     banks = omniglot_banks(str(official), size=35)
     assert banks["val"].alphabets == ("A4", "B3", "C2", "D1", "E0")
