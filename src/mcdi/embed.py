@@ -150,11 +150,8 @@ def train_backbone(
     optimiser = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=5e-4, fused=True)
     done = 0
     if start is not None:
-        done, state = start
-        both.load_state_dict({n: t for n, t in state.items() if not n.startswith("optimiser.")})
-        for i, p in enumerate(both.parameters()):
-            names = ("step", "exp_avg", "exp_avg_sq")
-            optimiser.state[p] = {n: state[f"optimiser.{i}.{n}"].to(p.device if n != "step" else "cpu") for n in names}
+        done = start[0]
+        _restore(both, optimiser, start[1])
     for step in range(done, steps):
         model.train()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -170,10 +167,21 @@ def train_backbone(
         optimiser.step()
         yield float(loss.detach())
         if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            state = dict(both.state_dict())
-            for i, p in enumerate(both.parameters()):
-                state |= {f"optimiser.{i}.{n}": torch.as_tensor(v) for n, v in optimiser.state[p].items()}
-            checkpoint(step + 1, state)
+            checkpoint(step + 1, _state(both, optimiser))
+
+
+def _state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = dict(module.state_dict())
+    for i, p in enumerate(module.parameters()):
+        state |= {f"optimiser.{i}.{n}": torch.as_tensor(v) for n, v in optimiser.state[p].items()}
+    return state
+
+
+def _restore(module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    module.load_state_dict({n: t for n, t in state.items() if not n.startswith("optimiser.")})
+    for i, p in enumerate(module.parameters()):
+        names = ("step", "exp_avg", "exp_avg_sq")
+        optimiser.state[p] = {n: state[f"optimiser.{i}.{n}"].to(p.device if n != "step" else "cpu") for n in names}
 
 
 @torch.no_grad()
