@@ -63,7 +63,7 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, factor: fl
                 grid[row][column].set_title("1 shot" if name == "1 shots" else name, fontsize=10)
         figure.suptitle(title, fontsize=11)
         handles, labels = grid[0][0].get_legend_handles_labels()
-        if len(labels) > 1:
+        if len(labels) > 1 and chart.x not in chart.series:  # there the axis names them already
             figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
 
     _png(path, (5.2 * len(panels), 3.6 * len(chart.y)), put)
