@@ -3,6 +3,8 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from mcdi.prepare import trajectories
 from mcdi.reproduce.cells import Cell, Context, Measured
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskBatch
+from mcdi.tasks.downstream import Network
 from mcdi.workers import one_thread
 
 REFINED = (0, 1, 2, 5, 10, 20, 50)
@@ -121,7 +124,7 @@ def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: in
     return method.generate(context.family.downstream, batch.support, batch.mask, seed=seed)
 
 
-def _after(net, start: Tensor, batch: TaskBatch, s: int, lr: float) -> Tensor:  # type: ignore[no-untyped-def]
+def _after(net: Network, start: Tensor, batch: TaskBatch, s: int, lr: float) -> Tensor:
     return adapt(net, start, batch.support, batch.mask, s, lr) if s else start
 
 
@@ -152,15 +155,13 @@ def latency(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
     for shots in family.shots:
         test = family.sample("test", range(context.tasks), shots=shots)
         for name, how in ways.items():
-            extra = {} if how is None else {"how": how}
+            extra: dict[str, Any] = {} if how is None else {"how": how}
             figures = {}
             with one_thread():
                 for count in (1, 256):
                     few = family.sample("test", range(count), shots=shots)
 
-                    def call(few: TaskBatch = few, extra: dict = extra) -> Tensor:  # type: ignore[type-arg]
-                        return method.generate(net, few.support, few.mask, seed=0, **extra)
-
+                    call = partial(method.generate, net, few.support, few.mask, seed=0, **extra)
                     figures[f"ms, batch {count}"] = milliseconds(call, repeats=30 if count == 1 else 5)
             weights = method.generate(net, test.support, test.mask, seed=seed, **extra)
             rows.append(Measured({"shots": shots, "sampler": name}, figures, scored(context, method, test, weights)[1]))

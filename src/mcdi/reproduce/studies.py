@@ -41,10 +41,15 @@ def _segments(recipe: Recipe) -> list[Cell]:
     return [Cell({"k": k}, "mc-di", {"k": k, **SEGMENTS}, {"k": 12}) for k in (1, 2, 3, 4, 6)]
 
 
-def _iterations(recipe: Recipe) -> list[Cell]:
+def _full(recipe: Recipe) -> int:
+    """Iterations of the recipe's meta-training."""
     made = make_method("mc-di", recipe.settings_of("mc-di"))
     assert isinstance(made, Diffusion)
-    full = made.settings.training.iterations
+    return made.settings.training.iterations
+
+
+def _iterations(recipe: Recipe) -> list[Cell]:
+    full = _full(recipe)
     shares = (0.25, 0.5, 1.0, 2.0)
     return [
         Cell({"method": n, "iterations": round(s * full)}, n, {"training": {"iterations": round(s * full)}})
@@ -83,7 +88,6 @@ def _preparation(recipe: Recipe) -> list[Cell]:
 
 
 def _levers(recipe: Recipe) -> list[Cell]:
-    full = {"iterations": 4 * make_method("mc-di", recipe.settings_of("mc-di")).settings.training.iterations}  # type: ignore[attr-defined]
     changes: dict[str, tuple[Settings, Settings]] = {
         "recipe": ({}, {}),
         "v prediction": ({"parameterisation": "v", "prior": False, "weight": "paper"}, {}),
@@ -98,7 +102,7 @@ def _levers(recipe: Recipe) -> list[Cell]:
         "flat MLP": ({"denoiser": "mlp", "options": {"width": 256, "depth": 2}}, {}),
         "width 128, depth 3": ({"options": {"width": 128, "depth": 3}}, {}),
         "no EMA": ({"training": {"ema": 0.0}}, {}),
-        "4 x iterations": ({"training": full}, {}),
+        "4 x iterations": ({"training": {"iterations": 4 * _full(recipe)}}, {}),
         "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}),
         "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}),
     }

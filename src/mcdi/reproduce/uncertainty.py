@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator
+from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
 from mcdi.reproduce.cells import Cell, Context, Measured
 from mcdi.reproduce.measures import is_chain
 from mcdi.tasks.base import TaskBatch
@@ -83,11 +83,11 @@ def _ways(context: Context, method: WeightGenerator, seed: int) -> dict[str, Pre
     for n in SAMPLES:
         how = replace(SAMPLERS["ddpm"], samples=n)
 
-        def drawn(batch: TaskBatch, x: Tensor, how=how) -> Tensor:  # type: ignore[no-untyped-def]
+        def drawn(batch: TaskBatch, x: Tensor, how: Sampling = how) -> Tensor:
             flat = method.chain(net, batch.support, batch.mask, seed=seed, how=how)[-1][1]
             return logits(flat.unflatten(0, (-1, how.samples)).transpose(0, 1), x, batch.mask)
 
-        def averaged(batch: TaskBatch, x: Tensor, how=how) -> Tensor:  # type: ignore[no-untyped-def]
+        def averaged(batch: TaskBatch, x: Tensor, how: Sampling = how) -> Tensor:
             return logits(method.generate(net, batch.support, batch.mask, seed=seed, how=how)[None], x, batch.mask)
 
         ways[f"{n} warm, predictions"] = drawn
