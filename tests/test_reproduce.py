@@ -1,7 +1,9 @@
 """Do studies say what was measured, pair what belongs together, and resume?"""
 
 import csv
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from mcdi.errors import McdiError
 from mcdi.reproduce import STUDIES, quick, reproduce
 from mcdi.reproduce.cells import Cell, Context, Measured, model_folder
 from mcdi.reproduce.tables import as_csv, as_markdown, lines
-from mcdi.reproduce.uncertainty import auroc, expected_calibration_error
+from mcdi.reproduce.uncertainty import auroc, expected_calibration_error, strangers
 from mcdi.workers import silent
 
 
@@ -60,9 +62,12 @@ class TestLines:
         assert float(read[1]["difference_mean"]) == -0.25
         assert read[0]["mse_mean"] == "1.0"
         assert read[1]["mse_mean"] == ""
-        text = as_markdown(table, ("method", "a"))
-        assert "| method | shots | score | minus a | mse |" in text
+        text = as_markdown(table, ("method", "a"), "glyphs")
+        assert "| method | shots | accuracy (%) | minus a | mse |" in text
         assert "-25.00" in text
+        text = as_markdown(table, ("method", "a"), "sines")  # no share of right answers
+        assert "| method | shots | score | minus a | mse |" in text
+        assert "-0.250" in text
 
 
 class TestUncertainty:
@@ -80,7 +85,7 @@ class TestUncertainty:
 
 
 @pytest.mark.parametrize("study", list(STUDIES))
-def test_every_study_runs_and_writes_its_three_files(study: str, done: Path, recipe: Path, studied: Path) -> None:
+def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, studied: Path) -> None:
     results = studied / "results"
     assert mcdi("reproduce", study, recipe, "--out", studied, "--results", results, "--workers", 1) == 0
     stem = results / f"{study}-tiny"
@@ -98,6 +103,91 @@ def test_every_study_runs_and_writes_its_three_files(study: str, done: Path, rec
 def studied(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run for all studies, so that they share generators as a user's do."""
     return Path(shutil.copytree(done, tmp_path_factory.mktemp("studies") / "run"))
+
+
+def rows(studied: Path, study: str, **factors: object) -> dict[tuple[str, ...], dict[str, str]]:
+    """Rows of a study's CSV with these factors, by method and shots."""
+    table = csv.DictReader((studied / "results" / f"{study}-tiny.csv").read_text().splitlines())
+    kept = [r for r in table if all(r[n] == str(v) for n, v in factors.items())]
+    assert kept
+    return {(r.get("method", "mc-di"), r["shots"]): r for r in kept}
+
+
+class TestStudiesAgree:
+    """The same generator measured in the same way by two studies has the same score."""
+
+    @pytest.fixture(autouse=True)
+    def _done(self, studied: Path, recipe: Path) -> None:
+        for study in STUDIES:
+            if not (studied / "results" / f"{study}-tiny.csv").exists():
+                reproduce(study, studied, studied / "results", workers=1, progress=silent)
+
+    def test_with_the_ablation(self, studied: Path) -> None:
+        expected = {key: row["score_mean"] for key, row in rows(studied, "ablation").items()}
+        others = (
+            rows(studied, "samplers", sampler="validated"),
+            rows(studied, "compute", sampler="validated", iterations=8),
+            rows(studied, "levers", sampler="validated", lever="recipe"),
+            rows(studied, "reptile", loop="eta 0.005, outer Adam", tasks=24),
+            rows(studied, "preparation", preparation="plain"),
+            rows(studied, "uncertainty", answer="one"),
+            rows(studied, "latency", sampler="-"),
+        )
+        for found in others:
+            assert {key: row["score_mean"] for key, row in found.items()} == {key: expected[key] for key in found}
+
+    def test_refining_by_no_step_changes_nothing_and_starts_differ(self, studied: Path) -> None:
+        expected = {key: row["score_mean"] for key, row in rows(studied, "ablation").items()}
+        start = {method: row for (method, _), row in rows(studied, "refine", steps=0).items()}
+        for method in ("hypernetwork", "mc-di"):
+            assert start[method]["score_mean"] == expected[method, "1"]
+        # theta_0, before any step: the same row for every class, so all three are equally likely.
+        assert float(start["adam"]["loss_mean"]) == pytest.approx(math.log(3), abs=1e-4)
+
+    def test_steps_with_samplers_and_latency(self, studied: Path) -> None:
+        for sampler in ("ddpm", "ddim", "cold"):
+            full = rows(studied, "steps", sampler=sampler, steps=20)
+            assert {k: r["mse_mean"] for k, r in full.items()} == {
+                k: r["mse_mean"] for k, r in rows(studied, "samplers", sampler=sampler).items()
+            }
+        for steps, name in ((1, "1 step"), (2, "2 steps"), (20, "20 steps")):
+            one = rows(studied, "steps", sampler="cold", steps=steps)["mc-di", "1"]
+            assert rows(studied, "latency", sampler=name)["mc-di", "1"]["score_mean"] == one["score_mean"]
+
+    def test_segments_with_one_target_and_with_three(self, studied: Path) -> None:
+        distances = {
+            row["mse_mean"] for k in (1, 2, 3, 4, 6) for row in rows(studied, "segments", k=k, sampler="ddim").values()
+        }
+        assert len(distances) == 5
+
+    def test_chains_end_at_the_last_target(self, studied: Path) -> None:
+        table = list(csv.DictReader((studied / "results" / "chains-tiny.csv").read_text().splitlines()))
+        assert [int(r["t"]) for r in table if r["method"] == "mc-di"] == [7, 13, 20]
+        for row in table:
+            apart = row["mse to own target_mean"] != row["mse to theta_M_mean"]
+            assert apart == (row["segment"] != "3")
+        own = [float(r["loss at own target_mean"]) for r in table if r["method"] == "mc-di"]
+        assert own == sorted(own, reverse=True)  # the optimiser went down
+        assert (studied / "results" / "chains-tiny-picture.png").stat().st_size > 5000
+
+
+class TestStrangers:
+    def test_no_class_in_common(self, done: Path) -> None:
+        context = Context(done)
+        other = strangers(context)
+        classes = context.family.columns("test", range(context.tasks))["classes"]
+        for task in range(context.tasks):
+            assert not set(classes[task].tolist()) & set(classes[other[task]].tolist())
+
+    def test_refuses_where_there_is_none(self, done: Path) -> None:
+        context = Context(done)
+        context.recipe = replace(context.recipe, evaluation=replace(context.recipe.evaluation, tasks=1))
+        with pytest.raises(McdiError, match="raise evaluation.tasks"):
+            strangers(context)
+
+    def test_curves_have_no_unknown_classes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert mcdi("reproduce", "uncertainty", "sines", "--quick", "--out", tmp_path / "run", "--workers", 1) == 1
+        assert "has no classes, so none can be unknown" in " ".join(capsys.readouterr().err.split())
 
 
 def test_studies_share_generators_and_measure_nothing_twice(copy: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def evaluate(
     for shots in family.shots:
         batch = family.sample(split, range(tasks), shots=shots)
         out["shots"][str(shots)] = row = _measure(method, family, batch, seed, reference, None)
-        if isinstance(method, Diffusion) and method.settings.objective != "regression":
+        if isinstance(method, Diffusion) and method.is_chain:
             row["samplers"] = {n: _measure(method, family, batch, seed, reference, how) for n, how in SAMPLERS.items()}
             if shots == family.shots[0]:
                 out["curve"] = _curve(method, family, batch, seed, reference)

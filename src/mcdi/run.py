@@ -9,10 +9,10 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -22,11 +22,13 @@ from mcdi.errors import McdiError
 from mcdi.families import load_family, make_family
 from mcdi.files import read_json, write_json
 from mcdi.generator import Generator
-from mcdi.methods import LEARNS_FROM_TRAJECTORIES, Diffusion, make_method
+from mcdi.methods import DRAW_NOTHING, LEARNS_FROM_TRAJECTORIES, Diffusion, make_method
 from mcdi.prepare import prepare
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskFamily
 from mcdi.workers import Backend, Progress, one_thread, work_through
+
+T = TypeVar("T")
 
 
 def open_run(folder: Path, recipe: Recipe) -> None:
@@ -119,7 +121,7 @@ def train_method(
     start = time.perf_counter()
     method.fit(family, stored if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
-    if isinstance(method, Diffusion) and method.settings.objective != "regression" and "sampling" not in settings:
+    if isinstance(method, Diffusion) and method.is_chain and "sampling" not in settings:
         training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family, tasks=validation)
     write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
@@ -231,8 +233,13 @@ def finish(folder: Path, *, progress: Progress) -> None:
 
 def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
     """Every (method, seed): methods that draw nothing at random run once."""
-    one = ("prototypes", "adam")
-    return [(n, s) for s in recipe.evaluation.seeds for n in recipe.methods if n not in one or s == recipe.evaluation.seeds[0]]
+    return with_seeds(recipe, recipe.methods, str)
+
+
+def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str]) -> list[tuple[T, int]]:
+    """Everything with every seed of the recipe; what names a method that draws nothing, once."""
+    first = recipe.evaluation.seeds[0]
+    return [(x, s) for s in recipe.evaluation.seeds for x in things if s == first or method(x) not in DRAW_NOTHING]
 
 
 def run(folder: Path, recipe: Recipe, *, data: Path | None, device: str, workers: int, progress: Progress) -> None:

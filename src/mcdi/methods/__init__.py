@@ -43,6 +43,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
     "adam": lambda values: FineTune(make(FineTuneSettings, values, "adam")),
     "reptile": lambda values: Reptile(make(ReptileSettings, values, "reptile")),
 }
+DRAW_NOTHING = ("prototypes", "adam")  # one seed says all
 LEARNS_FROM_TRAJECTORIES = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")
 
 

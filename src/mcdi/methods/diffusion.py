@@ -114,6 +114,11 @@ class Diffusion:
                 part.to(device)
         return self
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether there is anything to sample: a regression answers in one step."""
+        return self.settings.objective != "regression"
+
     def _make(self, condition_size: int, space: WeightSpace) -> nn.Module:
         if self.settings.prior and self.settings.parameterisation == "x0":
             units = 1 if space.unit == "row" else space.U
@@ -173,7 +178,7 @@ class Diffusion:
             weight = mask[..., None].to(x.dtype)
             loss = (each * weight).sum() / (weight.sum() * x.shape[-1])
             if s.functional:
-                if s.objective != "regression":
+                if self.is_chain:
                     # One step without noise. In mid-chain x_t holds theta itself: there the term would only sharpen the
                     # estimate, and later steps would stand where training never was.
                     x, t = torch.zeros_like(x), torch.zeros_like(t)

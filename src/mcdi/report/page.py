@@ -29,7 +29,7 @@ def apart(a: Score, b: Score) -> bool:
 
 def summary(rows: Sequence[Row]) -> str:
     """One paragraph: who is best at each shot number, and how Mc-Di stands to the methods that people would use instead."""
-    name, factor, digits, unit, points = metric(rows)
+    name, factor, digits, unit, points = metric(rows[0].family)
     text = [f"{len(rows)} method{'s'[: len(rows) > 1]} on {rows[0].tasks} unseen tasks of the family {rows[0].family}."]
     for shot in shot_numbers(rows):
         ranked = sorted((r for r in rows if shot in r.shots), key=lambda r: -r.shots[shot].mean)
@@ -77,7 +77,7 @@ def write_report(folder: Path) -> Path:
     text = html.escape(json.dumps(recipe, indent=2))
     sections = {
         "Results": html_table(*cells(found)) + f'<p class="note">{html.escape(RULE)}</p>',
-        metric(found)[0].capitalize(): scores(found),
+        metric(found[0].family)[0].capitalize(): scores(found),
         "Samplers": samplers(found),
         "Along the chain": curves(found),
         "Training": losses(found),

@@ -79,7 +79,7 @@ def html_table(header: Sequence[str], body: Sequence[Sequence[str]], kind: str =
 
 def dots(figure: "Figure", panels: Mapping[str, Mapping[str, Mapping[str, Score]]], rows: Sequence[Row]) -> None:
     """Panel by panel: a line of points with intervals for every name on the y axis; `panels[title][method][name]`."""
-    name, factor, _, unit, _ = metric(rows)
+    name, factor, _, unit, _ = metric(rows[0].family)
     for axes, (title, series) in zip(
         figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
     ):
@@ -107,7 +107,7 @@ def dots(figure: "Figure", panels: Mapping[str, Mapping[str, Mapping[str, Score]
 def scores(rows: Sequence[Row]) -> str:
     panels = {at(s): {r.method: {r.method: r.shots[s]} for r in rows if s in r.shots} for s in shot_numbers(rows)}
     height = 0.8 + sum(0.5 + 0.27 * len(series) for series in panels.values())
-    note = f"Points are the mean {metric(rows)[0]} on unseen tasks, bars the 95 % interval; further right is better."
+    note = f"Points are the mean {metric(rows[0].family)[0]} on unseen tasks, bars the 95 % interval; further right is better."
     return figure("Score of every method with its interval", note, height, lambda figure: dots(figure, panels, rows))
 
 
@@ -138,7 +138,9 @@ def curves(rows: Sequence[Row]) -> str:
         return ""
 
     def draw(figure: "Figure") -> None:
-        for axes, key, label in zip(figure.subplots(2, sharex=True), ("mse", "score"), ("MSE", metric(rows)[0]), strict=True):
+        for axes, key, label in zip(
+            figure.subplots(2, sharex=True), ("mse", "score"), ("MSE", metric(rows[0].family)[0]), strict=True
+        ):
             for row in chains:
                 colour, marker = look(row.method)
                 values: Any = [math.nan if p[key] is None else p[key] for p in row.curve]

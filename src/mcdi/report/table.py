@@ -201,13 +201,13 @@ def rows(folder: Path) -> list[Row]:
     return sorted(found, key=lambda r: (-r.shots[lowest].mean if lowest in r.shots else math.inf, r.method))
 
 
-def metric(rows: Sequence[Row]) -> tuple[str, float, int, str, str]:
+def metric(family: str) -> tuple[str, float, int, str, str]:
     """Name, factor, decimals, unit and word for a difference of this family's score."""
-    return ("score", 1.0, 3, "", "") if rows[0].family in NOT_ACCURACY else ("accuracy", 100.0, 2, " %", " points")
+    return ("score", 1.0, 3, "", "") if family in NOT_ACCURACY else ("accuracy", 100.0, 2, " %", " points")
 
 
 def show(score: Score | None, rows: Sequence[Row]) -> str:
-    _, factor, digits, _, _ = metric(rows)
+    _, factor, digits, _, _ = metric(rows[0].family)
     return f"{factor * score.mean:.{digits}f} ± {factor * score.ci95:.{digits}f}" if score else "-"
 
 
@@ -218,7 +218,7 @@ def mse(scores: Sequence[Score | None]) -> str:
 
 def headings(rows: Sequence[Row]) -> list[str]:
     """Column headings for the score at every shot number, and for all their squared errors."""
-    name, _, _, unit, _ = metric(rows)
+    name, _, _, unit, _ = metric(rows[0].family)
     shots = shot_numbers(rows)
     per_shot = [f"{name}, {at(shot)}{unit and ' (%)'}" for shot in shots]
     return [*per_shot, f"MSE ({' / '.join(map(str, [*shots[:-1], at(shots[-1])]))})"]

@@ -3,20 +3,18 @@
 A study works in a prepared run (backbone, features, trajectories) and leaves its trained generators and scores there.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mcdi import evaluate
 from mcdi.config import Recipe
 from mcdi.errors import McdiError
-from mcdi.files import write_bytes, write_json
-from mcdi.methods import Diffusion
-from mcdi.reproduce.cells import Context, run_cells, trained
+from mcdi.files import write_bytes
+from mcdi.reproduce.cells import Context, run_cells
 from mcdi.reproduce.charts import draw
-from mcdi.reproduce.charts import landscape as draw_chains
 from mcdi.reproduce.studies import STUDIES, Study
 from mcdi.reproduce.tables import as_csv, as_markdown, lines
-from mcdi.store import TrajectoryStore
 from mcdi.workers import Progress
 
 __all__ = ["STUDIES", "known", "quick", "reproduce"]
@@ -24,9 +22,8 @@ __all__ = ["STUDIES", "known", "quick", "reproduce"]
 
 def quick(recipe: Recipe) -> Recipe:
     """The recipe at a size at which a study takes seconds: it shows that everything runs, and its numbers mean nothing."""
-    small = {"iterations": 4, "learners": 2, "tasks": 4}
-    method = {**recipe.method, "reptile": {"training": small, "tuning": {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}}}
-    method["adam"] = {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}
+    small, tuning = {"iterations": 4, "learners": 2, "tasks": 4}, {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}
+    method = {**recipe.method, "adam": tuning, "reptile": {"training": small, "tuning": tuning}}
     return replace(
         recipe,
         name=f"{recipe.name}-quick",
@@ -39,50 +36,36 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def known(name: str) -> Study:
+    """The study of that name. Raises McdiError for an unknown one."""
     if name not in STUDIES:
         raise McdiError(f"unknown study {name!r}: choose {', '.join(STUDIES)}")
     return STUDIES[name]
 
 
 def reproduce(name: str, folder: Path, results: Path, *, workers: int, progress: Progress) -> list[Path]:
-    """Run a study in the prepared run `folder`; the files written, STUDY-RECIPE.csv, .md and .png, a later plot with a number.
+    """Run a study in the prepared run `folder`; the files written: STUDY-RECIPE.csv, .md and .png, and a picture if it has one.
 
     What is trained or measured already is not done again. Raises McdiError for an unknown study.
     """
     study, context = known(name), Context(folder)
-    cells = study.cells(context.recipe)
+    recipe, cells = context.recipe, study.cells(context.recipe)
     found = run_cells(context, name, cells, study.measure, workers=1 if study.quiet else workers, progress=progress)
     table = lines([(seed, rows) for seed, rows, _ in found], study.against)
-    made = {str(p["commit"]) for _, _, p in found}
-    hardware = found[-1][2]
-    stem = results / f"{name}-{context.recipe.name}"
-    head = f"# {name}: {study.about}\n\nRecipe {context.recipe.name}, {context.tasks} unseen tasks, seeds "
-    head += f"{', '.join(map(str, context.recipe.evaluation.seeds))}; `mcdi reproduce {name} {context.recipe.name}`, "
-    head += f"commit {', '.join(sorted(made))}, {hardware['date']}, {hardware['hardware']}, torch {hardware['torch']}.\n\n"
-    write_bytes(stem.with_suffix(".csv"), as_csv(table).encode())
-    write_bytes(stem.with_suffix(".md"), (head + as_markdown(table, study.against)).encode())
-    paths = [stem.with_suffix(".csv"), stem.with_suffix(".md")]
-    for number, chart in enumerate(study.charts):
-        path = stem.with_suffix(".png") if number == 0 else stem.with_name(f"{stem.name}-{number + 1}.png")
-        draw(chart, table, path, f"{context.recipe.name}: {study.about}")
-        paths.append(path)
-    if name == "chains":
-        paths.append(_landscape(context, study, stem, progress))
+    stem = results / f"{name}-{recipe.name}"
+    paths = [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png")]
+    write_bytes(paths[0], as_csv(table).encode())
+    head = _head(name, study, recipe, [p for _, _, p in found])
+    write_bytes(paths[1], (head + as_markdown(table, study.against, recipe.family.data)).encode())
+    draw(study.chart, table, paths[2], f"{recipe.name}: {study.about}", recipe.family.data)
+    if study.picture is not None:
+        paths.append(stem.with_name(f"{stem.name}-picture.png"))
+        study.picture(context, cells, paths[-1], progress)
     return paths
 
 
-def _landscape(context: Context, study: Study, stem: Path, progress: Progress) -> Path:
-    """The chains of the first seed over the loss of the first test task, in the plane of their largest variance."""
-    seed = context.recipe.evaluation.seeds[0]
-    shown = {}
-    for cell in study.cells(context.recipe):
-        method = trained(context, cell, seed, progress)
-        assert isinstance(method, Diffusion)
-        shown[cell.method] = method
-    reference = TrajectoryStore.open(context.folder / "reference").read()
-    theta0 = context.family.downstream.theta0(context.recipe.preparation.theta0_seed, reference.mask.shape[1])
-    figures = evaluate.landscape(shown, context.family, reference.targets[0], theta0)
-    path = stem.with_name(f"{stem.name}-landscape.png")
-    draw_chains(figures, path)
-    write_json(stem.with_name(f"{stem.name}-landscape.json"), figures)
-    return path
+def _head(name: str, study: Study, recipe: Recipe, made: Sequence[Mapping[str, Any]]) -> str:
+    """What a reader needs to judge or repeat the table."""
+    commits, last = sorted({str(p["commit"]) for p in made}), made[-1]
+    what = f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {', '.join(map(str, recipe.evaluation.seeds))}"
+    where = f"commit {', '.join(commits)}, {last['date']}, {last['hardware']}, torch {last['torch']}"
+    return f"# {name}: {study.about}\n\n{what}; `mcdi reproduce {name} {recipe.name}`, {where}.\n\n"

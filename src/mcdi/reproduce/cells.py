@@ -20,7 +20,7 @@ from mcdi.files import read_tensors, write_tensors
 from mcdi.generator import load_method
 from mcdi.methods import WeightGenerator
 from mcdi.prepare import Preparation, prepare
-from mcdi.run import provenance, read_run, train_method
+from mcdi.run import provenance, read_run, train_method, with_seeds
 from mcdi.settings import make, merged
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskFamily
@@ -135,26 +135,17 @@ def result_path(context: Context, study: str, cell: Cell, seed: int) -> Path:
     return context.folder / "studies" / study / f"{cell.method}-{digest(decides)}-{seed}.safetensors"
 
 
-def fixed(method: str) -> bool:
-    """Whether a method draws nothing at random, so that one seed says all."""
-    return method in ("prototypes", "adam")
-
-
 def run_cells(
     context: Context, study: str, cells: Sequence[Cell], measure: Measure, *, workers: int, progress: Progress
 ) -> list[tuple[int, list[Measured], dict[str, Any]]]:
     """Every (cell, seed) of a study: [(seed, rows, provenance)]; what is on disk already is not done again."""
-    seeds = context.recipe.evaluation.seeds
     if not cells:
         raise McdiError(f"study {study!r} has nothing to measure on this recipe: choose another recipe")
-    for cell in cells:
-        store = context.store(cell)
-        if store != context.folder / "trajectories":
-            how = context.preparation(cell)
-            prepare(
-                context.family, store, how, split="train", device="cpu", workers=workers, name="trajectories", progress=progress
-            )
-    jobs = [(cell, seed) for seed in seeds for cell in cells if seed == seeds[0] or not fixed(cell.method)]
+    for store, how in {context.store(cell): context.preparation(cell) for cell in cells}.items():
+        if store != context.folder / "trajectories":  # the run has prepared its own
+            name = "trajectories"
+            prepare(context.family, store, how, split="train", device="cpu", workers=workers, name=name, progress=progress)
+    jobs = with_seeds(context.recipe, cells, lambda cell: cell.method)
     for _ in work_through(_do, Share(context.folder, study, measure), jobs, workers=workers, progress=progress):
         pass
     found = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcdi.files import write_bytes
 from mcdi.report.plots import draw_landscape, look
+from mcdi.report.table import metric
 from mcdi.reproduce.tables import Line
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chart:
-    """x: a factor (numbers make lines, names make bars) or a figure; y: "score" or figures, a row of panels each.
+    """x: a factor (numbers make lines, names make rows of points) or a figure; y: "score" or figures, a row of panels each.
 
-    series: factors whose values name a line. only: rows that are shown, {factor: values}.
+    series: factors whose values name a line. only: (factor, value) that shown rows have.
     """
 
     x: str
@@ -27,7 +28,7 @@ class Chart:
     series: tuple[str, ...] = ("method",)
     panel: str | None = "shots"
     log: bool = False
-    only: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    only: tuple[str, Any] | None = None
 
 
 def _png(path: Path, size: tuple[float, float], put: Callable[["Figure"], None]) -> None:
@@ -43,14 +44,14 @@ def _png(path: Path, size: tuple[float, float], put: Callable[["Figure"], None])
     write_bytes(path, buffer.getvalue())
 
 
-def landscape(data: Mapping[str, Any], path: Path) -> None:
+def draw_chains(data: Mapping[str, Any], path: Path) -> None:
     """The inference chains over the loss of a task, as evaluate.landscape found them."""
     _png(path, (6.4, 6.0), lambda figure: draw_landscape(figure, data))
 
 
-def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, factor: float = 100.0) -> None:
+def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: str) -> None:
     """The chart of a table as PNG, replaced in one step."""
-    shown = [line for line in table if all(line.factors.get(n) in values for n, values in chart.only)]
+    shown = [line for line in table if chart.only is None or line.factors.get(chart.only[0]) == chart.only[1]]
     panels = list(dict.fromkeys(line.factors.get(chart.panel) for line in shown)) if chart.panel else [None]
 
     def put(figure: "Figure") -> None:
@@ -58,7 +59,7 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, factor: fl
         for row, y in enumerate(chart.y):
             for column, panel in enumerate(panels):
                 mine = [line for line in shown if chart.panel is None or line.factors.get(chart.panel) == panel]
-                _panel(grid[row][column], chart, y, mine, factor)
+                _panel(grid[row][column], chart, y, mine, family)
                 name = "" if panel is None else f"{panel} {chart.panel}"
                 grid[row][column].set_title("1 shot" if name == "1 shots" else name, fontsize=10)
         figure.suptitle(title, fontsize=11)
@@ -76,7 +77,8 @@ def _value(line: Line, y: str, factor: float) -> tuple[float, float] | None:
     return line.figures.get(y)
 
 
-def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], factor: float) -> None:
+def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: str) -> None:
+    score, factor, _, unit, _ = metric(family)
     groups: dict[str, list[Line]] = {}
     for line in table:
         groups.setdefault(", ".join(str(line.factors.get(n, "")) for n in chart.series), []).append(line)
@@ -99,7 +101,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], factor: fl
                 [p[1] for p in points], places, xerr=[p[2] for p in points], fmt=marker, label=name, color=colour, capsize=3
             )
     named = table and any(isinstance(line.factors.get(chart.x), str) for line in table)
-    label = "accuracy (%)" if y == "score" and factor == 100 else y
+    label = f"{score}{unit and ' (%)'}" if y == "score" else y
     if named:
         axes.set_xlabel(label)
         axes.invert_yaxis()

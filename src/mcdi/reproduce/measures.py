@@ -1,7 +1,7 @@
 """What is measured of one trained method? Every function here is (context, cell, method, seed) -> rows; see cells.Measure."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,12 +18,9 @@ from mcdi.tasks.base import TaskBatch
 from mcdi.tasks.downstream import Network
 from mcdi.workers import one_thread
 
+Factors = dict[str, Any]
 REFINED = (0, 1, 2, 5, 10, 20, 50)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
-
-
-def is_chain(method: WeightGenerator) -> bool:
-    return isinstance(method, Diffusion) and method.settings.objective != "regression"
 
 
 @torch.no_grad()
@@ -34,49 +31,42 @@ def scored(context: Context, method: WeightGenerator, batch: TaskBatch, weights:
     return figures, context.family.downstream.score(weights, batch.query, batch.mask)
 
 
-def _sampled(context: Context, method: WeightGenerator, seed: int, ways: Mapping[str, Sampling]) -> list[Measured]:
-    net, rows = context.family.downstream, []
+def _each(
+    context: Context, method: WeightGenerator, seed: int, ways: Sequence[tuple[Factors, Sampling | None]]
+) -> list[Measured]:
+    """A row for every shot number and every way of sampling; None is the method's own."""
+    rows = []
     for shots in context.family.shots:
         batch = context.family.sample("test", range(context.tasks), shots=shots)
-        for name, how in ways.items():
-            assert isinstance(method, Diffusion)
-            weights = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
-            rows.append(Measured({"shots": shots, "sampler": name}, *scored(context, method, batch, weights)))
+        for factors, how in ways:
+            extra: Factors = {} if how is None else {"how": how}
+            weights = method.generate(context.family.downstream, batch.support, batch.mask, seed=seed, **extra)
+            rows.append(Measured({"shots": shots, **factors}, *scored(context, method, batch, weights)))
     return rows
 
 
 def accuracy(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """As a user would run it: the sampler that validation tasks chose."""
-    net, rows = context.family.downstream, []
-    for shots in context.family.shots:
-        batch = context.family.sample("test", range(context.tasks), shots=shots)
-        weights = method.generate(net, batch.support, batch.mask, seed=seed)
-        rows.append(Measured({"shots": shots}, *scored(context, method, batch, weights)))
-    return rows
+    return _each(context, method, seed, [({}, None)])
 
 
 def samplers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """Every way of sampling, the validated one first."""
-    assert isinstance(method, Diffusion)
-    return _sampled(context, method, seed, {"validated": method.settings.sampling, **SAMPLERS})
+    return _each(context, method, seed, [({"sampler": n}, how) for n, how in {"validated": None, **SAMPLERS}.items()])
 
 
 def three_chains(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """The validated sampler, and the two honest chains of T steps."""
-    assert isinstance(method, Diffusion)
-    ways = {"validated": method.settings.sampling, "ddpm": SAMPLERS["ddpm"], "ddim": SAMPLERS["ddim"]}
-    return _sampled(context, method, seed, ways)
+    ways = {"validated": None, "ddpm": SAMPLERS["ddpm"], "ddim": SAMPLERS["ddim"]}
+    return _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
 
 
 def steps(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """Denoising steps 1..T for DDPM, DDIM and the chain without noise from the mean."""
     assert isinstance(method, Diffusion)
-    rows = []
-    for name in ("ddpm", "ddim", "cold"):
-        for n in sorted({m for m in (1, 2, 3, 5, 7, 10, 15, 20) if m <= method.settings.T}):
-            for row in _sampled(context, method, seed, {name: replace(SAMPLERS[name], steps=n)}):
-                rows.append(row._replace(factors={**row.factors, "steps": n}))
-    return rows
+    numbers = [n for n in (1, 2, 3, 5, 7, 10, 15, 20) if n <= method.settings.T]
+    ways = [(name, n) for name in ("ddpm", "ddim", "cold") for n in numbers]
+    return _each(context, method, seed, [({"sampler": s, "steps": n}, replace(SAMPLERS[s], steps=n)) for s, n in ways])
 
 
 def boundaries(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
@@ -112,9 +102,8 @@ def refined(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
         for s in REFINED:
             best = max(RATES, key=lambda lr: float(net.score(_after(net, starts[0], val, s, lr), val.query, val.mask).mean()))
             weights = _after(net, starts[1], test, s, best)
-            figures, scores = scored(context, method, test, weights)
             figures = {"loss": float(net.loss(weights, test.query, test.mask).mean()), "rate": best if s else 0.0}
-            rows.append(Measured({"shots": shots, "steps": s}, figures, scores))
+            rows.append(Measured({"shots": shots, "steps": s}, figures, net.score(weights, test.query, test.mask)))
     return rows
 
 
@@ -148,21 +137,18 @@ def latency(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
     """Milliseconds of one thread for the weights of 1 and of 256 tasks, features at hand, and the score they reach."""
     family, net = context.family, context.family.downstream
     ways: dict[str, Sampling | None] = {"-": None}
-    if isinstance(method, Diffusion) and is_chain(method):
-        cold = SAMPLERS["cold"]
-        ways = {f"{n} steps" if n > 1 else "1 step": replace(cold, steps=n) for n in (20, 5, 2, 1) if n <= method.settings.T}
-    rows = []
-    for shots in family.shots:
-        test = family.sample("test", range(context.tasks), shots=shots)
-        for name, how in ways.items():
-            extra: dict[str, Any] = {} if how is None else {"how": how}
-            figures = {}
+    if isinstance(method, Diffusion) and method.is_chain:
+        numbers = [n for n in (20, 5, 2, 1) if n <= method.settings.T]
+        ways = {f"{n} steps" if n > 1 else "1 step": replace(SAMPLERS["cold"], steps=n) for n in numbers}
+    rows = _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
+    for number, row in enumerate(rows):
+        how = ways[row.factors["sampler"]]
+        extra: Factors = {} if how is None else {"how": how}
+        figures = {}
+        for count in (1, 256):
+            few = family.sample("test", range(count), shots=row.factors["shots"])
+            call = partial(method.generate, net, few.support, few.mask, seed=0, **extra)
             with one_thread():
-                for count in (1, 256):
-                    few = family.sample("test", range(count), shots=shots)
-
-                    call = partial(method.generate, net, few.support, few.mask, seed=0, **extra)
-                    figures[f"ms, batch {count}"] = milliseconds(call, repeats=30 if count == 1 else 5)
-            weights = method.generate(net, test.support, test.mask, seed=seed, **extra)
-            rows.append(Measured({"shots": shots, "sampler": name}, figures, scored(context, method, test, weights)[1]))
+                figures[f"ms, batch {count}"] = milliseconds(call, repeats=30 if count == 1 else 5)
+        rows[number] = row._replace(figures=figures)
     return rows

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mcdi import evaluate
 from mcdi.config import Recipe
 from mcdi.methods import Diffusion, make_method
 from mcdi.reproduce import measures
-from mcdi.reproduce.cells import Cell, Measure
-from mcdi.reproduce.charts import Chart
+from mcdi.reproduce.cells import Cell, Context, Measure, trained
+from mcdi.reproduce.charts import Chart, draw_chains
 from mcdi.reproduce.uncertainty import ensembles
+from mcdi.store import TrajectoryStore
+from mcdi.workers import Progress
 
 Settings = dict[str, Any]
 
@@ -17,14 +21,15 @@ Settings = dict[str, Any]
 @dataclass(frozen=True)
 class Study:
     """A question, its variants and what is measured of each. against: the factor value that other rows are compared with
-    task by task. quiet: timings, so one at a time."""
+    task by task. quiet: timings, so one at a time. picture: one more, of what rows cannot hold, drawn to a path."""
 
     about: str
     cells: Callable[[Recipe], Sequence[Cell]]
     measure: Measure
-    charts: tuple[Chart, ...]
+    chart: Chart
     against: tuple[str, Any] | None = ("method", "mc-di")
     quiet: bool = False
+    picture: Callable[[Context, Sequence[Cell], Path, Progress], None] | None = None
 
 
 def _methods(*names: str) -> Callable[[Recipe], list[Cell]]:
@@ -109,50 +114,59 @@ def _levers(recipe: Recipe) -> list[Cell]:
     return [Cell({"lever": name}, "mc-di", settings, preparation) for name, (settings, preparation) in changes.items()]
 
 
+def _landscape(context: Context, cells: Sequence[Cell], path: Path, progress: Progress) -> None:
+    """The chains of the first seed over the loss of the first test task, in the plane of their largest variance."""
+    seed = context.recipe.evaluation.seeds[0]
+    shown = {c.method: m for c in cells if isinstance(m := trained(context, c, seed, progress), Diffusion)}
+    reference = TrajectoryStore.open(context.folder / "reference").read()
+    theta0 = context.family.downstream.theta0(context.recipe.preparation.theta0_seed, reference.mask.shape[1])
+    draw_chains(evaluate.landscape(shown, context.family, reference.targets[0], theta0), path)
+
+
 STUDIES: dict[str, Study] = {
     "ablation": Study(
         "the component ablation beside the alternatives: prototypes, Adam, REPTILE, regression, OCD, Tw-Di, Mv-Di, Mc-Di",
         lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
         measures.accuracy,
-        (Chart("method"),),
+        Chart("method"),
     ),
     "samplers": Study(
         "what the way of sampling costs: Mc-Di, Mv-Di and Tw-Di with every sampler",
         _methods(*CHAINS),
         measures.samplers,
-        (Chart("sampler", ("score", "mse")),),
+        Chart("sampler", ("score", "mse")),
     ),
     "steps": Study(
         "denoising steps against distance and accuracy",
         _methods(*CHAINS),
         measures.steps,
-        (Chart("steps", ("score", "mse"), only=(("sampler", ("ddim",)),)),),
+        Chart("steps", ("score", "mse"), only=("sampler", "ddim")),
     ),
     "segments": Study(
         "the number of segments k against distance and accuracy",
         _segments,
         measures.three_chains,
-        (Chart("k", ("score", "mse"), ("sampler",)),),
+        Chart("k", ("score", "mse"), ("sampler",)),
         against=("k", 1),
     ),
     "compute": Study(
         "meta-training iterations against distance and accuracy, Mc-Di and Mv-Di",
         _iterations,
         measures.three_chains,
-        (Chart("iterations", ("score", "mse"), only=(("sampler", ("ddim",)),)),),
+        Chart("iterations", ("score", "mse"), only=("sampler", "ddim")),
     ),
     "reptile": Study(
         "single level against bi-level, inner and outer steps, with few training tasks and with many",
         _reptile,
         measures.accuracy,
-        (Chart("tasks", series=("loop",), log=True),),
+        Chart("tasks", series=("loop",), log=True),
         against=("loop", "single level"),
     ),
     "preparation": Study(
         "SAM and augmentation on and off: accuracy against the seconds they cost, and sharpness",
         _preparation,
         measures.prepared,
-        (Chart("preparation ms a task", series=("preparation",)),),
+        Chart("preparation ms a task", series=("preparation",)),
         against=("preparation", "plain"),
         quiet=True,
     ),
@@ -160,34 +174,35 @@ STUDIES: dict[str, Study] = {
         "one change at a time to the recipe of Mc-Di",
         _levers,
         measures.three_chains,
-        (Chart("lever", series=("sampler",)),),
+        Chart("lever", series=("sampler",)),
         against=("lever", "recipe"),
     ),
     "refine": Study(
         "s Adam steps on the support set from generated weights, from theta_0, from REPTILE's start and from regression",
         _methods("adam", "reptile", "hypernetwork", "mc-di"),
         measures.refined,
-        (Chart("steps"),),
+        Chart("steps"),
     ),
     "uncertainty": Study(
         "calibration and unknown classes: several samples against one answer",
         _methods("prototypes", "adam", "hypernetwork", "mv-di", "mc-di"),
         ensembles,
-        (Chart("answer", ("score", "NLL, tuned", "AUROC, entropy")),),
+        Chart("answer", ("score", "NLL, tuned", "AUROC, entropy")),
         against=None,
     ),
     "chains": Study(
         "whether a chain passes its local targets, and its path over the loss in two dimensions",
         _methods(*CHAINS),
         measures.boundaries,
-        (Chart("segment", ("mse to own target", "mse to theta_M", "loss"), panel=None),),
+        Chart("segment", ("mse to own target", "mse to theta_M", "loss"), panel=None),
         against=None,
+        picture=_landscape,
     ),
     "latency": Study(
         "milliseconds for the weights of 1 and of 256 tasks, beside Adam at its tuned steps",
         _methods("prototypes", "adam", "hypernetwork", "mc-di"),
         measures.latency,
-        (Chart("ms, batch 1", series=("method", "sampler"), log=True),),
+        Chart("ms, batch 1", series=("method", "sampler"), log=True),
         against=None,
         quiet=True,
     ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcdi.evaluate import interval
-from mcdi.report.table import RULE, over_seeds
+from mcdi.report.table import RULE, metric, over_seeds
 from mcdi.reproduce.cells import Measured
 
 DIFFERENCE = (
@@ -76,10 +76,15 @@ def _difference(mine: dict[int, Measured], rival: dict[int, Measured]) -> tuple[
     return over_seeds([float(p.mean()) for p in pairs], within)
 
 
+def columns(table: Sequence[Line]) -> tuple[list[str], list[str]]:
+    """The names of all factors and of all figures, in order."""
+    factors, figures = (dict.fromkeys(n for line in table for n in getattr(line, part)) for part in ("factors", "figures"))
+    return list(factors), list(figures)
+
+
 def as_csv(table: Sequence[Line]) -> str:
     """Every number of the table, unrounded."""
-    factors = list(dict.fromkeys(n for line in table for n in line.factors))
-    figures = list(dict.fromkeys(n for line in table for n in line.figures))
+    factors, figures = columns(table)
     triples = [("score", [line.score for line in table]), ("difference", [line.difference for line in table])]
     shown = [(n, values) for n, values in triples if any(values)]
     header = [*factors, "seeds", *(f"{n}_{p}" for n, _ in shown for p in ("mean", "std", "ci95"))]
@@ -95,17 +100,22 @@ def as_csv(table: Sequence[Line]) -> str:
     return buffer.getvalue()
 
 
-def as_markdown(table: Sequence[Line], against: tuple[str, Any] | None, factor: float = 100.0) -> str:
-    """The table for readers; scores times `factor` (100: per cent) ± the 95 % interval (std over seeds)."""
-    factors = list(dict.fromkeys(n for line in table for n in line.factors))
-    figures = list(dict.fromkeys(n for line in table for n in line.figures))
+def as_markdown(table: Sequence[Line], against: tuple[str, Any] | None, family: str) -> str:
+    """The table for readers; scores as `metric(family)` shows them, ± the 95 % interval (std over seeds)."""
+    factors, figures = columns(table)
     scored, compared = (any(getattr(line, n) for line in table) for n in ("score", "difference"))
-    header = [*factors, *(["score"] if scored else []), *([f"minus {against[1]}"] if compared and against else []), *figures]
+    name, factor, digits, unit, _ = metric(family)
+    header = [
+        *factors,
+        *([f"{name}{unit and ' (%)'}"] if scored else []),
+        *([f"minus {against[1]}"] if compared and against else []),
+        *figures,
+    ]
     body = []
     for line in table:
         row = [str(line.factors.get(n, "-")) for n in factors]
-        row += [_triple(line.score, factor)] if scored else []
-        row += [_triple(line.difference, factor, "+")] if compared else []
+        row += [_triple(line.score, factor, digits)] if scored else []
+        row += [_triple(line.difference, factor, digits, "+")] if compared else []
         row += [_pair(line.figures.get(n), line.seeds) for n in figures]
         body.append(row)
     rule = ["---"] * len(factors) + ["---:"] * (len(header) - len(factors))
@@ -114,11 +124,11 @@ def as_markdown(table: Sequence[Line], against: tuple[str, Any] | None, factor: 
     return "\n".join([*text, "", *notes, ""])
 
 
-def _triple(value: tuple[float, float, float] | None, factor: float, sign: str = "") -> str:
+def _triple(value: tuple[float, float, float] | None, factor: float, digits: int, sign: str = "") -> str:
     if value is None:
         return "-"
     mean, std, ci95 = (factor * v for v in value)
-    return f"{mean:{sign}.2f} ± {ci95:.2f} ({std:.2f})"
+    return f"{mean:{sign}.{digits}f} ± {ci95:.{digits}f} ({std:.{digits}f})"
 
 
 def _pair(value: tuple[float, float] | None, seeds: int) -> str:

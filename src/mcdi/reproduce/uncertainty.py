@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from mcdi.errors import McdiError
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
 from mcdi.reproduce.cells import Cell, Context, Measured
-from mcdi.reproduce.measures import is_chain
 from mcdi.tasks.base import TaskBatch
 
 SAMPLES = (1, 4, 16)
@@ -41,13 +41,16 @@ def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) 
     examples are queries of another task with no class in common; AUROC by the entropy of the mean prediction and, for
     ensembles, by the mutual information between prediction and sample (1112.5745).
     """
-    rows = []
+    rows, other = [], strangers(context)
     for shots in context.family.shots:
         val = context.family.sample("val", range(min(context.tasks, 300)), shots=shots)
         test = context.family.sample("test", range(context.tasks), shots=shots)
-        strangers = _strangers(context, shots)
         for name, predict in _ways(context, method, seed).items():
-            on_val, on_test, on_strangers = predict(val, val.query.x), predict(test, test.query.x), predict(test, strangers)
+            on_val, on_test, on_strangers = (
+                predict(val, val.query.x),
+                predict(test, test.query.x),
+                predict(test, test.query.x[other]),
+            )
             temperature = min(TEMPERATURES, key=lambda t: _nll(on_val, val.query.y, t))
             mean = _mean(on_test, temperature)
             figures = {
@@ -77,7 +80,7 @@ def _ways(context: Context, method: WeightGenerator, seed: int) -> dict[str, Pre
     def single(batch: TaskBatch, x: Tensor) -> Tensor:
         return logits(method.generate(net, batch.support, batch.mask, seed=seed)[None], x, batch.mask)
 
-    if not (isinstance(method, Diffusion) and is_chain(method)):
+    if not (isinstance(method, Diffusion) and method.is_chain):
         return {"one": single}
     ways: dict[str, Predict] = {"one": single}
     for n in SAMPLES:
@@ -96,15 +99,21 @@ def _ways(context: Context, method: WeightGenerator, seed: int) -> dict[str, Pre
     return ways
 
 
-def _strangers(context: Context, shots: int) -> Tensor:
-    """For every test task the queries of the next task that shares no class with it: (B, Q, ...)."""
-    family, count = context.family, context.tasks
-    classes = family.columns("test", range(count))["classes"]
-    queries = family.sample("test", range(count), shots=shots).query.x
-    # (B, B): whether two tasks share a class; the next task without one, going round.
-    apart = ~(classes[:, None, :, None] == classes[None, :, None, :]).flatten(2).any(-1)
+def strangers(context: Context) -> Tensor:
+    """For every test task another that shares no class with it, the next one going round: (B,).
+
+    Raises McdiError for tasks without classes, and where a task shares a class with every other.
+    """
+    count = context.tasks
+    columns = context.family.columns("test", range(count))
+    if "classes" not in columns:
+        raise McdiError(f"{context.recipe.name} has no classes, so none can be unknown: choose a recipe of classifiers")
+    member = F.one_hot(columns["classes"]).sum(1).float()  # (B, classes)
+    apart = member @ member.T == 0
+    if not bool(apart.any(1).all()):
+        raise McdiError(f"a test task shares a class with all {count} others: raise evaluation.tasks or the number of classes")
     turn = (torch.arange(count) - torch.arange(count)[:, None]) % count
-    return queries[torch.where(apart, turn, 2 * count).argmin(1)]
+    return torch.where(apart, turn, count).argmin(1)
 
 
 def _mean(logits: Tensor, temperature: float) -> Tensor:
