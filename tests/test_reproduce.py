@@ -11,12 +11,17 @@ import torch
 from conftest import mcdi
 from PIL import Image
 
-from mcdi.config import read_recipe
+from mcdi import evaluate
+from mcdi.config import Evaluation, read_recipe
 from mcdi.errors import McdiError
+from mcdi.generator import load_method
+from mcdi.methods import Diffusion
 from mcdi.reproduce import STUDIES, quick, reproduce
-from mcdi.reproduce.cells import Cell, Context, Measured, model_folder
+from mcdi.reproduce.cells import Cell, Context, Measured, model_folder, trained
 from mcdi.reproduce.tables import as_csv, as_markdown, lines
-from mcdi.reproduce.uncertainty import auroc, expected_calibration_error, strangers
+from mcdi.reproduce.uncertainty import auroc, ensembles, expected_calibration_error, strangers
+from mcdi.run import read_run, with_seeds
+from mcdi.tasks.fewshot import FewShot
 from mcdi.workers import silent
 
 
@@ -169,6 +174,51 @@ class TestStudiesAgree:
         own = [float(r["loss at own target_mean"]) for r in table if r["method"] == "mc-di"]
         assert own == sorted(own, reverse=True)  # the optimiser went down
         assert (studied / "results" / "chains-tiny-picture.png").stat().st_size > 5000
+
+
+class TestEnsembles:
+    def measured(self, context: Context) -> dict[str, dict[str, float]]:
+        """Figures by answer at the first shot number."""
+        cell = Cell({}, "mc-di")
+        method = load_method(model_folder(context, cell, 0))
+        return {r.factors["answer"]: r.figures for r in ensembles(context, cell, method, 0)}
+
+    def test_samples_are_kept_apart_or_averaged(self, studied: Path) -> None:
+        trained(Context(studied), Cell({}, "mc-di"), 0, silent)
+        found = self.measured(Context(studied))
+        for n in (4, 16):
+            assert "AUROC, information" in found[f"{n} warm, predictions"]  # it needs several predictions
+            assert "AUROC, information" not in found[f"{n} warm, weights"]
+            assert found[f"{n} warm, predictions"]["NLL"] != found[f"{n} warm, weights"]["NLL"]
+
+    def test_the_temperature_is_tuned_without_the_test_classes(self, studied: Path) -> None:
+        trained(Context(studied), Cell({}, "mc-di"), 0, silent)
+        other = Context(studied)
+        assert isinstance(other.family, FewShot)
+        other.family.banks["test"] = 3 * torch.randn(other.family.banks["test"].shape)
+        before, after = self.measured(Context(studied)), self.measured(other)
+        assert {n: f["temperature"] for n, f in before.items()} == {n: f["temperature"] for n, f in after.items()}
+        assert before["one"]["NLL"] != after["one"]["NLL"]
+
+
+def test_what_draws_nothing_runs_once(done: Path) -> None:
+    recipe = replace(read_run(done), evaluation=Evaluation(seeds=(3, 5)))
+    assert with_seeds(recipe, ["adam", "mc-di", "prototypes"], str) == [
+        *(("adam", 3), ("mc-di", 3), ("prototypes", 3)),
+        ("mc-di", 5),
+    ]
+
+
+def test_the_sampler_is_chosen_on_the_recipes_validation_tasks(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def choose(method: Diffusion, family: object, *, tasks: int) -> tuple[str, Diffusion]:
+        asked.append(tasks)
+        return "cold", method
+
+    monkeypatch.setattr(evaluate, "choose_sampler", choose)
+    trained(Context(studied), Cell({}, "mc-di", {"training": {"iterations": 1}}), 0, silent)
+    assert asked == [8]
 
 
 class TestStrangers:

@@ -54,6 +54,7 @@ def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) 
             temperature = min(TEMPERATURES, key=lambda t: _nll(on_val, val.query.y, t))
             mean = _mean(on_test, temperature)
             figures = {
+                "temperature": temperature,
                 "NLL": _nll(on_test, test.query.y, 1.0),
                 "NLL, tuned": _nll(on_test, test.query.y, temperature),
                 "ECE": 100 * expected_calibration_error(_mean(on_test, 1.0).flatten(0, 1), test.query.y.flatten()),
