@@ -114,7 +114,7 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         raise McdiError(f"{where}: methods, shots and seeds need at least one entry each")
     counts = (*family.shots, family.queries, recipe.evaluation.tasks, recipe.evaluation.validation, recipe.preparation.tasks)
     if min(counts) < 1 or family.way < 2:
-        raise McdiError(f"{where}: way must be at least 2; shots, queries, tasks and validation at least 1")
+        raise McdiError(f"{where}: way must be at least 2; shots, queries and tasks at least 1")
     return recipe
 
 
