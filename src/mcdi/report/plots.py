@@ -138,9 +138,8 @@ def curves(rows: Sequence[Row]) -> str:
         return ""
 
     def draw(figure: "Figure") -> None:
-        for axes, key, label in zip(
-            figure.subplots(2, sharex=True), ("mse", "score"), ("MSE", metric(rows[0].family)[0]), strict=True
-        ):
+        labels = {"mse": "MSE", "score": metric(rows[0].family)[0]}
+        for axes, (key, label) in zip(figure.subplots(2, sharex=True), labels.items(), strict=True):
             for row in chains:
                 colour, marker = look(row.method)
                 values: Any = [math.nan if p[key] is None else p[key] for p in row.curve]
