@@ -72,7 +72,7 @@ class TestLinearPrior:
         prior = LinearPrior(5, 4, 1)
         prior.fit([(torch.where(mask[..., None], z, torch.nan), cond, mask)], ridge=1e-9)  # masked-out units are never read
         torch.testing.assert_close(prior.matrix[0], a, rtol=1e-3, atol=1e-3)
-        guess = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), cond, mask)  # bar = 0: x says nothing
+        guess = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), prior.guess(cond, mask))  # bar = 0: x says nothing
         torch.testing.assert_close(guess[mask], z[mask], rtol=1e-3, atol=1e-3)
 
     def test_one_map_a_unit_where_units_differ(self):
@@ -82,7 +82,7 @@ class TestLinearPrior:
         prior = LinearPrior(3, 4, 2)
         whole = torch.ones(300, 2, dtype=torch.bool)
         prior.fit(zip(z.split(70), cond.split(70), whole.split(70), strict=True), ridge=1e-7)
-        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), cond, whole)
+        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), prior.guess(cond, whole))
         torch.testing.assert_close(guess, z, rtol=1e-3, atol=1e-3)
 
     def test_parts_add_up_to_the_whole(self):
@@ -107,7 +107,7 @@ class TestLinearPrior:
         prior.variance.fill_(0.3)
         cond, x = torch.tensor([[[0.5]]]), torch.tensor([[[1.1]]])
         mean = 0.7 * 0.5 + 0.1 * 0.5 - 0.4
-        got = float(prior(x, torch.full((1, 1, 1), bar), cond, torch.ones(1, 1, dtype=torch.bool)))
+        got = float(prior(x, torch.full((1, 1, 1), bar), prior.guess(cond, torch.ones(1, 1, dtype=torch.bool))))
         if bar == 1.0:
             assert got == pytest.approx(1.1)
             return

@@ -216,9 +216,12 @@ class LinearPrior(nn.Module):
         self.matrix.copy_(found)
         self.variance.copy_(error.clamp(min=1e-4))
 
-    def forward(self, x: Tensor, bar: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
-        """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the linear map; bar (B, 1, 1)."""
-        guess = torch.einsum("bui,uid->bud", self._inputs(cond, mask), self.matrix.expand(x.shape[1], -1, -1))
+    def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
+        """The linear map's answer, (B, U, D): the mean of z given the condition alone."""
+        return torch.einsum("bui,uid->bud", self._inputs(cond, mask), self.matrix.expand(cond.shape[1], -1, -1))
+
+    def forward(self, x: Tensor, bar: Tensor, guess: Tensor) -> Tensor:
+        """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the guess; bar (B, 1, 1)."""
         return (guess * (1 - bar) + self.variance * bar.sqrt() * x) / (self.variance * bar + 1 - bar)
 
 
