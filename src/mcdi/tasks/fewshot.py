@@ -52,9 +52,8 @@ class FewShot:
             raise McdiError(f"{shots} shots and {self.queries} queries need more than {bank.shape[1]} examples a class")
         drawn = uniform(split, seeds, 1, draw, count=self.way * bank.shape[1])
         keys = torch.from_numpy(drawn).reshape(len(seeds), self.way, -1)
-        chosen = keys.topk(
-            shots + self.queries, largest=False
-        ).indices  # sorted: the head of a full sort, at a third of its time
+        # topk is sorted: the head of a full sort, in a third of its time.
+        chosen = keys.topk(shots + self.queries, largest=False).indices
         x = bank[classes[..., None], chosen]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
         mask = torch.ones(
