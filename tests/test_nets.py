@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.nets import DENOISERS, LinearPrior, make_denoiser
+from mcdi.nets import DENOISERS, make_denoiser
+from mcdi.prior import LinearPrior
 
 
 def inputs(batch=2, units=3, size=5, condition=4):
@@ -24,8 +25,11 @@ def awake(net):
 @pytest.mark.parametrize("kind", DENOISERS)
 @pytest.mark.parametrize(("units", "size"), [(1, 19), (3, 5)])
 def test_shapes_and_what_the_output_depends_on(kind, units, size):
-    net = awake(make_denoiser(kind, size, 4, units, width=16))
     x, t, cond, mask = inputs(units=units, size=size)
+    extra = {}
+    if kind == "cross":  # and two examples of every class
+        cond, extra = torch.cat([cond, torch.ones(*cond.shape[:2], 2 * size)], -1), {"summary": cond.shape[-1]}
+    net = awake(make_denoiser(kind, size, cond.shape[-1], units, width=16, **extra))
     out = net(x, t, cond, mask)
     assert out.shape == x.shape and bool(torch.isfinite(out).all())
     for other in ((x + 1, t, cond, mask), (x, t + 0.1, cond, mask), (x, t, cond + 1, mask)):
@@ -39,7 +43,7 @@ def test_a_new_denoiser_says_nothing(kind):
 
 
 def test_what_is_unknown_or_does_not_fit():
-    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, mlp, unet"):
+    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, cross, mlp, unet"):
         make_denoiser("gru", 5, 4, 3)
     with pytest.raises(McdiError, match="'mlp' does not take these options.*heads"):
         make_denoiser("mlp", 5, 4, 3, heads=2)

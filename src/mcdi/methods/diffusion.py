@@ -15,7 +15,8 @@ from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import MetaTraining, meta_train
 from mcdi.methods.objective import Objective
 from mcdi.methods.sampling import Sampling
-from mcdi.nets import LinearPrior, make_denoiser
+from mcdi.nets import make_denoiser
+from mcdi.prior import LinearPrior
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
@@ -73,15 +74,18 @@ class Diffusion:
             raise McdiError(f"drop = {settings.drop} is a share of the training tasks: choose 0 <= drop < 1")
         if settings.self_condition and settings.objective == "regression":
             raise McdiError("regression has no earlier estimate to read: set self_condition = false")
+        if settings.self_condition and settings.denoiser == "cross":
+            raise McdiError("denoiser 'cross' reads no earlier estimate: set self_condition = false, or take transformer")
         with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
-            make_denoiser(settings.denoiser, 8, 8, 2, **settings.options)
+            extra = {"summary": 8} if settings.denoiser == "cross" else {}
+            make_denoiser(settings.denoiser, 8, 16, 2, **extra, **settings.options)
         # Tw-Di has k targets but one chain, the vanilla one.
         segments = settings.k if settings.objective == "local" else 1
         self.schedule = core.make_schedule(settings.schedule, settings.T, segments, settings.floor)
         self.net: nn.Module | None = None
         self.space: WeightSpace | None = None
         self.prior: LinearPrior | None = None
-        self.condition_size = 0
+        self.condition_size = self.summary_size = 0
         self.device = "cpu"
 
     def to(self, device: str) -> Self:
@@ -102,10 +106,14 @@ class Diffusion:
         s = self.settings
         if s.prior and s.parameterisation == "x0":
             units = 1 if space.unit == "row" else space.U
-            self.prior = LinearPrior(space.D, self.condition_size, units).to(self.device)
-        ordered = {"ordered": True} if s.denoiser == "transformer" and space.unit != "row" else {}
+            self.prior = LinearPrior(space.D, self.summary_size, units).to(self.device)
+        options = dict(s.options)
+        if s.denoiser == "transformer" and space.unit != "row":
+            options = {"ordered": True, **options}
+        if s.denoiser == "cross":
+            options["summary"] = self.summary_size
         inputs = self.condition_size + (space.D if s.self_condition else 0)
-        return make_denoiser(s.denoiser, space.D, inputs, space.U, **(ordered | s.options)).to(self.device)
+        return make_denoiser(s.denoiser, space.D, inputs, space.U, **options).to(self.device)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         """Meta-train on stored trajectories; the targets are every (len / k)-th stored one, the last being theta_M.
@@ -119,7 +127,7 @@ class Diffusion:
             raise McdiError(f"k = {s.k} targets cannot be taken evenly from {stored} stored ones: prepare with k = {s.k}")
         net = family.downstream
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
-        self.condition_size = net.condition_size
+        self.condition_size, self.summary_size = net.condition_size, net.summary_size
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
             self.net = self._make(self.space)
@@ -140,7 +148,7 @@ class Diffusion:
                 for shots in family.shots:
                     draw = family.sample("train", part.seeds.tolist(), shots=shots)
                     cond = family.downstream.condition(draw.support, draw.mask.shape[1])
-                    yield space.standardise(part.targets[:, -1]), cond, part.mask
+                    yield space.standardise(part.targets[:, -1]), cond[..., : self.summary_size], part.mask
 
         self.prior.cpu().fit(parts())
         self.prior.to(self.device)
@@ -157,7 +165,7 @@ class Diffusion:
         guess: Tensor | None = None,
     ) -> Tensor:
         """The noise estimate of the global chain, x's shape (B, U, D). params: the network's, its own by default;
-        previous: its last estimate of x0, zeros by default; guess: `LinearPrior.guess` of the condition where it is known."""
+        previous: its last estimate of x0, zeros by default; guess: `guess` of the condition where it is known."""
         assert self.net is not None
         if self.settings.self_condition:
             inputs = (
@@ -171,15 +179,20 @@ class Diffusion:
         output = self.net(*inputs) if params is None else torch.func.functional_call(self.net, params, inputs)
         if self.prior is not None:
             # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
-            guess = self.prior.guess(cond, mask) if guess is None else guess
+            guess = self.guess(cond, mask) if guess is None else guess
+            assert guess is not None
             local, bar = (b[:, None, None] for b in (self.schedule.bar(t, self.schedule.segment(t + 1)), self.schedule.bar(t)))
             f = (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * self.prior(x, local, guess))
             output = output + core.to_x0(f, x, t, self.schedule)
         return core.to_f(output, x, t, self.schedule, self.settings.parameterisation)
 
+    def guess(self, cond: Tensor, mask: Tensor) -> Tensor | None:
+        """What the linear prior says of the condition; it reads the summary of the examples, not each of them."""
+        return None if self.prior is None else self.prior.guess(cond[..., : self.summary_size], mask)
+
     def _along(self, cond: Tensor, mask: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """f(x, t) along one chain: what depends on the condition alone is computed once, the last estimate is remembered."""
-        guess = None if self.prior is None else self.prior.guess(cond, mask)
+        guess = self.guess(cond, mask)
         if guidance != 1:
             if not self.settings.drop:
                 raise McdiError(f"guidance = {guidance} needs a generator that was trained with drop > 0")
@@ -254,7 +267,8 @@ class Diffusion:
 
     def config(self) -> dict[str, Any]:
         assert self.net is not None and self.space is not None
-        return {"settings": asdict(self.settings), "space": self.space.config(), "condition_size": self.condition_size}
+        sizes = {"condition_size": self.condition_size, "summary_size": self.summary_size}
+        return {"settings": asdict(self.settings), "space": self.space.config(), **sizes}
 
     def state(self) -> dict[str, Tensor]:
         assert self.net is not None and self.space is not None
@@ -265,6 +279,7 @@ class Diffusion:
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
         self.space = WeightSpace.from_config(config["space"]).with_statistics(state["mean"], state["std"])
         self.condition_size = int(config["condition_size"])
+        self.summary_size = int(config.get("summary_size", self.condition_size))
         self.net = self._make(self.space).eval()
         for name, part in (("net.", self.net), ("prior.", self.prior)):
             if part is not None:

@@ -26,8 +26,6 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.temperature < 0:
             raise McdiError(f"samples = {self.samples} must be at least 1 and temperature = {self.temperature} not negative")
-        if self.pick not in ("mean", "support loss"):
-            raise McdiError(f"unknown pick = {self.pick!r}: choose 'mean' or 'support loss'")
 
 
 # The ways of sampling that evaluation compares; "ddpm" is the paper's reading: T steps from Gaussian noise, one chain.
