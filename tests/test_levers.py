@@ -155,6 +155,23 @@ def test_self_conditioning_reads_the_last_estimate() -> None:
     assert not torch.allclose(plain, inner(x, t, cond, batch.mask, previous=torch.ones_like(x)))
 
 
+def test_a_prior_around_prototypes_is_a_linear_map_of_them() -> None:
+    family, method = fitted(around="prototypes")
+    batch, net = family.sample("test", range(6), shots=3), family.downstream
+    assert method.prior is not None
+    assert method.prior.matrix.shape == (1, 2 * 7 + 1, 7)
+    rows = make_method("prototypes", {}).generate(net, batch.support, batch.mask, seed=0)
+    cond = net.condition(batch.support, 3)
+    assert torch.equal(method.guess(cond, batch.mask), method.prior.guess(rows, batch.mask))
+
+
+def test_only_heads_have_prototypes(sines) -> None:  # type: ignore[no-untyped-def]
+    data = trajectories(sines, "train", range(20), Preparation(tasks=20, epochs=5, k=3))
+    method = make_method("mc-di", {**SETTINGS, "denoiser": "mlp", "around": "prototypes"})
+    with pytest.raises(McdiError, match="only linear heads have prototypes"):
+        method.fit(sines, data, seed=0)
+
+
 def test_best_of_n_is_the_draw_that_fits_the_support_set_best() -> None:
     family, method = fitted()
     batch, net = family.sample("test", range(6), shots=3), family.downstream
@@ -175,6 +192,7 @@ def test_best_of_n_is_the_draw_that_fits_the_support_set_best() -> None:
         ("spread", {}),
         ("means", {"self_condition": True, "drop": 0.2}),
         ("means", {"prior": False, "self_condition": True}),
+        ("means", {"around": "prototypes"}),
     ],
 )
 def test_every_lever_is_saved_and_loaded(tmp_path: Path, condition: str, changes: dict[str, object]) -> None:

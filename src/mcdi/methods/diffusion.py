@@ -14,6 +14,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import MetaTraining, meta_train
 from mcdi.methods.objective import Objective
+from mcdi.methods.prototypes import prototype_rows
 from mcdi.methods.sampling import Sampling
 from mcdi.nets import make_denoiser
 from mcdi.prior import LinearPrior
@@ -33,6 +34,7 @@ class DiffusionSettings:
     functional: weight of the task loss of the one-step answer from x = 0 at t = 0, on examples of the training task that
     are not in its support set (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
     fixed linear map from the condition to the weights (nets.LinearPrior); every row of the ablation shares it.
+    around: what that map reads of a class: all of its summary, or the head that its prototype makes.
     self_condition: the network also reads its last estimate of x0 (2208.04202). drop: share of the training tasks whose
     condition is hidden, so that sampling can be guided (2207.12598).
     """
@@ -47,6 +49,7 @@ class DiffusionSettings:
     window: Literal["prefix", "own"] = "prefix"
     functional: float = 0.0
     prior: bool = True
+    around: Literal["summary", "prototypes"] = "summary"
     self_condition: bool = False
     drop: float = 0.0
     denoiser: str = "transformer"
@@ -106,7 +109,8 @@ class Diffusion:
         s = self.settings
         if s.prior and s.parameterisation == "x0":
             units = 1 if space.unit == "row" else space.U
-            self.prior = LinearPrior(space.D, self.summary_size, units).to(self.device)
+            reads = self.summary_size if s.around == "summary" else space.D
+            self.prior = LinearPrior(space.D, reads, units).to(self.device)
         options = dict(s.options)
         if s.denoiser == "transformer" and space.unit != "row":
             options = {"ordered": True, **options}
@@ -148,7 +152,7 @@ class Diffusion:
                 for shots in family.shots:
                     draw = family.sample("train", part.seeds.tolist(), shots=shots)
                     cond = family.downstream.condition(draw.support, draw.mask.shape[1])
-                    yield space.standardise(part.targets[:, -1]), cond[..., : self.summary_size], part.mask
+                    yield space.standardise(part.targets[:, -1]), self._read(cond), part.mask
 
         self.prior.cpu().fit(parts())
         self.prior.to(self.device)
@@ -187,8 +191,17 @@ class Diffusion:
         return core.to_f(output, x, t, self.schedule, self.settings.parameterisation)
 
     def guess(self, cond: Tensor, mask: Tensor) -> Tensor | None:
-        """What the linear prior says of the condition; it reads the summary of the examples, not each of them."""
-        return None if self.prior is None else self.prior.guess(cond[..., : self.summary_size], mask)
+        """What the linear prior says of the condition."""
+        return None if self.prior is None else self.prior.guess(self._read(cond), mask)
+
+    def _read(self, cond: Tensor) -> Tensor:
+        """What the linear prior sees of a condition: never the single examples, whose order would count."""
+        assert self.space is not None
+        if self.settings.around == "summary":
+            return cond[..., : self.summary_size]
+        if self.space.unit != "row":
+            raise McdiError("only linear heads have prototypes: set around = 'summary'")
+        return prototype_rows(cond[..., : self.space.D - 1])
 
     def _along(self, cond: Tensor, mask: Tensor, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """f(x, t) along one chain: what depends on the condition alone is computed once, the last estimate is remembered."""

@@ -13,6 +13,11 @@ from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
 
+def prototype_rows(means: Tensor) -> Tensor:
+    """Class means (.., F) -> rows (.., F + 1) of a linear classifier: w = 2 c, b = -|c|^2."""
+    return torch.cat([2 * means, -(means**2).sum(-1, keepdim=True)], -1)
+
+
 class Prototypes:
     """w = 2 c, b = -|c|^2, c the mean support feature: the logits are minus the squared distances, up to |x|^2 (1703.05175)."""
 
@@ -24,8 +29,7 @@ class Prototypes:
         return self
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        mean = net.condition(support, mask.shape[1])[..., : support.x.shape[-1]]
-        return torch.cat([2 * mean, -(mean**2).sum(-1, keepdim=True)], -1)
+        return prototype_rows(net.condition(support, mask.shape[1])[..., : support.x.shape[-1]])
 
     def config(self) -> dict[str, Any]:
         return {"settings": {}}

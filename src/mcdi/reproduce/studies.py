@@ -101,6 +101,7 @@ def _levers(recipe: Recipe) -> list[Cell]:
         "no functional term": ({"functional": 0.0}, {}, {}),
         "functional term 30": ({"functional": 30.0}, {}, {}),
         "no linear prior": ({"prior": False}, {}, {}),
+        "residual of prototypes alone": ({"around": "prototypes"}, {}, {}),
         "window own": ({"window": "own"}, {}, {}),
         "floor 2e-4": ({"floor": 2e-4}, {}, {}),
         "constant alpha, floor 1e-6": ({"schedule": "constant", "floor": 1e-6}, {}, {}),
