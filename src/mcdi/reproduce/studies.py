@@ -68,12 +68,11 @@ def _reptile(recipe: Recipe) -> list[Cell]:
     loops: dict[str, Settings] = {
         "single level": {"meta": "none"},
         "eta 0.005, outer Adam": {},
-        "eta 0.05, outer Adam": {"inner_lr": 0.05},
-        "eta 0.2, outer Adam": {"inner_lr": 0.2},
+        "eta 0.1, outer Adam": {"inner_lr": 0.1},
         "eta 0.05, outer literal, zeta 1": {"inner_lr": 0.05, "outer": "literal", "outer_lr": 1.0},
         "as printed": {"outer": "literal", "outer_lr": 0.001},
     }
-    counts = (100, 1000, recipe.preparation.tasks)
+    counts = (100, recipe.preparation.tasks)
     return [
         Cell({"loop": name, "tasks": n}, "mc-di", {"training": how}, {"tasks": n})
         for n in sorted({c for c in counts if c <= recipe.preparation.tasks})
