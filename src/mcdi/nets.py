@@ -194,7 +194,8 @@ class LinearPrior(nn.Module):
         return torch.cat([cond, mean.expand_as(cond), torch.ones_like(cond[..., :1])], -1)
 
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-3) -> None:
-        """Ridge regression on all (z (N, U, D), cond (N, U, C), mask (N, U)); one map for exchangeable units, else one a unit.
+        """Ridge regression on all (z (N, U, D), cond (N, U, C), mask (N, U)); a map a unit, the first for all U - units + 1
+        exchangeable ones.
 
         Only sums over the parts are kept: gram (inputs x inputs), right (inputs x D), square (D), a unit each.
         """
@@ -204,8 +205,9 @@ class LinearPrior(nn.Module):
         for z, cond, mask in parts:
             inputs = self._inputs(cond, mask)
             for u in range(units):
-                a, y = (inputs[mask], z[mask]) if units == 1 else (inputs[:, u], z[:, u])
-                a, y = a.double(), y.double()
+                rows = z.shape[1] - units + 1
+                chosen = slice(rows) if u == 0 else slice(rows + u - 1, rows + u)
+                a, y = (part[:, chosen][mask[:, chosen]].double() for part in (inputs, z))
                 gram[u] += a.T @ a
                 right[u] += a.T @ y
                 square[u] += y.square().sum(0)
@@ -218,8 +220,10 @@ class LinearPrior(nn.Module):
 
     def forward(self, x: Tensor, bar: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the linear map; bar (B, 1, 1)."""
-        guess = torch.einsum("bui,uid->bud", self._inputs(cond, mask), self.matrix.expand(x.shape[1], -1, -1))
-        return (guess * (1 - bar) + self.variance * bar.sqrt() * x) / (self.variance * bar + 1 - bar)
+        rows = x.shape[1] - len(self.matrix) + 1
+        matrix, variance = (torch.cat([p[:1].expand(rows, *p.shape[1:]), p[1:]]) for p in (self.matrix, self.variance))
+        guess = torch.einsum("bui,uid->bud", self._inputs(cond, mask), matrix)
+        return (guess * (1 - bar) + variance * bar.sqrt() * x) / (variance * bar + 1 - bar)
 
 
 def make_denoiser(kind: str, size: int, condition_size: int, units: int, **options: Any) -> nn.Module:

@@ -121,8 +121,7 @@ class Diffusion:
 
     def _make(self, condition_size: int, space: WeightSpace) -> nn.Module:
         if self.settings.prior and self.settings.parameterisation == "x0":
-            units = 1 if space.unit == "row" else space.U
-            self.prior = LinearPrior(space.D, condition_size, units).to(self.device)
+            self.prior = LinearPrior(space.D, condition_size, space.kinds).to(self.device)
         ordered = {"ordered": True} if self.settings.denoiser == "transformer" and space.unit != "row" else {}
         return make_denoiser(self.settings.denoiser, space.D, condition_size, space.U, **(ordered | self.settings.options))
 

@@ -24,8 +24,12 @@ class Prototypes:
         return self
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        mean = net.condition(support, mask.shape[1])[..., : support.x.shape[-1]]
-        return torch.cat([2 * mean, -(mean**2).sum(-1, keepdim=True)], -1)
+        way = net.classes(mask.shape[1])
+        mean = net.condition(support, mask.shape[1])[:, :way, : net.space.D - 1]
+        rows = torch.cat([2 * mean, -(mean**2).sum(-1, keepdim=True)], -1)
+        # What stands beside the rows stays where it starts: FiLM that changes nothing.
+        rest = net.theta0(0, mask.shape[1])[way:].to(rows)
+        return torch.cat([rows, rest.expand(len(rows), -1, -1)], 1)
 
     def config(self) -> dict[str, Any]:
         return {"settings": {}}
