@@ -21,7 +21,8 @@ from mcdi.nets import LinearPrior
 from mcdi.run import provenance, read_run
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskBatch
-from mcdi.tasks.downstream import LinearHead, least_squares
+from mcdi.tasks.downstream import LinearHead
+from mcdi.tasks.sets import least_squares
 
 
 def main() -> None:

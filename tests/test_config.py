@@ -71,7 +71,7 @@ class TestRecipes:
     def test_every_shipped_one_resolves(self):
         assert recipe_names() == [
             *("glyphs", "glyphs-conv4", "glyphs-whole", "natural", "natural-film"),
-            *("omniglot", "omniglot-characters", "shift", "shift-film", "sines"),
+            *("omniglot", "omniglot-20way", "omniglot-characters", "shift", "shift-film", "sines"),
         ]
         for name in recipe_names():
             recipe = read_recipe(name)

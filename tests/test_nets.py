@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.nets import DENOISERS, LinearPrior, make_denoiser
+from mcdi.nets import DENOISERS, make_denoiser
+from mcdi.prior import LinearPrior
 
 
 def inputs(batch=2, units=3, size=5, condition=4):
@@ -24,8 +25,11 @@ def awake(net):
 @pytest.mark.parametrize("kind", DENOISERS)
 @pytest.mark.parametrize(("units", "size"), [(1, 19), (3, 5)])
 def test_shapes_and_what_the_output_depends_on(kind, units, size):
-    net = awake(make_denoiser(kind, size, 4, units, width=16))
     x, t, cond, mask = inputs(units=units, size=size)
+    extra = {}
+    if kind == "cross":  # and two examples of every class
+        cond, extra = torch.cat([cond, torch.ones(*cond.shape[:2], 2 * size)], -1), {"summary": cond.shape[-1]}
+    net = awake(make_denoiser(kind, size, cond.shape[-1], units, width=16, **extra))
     out = net(x, t, cond, mask)
     assert out.shape == x.shape and bool(torch.isfinite(out).all())
     for other in ((x + 1, t, cond, mask), (x, t + 0.1, cond, mask), (x, t, cond + 1, mask)):
@@ -39,7 +43,7 @@ def test_a_new_denoiser_says_nothing(kind):
 
 
 def test_what_is_unknown_or_does_not_fit():
-    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, mlp, unet"):
+    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, cross, mlp, unet"):
         make_denoiser("gru", 5, 4, 3)
     with pytest.raises(McdiError, match="'mlp' does not take these options.*heads"):
         make_denoiser("mlp", 5, 4, 3, heads=2)
@@ -72,7 +76,7 @@ class TestLinearPrior:
         prior = LinearPrior(5, 4, 1)
         prior.fit([(torch.where(mask[..., None], z, torch.nan), cond, mask)], ridge=1e-9)  # masked-out units are never read
         torch.testing.assert_close(prior.matrix[0], a, rtol=1e-3, atol=1e-3)
-        guess = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), cond, mask)  # bar = 0: x says nothing
+        guess = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), prior.guess(cond, mask))  # bar = 0: x says nothing
         torch.testing.assert_close(guess[mask], z[mask], rtol=1e-3, atol=1e-3)
 
     def test_one_map_a_unit_where_units_differ(self):
@@ -82,7 +86,7 @@ class TestLinearPrior:
         prior = LinearPrior(3, 4, 2)
         whole = torch.ones(300, 2, dtype=torch.bool)
         prior.fit(zip(z.split(70), cond.split(70), whole.split(70), strict=True), ridge=1e-7)
-        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), cond, whole)
+        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), prior.guess(cond, whole))
         torch.testing.assert_close(guess, z, rtol=1e-3, atol=1e-3)
 
     def test_parts_add_up_to_the_whole(self):
@@ -107,7 +111,7 @@ class TestLinearPrior:
         prior.variance.fill_(0.3)
         cond, x = torch.tensor([[[0.5]]]), torch.tensor([[[1.1]]])
         mean = 0.7 * 0.5 + 0.1 * 0.5 - 0.4
-        got = float(prior(x, torch.full((1, 1, 1), bar), cond, torch.ones(1, 1, dtype=torch.bool)))
+        got = float(prior(x, torch.full((1, 1, 1), bar), prior.guess(cond, torch.ones(1, 1, dtype=torch.bool))))
         if bar == 1.0:
             assert got == pytest.approx(1.1)
             return

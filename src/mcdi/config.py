@@ -12,6 +12,7 @@ from mcdi.errors import McdiError
 from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
+from mcdi.tasks.downstream import Condition
 from mcdi.tasks.omniglot import Split
 
 
@@ -25,11 +26,12 @@ class FamilySettings:
     trained on, training classes of the "same" data or of the embedded "glyphs", drawn at that side: a shift of domain.
     backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
     both. split: of Omniglot, whole alphabets or characters of all of them. limit: at most so many classes a split;
-    examples: at most so many images a class.
+    examples: at most so many images a class. condition: what a linear head's generator reads of a class, see LinearHead.
     """
 
     data: Literal["glyphs", "omniglot", "natural", "sines"] = "glyphs"
     network: Literal["linear-head", "film-head", "pixel-net", "conv-net", "curve"] = "linear-head"
+    condition: Condition = "means"
     way: int = 5
     shots: tuple[int, ...] = (1, 5)
     queries: int = 15

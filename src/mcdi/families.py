@@ -6,6 +6,7 @@ Both results are kept in the folder of the run; what is there already is not mad
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,12 @@ def _embedder(settings: FamilySettings) -> Embedder:
 
 def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, Tensor]) -> FewShot:
     """Tasks over banks of features, or of images, of which then only the numbers of classes and examples are checked."""
-    network = NETWORKS[settings.network](embedder.backbone.features, settings.way, embedder)  # type: ignore[call-arg, arg-type]
+    extra: dict[str, Any] = {}
+    if settings.condition != "means":
+        if settings.network != "linear-head":
+            raise McdiError(f"condition = {settings.condition!r} is for network = 'linear-head', not {settings.network!r}")
+        extra = {"condition": settings.condition, "examples": max(settings.shots)}
+    network = NETWORKS[settings.network](embedder.backbone.features, settings.way, embedder, **extra)  # type: ignore[call-arg, arg-type]
     return FewShot(settings.data, network, banks, way=settings.way, shots=settings.shots, queries=settings.queries)
 
 

@@ -101,7 +101,7 @@ class Generator:
         if isinstance(method, Diffusion):
             how = replace(method.settings.sampling, **asked)  # type: ignore[arg-type]
             if ensemble:
-                flat = method.chain(self.network, examples, mask, seed=seed, how=how)[-1][1].unflatten(0, (-1, how.samples))
+                flat = method.draws(self.network, examples, mask, seed=seed, how=how)
             else:
                 flat = method.generate(self.network, examples, mask, seed=seed, how=how)
         elif asked or ensemble:

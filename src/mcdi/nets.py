@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -170,60 +169,47 @@ class UNet1d(Flat):
         return (self.last(h)[:, 0, : flat.shape[1]] + place).reshape(x.shape)
 
 
-DENOISERS: dict[str, type[nn.Module]] = {"transformer": UnitTransformer, "mlp": MLP, "unet": UNet1d}
+class CrossTransformer(UnitTransformer):
+    """A token a unit that also attends to every single support example, with a sign for those of its own class.
 
-
-class LinearPrior(nn.Module):
-    """z ~ N(A [cond, mean of cond over units, 1], s^2): the least-squares map from condition to standardised weights.
-
-    Solved once in closed form, then fixed. A denoiser that starts from its posterior mean given x_t (`forward`) learns
-    only what the linear map does not know. It pays where weights are nearly linear in the condition (heads on features:
-    far fewer iterations) and costs where they are not (whole networks: leave it out with prior = false).
+    The condition of a unit is its summary (`summary` numbers) and its examples, `size` numbers each: a feature vector
+    and 1, or zeros where there is none. Equivariant to the order of classes and of examples (2103.03206 reads sets so).
     """
 
-    def __init__(self, size: int, condition_size: int, units: int) -> None:
-        super().__init__()
-        self.matrix: Tensor
-        self.variance: Tensor
-        self.register_buffer("matrix", torch.zeros(units, 2 * condition_size + 1, size))
-        self.register_buffer("variance", torch.ones(units, size))
+    def __init__(
+        self, size: int, condition_size: int, units: int, *, summary: int, width: int = 128, depth: int = 3, heads: int = 4
+    ) -> None:
+        super().__init__(size, summary, units, width=width, depth=depth, heads=heads)
+        self.size, self.examples, self.summary = size, (condition_size - summary) // size, summary
+        if self.examples < 1 or condition_size != summary + self.examples * size:
+            raise ValueError("it reads single examples, which this condition does not hold: set condition = 'examples'")
+        self.embed = nn.Linear(size, width)
+        self.own = nn.Parameter(torch.zeros(depth, heads))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.reads = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.keys = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+        self.outs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.heads = heads
 
-    def _inputs(self, cond: Tensor, mask: Tensor) -> Tensor:
-        weight = mask[..., None].to(cond.dtype)
-        mean = (cond * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-        return torch.cat([cond, mean.expand_as(cond), torch.ones_like(cond[..., :1])], -1)
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+        b, u, _ = x.shape
+        single = cond[..., self.summary :].reshape(b, u * self.examples, self.size)
+        there = (single[..., -1] > 0.5)[:, None, None]  # (b, 1, 1, u E)
+        mine = torch.eye(u, device=x.device).repeat_interleave(self.examples, 1)
+        examples = F.silu(self.embed(single))
+        h = self.weights(x) + self.condition(cond[..., : self.summary])
+        time = self.time(time_features(t, self.width))
+        parts = zip(self.blocks, self.norms, self.reads, self.keys, self.outs, self.own, strict=True)
+        for block, norm, read, key, out, own in parts:
+            q = read(norm(h)).reshape(b, u, self.heads, -1).transpose(1, 2)
+            k, v = key(examples).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
+            logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + own[:, None, None] * mine
+            seen = logits.masked_fill(~there, -1e9).softmax(-1) @ v
+            h = block(h + out(seen.transpose(1, 2).reshape(b, u, -1)), time, mask)
+        return self.head(self.norm(h))
 
-    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-3) -> None:
-        """Ridge regression on all (z (N, U, D), cond (N, U, C), mask (N, U)); a map a unit, the first for all U - units + 1
-        exchangeable ones.
 
-        Only sums over the parts are kept: gram (inputs x inputs), right (inputs x D), square (D), a unit each.
-        """
-        units, size, outputs = self.matrix.shape
-        gram, right = torch.zeros(units, size, size).double(), torch.zeros(units, size, outputs).double()
-        square, count = torch.zeros(units, outputs).double(), torch.zeros(units)
-        for z, cond, mask in parts:
-            inputs = self._inputs(cond, mask)
-            for u in range(units):
-                rows = z.shape[1] - units + 1
-                chosen = slice(rows) if u == 0 else slice(rows + u - 1, rows + u)
-                a, y = (part[:, chosen][mask[:, chosen]].double() for part in (inputs, z))
-                gram[u] += a.T @ a
-                right[u] += a.T @ y
-                square[u] += y.square().sum(0)
-                count[u] += len(a)
-        gram, right, square = gram / count[:, None, None], right / count[:, None, None], square / count[:, None]
-        found = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=gram.dtype), right)
-        error = square - 2 * (found * right).sum(1) + (found * (gram @ found)).sum(1)  # mean of (y - found a)^2
-        self.matrix.copy_(found)
-        self.variance.copy_(error.clamp(min=1e-4))
-
-    def forward(self, x: Tensor, bar: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
-        """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the linear map; bar (B, 1, 1)."""
-        rows = x.shape[1] - len(self.matrix) + 1
-        matrix, variance = (torch.cat([p[:1].expand(rows, *p.shape[1:]), p[1:]]) for p in (self.matrix, self.variance))
-        guess = torch.einsum("bui,uid->bud", self._inputs(cond, mask), matrix)
-        return (guess * (1 - bar) + variance * bar.sqrt() * x) / (variance * bar + 1 - bar)
+DENOISERS: dict[str, type[nn.Module]] = {"transformer": UnitTransformer, "cross": CrossTransformer, "mlp": MLP, "unet": UNet1d}
 
 
 def make_denoiser(kind: str, size: int, condition_size: int, units: int, **options: Any) -> nn.Module:

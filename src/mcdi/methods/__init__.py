@@ -5,10 +5,11 @@ from typing import Any
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, WeightGenerator, silent
-from mcdi.methods.diffusion import SAMPLERS, Diffusion, DiffusionSettings, Sampling
+from mcdi.methods.diffusion import Diffusion, DiffusionSettings
 from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
 from mcdi.methods.prototypes import Prototypes
 from mcdi.methods.reptile import Reptile, ReptileSettings
+from mcdi.methods.sampling import SAMPLERS, Sampling
 from mcdi.settings import make, merged
 
 __all__ = [

@@ -13,6 +13,11 @@ from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
 
+def prototype_rows(means: Tensor) -> Tensor:
+    """Class means (.., F) -> rows (.., F + 1) of a linear classifier: w = 2 c, b = -|c|^2."""
+    return torch.cat([2 * means, -(means**2).sum(-1, keepdim=True)], -1)
+
+
 class Prototypes:
     """w = 2 c, b = -|c|^2, c the mean support feature: the logits are minus the squared distances, up to |x|^2 (1703.05175)."""
 
@@ -25,8 +30,7 @@ class Prototypes:
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         way = net.classes(mask.shape[1])
-        mean = net.condition(support, mask.shape[1])[:, :way, : net.space.D - 1]
-        rows = torch.cat([2 * mean, -(mean**2).sum(-1, keepdim=True)], -1)
+        rows = prototype_rows(net.condition(support, mask.shape[1])[:, :way, : net.space.D - 1])
         # What stands beside the rows stays where it starts: FiLM that changes nothing.
         rest = net.theta0(0, mask.shape[1])[way:].to(rows)
         return torch.cat([rows, rest.expand(len(rows), -1, -1)], 1)

@@ -7,7 +7,7 @@ settings, preparation, seed), so that studies that need the same one train it on
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +29,14 @@ from mcdi.workers import Progress, work_through
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant: `factors` are its first columns in the table; settings and preparation lie over the recipe's."""
+    """One variant: `factors` are its first columns in the table; settings, preparation and family lie over the recipe's,
+    of the family only what leaves its images and features as they are."""
 
     factors: Mapping[str, Any]
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     preparation: Mapping[str, Any] = field(default_factory=dict)
+    family: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Measured(NamedTuple):
@@ -46,10 +48,11 @@ class Measured(NamedTuple):
 
 
 class Context:
-    """The prepared run that a study works in."""
+    """The prepared run that a study works in; `family` changes what its tasks are seen as."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.recipe = folder, read_run(folder)
+    def __init__(self, folder: Path, family: Mapping[str, Any] | None = None) -> None:
+        self.folder, recipe = folder, read_run(folder)
+        self.recipe = replace(recipe, family=replace(recipe.family, **(family or {})))
 
     @cached_property
     def family(self) -> TaskFamily:
@@ -85,8 +88,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _changed(cell: Cell) -> list[Any]:
+    return [dict(cell.family)] if cell.family else []
+
+
 def model_folder(context: Context, cell: Cell, seed: int) -> Path:
-    decides = [cell.method, context.settings(cell), asdict(context.preparation(cell))]
+    decides = [cell.method, context.settings(cell), asdict(context.preparation(cell)), *_changed(cell)]
     return context.folder / "studies" / "models" / f"{cell.method}-{digest(decides)}-{seed}"
 
 
@@ -119,7 +126,7 @@ class Share(NamedTuple):
 
 def _do(share: Share, job: tuple[Cell, int], progress: Progress) -> None:
     cell, seed = job
-    context = Context(share.folder)
+    context = Context(share.folder, cell.family)
     path = result_path(context, share.study, cell, seed)
     if path.exists():
         return
@@ -131,7 +138,7 @@ def _do(share: Share, job: tuple[Cell, int], progress: Progress) -> None:
 
 
 def result_path(context: Context, study: str, cell: Cell, seed: int) -> Path:
-    decides = [context.settings(cell), asdict(context.preparation(cell)), context.tasks, dict(cell.factors)]
+    decides = [context.settings(cell), asdict(context.preparation(cell)), context.tasks, dict(cell.factors), *_changed(cell)]
     return context.folder / "studies" / study / f"{cell.method}-{digest(decides)}-{seed}.safetensors"
 
 

@@ -50,15 +50,35 @@ def accuracy(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
     return _each(context, method, seed, [({}, None)])
 
 
+# Ways of sampling that no validation chooses from: they are only measured.
+UNUSUAL: dict[str, Sampling] = {
+    "best of 16 on the support set": Sampling(samples=16, pick="support loss"),
+    "temperature 0.5": Sampling(temperature=0.5),
+    "ddpm, usual x0 form": Sampling(chain="global"),
+    "ddim, usual x0 form": Sampling(eta=0.0, chain="global"),
+    "ddim, a step a segment": Sampling(eta=0.0, steps=3),
+}
+
+
 def samplers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """Every way of sampling, the validated one first."""
-    return _each(context, method, seed, [({"sampler": n}, how) for n, how in {"validated": None, **SAMPLERS}.items()])
+    ways = {"validated": None, **SAMPLERS, **UNUSUAL}
+    return _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
 
 
 def three_chains(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """The validated sampler, and the two honest chains of T steps."""
     ways = {"validated": None, "ddpm": SAMPLERS["ddpm"], "ddim": SAMPLERS["ddim"]}
     return _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
+
+
+def levered(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """As three_chains; where a lever allows for guidance, also the validated sampler with some."""
+    rows = three_chains(context, cell, method, seed)
+    if isinstance(method, Diffusion) and method.settings.drop:
+        guided = {f"validated, guidance {g}": replace(method.settings.sampling, guidance=g) for g in (1.5, 3.0)}
+        rows += _each(context, method, seed, [({"sampler": n}, how) for n, how in guided.items()])
+    return rows
 
 
 def steps(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:

@@ -93,25 +93,31 @@ def _preparation(recipe: Recipe) -> list[Cell]:
 
 
 def _levers(recipe: Recipe) -> list[Cell]:
-    changes: dict[str, tuple[Settings, Settings]] = {
-        "recipe": ({}, {}),
-        "v prediction": ({"parameterisation": "v", "prior": False, "weight": "paper"}, {}),
-        "eps prediction": ({"parameterisation": "eps", "prior": False, "weight": "paper"}, {}),
-        "loss weight as printed": ({"weight": "paper"}, {}),
-        "no functional term": ({"functional": 0.0}, {}),
-        "functional term 30": ({"functional": 30.0}, {}),
-        "no linear prior": ({"prior": False}, {}),
-        "window own": ({"window": "own"}, {}),
-        "floor 2e-4": ({"floor": 2e-4}, {}),
-        "T = 50": ({"T": 50}, {}),
-        "flat MLP": ({"denoiser": "mlp", "options": {"width": 256, "depth": 2}}, {}),
-        "width 128, depth 3": ({"options": {"width": 128, "depth": 3}}, {}),
-        "no EMA": ({"training": {"ema": 0.0}}, {}),
-        "4 x iterations": ({"training": {"iterations": 4 * _full(recipe)}}, {}),
-        "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}),
-        "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}),
+    changes: dict[str, tuple[Settings, Settings, Settings]] = {
+        "recipe": ({}, {}, {}),
+        "v prediction": ({"parameterisation": "v", "prior": False, "weight": "paper"}, {}, {}),
+        "eps prediction": ({"parameterisation": "eps", "prior": False, "weight": "paper"}, {}, {}),
+        "loss weight as printed": ({"weight": "paper"}, {}, {}),
+        "no functional term": ({"functional": 0.0}, {}, {}),
+        "functional term 30": ({"functional": 30.0}, {}, {}),
+        "no linear prior": ({"prior": False}, {}, {}),
+        "residual of prototypes alone": ({"around": "prototypes"}, {}, {}),
+        "window own": ({"window": "own"}, {}, {}),
+        "floor 2e-4": ({"floor": 2e-4}, {}, {}),
+        "constant alpha, floor 1e-6": ({"schedule": "constant", "floor": 1e-6}, {}, {}),
+        "T = 50": ({"T": 50}, {}, {}),
+        "flat MLP": ({"denoiser": "mlp", "options": {"width": 256, "depth": 2}}, {}, {}),
+        "width 128, depth 3": ({"options": {"width": 128, "depth": 3}}, {}, {}),
+        "class variances": ({}, {}, {"condition": "spread"}),
+        "every example, cross-attention": ({"denoiser": "cross"}, {}, {"condition": "examples"}),
+        "self-conditioning": ({"self_condition": True}, {}, {}),
+        "guidance (10 % hidden)": ({"drop": 0.1}, {}, {}),
+        "no EMA": ({"training": {"ema": 0.0}}, {}, {}),
+        "4 x iterations": ({"training": {"iterations": 4 * _full(recipe)}}, {}, {}),
+        "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}, {}),
+        "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}, {}),
     }
-    return [Cell({"lever": name}, "mc-di", settings, preparation) for name, (settings, preparation) in changes.items()]
+    return [Cell({"lever": name}, "mc-di", *change) for name, change in changes.items()]
 
 
 def _landscape(context: Context, cells: Sequence[Cell], path: Path, progress: Progress) -> None:
@@ -173,7 +179,7 @@ STUDIES: dict[str, Study] = {
     "levers": Study(
         "one change at a time to the recipe of Mc-Di",
         _levers,
-        measures.three_chains,
+        measures.levered,
         Chart("lever", series=("sampler",)),
         against=("lever", "recipe"),
     ),

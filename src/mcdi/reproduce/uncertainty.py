@@ -1,6 +1,5 @@
 """Do several samples know what they do not know? Calibration and unknown classes, for ensembles of generated heads."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
+from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator
 from mcdi.reproduce.cells import Cell, Context, Measured
 from mcdi.tasks.base import TaskBatch
 
@@ -34,6 +33,7 @@ def auroc(known: Tensor, unknown: Tensor) -> float:
     return float(wins / (len(known) * len(unknown)))
 
 
+@torch.no_grad()
 def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """Accuracy, NLL and ECE (raw, and with one temperature tuned on validation tasks) and how well unknown classes are told.
 
@@ -41,15 +41,18 @@ def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) 
     examples are queries of another task with no class in common; AUROC by the entropy of the mean prediction and, for
     ensembles, by the mutual information between prediction and sample (1112.5745).
     """
-    rows, other = [], strangers(context)
+    rows, other, net = [], strangers(context), context.family.downstream
     for shots in context.family.shots:
         val = context.family.sample("val", range(min(context.tasks, 300)), shots=shots)
         test = context.family.sample("test", range(context.tasks), shots=shots)
-        for name, predict in _ways(context, method, seed).items():
+        for name, (for_val, for_test) in _answers(context, method, val, test, seed).items():
             on_val, on_test, on_strangers = (
-                predict(val, val.query.x),
-                predict(test, test.query.x),
-                predict(test, test.query.x[other]),
+                torch.stack([net.logits(w, x, batch.mask) for w in weights])
+                for weights, batch, x in (
+                    (for_val, val, val.query.x),
+                    (for_test, test, test.query.x),
+                    (for_test, test, test.query.x[other]),
+                )
             )
             temperature = min(TEMPERATURES, key=lambda t: _nll(on_val, val.query.y, t))
             mean = _mean(on_test, temperature)
@@ -68,36 +71,24 @@ def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) 
     return rows
 
 
-Predict = Callable[[TaskBatch, Tensor], Tensor]  # -> logits (samples, B, Q, C)
-
-
-def _ways(context: Context, method: WeightGenerator, seed: int) -> dict[str, Predict]:
+def _answers(
+    context: Context, method: WeightGenerator, val: TaskBatch, test: TaskBatch, seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Every kind of answer: the weights (samples, B, U, D) of the validation and of the test tasks."""
     net = context.family.downstream
-
-    @torch.no_grad()
-    def logits(weights: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-        return torch.stack([net.logits(w, x, mask) for w in weights])
-
-    def single(batch: TaskBatch, x: Tensor) -> Tensor:
-        return logits(method.generate(net, batch.support, batch.mask, seed=seed)[None], x, batch.mask)
-
+    one = [method.generate(net, b.support, b.mask, seed=seed)[None] for b in (val, test)]
+    answers = {"one": (one[0], one[1])}
     if not (isinstance(method, Diffusion) and method.is_chain):
-        return {"one": single}
-    ways: dict[str, Predict] = {"one": single}
+        return answers
+    how = replace(SAMPLERS["ddpm"], samples=max(SAMPLES))
+    drawn = [method.draws(net, b.support, b.mask, seed=seed, how=how).transpose(0, 1) for b in (val, test)]
     for n in SAMPLES:
-        how = replace(SAMPLERS["ddpm"], samples=n)
-
-        def drawn(batch: TaskBatch, x: Tensor, how: Sampling = how) -> Tensor:
-            flat = method.chain(net, batch.support, batch.mask, seed=seed, how=how)[-1][1]
-            return logits(flat.unflatten(0, (-1, how.samples)).transpose(0, 1), x, batch.mask)
-
-        def averaged(batch: TaskBatch, x: Tensor, how: Sampling = how) -> Tensor:
-            return logits(method.generate(net, batch.support, batch.mask, seed=seed, how=how)[None], x, batch.mask)
-
-        ways[f"{n} warm, predictions"] = drawn
+        first = [w[:n] for w in drawn]
+        answers[f"{n} warm, predictions"] = (first[0], first[1])
         if n > 1:
-            ways[f"{n} warm, weights"] = averaged
-    return ways
+            mean = [w.mean(0, keepdim=True) for w in first]
+            answers[f"{n} warm, weights"] = (mean[0], mean[1])
+    return answers
 
 
 def strangers(context: Context) -> Tensor:

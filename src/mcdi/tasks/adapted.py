@@ -10,7 +10,8 @@ from mcdi.embed import Embedder, cl2n
 from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead, Network, PixelNetwork, class_means
+from mcdi.tasks.downstream import LinearHead, Network, PixelNetwork
+from mcdi.tasks.sets import class_means
 from mcdi.weights import Unit
 
 
@@ -68,9 +69,14 @@ class FilmHead(LinearHead):
             self.centre, pixels = embedder.mean, (embedder.side // 2**4) ** 2
         Network.__init__(self, FilmClassifier(features, way, self.centre), embedder, unit="row", shared="^(scale|shift)$")
         self.features, self.way, self.pixels = features, way, pixels
+        self.reads = "means"
         self.input_size = pixels * features
-        self.row_size = 3 * features + 3
+        self.row_size = super().summary_size
         self.condition_size = self.row_size + self.statistics * features + self.space.kinds
+
+    @property
+    def summary_size(self) -> int:
+        return self.condition_size
 
     def theta0(self, seed: int, units: int) -> Tensor:
         return F.pad(super().theta0(seed, self.classes(units)), (0, 0, 0, self.space.extra))
@@ -122,7 +128,8 @@ class FilmHead(LinearHead):
         return Network.gradients(self, state, data, mask, keys)
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "pixels": self.pixels}
+        fields = {"features": self.features, "way": self.way, "pixels": self.pixels}
+        return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
 
 
 class ConvNet(PixelNetwork):

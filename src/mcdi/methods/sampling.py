@@ -1,0 +1,41 @@
+"""How is a chain run, once a generator is trained?"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mcdi.errors import McdiError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a chain is run. steps None = T. temperature scales the initial noise (0: the chain starts at the mean);
+    noise scales what is added in between (x temperature); stop = i ends at theta_{i d}. Of several samples the weights
+    are averaged ("mean"), or those with the lowest loss on the support set are kept ("support loss"). guidance g goes
+    from the answer without a condition g times as far as to the one with it (2207.12598; for settings.drop > 0)."""
+
+    steps: int | None = None
+    temperature: float = 1.0
+    eta: float = 1.0
+    noise: float = 1.0
+    chain: Literal["segment", "global"] = "segment"
+    samples: int = 1
+    pick: Literal["mean", "support loss"] = "mean"
+    guidance: float = 1.0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.temperature < 0:
+            raise McdiError(f"samples = {self.samples} must be at least 1 and temperature = {self.temperature} not negative")
+
+
+# The ways of sampling that evaluation compares; "ddpm" is the paper's reading: T steps from Gaussian noise, one chain.
+# Unless a recipe fixes one, training keeps the one that is best on validation tasks, as it tunes Adam's steps and rate.
+SAMPLERS: dict[str, Sampling] = {
+    "ddpm": Sampling(),
+    "ddim": Sampling(eta=0.0),
+    "mean": Sampling(noise=0.0),
+    "average of 16": Sampling(samples=16),
+    "cold": Sampling(temperature=0.0),
+    "cold, 2 steps": Sampling(temperature=0.0, steps=2),
+    "cold, 1 step": Sampling(temperature=0.0, steps=1),
+}

@@ -1,0 +1,36 @@
+"""What can be said of a set of labelled examples, whatever their order and number?"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+
+def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
+    """Mean feature and number of examples of every class: (B, S, F), (B, S) -> (B, way, F), (B, way)."""
+    member = F.one_hot(labels, way).to(features.dtype)
+    count = member.sum(1)
+    return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
+
+
+def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:
+    """The linear classifier that ridge regression of the one-hot labels finds: (B, S, F), (B, S) -> rows (B, way, F + 1).
+
+    Closed form in the S x S dual (R2-D2, 1805.08136). `ridge` is in units of a feature vector's mean square; the weights
+    are times F, which brings them to the features' scale, the bias comes last.
+    """
+    member = F.one_hot(labels, way).to(features.dtype)
+    centre, share = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
+    x, size = features - centre, features.shape[-1]
+    gram = x @ x.transpose(1, 2) / size + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    weights = (x.transpose(1, 2) @ torch.linalg.solve(gram, member - share)).transpose(1, 2)
+    return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
+
+
+def single_examples(features: Tensor, labels: Tensor, way: int, most: int) -> Tensor:
+    """The first `most` examples of every class, each with a 1 behind it; zeros where there are fewer: (B, way, most, F + 1)."""
+    member = F.one_hot(labels, way)
+    place = ((member.cumsum(1) - 1) * member).sum(-1)  # how many of its class came before
+    out = features.new_zeros(len(features), way, most + 1, features.shape[-1] + 1)
+    task = torch.arange(len(features), device=features.device)[:, None]
+    out[task, labels, place.clamp(max=most)] = F.pad(features, (0, 1), value=1.0)
+    return out[:, :, :most]
