@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     family = load_family(read_run(arguments.run).family, arguments.run)
     net = family.downstream
-    if not isinstance(net, LinearHead):
+    if type(net) is not LinearHead:
         parser.error("this compares heads on features: give the run of a recipe with network = 'linear-head'")
     stored = TrajectoryStore.open(arguments.run / "trajectories").read()
     space = net.space.fitted([(stored.targets[:, -1], stored.mask)])

@@ -62,7 +62,7 @@ class Pool:
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         data = self.training_data(split, seeds)
         few = Examples(data.x[:, : self.way], data.y[:, : self.way])
-        units = self.way if self.downstream.space.unit == "row" else 1
+        units = self.downstream.space.units(self.way)
         return TaskBatch(few, few, torch.ones(len(few.y), units, dtype=torch.bool), torch.as_tensor(seeds))
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:

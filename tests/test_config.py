@@ -69,7 +69,10 @@ def test_merged_goes_table_by_table():
 
 class TestRecipes:
     def test_every_shipped_one_resolves(self):
-        assert recipe_names() == ["glyphs", "glyphs-whole", "natural", "omniglot", "omniglot-characters", "sines"]
+        assert recipe_names() == [
+            *("glyphs", "glyphs-conv4", "glyphs-whole", "natural", "natural-film", "natural-protonet"),
+            *("omniglot", "omniglot-20way", "omniglot-characters", "shift", "shift-film", "sines"),
+        ]
         for name in recipe_names():
             recipe = read_recipe(name)
             assert recipe.name == name and recipe.about
@@ -140,6 +143,6 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose glyphs, glyphs-whole, natural, omniglot, omniglot-characters, sines, or give",
+                match=r"unknown recipe .*: choose glyphs, glyphs-conv4, .* shift-film, sines, or give",
             ):
                 read_recipe(name)

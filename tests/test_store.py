@@ -379,6 +379,13 @@ class TestTransfer:
         assert {n: tuple(w.shape) for n, w in weights_of(store, 0).items()} == {"weight": (2, 3), "bias": (2,)}
         found = weights_of(store, 1, 2)
         assert torch.equal(found["weight"][0], data.targets[1, 1, 0, :3]) and found["bias"].shape == (1,)
+        # The second unit belongs to no row: it stays behind however many rows a task has.
+        beside = {"weight": [[1, 3], "float32"], "bias": [[1], "float32"], "scale": [[2], "float32"]}
+        store = TrajectoryStore.create(tmp_path / "c", {"space": {"unit": "row", "parameters": beside, "shared": ["scale"]}})
+        data.mask[1] = torch.tensor([False, True])
+        store.append(data)
+        found = weights_of(store, 1)
+        assert found["weight"].shape == (0, 3) and torch.equal(found["scale"], data.targets[1, -1, 1, :2])
 
 
 def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):

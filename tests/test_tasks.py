@@ -10,8 +10,9 @@ from mcdi import stacked
 from mcdi.embed import BackboneLoss, Conv4, Embedder, ResNet8, augmented, features_of, prototypical_loss, train_backbone
 from mcdi.errors import McdiError
 from mcdi.tasks.base import SPLITS, Examples, uniform
-from mcdi.tasks.downstream import Curve, LinearHead, PixelNet, build
+from mcdi.tasks.downstream import Curve, LinearHead, PixelNet
 from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.networks import build
 from mcdi.tasks.sets import class_means, least_squares
 
 
@@ -192,7 +193,9 @@ class TestNetworks:
             assert torch.equal(again.embed(images), net.embed(images))
 
     def test_build_refuses_the_unknown(self):
-        with pytest.raises(McdiError, match="unknown network 'resnet': this version knows linear-head, pixel-net, curve"):
+        with pytest.raises(
+            McdiError, match="unknown network 'resnet': this version knows linear-head, film-head, pixel-net, conv-net, curve"
+        ):
             build({"kind": "resnet"}, {})
         with pytest.raises(McdiError, match="unknown backbone 'vit': this version knows conv4, resnet8"):
             build({"kind": "linear-head", "embedder": {"backbone": "vit"}}, {})

@@ -47,6 +47,64 @@ def test_rows_round_trip_for_any_number_of_classes(features, way, batch, dtype):
     assert all(torch.equal(space.unpack(flat)[n], p) for n, p in params.items())
 
 
+class Rows(nn.Module):
+    """A linear classifier and tensors that belong to none of its rows."""
+
+    def __init__(self, features, shapes, dtypes):
+        super().__init__()
+        self.norm = Bag(list(zip(shapes, dtypes, strict=True)))
+        self.head = nn.Linear(features, 5).to(dtypes[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), SHAPES, st.data(), st.integers(1, 7), st.integers(1, 3))
+def test_rows_and_what_belongs_to_none_round_trip_for_any_number_of_rows(features, shapes, data, way, batch):
+    module = Rows(features, shapes, [data.draw(DTYPES) for _ in shapes])
+    space = WeightSpace(module, unit="row", shared="norm")
+    params = {n: torch.randn(batch, *p.shape).to(p.dtype) for n, p in module.named_parameters()}
+    params |= {n: torch.randn(batch, way, *params[n].shape[2:]).to(params[n].dtype) for n in ("head.weight", "head.bias")}
+    flat = space.pack(params)
+    chunks = [-(-torch.Size(shape).numel() // (features + 1)) for shape in shapes]
+    assert flat.shape == (batch, way + sum(chunks), features + 1) and 5 + sum(chunks) == space.U
+    assert (space.units(way), space.extra, space.kinds) == (flat.shape[1], sum(chunks), 1 + sum(chunks))
+    # The rows come first, and are those of the head alone.
+    head = WeightSpace(module.head, unit="row")
+    assert torch.equal(flat[:, :way].to(head.dtype), head.pack({n[5:]: params[n] for n in ("head.weight", "head.bias")}))
+    back = space.unpack(flat)
+    assert all(back[n].dtype == p.dtype and torch.equal(back[n], p) for n, p in params.items())
+    again = WeightSpace.from_config(space.config())
+    assert torch.equal(again.pack(back), flat) and again.config() == space.config()
+    with pytest.raises(McdiError, match="do not fit"):
+        space.unpack(torch.zeros(1, space.extra - 1, space.D))
+
+
+def test_rows_share_statistics_and_every_other_unit_has_its_own():
+    space = WeightSpace(Rows(2, [[3], [2, 2]], [torch.float32] * 2), unit="row", shared="norm")
+    g = torch.Generator().manual_seed(0)
+    scale = torch.tensor([2.0] * 5 + [5.0, 0.1, 3.0])[:, None]
+    flat = torch.randn(400, 8, 3, generator=g) * scale + scale
+    mask = torch.ones(400, 8, dtype=torch.bool)
+    mask[::2, 3:5] = False  # half of the tasks have three rows
+    flat[::2, 3:5] = 1e6
+    fitted = space.fitted(zip(flat.split(150), mask.split(150), strict=True))
+    z = fitted.standardise(flat)
+    for part in (z[:, :5][mask[:, :5]], z[:, 5], z[:, 6], z[:, 7]):
+        torch.testing.assert_close(part.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+        torch.testing.assert_close(part.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    few = torch.cat([flat[:, :2], flat[:, 5:]], 1)  # two rows and the rest
+    torch.testing.assert_close(fitted.standardise(few), torch.cat([z[:, :2], z[:, 5:]], 1))
+    torch.testing.assert_close(fitted.restore(fitted.standardise(few)), few, atol=1e-4, rtol=1e-4)
+    assert WeightSpace.from_config(fitted.config()).with_statistics(*fitted.statistics()).standardise(flat).equal(z)
+
+
+def test_a_space_without_shared_parameters_is_described_as_before():
+    space = WeightSpace(nn.Linear(2, 3), unit="row")
+    old = {"unit": "row", "parameters": {"weight": [[3, 2], "float32"], "bias": [[3], "float32"]}, "buffers": []}
+    assert space.config() == old == WeightSpace.from_config(old).config()
+    assert space.fitted([(torch.randn(4, 3, 3), torch.ones(4, 3, dtype=torch.bool))]).statistics()[0].shape == (3,)
+    assert (space.units(7), space.kinds, WeightSpace(nn.Linear(2, 3), unit=4).units(7)) == (7, 1, 3)
+
+
 def test_selection_by_pattern():
     net = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Linear(4, 2))
     assert list(WeightSpace(net, select="^2").spec) == ["2.weight", "2.bias"]
@@ -112,6 +170,9 @@ def test_what_does_not_fit_is_refused():
         space.standardise(torch.zeros(1, 1, 20))
     with pytest.raises(McdiError, match="common first dimension"):
         WeightSpace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), unit="row")
+    for unit, shared, found in (("whole", "bias", "bias of"), ("row", "norm", "nothing of"), ("row", ".", "weight, bias of")):
+        with pytest.raises(McdiError, match=f"must leave rows of unit = 'row', not '{unit}' .it matches {found} weight, bias"):
+            WeightSpace(nn.Linear(2, 3), unit=unit, shared=shared)
     with pytest.raises(McdiError, match="unknown unit"):
         WeightSpace(nn.Linear(2, 2), unit="column")
     with pytest.raises(McdiError, match="floating-point"):

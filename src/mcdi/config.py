@@ -20,15 +20,17 @@ from mcdi.tasks.omniglot import Split
 class FamilySettings:
     """Which tasks, and which network is generated for them.
 
-    network "linear-head": a classifier row a class on frozen features; "pixel-net": all weights of a small image
-    network; "curve": all weights of a small R -> R network (data "sines"). side: pixels of an image's side.
+    network "linear-head": a classifier row a class on frozen features; "film-head": these rows and the scale and shift of
+    conv4's last normalisation; "pixel-net", "conv-net": all weights of a small image network; "curve": all weights of a
+    small R -> R network (data "sines"). side: pixels of an image's side. backbone_data: the images that the backbone is
+    trained on, training classes of the "same" data or of the embedded "glyphs", drawn at that side: a shift of domain.
     backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
     both. split: of Omniglot, whole alphabets or characters of all of them. limit: at most so many classes a split;
     examples: at most so many images a class. condition: what a linear head's generator reads of a class, see LinearHead.
     """
 
     data: Literal["glyphs", "omniglot", "natural", "sines"] = "glyphs"
-    network: Literal["linear-head", "pixel-net", "curve"] = "linear-head"
+    network: Literal["linear-head", "film-head", "pixel-net", "conv-net", "curve"] = "linear-head"
     condition: Condition = "means"
     way: int = 5
     shots: tuple[int, ...] = (1, 5)
@@ -39,6 +41,7 @@ class FamilySettings:
     split: Split = "alphabets"
     side: int = 28
     backbone: BackboneName = "conv4"
+    backbone_data: Literal["same", "glyphs"] = "same"
     backbone_loss: Objective = "prototypes"
     backbone_steps: int = 400
     backbone_way: int = 60
@@ -123,9 +126,16 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
 def _check_images(family: FamilySettings, where: str) -> None:
     if (family.data == "sines") != (family.network == "curve"):
         raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")
-    if family.network == "pixel-net" and (family.data == "natural" or family.side % 14):
+    if family.network in ("pixel-net", "conv-net") and (family.data == "natural" or family.side % 14):
         given = f"data = {family.data!r}, side = {family.side}"
-        raise McdiError(f"{where}: pixel-net reads drawings of a side that is a multiple of 14, not {given}; use linear-head")
+        side = "reads drawings of a side that is a multiple of 14"
+        raise McdiError(f"{where}: {family.network} {side}, not {given}; use linear-head")
+    if family.network == "film-head" and family.backbone != "conv4":
+        given = f"backbone = {family.backbone!r}"
+        raise McdiError(f"{where}: film-head adapts the last normalisation of conv4, not of {given}; use linear-head or conv4")
+    if family.backbone_data == "glyphs" and family.data in ("glyphs", "sines"):
+        why = "already draws glyphs" if family.data == "glyphs" else "has no backbone"
+        raise McdiError(f"{where}: backbone_data = 'glyphs' changes nothing where data = {family.data!r} {why}; leave it out")
     smallest = 16 if family.backbone == "conv4" else 1
     if family.side < smallest:
         raise McdiError(f"{where}: side = {family.side} is too small for {family.backbone}: give at least {smallest}")

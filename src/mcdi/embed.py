@@ -233,6 +233,15 @@ class Embedder(nn.Module):
         self.mean.copy_(features.flatten(0, -2).mean(0))
         return cl2n(features, self.mean)
 
+    def activations(self, images: Tensor) -> Tensor:
+        """What Conv4's last normalisation gives: uint8 images (..., channels, side, side) -> (..., P * F), pixel after pixel.
+
+        The ReLU of it, averaged over the P pixels, is what the backbone gives.
+        """
+        after = 3  # ReLU, average, flatten
+        flat = features_of(nn.Sequential(*list(self.backbone)[:-after], nn.Flatten(2)), images)
+        return flat.unflatten(-1, (self.backbone.features, -1)).transpose(-1, -2).flatten(-2)
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (..., channels, side, side) -> (..., F)."""
         return cl2n(features_of(self.backbone, images), self.mean)

@@ -4,6 +4,7 @@ Both results are kept in the folder of the run; what is there already is not mad
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from mcdi.embed import Embedder, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
-from mcdi.tasks.downstream import NETWORKS
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.images import ImageBank, rotated
+from mcdi.tasks.networks import NETWORKS
 from mcdi.tasks.toy import Sines
 from mcdi.workers import Progress
 
 
 def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
+    """The banks of all splits, as the family's settings want them."""
     if settings.data == "omniglot":
         from mcdi.tasks.omniglot import omniglot_banks
 
@@ -40,9 +42,21 @@ def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[s
     return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
 
 
+def _foreign(settings: FamilySettings) -> Tensor | None:
+    """The images of other data that the backbone is trained on, (C, M, channels, side, side); None for the family's own."""
+    if settings.backbone_data == "same":
+        return None
+    drawings = replace(settings, data="glyphs", examples=None)
+    grey = _images(drawings, None, Path())["train"].pixels
+    return grey.expand(-1, -1, _channels(settings), -1, -1)
+
+
+def _channels(settings: FamilySettings) -> int:
+    return 3 if settings.data == "natural" else 1
+
+
 def _embedder(settings: FamilySettings) -> Embedder:
-    channels = 3 if settings.data == "natural" else 1
-    return Embedder.from_config({"backbone": settings.backbone, "channels": channels, "side": settings.side})
+    return Embedder.from_config({"backbone": settings.backbone, "channels": _channels(settings), "side": settings.side})
 
 
 def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, Tensor]) -> FewShot:
@@ -57,7 +71,7 @@ def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, 
 
 
 def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
-    """The family of a recipe: images, a backbone meta-trained on the training classes, and its features of every image."""
+    """The family of a recipe: images, a backbone meta-trained on training classes, and its features of every image."""
     if data is not None and settings.data in ("glyphs", "sines"):
         source = "drawn from fonts" if settings.data == "glyphs" else "drawn at random"
         raise McdiError(f"{settings.data} are {source} and read no --data: leave it out, or run the omniglot or natural recipe")
@@ -79,9 +93,10 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     if checkpoint.exists():
         state, metadata = read_tensors(checkpoint)
         start = (int(metadata["step"]), state)
+    foreign = _foreign(settings)
     losses = train_backbone(
         backbone,
-        images["train"],
+        images["train"] if foreign is None else foreign,
         steps=settings.backbone_steps,
         seed=settings.seed,
         objective=settings.backbone_loss,

@@ -13,7 +13,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.files import read_json, read_tensors, write_json, write_tensors
 from mcdi.methods import Diffusion, WeightGenerator, adapt, make_method
-from mcdi.tasks import downstream
+from mcdi.tasks import downstream, networks
 from mcdi.tasks.base import Examples
 
 FORMAT = 2
@@ -61,7 +61,7 @@ class Generator:
             raise McdiError(
                 f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both"
             )
-        space, units = self.network.space, self.network.space.U
+        space, way = self.network.space, self.network.way
         if y.is_floating_point() != isinstance(self.network, downstream.Curve):
             raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
         if not y.is_floating_point():
@@ -71,11 +71,9 @@ class Generator:
             if int(y.min()) < 0 or missing:
                 wrong = f"{missing[0]} has no example in some task" if missing else f"{int(y.min())} is negative"
                 raise McdiError(f"labels must be 0..{way - 1}, each with an example in every task; {wrong}")
-            if space.unit == "row":
-                units = way
-            elif way != self.network.way:
+            if space.unit != "row" and way != self.network.way:
                 raise McdiError(f"this generator makes networks for {self.network.way} classes, not {way}")
-        mask = torch.ones(len(y), units, dtype=torch.bool, device=self.device)
+        mask = torch.ones(len(y), space.units(way), dtype=torch.bool, device=self.device)
         return Examples(self.embed(x), y), mask, single
 
     @torch.no_grad()
@@ -151,7 +149,7 @@ class Generator:
         """Inverse of `save_pretrained`. Raises McdiError for a folder that is missing, corrupt or of another version."""
         config, parts = _saved(Path(folder))
         with _belonging(Path(folder)):
-            network = downstream.build(config["network"], parts["network"])
+            network = networks.build(config["network"], parts["network"])
             method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
         saved = config.get("space")
         if saved is not None and network.space.config() != saved:

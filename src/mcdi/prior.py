@@ -27,7 +27,8 @@ class LinearPrior(nn.Module):
         return torch.cat([cond, mean.expand_as(cond), torch.ones_like(cond[..., :1])], -1)
 
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-3) -> None:
-        """Ridge regression on all (z (N, U, D), cond (N, U, C), mask (N, U)); one map for exchangeable units, else one a unit.
+        """Ridge regression on all (z (N, U, D), cond (N, U, C), mask (N, U)); a map a unit, the first for all U - units + 1
+        exchangeable ones.
 
         Only sums over the parts are kept: gram (inputs x inputs), right (inputs x D), square (D), a unit each.
         """
@@ -37,8 +38,9 @@ class LinearPrior(nn.Module):
         for z, cond, mask in parts:
             inputs = self._inputs(cond, mask)
             for u in range(units):
-                a, y = (inputs[mask], z[mask]) if units == 1 else (inputs[:, u], z[:, u])
-                a, y = a.double(), y.double()
+                rows = z.shape[1] - units + 1
+                chosen = slice(rows) if u == 0 else slice(rows + u - 1, rows + u)
+                a, y = (part[:, chosen][mask[:, chosen]].double() for part in (inputs, z))
                 gram[u] += a.T @ a
                 right[u] += a.T @ y
                 square[u] += y.square().sum(0)
@@ -51,8 +53,14 @@ class LinearPrior(nn.Module):
 
     def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
         """The linear map's answer, (B, U, D): the mean of z given the condition alone."""
-        return torch.einsum("bui,uid->bud", self._inputs(cond, mask), self.matrix.expand(cond.shape[1], -1, -1))
+        return torch.einsum("bui,uid->bud", self._inputs(cond, mask), self._spread(self.matrix, cond.shape[1]))
 
     def forward(self, x: Tensor, bar: Tensor, guess: Tensor) -> Tensor:
         """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the guess; bar (B, 1, 1)."""
-        return (guess * (1 - bar) + self.variance * bar.sqrt() * x) / (self.variance * bar + 1 - bar)
+        variance = self._spread(self.variance, x.shape[1])
+        return (guess * (1 - bar) + variance * bar.sqrt() * x) / (variance * bar + 1 - bar)
+
+    def _spread(self, kept: Tensor, units: int) -> Tensor:
+        """What is kept for every kind of unit, for `units` of them: the first kind is as many as the others leave."""
+        first = kept[:1].expand(units - len(kept) + 1, *kept.shape[1:])
+        return torch.cat([first, kept[1:]]) if len(kept) > 1 else first

@@ -62,7 +62,12 @@ def _channels_last(x: Tensor) -> Tensor:
 
     A copy: `contiguous` leaves tensors with one channel as they are, and the layout of what follows with them.
     """
-    return x.clone(memory_format=torch.channels_last) if x.ndim == 4 else x
+    if x.ndim != 4:
+        return x
+    try:
+        return x.clone(memory_format=torch.channels_last)
+    except RuntimeError:  # inside vmap (meta-training of a start), which has this layout neither here nor in norms
+        return x
 
 
 class SeededDropout(TorchFunctionMode):

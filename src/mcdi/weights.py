@@ -23,12 +23,14 @@ class WeightSpace:
     select: a regular expression over parameter names ("head", "norm|bn", ".*"), matched anywhere in the name.
     unit: "row": one unit per output row of all chosen tensors (a classifier head: one a class; U may then vary by task);
         "layer": one unit per layer that owns chosen parameters; "whole": one unit; n: chunks of n numbers of the flat vector.
+    shared: with "row", a regular expression over the chosen names: these tensors belong to no row (norms, FiLM). Each is cut
+        into chunks of D numbers, a unit a chunk; these `extra` units stand after the rows, however many rows a task has.
 
     Running statistics of a layer with chosen parameters (batch norm) belong to it: a network without them computes
     something else. They are packed like parameters, under their own names, and `buffers` says which they are.
 
-    Raises McdiError when nothing matches, when parameters are not real floating point, or when "row" is asked of tensors
-    without a common first dimension.
+    Raises McdiError when nothing matches, when parameters are not real floating point, when "row" is asked of tensors
+    without a common first dimension, or when `shared` comes with another unit or leaves no row.
 
     >>> space = WeightSpace(nn.Linear(3, 5), unit="row")
     >>> flat = space.pack({n: p[None] for n, p in nn.Linear(3, 5).named_parameters()})
@@ -36,7 +38,7 @@ class WeightSpace:
     (1, 5, 4)
     """
 
-    def __init__(self, module: nn.Module, *, select: str = ".*", unit: Unit = "whole") -> None:
+    def __init__(self, module: nn.Module, *, select: str = ".*", unit: Unit = "whole", shared: str = "") -> None:
         chosen: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if re.search(select, n)}
         if not chosen:
             raise McdiError(
@@ -48,10 +50,25 @@ class WeightSpace:
         }
         chosen |= statistics
         spec = {n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in chosen.items()}
-        self._set(spec, tuple(statistics), unit, None, None)
+        apart = tuple(n for n in spec if shared and re.search(shared, n))
+        if shared and (unit != "row" or len(apart) in (0, len(spec))):
+            found = f"it matches {', '.join(apart) or 'nothing'} of {', '.join(spec)}"
+            raise McdiError(
+                f"shared = {shared!r} must leave rows of unit = 'row', not {unit!r} ({found}): change it or leave it out"
+            )
+        self._set(spec, tuple(statistics), unit, apart)
 
-    def _set(self, spec: Spec, buffers: tuple[str, ...], unit: Unit, mean: Tensor | None, std: Tensor | None) -> None:
-        self.spec, self.buffers, self.unit, self.mean, self.std = spec, buffers, unit, mean, std
+    def _set(
+        self,
+        spec: Spec,
+        buffers: tuple[str, ...],
+        unit: Unit,
+        shared: tuple[str, ...],
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+    ) -> None:
+        self.spec, self.buffers, self.unit, self.shared, self.mean, self.std = spec, buffers, unit, shared, mean, std
+        self.extra = 0
         dtypes = [getattr(torch, d) for _, d in spec.values()]
         if not all(d.is_floating_point for d in dtypes):
             raise McdiError("only real floating-point parameters can be generated: narrow `select`")
@@ -61,12 +78,13 @@ class WeightSpace:
         sizes = {n: torch.Size(s).numel() for n, (s, _) in spec.items()}
         self.parameters = sum(sizes.values())
         if unit == "row":
-            rows = {s[0] if s else None for s, _ in spec.values()}
+            rows = {s[0] if s else None for n, (s, _) in spec.items() if n not in shared}
             if len(rows) != 1 or None in rows:
                 raise McdiError(f"unit = 'row' needs a common first dimension, not {sorted(map(str, rows))}: narrow `select`")
             first = next(r for r in rows if r is not None)
-            self.U = first
-            self.D = sum(size // first for size in sizes.values()) if first else 0
+            self.D = sum(size // first for n, size in sizes.items() if n not in shared) if first else 0
+            self.extra = sum(self._chunks(n) for n in shared)
+            self.U = first + self.extra
         elif unit == "layer":
             layers: dict[str, int] = {}
             for n, size in sizes.items():
@@ -87,13 +105,13 @@ class WeightSpace:
             raise McdiError(f"parameters missing: {', '.join(missing)}")
         for n, (shape, _) in self.spec.items():
             got = tuple(params[n].shape[1:])
-            if got != shape and not (self.unit == "row" and got[1:] == shape[1:]):
+            if got != shape and not (self.unit == "row" and n not in self.shared and got[1:] == shape[1:]):
                 raise McdiError(f"{n} has shape {got} a task, this space was made for {shape}")
         parts = {n: params[n].to(self.dtype) for n in self.spec}
         batch = next(iter(parts.values())).shape[0]
         if self.unit == "row":
-            rows = next(iter(parts.values())).shape[1]
-            return torch.cat([p.reshape(batch, rows, self._row(n)) for n, p in parts.items()], -1)
+            rows = torch.cat([p.reshape(batch, p.shape[1], self._row(n)) for n, p in parts.items() if n not in self.shared], -1)
+            return torch.cat([rows, *(self._cut(parts[n].reshape(batch, -1), self._chunks(n)) for n in self.shared)], 1)
         if self.unit == "layer":
             units = []
             for layer, size in self._layers.items():
@@ -101,20 +119,32 @@ class WeightSpace:
                 units.append(torch.nn.functional.pad(flat, (0, self.D - size)))
             return torch.stack(units, 1)
         flat = torch.cat([p.reshape(batch, -1) for p in parts.values()], -1)
-        return torch.nn.functional.pad(flat, (0, self.U * self.D - self.parameters)).reshape(batch, self.U, self.D)
+        return self._cut(flat, self.U)
+
+    def _cut(self, flat: Tensor, units: int) -> Tensor:
+        """(B, n) -> (B, units, D), padded with zeros."""
+        return torch.nn.functional.pad(flat, (0, units * self.D - flat.shape[1])).reshape(len(flat), units, self.D)
+
+    def _chunks(self, name: str) -> int:
+        return -(-torch.Size(self.spec[name][0]).numel() // self.D)
 
     def _row(self, name: str) -> int:
         return torch.Size(self.spec[name][0][1:]).numel()
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """(B, U, D) -> {name: (B, *shape)} in the parameters' own dtypes; inverse of `pack`. With "row", U follows `flat`."""
-        if flat.ndim != 3 or flat.shape[2] != self.D or (self.unit != "row" and flat.shape[1] != self.U):
+        units = flat.shape[1] if flat.ndim == 3 and self.unit == "row" else self.U
+        if flat.ndim != 3 or flat.shape[1:] != (units, self.D) or units < self.extra:
             raise McdiError(f"weights of shape {tuple(flat.shape)} do not fit this space: (B, {self.U}, {self.D}) is expected")
         out, batch = {}, flat.shape[0]
         if self.unit == "row":
-            widths = [self._row(n) for n in self.spec]
-            for (n, (shape, _)), part in zip(self.spec.items(), flat.split(widths, -1), strict=True):
-                out[n] = part.reshape(batch, flat.shape[1], *shape[1:])
+            names = [n for n in self.spec if n not in self.shared]
+            rows, *apart = flat.split([units - self.extra, *(self._chunks(n) for n in self.shared)], 1)
+            for n, part in zip(names, rows.split([self._row(n) for n in names], -1), strict=True):
+                out[n] = part.reshape(batch, units - self.extra, *self.spec[n][0][1:])
+            for n, part in zip(self.shared, apart, strict=True):
+                shape = self.spec[n][0]
+                out[n] = part.flatten(1)[:, : torch.Size(shape).numel()].reshape(batch, *shape)
         else:
             order = list(self.spec)
             if self.unit == "layer":
@@ -131,6 +161,15 @@ class WeightSpace:
                 out[n] = out[n].clamp(min=0)
         return {n: out[n].to(getattr(torch, self.spec[n][1])) for n in self.spec}
 
+    def units(self, rows: int) -> int:
+        """How many units a task has: `rows` and the extra ones with "row", else always U."""
+        return rows + self.extra if self.unit == "row" else self.U
+
+    @property
+    def kinds(self) -> int:
+        """How many kinds of units there are: exchangeable rows are one, every other unit is its own."""
+        return 1 + self.extra if self.unit == "row" else self.U
+
     @property
     def parameter_names(self) -> tuple[str, ...]:
         """What an optimiser may move: the names of `spec` without its running statistics."""
@@ -139,33 +178,46 @@ class WeightSpace:
     def fitted(self, parts: Iterable[tuple[Tensor, Tensor]]) -> "WeightSpace":
         """A new space that standardises by the mean and std of all flat (N, U, D) over the units in their masks (N, U).
 
-        `parts`: (flat, mask) pairs, so that they need not be in memory at once. "row" units are exchangeable and share one
-        mean and std (D,); other units have their own (U, D).
+        `parts`: (flat, mask) pairs, so that they need not be in memory at once. Rows are exchangeable and share one mean and
+        std, every other unit has its own: (D,) where there are rows alone, else (kinds, D).
         """
-        dims = (0, 1) if self.unit == "row" else (0,)
         count = first = second = torch.zeros((), dtype=torch.float64)
         for flat, mask in parts:
             weight, flat = mask[..., None].double(), flat.double()
-            count, first = count + weight.sum(dims), first + (flat * weight).sum(dims)
-            second = second + (flat.square() * weight).sum(dims)
+            count, first = count + self._pooled(weight), first + self._pooled(flat * weight)
+            second = second + self._pooled(flat.square() * weight)
         mean = first / count.clamp(min=1)
         std = (second / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
         return self.with_statistics(mean.float(), torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std)).float())
 
+    def _pooled(self, values: Tensor) -> Tensor:
+        """Sums over tasks, and over rows: (N, U, n) -> (n,) or (kinds, n)."""
+        total = values.sum(0)
+        if self.unit != "row":
+            return total
+        rows = total[: len(total) - self.extra].sum(0)
+        return torch.cat([rows[None], total[len(total) - self.extra :]]) if self.extra else rows
+
+    def _spread(self, statistic: Tensor, flat: Tensor) -> Tensor:
+        """What `fitted` keeps, for every unit of flat (..., U, D): all rows have the first one's."""
+        if self.extra:
+            statistic = torch.cat([statistic[:1].expand(flat.shape[-2] - self.extra, -1), statistic[1:]])
+        return statistic.to(flat)
+
     def with_statistics(self, mean: Tensor, std: Tensor) -> "WeightSpace":
         space = object.__new__(WeightSpace)
-        space._set(self.spec, self.buffers, self.unit, mean, std)
+        space._set(self.spec, self.buffers, self.unit, self.shared, mean, std)
         return space
 
     def standardise(self, flat: Tensor) -> Tensor:
         """Natural scale -> zero mean, unit variance (the scale of the diffusion)."""
         mean, std = self.statistics()
-        return (flat - mean.to(flat)) / std.to(flat)
+        return (flat - self._spread(mean, flat)) / self._spread(std, flat)
 
     def restore(self, z: Tensor) -> Tensor:
         """Inverse of `standardise`."""
         mean, std = self.statistics()
-        return z * std.to(z) + mean.to(z)
+        return z * self._spread(std, z) + self._spread(mean, z)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and std. Raises McdiError before `fitted`."""
@@ -176,11 +228,13 @@ class WeightSpace:
     def config(self) -> dict[str, Any]:
         """Names, shapes and dtypes as JSON: two spaces with equal config hold interchangeable weights."""
         parameters = {n: [list(s), d] for n, (s, d) in self.spec.items()}
-        return {"unit": self.unit, "parameters": parameters, "buffers": list(self.buffers)}
+        # Stores and generators made before there was `shared` do not have it.
+        shared = {"shared": list(self.shared)} if self.shared else {}
+        return {"unit": self.unit, "parameters": parameters, "buffers": list(self.buffers), **shared}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "WeightSpace":
         space = object.__new__(cls)
         spec = {n: (tuple(s), d) for n, (s, d) in config["parameters"].items()}
-        space._set(spec, tuple(config.get("buffers", ())), config["unit"], None, None)
+        space._set(spec, tuple(config.get("buffers", ())), config["unit"], tuple(config.get("shared", ())))
         return space

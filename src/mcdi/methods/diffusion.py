@@ -108,9 +108,8 @@ class Diffusion:
     def _make(self, space: WeightSpace) -> nn.Module:
         s = self.settings
         if s.prior and s.parameterisation == "x0":
-            units = 1 if space.unit == "row" else space.U
             reads = self.summary_size if s.around == "summary" else space.D
-            self.prior = LinearPrior(space.D, reads, units).to(self.device)
+            self.prior = LinearPrior(space.D, reads, space.kinds).to(self.device)
         options = dict(s.options)
         if s.denoiser == "transformer" and space.unit != "row":
             options = {"ordered": True, **options}

@@ -81,7 +81,7 @@ class FineTune:
         return self.initial(net, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1).clone()
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        shots = support.x.shape[1] // (mask.shape[1] if net.space.unit == "row" else net.way)
+        shots = support.x.shape[1] // net.classes(mask.shape[1])
         key = min(self.chosen, key=lambda n: abs(int(n) - shots))  # a shot number never tuned for takes the nearest
         lr, steps, decay = self.chosen[key]
         return adapt(net, self._start(net, mask), support, mask, steps, lr, decay)

@@ -29,7 +29,11 @@ class Prototypes:
         return self
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        return prototype_rows(net.condition(support, mask.shape[1])[..., : support.x.shape[-1]])
+        way = net.classes(mask.shape[1])
+        rows = prototype_rows(net.condition(support, mask.shape[1])[:, :way, : net.space.D - 1])
+        # What stands beside the rows stays where it starts: FiLM that changes nothing.
+        rest = net.theta0(0, mask.shape[1])[way:].to(rows)
+        return torch.cat([rows, rest.expand(len(rows), -1, -1)], 1)
 
     def config(self) -> dict[str, Any]:
         return {"settings": {}}

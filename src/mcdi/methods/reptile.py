@@ -39,8 +39,12 @@ class Reptile(FineTune):
     def initial(self, net: Network, units: int) -> Tensor:
         if self.start is None:
             return super().initial(net, units)
+        if len(self.start) == units:
+            return self.start
         # A head for another number of classes than were trained: every class begins at the mean of the learnt rows.
-        return self.start if len(self.start) == units else self.start.mean(0).expand(units, -1)
+        extra = net.space.extra
+        rows, shared = self.start.split([len(self.start) - extra, extra])
+        return torch.cat([rows.mean(0).expand(units - extra, -1), shared])
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net, how = family.downstream, self.meta.training

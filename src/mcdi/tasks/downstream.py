@@ -1,6 +1,5 @@
 """Which networks are generated? A linear head on frozen features, a whole small image network, a curve."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ Condition = Literal["means", "spread", "examples"]
 class Network:
     """A downstream network: template module, which of its parameters are generated, task embedding, loss and score.
 
-    Any module will do: give `select` and `unit` as WeightSpace takes them, and override `criterion` for another loss.
+    Any module will do: give `select`, `unit` and `shared` as WeightSpace takes them, and override `criterion` for another loss.
     Classification where y is int64 (cross-entropy, accuracy); regression where it is real (mean square, clipped R^2).
     start "gaussian": theta_0 is drawn; "module": it is what the module holds (pretrained weights, norms, LoRA pairs).
     """
@@ -45,9 +44,10 @@ class Network:
         unit: Unit = "whole",
         select: str = ".*",
         start: Literal["gaussian", "module"] = "gaussian",
+        shared: str = "",
     ) -> None:
         self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
-        self.space = WeightSpace(module, select=select, unit=unit)
+        self.space = WeightSpace(module, select=select, unit=unit, shared=shared)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         """(units, D): one start for all tasks of a family, which removes most of the weight-space symmetry."""
@@ -62,6 +62,10 @@ class Network:
         fan_in = p[0].numel() if p.ndim > 1 else 0
         std = fan_in**-0.5 if fan_in else self.init_std
         return torch.randn(p.shape, generator=generator) * std
+
+    def classes(self, units: int) -> int:
+        """How many classes a task of so many units has."""
+        return units - self.space.extra if self.space.unit == "row" else self.way
 
     def embed(self, x: Tensor) -> Tensor:
         return x
@@ -114,7 +118,7 @@ class Network:
         return out
 
     def config(self) -> dict[str, Any]:
-        """What `build` makes the network of, beside `state()`."""
+        """What `networks.build` makes the network of, beside `state()`."""
         raise NotImplementedError
 
     def embedder_config(self) -> dict[str, Any] | None:
@@ -184,28 +188,27 @@ class LinearHead(Network):
         return {"weight": torch.bmm(wrong, data.x), "bias": wrong.sum(-1)}
 
     def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
-        return out.masked_fill(~mask[:, None, :], float("-inf"))
+        return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
 
     def config(self) -> dict[str, Any]:
         fields = {"features": self.features, "way": self.way, "condition": self.reads}
         return {"kind": self.kind, **fields, "examples": self.examples, "embedder": self.embedder_config()}
 
 
-class PixelNet(Network):
-    """ALL weights of a two-layer network on 14 x 14 pixels, one unit; the condition is every class's frozen feature.
+class PixelNetwork(Network):
+    """Base of networks that read 14 x 14 pixels and of which ALL weights are generated; their condition is every class's frozen
+    feature.
 
     An embedded image is its 196 pixels followed by the backbone's features: the network reads the pixels, the task
     embedding the features.
     """
 
-    kind = "pixel-net"
-    pixels = 196
+    side = 14
+    pixels = side**2
 
-    def __init__(
-        self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"
-    ) -> None:
-        super().__init__(nn.Sequential(nn.Linear(self.pixels, hidden), nn.ReLU(), nn.Linear(hidden, way)), embedder, unit=unit)
-        self.features, self.way, self.hidden = features, way, hidden
+    def __init__(self, module: nn.Module, features: int, way: int, embedder: Embedder | None, unit: Unit) -> None:
+        super().__init__(module, embedder, unit=unit)
+        self.features, self.way = features, way
         self.input_size = self.pixels + features
         self.condition_size = way * (features + 1)
 
@@ -213,7 +216,7 @@ class PixelNet(Network):
         if self.embedder is None:
             raise McdiError("this network reads pixels and features: it needs its image backbone")
         features = self.embedder(x)
-        small = F.avg_pool2d(x.flatten(0, -4).float().to(features.device) / 255, x.shape[-1] // 14)
+        small = F.avg_pool2d(x.flatten(0, -4).float().to(features.device) / 255, x.shape[-1] // self.side)
         return torch.cat([small.reshape(*x.shape[:-3], self.pixels), features], -1)
 
     def condition(self, support: Examples, units: int) -> Tensor:
@@ -225,8 +228,24 @@ class PixelNet(Network):
         return super().forward(state, x[..., : self.pixels], keys)
 
     def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "hidden": self.hidden, "unit": self.space.unit}
+        fields = {"features": self.features, "way": self.way, "unit": self.space.unit}
         return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
+
+
+class PixelNet(PixelNetwork):
+    """Two layers, one unit."""
+
+    kind = "pixel-net"
+
+    def __init__(
+        self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"
+    ) -> None:
+        module = nn.Sequential(nn.Linear(self.pixels, hidden), nn.ReLU(), nn.Linear(hidden, way))
+        super().__init__(module, features, way, embedder, unit)
+        self.hidden = hidden
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "hidden": self.hidden}
 
 
 class Curve(Network):
@@ -257,18 +276,3 @@ class Curve(Network):
 
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "hidden": self.hidden, "low": self.low, "high": self.high}
-
-
-NETWORKS: dict[str, type[Network]] = {c.kind: c for c in (LinearHead, PixelNet, Curve)}
-
-
-def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
-    """The network that `config()` and `state()` described. Raises McdiError for one that this version does not know."""
-    values = dict(config)
-    kind = values.pop("kind", None)
-    if kind not in NETWORKS:
-        raise McdiError(f"unknown network {kind!r}: this version knows {', '.join(NETWORKS)}")
-    if values.get("embedder") is not None:
-        values["embedder"] = Embedder.from_config(values["embedder"])
-        values["embedder"].load_state_dict(dict(state))
-    return NETWORKS[kind](**values)

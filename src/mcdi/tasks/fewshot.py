@@ -56,9 +56,7 @@ class FewShot:
         chosen = keys.topk(shots + self.queries, largest=False).indices
         x = bank[classes[..., None], chosen]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
-        mask = torch.ones(
-            len(seeds), self.way if self.downstream.space.unit == "row" else self.downstream.space.U, dtype=torch.bool
-        )
+        mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
         return TaskBatch(
             Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1)),
             Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1)),

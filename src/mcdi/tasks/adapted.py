@@ -1,0 +1,156 @@
+"""Which networks change what is seen, not only how it is classified? A head with FiLM on the backbone, a whole small Conv-4."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from mcdi.embed import Embedder, cl2n
+from mcdi.errors import McdiError
+from mcdi.stacked import State
+from mcdi.tasks.base import Examples
+from mcdi.tasks.downstream import LinearHead, Network, PixelNetwork
+from mcdi.tasks.sets import class_means
+from mcdi.weights import Unit
+
+
+def film(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Mean over pixels of relu((1 + scale) x + shift), a scale and a shift a channel (FiLM, 1709.07871).
+
+    x (..., S, P * C): P pixels, C channels in each; scale, shift (..., C) -> (..., S, C). What is active is looked up without
+    a gradient, of which it has none: autograd then keeps two numbers a channel instead of several a pixel.
+    """
+    gain, shift = 1 + scale[..., None, :], shift[..., None, :]
+    parts = x.split(scale.shape[-1], -1)
+    total, count = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
+    with torch.no_grad():
+        for part in parts:
+            active = (part * gain + shift > 0).to(x.dtype)
+            total, count = total + active * part, count + active
+    return (total * gain + count * shift) / len(parts)
+
+
+class FilmClassifier(nn.Module):
+    """A linear classifier on features that FiLM makes of activations: (S, P * C) -> (S, way)."""
+
+    def __init__(self, features: int, way: int, mean: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(way, features)), nn.Parameter(torch.zeros(way))
+        self.scale, self.shift = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(features))
+        self.mean: Tensor
+        self.register_buffer("mean", mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(cl2n(film(x, self.scale, self.shift), self.mean), self.weight, self.bias)
+
+
+class FilmHead(LinearHead):
+    """A linear head, and the scale and shift of the last normalisation of the frozen Conv-4 in front of it.
+
+    An embedded image is that normalisation's output, its P pixels one after another (P = 1 at side 28, 4 at side 32). The
+    scale is generated as its difference from 1: theta_0 holds zeros, which change nothing, and weight decay pulls there.
+    The normalisation's running statistics stay those of the backbone, as in 2003.00152 the rest of it does.
+
+    The condition of a row is LinearHead's on the frozen features; that of scale and shift says of every channel, over the
+    support set: the mean of the class means, their spread, the spread within classes, the share of active pixels and the
+    mean activation. The two kinds fill different places, and flags name the kind, so that one linear map is one for each.
+    Raises McdiError for a backbone other than Conv-4.
+    """
+
+    kind = "film-head"
+    statistics = 5  # numbers a channel in the condition of scale and shift
+
+    def __init__(self, features: int, way: int, embedder: Embedder | None = None, pixels: int = 1) -> None:
+        self.centre = torch.zeros(features)
+        if embedder is not None:
+            if embedder.backbone.kind != "conv4":
+                raise McdiError(f"film-head adapts the last normalisation of conv4, not of {embedder.backbone.kind}: use conv4")
+            self.centre, pixels = embedder.mean, (embedder.side // 2**4) ** 2
+        Network.__init__(self, FilmClassifier(features, way, self.centre), embedder, unit="row", shared="^(scale|shift)$")
+        self.features, self.way, self.pixels = features, way, pixels
+        self.reads = "means"
+        self.input_size = pixels * features
+        self.row_size = super().summary_size
+        self.condition_size = self.row_size + self.statistics * features + self.space.kinds
+
+    @property
+    def summary_size(self) -> int:
+        return self.condition_size
+
+    def theta0(self, seed: int, units: int) -> Tensor:
+        return F.pad(super().theta0(seed, self.classes(units)), (0, 0, 0, self.space.extra))
+
+    def embed(self, x: Tensor) -> Tensor:
+        if self.embedder is None:
+            return x
+        return self.embedder.activations(x)
+
+    def _features(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """What the head reads: (B, S, P * C), (B, C), (B, C) -> (B, S, C), as `Embedder` makes features."""
+        centre = self.centre if self.embedder is None else self.embedder.mean
+        return cl2n(film(x, scale, shift), centre.to(x))
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """The features of the backbone as it stands: (B, S, P * C) -> (B, S, C)."""
+        nothing = x.new_zeros(len(x), self.features)
+        return self._features(x, nothing, nothing)
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        way, extra = self.classes(units), self.space.extra
+        rows = super().condition(Examples(self.frozen(support.x), support.y), way)
+        channels = self._channels(support, way)[:, None].expand(-1, extra, -1)
+        blocks = torch.cat([F.pad(rows, (0, channels.shape[-1])), F.pad(channels, (rows.shape[-1], 0))], 1)
+        flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
+        flags = torch.cat([flags[:1].expand(way, -1), flags[1:]])
+        return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
+
+    def _channels(self, support: Examples, way: int) -> Tensor:
+        """`statistics` numbers of every channel: (B, statistics * C)."""
+        nothing = support.x.new_zeros(len(support.x), self.features)
+        seen = film(support.x, nothing, nothing)
+        means, _ = class_means(seen, support.y, way)
+        own = means.gather(1, support.y[..., None].expand(-1, -1, self.features))
+        pixels = support.x.unflatten(-1, (self.pixels, self.features))
+        parts = (
+            means.mean(1),
+            means.std(1, correction=0),
+            (seen - own).square().mean(1).sqrt(),
+            (pixels > 0).to(seen.dtype).mean((1, 2)),
+            pixels.mean((1, 2)),
+        )
+        return torch.cat(parts, -1)
+
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        return super().forward(state, self._features(x, state["scale"], state["shift"]))
+
+    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
+        return Network.gradients(self, state, data, mask, keys)
+
+    def config(self) -> dict[str, Any]:
+        fields = {"features": self.features, "way": self.way, "pixels": self.pixels}
+        return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
+
+
+class ConvNet(PixelNetwork):
+    """Four 3x3 convolutions of 8 channels, group-normalised: their weights alone say what it computes. 1,941 for 5 classes.
+
+    14 pixels can be halved to 7 and to 3; the last two blocks keep 3, where a filter still sees neighbours.
+    """
+
+    kind = "conv-net"
+    width, groups, halvings, blocks = 8, 2, 2, 4
+
+    def __init__(self, features: int, way: int, embedder: Embedder | None = None, unit: Unit = "whole") -> None:
+        layers: list[nn.Module] = [nn.Unflatten(-1, (1, self.side, self.side))]
+        for b in range(self.blocks):
+            layers.append(nn.Conv2d(1 if b == 0 else self.width, self.width, 3, padding=1))
+            layers += [nn.MaxPool2d(2)] if b < self.halvings else []
+            layers += [nn.GroupNorm(self.groups, self.width), nn.ReLU()]
+        module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.width, way))
+        super().__init__(module, features, way, embedder, unit)
+
+    def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
+        # A normalisation starts at one and zero, where it stands; a drawn scale would turn half of the channels over.
+        norm = isinstance(self.module.get_submodule(name.rpartition(".")[0]), nn.GroupNorm)
+        return p if norm else super()._start(name, p, generator)

@@ -1,0 +1,25 @@
+"""Which networks can be generated, by name?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mcdi.embed import Embedder
+from mcdi.errors import McdiError
+from mcdi.tasks.adapted import ConvNet, FilmHead
+from mcdi.tasks.downstream import Curve, LinearHead, Network, PixelNet
+
+NETWORKS: dict[str, type[Network]] = {c.kind: c for c in (LinearHead, FilmHead, PixelNet, ConvNet, Curve)}
+
+
+def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
+    """The network that `config()` and `state()` described. Raises McdiError for one that this version does not know."""
+    values = dict(config)
+    kind = values.pop("kind", None)
+    if kind not in NETWORKS:
+        raise McdiError(f"unknown network {kind!r}: this version knows {', '.join(NETWORKS)}")
+    if values.get("embedder") is not None:
+        values["embedder"] = Embedder.from_config(values["embedder"])
+        values["embedder"].load_state_dict(dict(state))
+    return NETWORKS[kind](**values)
