@@ -198,7 +198,7 @@ class Diffusion:
         assert self.space is not None
         if self.settings.around == "summary":
             return cond[..., : self.summary_size]
-        if self.space.unit != "row":
+        if self.space.unit != "row" or self.space.extra:
             raise McdiError("only linear heads have prototypes: set around = 'summary'")
         return prototype_rows(cond[..., : self.space.D - 1])
 
