@@ -263,11 +263,14 @@ def test_what_decides_a_generator_decides_its_folder(done: Path) -> None:
     context = Context(done)
     plain = model_folder(context, Cell({"a": 1}, "mc-di"), 0)
     assert plain == model_folder(context, Cell({"b": 2}, "mc-di"), 0)
+    more = Context(done, {"condition": "spread"}).family.downstream.condition_size
+    assert more > context.family.downstream.condition_size
     for other in (
         model_folder(context, Cell({}, "mc-di"), 1),
         model_folder(context, Cell({}, "mv-di"), 0),
         model_folder(context, Cell({}, "mc-di", {"T": 10}), 0),
         model_folder(context, Cell({}, "mc-di", {}, {"epochs": 7}), 0),
+        model_folder(context, Cell({}, "mc-di", {}, {}, {"condition": "spread"}), 0),
     ):
         assert other != plain
 
