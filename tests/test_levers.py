@@ -12,8 +12,10 @@ from mcdi.errors import McdiError
 from mcdi.families import _few_shot
 from mcdi.generator import Generator
 from mcdi.methods import Diffusion, Sampling, make_method
+from mcdi.methods.objective import Objective
 from mcdi.nets import make_denoiser
 from mcdi.prepare import Preparation, trajectories
+from mcdi.store import Trajectories
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import LinearHead
 from mcdi.tasks.fewshot import FewShot
@@ -32,10 +34,13 @@ def family_with(condition: str) -> FewShot:
     return FewShot("gauss", LinearHead(6, 3, condition=condition, examples=3), banks, way=3, shots=(1, 3), queries=8)
 
 
+def stored(condition: str = "means") -> Trajectories:
+    return trajectories(family_with(condition), "train", range(60), Preparation(tasks=60, epochs=20, k=3, lr=0.03))
+
+
 def fitted(condition: str = "means", **changes: object) -> tuple[FewShot, Diffusion]:
     family = family_with(condition)
-    data = trajectories(family, "train", range(60), Preparation(tasks=60, epochs=20, k=3, lr=0.03))
-    method = make_method("mc-di", {**SETTINGS, **changes}).fit(family, data, seed=0)
+    method = make_method("mc-di", {**SETTINGS, **changes}).fit(family, stored(condition), seed=0)
     assert isinstance(method, Diffusion)
     return family, method
 
@@ -119,6 +124,21 @@ def test_guidance_goes_from_no_condition_to_the_condition_and_beyond() -> None:
     full = made(1.0, batch.support)
     # One step from zero is linear in f, and so is the way from blind to seeing.
     torch.testing.assert_close(made(2.0, batch.support), blind + 2 * (full - blind), rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_hides_conditions_and_gives_half_an_estimate() -> None:
+    """Shares are those asked for, what is drawn otherwise stays the same, and the queries come last."""
+    plain, changed = (
+        Objective(fitted(**changes)[1], family_with("means"), stored(), 3, 0).batch_at(4)
+        for changes in ({"functional": 1.0}, {"functional": 1.0, "drop": 0.3, "self_condition": True})
+    )
+    assert len(changed) == len(plain) + 1
+    for was, now in zip((*plain[:4], plain[5], *plain[6:]), (*changed[:4], changed[5], *changed[7:]), strict=True):
+        assert torch.equal(was, now)
+    hidden = ~changed[4].flatten(0, 2).flatten(1).any(1)
+    assert 0.1 < float(hidden.float().mean()) < 0.5
+    assert torch.equal(changed[4].flatten(0, 2)[~hidden], plain[4].flatten(0, 2)[~hidden])
+    assert 0.25 < float(changed[6].mean()) < 0.75
 
 
 def test_guidance_needs_hidden_conditions() -> None:
