@@ -175,6 +175,15 @@ def test_self_conditioning_reads_the_last_estimate() -> None:
     assert not torch.allclose(plain, inner(x, t, cond, batch.mask, previous=torch.ones_like(x)))
 
 
+def test_training_gives_the_first_estimate_to_those_that_are_to_have_it() -> None:
+    family, method = fitted(self_condition=True)
+    assert method.net is not None
+    objective, params = Objective(method, family, stored(), 3, 0), dict(method.net.named_parameters())
+    *batch, given = (b.flatten(0, 2) for b in objective.batch_at(0))
+    losses = [float(objective.loss(params, *batch, torch.full_like(given, share)).detach()) for share in (0.0, 1.0)]
+    assert losses[0] != losses[1]
+
+
 def test_a_prior_around_prototypes_is_a_linear_map_of_them() -> None:
     family, method = fitted(around="prototypes")
     batch, net = family.sample("test", range(6), shots=3), family.downstream
