@@ -67,7 +67,9 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: st
         if len(labels) > 1 and chart.x not in chart.series:  # there the axis names them already
             figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
 
-    _png(path, (5.2 * len(panels), 3.6 * len(chart.y)), put)
+    names = {x for line in shown if isinstance(x := line.factors.get(chart.x), str)}
+    height = max(3.6, 0.25 * len(names))  # a line of text for every name beside the axis
+    _png(path, (5.2 * len(panels), height * len(chart.y)), put)
 
 
 def _value(line: Line, y: str, factor: float) -> tuple[float, float] | None:
@@ -91,7 +93,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
                 points.append((x, *value))
         if not points:
             continue
-        colour, marker = look(name) if len(chart.series) == 1 else (f"C{number % 10}", "osD^vPX*<>"[number % 10])
+        colour, marker = look(name) if chart.series == ("method",) else (f"C{number % 10}", "osD^vPX*<>"[number % 10])
         if all(isinstance(p[0], int | float) for p in points):
             x, height, error = zip(*sorted(points), strict=True)
             axes.errorbar(x, height, error, label=name, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1.4)
