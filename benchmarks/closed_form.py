@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mcdi.families import load_family
-from mcdi.nets import LinearPrior
+from mcdi.prior import LinearPrior
 from mcdi.run import provenance, read_run
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskBatch
@@ -74,8 +74,7 @@ def main() -> None:
         share = 1 - float(prior.variance.mean() / targets[mask].var(0).mean())
 
         def mapped(batch: TaskBatch, prior: LinearPrior = prior, read: Callable[[TaskBatch], Tensor] = condition) -> Tensor:
-            x, bar = torch.zeros(len(batch.mask), net.way, space.D), torch.zeros(1, 1, 1)
-            return space.restore(prior(x, bar, read(batch), batch.mask))  # bar = 0: x is noise, what is left is the map
+            return space.restore(prior.guess(read(batch), batch.mask))
 
         show(name, mapped, share)
     Console().print(table)
