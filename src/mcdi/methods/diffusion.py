@@ -170,15 +170,10 @@ class Diffusion:
         """The noise estimate of the global chain, x's shape (B, U, D). params: the network's, its own by default;
         previous: its last estimate of x0, zeros by default; guess: `guess` of the condition where it is known."""
         assert self.net is not None
+        read = cond
         if self.settings.self_condition:
-            inputs = (
-                x,
-                t / self.schedule.T,
-                torch.cat([cond, torch.zeros_like(x) if previous is None else previous], -1),
-                mask,
-            )
-        else:
-            inputs = (x, t / self.schedule.T, cond, mask)
+            read = torch.cat([cond, torch.zeros_like(x) if previous is None else previous], -1)
+        inputs = (x, t / self.schedule.T, read, mask)
         output = self.net(*inputs) if params is None else torch.func.functional_call(self.net, params, inputs)
         if self.prior is not None:
             # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
