@@ -45,7 +45,7 @@ class DiffusionSettings:
     schedule: str = "cosine"
     floor: float = 2e-3
     parameterisation: core.Parameterisation = "x0"
-    weight: Literal["paper", "x0"] = "x0"
+    weight: Literal["paper", "x0"] = "paper"
     window: Literal["prefix", "own"] = "prefix"
     functional: float = 0.0
     prior: bool = True

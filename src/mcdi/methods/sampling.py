@@ -34,7 +34,6 @@ SAMPLERS: dict[str, Sampling] = {
     "ddpm": Sampling(),
     "ddim": Sampling(eta=0.0),
     "mean": Sampling(noise=0.0),
-    "average of 16": Sampling(samples=16),
     "cold": Sampling(temperature=0.0),
     "cold, 2 steps": Sampling(temperature=0.0, steps=2),
     "cold, 1 step": Sampling(temperature=0.0, steps=1),

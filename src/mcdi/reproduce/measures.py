@@ -52,6 +52,7 @@ def accuracy(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
 
 # Ways of sampling that no validation chooses from: they are only measured.
 UNUSUAL: dict[str, Sampling] = {
+    "average of 16": Sampling(samples=16),
     "best of 16 on the support set": Sampling(samples=16, pick="support loss"),
     "temperature 0.5": Sampling(temperature=0.5),
     "ddpm, usual x0 form": Sampling(chain="global"),
@@ -73,8 +74,14 @@ def three_chains(context: Context, cell: Cell, method: WeightGenerator, seed: in
 
 
 def levered(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """As three_chains; where a lever allows for guidance, also the validated sampler with some."""
+    """As three_chains, and the validated sampler on the validation tasks, which decide what is kept. Where a lever allows
+    for guidance, also the validated sampler with some."""
     rows = three_chains(context, cell, method, seed)
+    net = context.family.downstream
+    for shots in context.family.shots:
+        batch = context.family.sample("val", range(context.recipe.evaluation.validation), shots=shots)
+        score = net.score(method.generate(net, batch.support, batch.mask, seed=seed), batch.query, batch.mask)
+        rows.append(Measured({"shots": shots, "sampler": "validated, on validation tasks"}, {}, score))
     if isinstance(method, Diffusion) and method.settings.drop:
         guided = {f"validated, guidance {g}": replace(method.settings.sampling, guidance=g) for g in (1.5, 3.0)}
         rows += _each(context, method, seed, [({"sampler": n}, how) for n, how in guided.items()])

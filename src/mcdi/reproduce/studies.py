@@ -94,9 +94,9 @@ def _preparation(recipe: Recipe) -> list[Cell]:
 def _levers(recipe: Recipe) -> list[Cell]:
     changes: dict[str, tuple[Settings, Settings, Settings]] = {
         "recipe": ({}, {}, {}),
-        "v prediction": ({"parameterisation": "v", "prior": False, "weight": "paper"}, {}, {}),
-        "eps prediction": ({"parameterisation": "eps", "prior": False, "weight": "paper"}, {}, {}),
-        "loss weight as printed": ({"weight": "paper"}, {}, {}),
+        "v prediction": ({"parameterisation": "v", "prior": False}, {}, {}),
+        "eps prediction": ({"parameterisation": "eps", "prior": False}, {}, {}),
+        "plain square of x0": ({"weight": "x0"}, {}, {}),
         "no functional term": ({"functional": 0.0}, {}, {}),
         "functional term 30": ({"functional": 30.0}, {}, {}),
         "no linear prior": ({"prior": False}, {}, {}),
