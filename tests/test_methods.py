@@ -24,7 +24,8 @@ SETTINGS = {
     "reptile": {"training": {**TRAINING, "inner_lr": 0.02, "inner_steps": 5, "outer_lr": 0.01}, "tuning": TUNING},
     "prototypes": {},
 }
-GENERATOR = {"options": {"width": 16, "depth": 1}, "training": TRAINING}
+# Forty iterations: too few for the printed weight, which hardly asks anything of the first steps.
+GENERATOR = {"weight": "x0", "options": {"width": 16, "depth": 1}, "training": TRAINING}
 SAME = [(m, f) for m in METHODS for f in ("sines", "gauss") if (m, f) != ("prototypes", "sines")]
 
 

@@ -19,6 +19,7 @@ TASKS, UNSEEN, SHOWN = 600, 200, 4
 GENERATOR = {
     "denoiser": "mlp",
     "prior": False,
+    "weight": "x0",
     "options": {"width": 128, "depth": 2},
     "sampling": {"temperature": 0.0},
     "training": {"iterations": 400, "learners": 2, "tasks": 32, "outer_lr": 0.003},
