@@ -5,11 +5,11 @@
 #   ./run.sh <recipe> [options...]    a recipe's name or a TOML file; options are those of `mcdi run`
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-"$root/scripts/setup.sh"
-
 recipe=glyphs
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     recipe=$1
     shift
 fi
+# Recipes named text-... generate adapters of language models.
+"$root/scripts/setup.sh" "$([[ $(basename "$recipe") == text-* ]] && echo lora)"
 exec "$root/.venv/bin/mcdi" run "$recipe" --out "$root/runs/$(basename "$recipe" .toml)" "$@"

@@ -71,7 +71,7 @@ class TestRecipes:
     def test_every_shipped_one_resolves(self):
         assert recipe_names() == [
             *("glyphs", "glyphs-conv4", "glyphs-whole", "natural", "natural-film", "natural-protonet"),
-            *("omniglot", "omniglot-20way", "omniglot-characters", "shift", "shift-film", "sines"),
+            *("omniglot", "omniglot-20way", "omniglot-characters", "shift", "shift-film", "sines", "text-lora"),
         ]
         for name in recipe_names():
             recipe = read_recipe(name)
@@ -122,7 +122,7 @@ class TestRecipes:
             ("[generator.sampling]\nsteps = 99", "sampling.steps = 99 is outside 1..T = 20"),
             ('[generator]\ndenoiser = "gru"', "unknown denoiser 'gru'"),
             ("[generator]\noptions = { heads = 3 }", "width = 128 is no multiple of heads = 3"),
-            ('[method.mc-di]\nparameterisation = "eps"', "set weight = 'paper'"),
+            ('[method.mc-di]\nparameterisation = "eps"\nweight = "x0"', "set weight = 'paper'"),
             ("[generator.training]\nouter_lr = -1.0", "outer_lr = -1.0 must be positive"),
             ("[preparation]\nlr = 0.0", "lr = 0.0 must be positive"),
             ("[method.adam]\nlr = 1", "adam: unknown key 'lr', there are lrs"),
@@ -143,6 +143,6 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose glyphs, glyphs-conv4, .* shift-film, sines, or give",
+                match=r"unknown recipe .*: choose glyphs, glyphs-conv4, .* sines, text-lora, or give",
             ):
                 read_recipe(name)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -26,8 +25,9 @@ from rich.progress import (
 from mcdi import run as job
 from mcdi.config import Recipe, read_recipe, recipe_names
 from mcdi.errors import McdiError
+from mcdi.generate_cli import generate
 from mcdi.store_cli import app as store_app
-from mcdi.workers import Backend
+from mcdi.workers import Backend, pick_device
 from mcdi.workers import Progress as Steps
 
 app = typer.Typer(
@@ -90,17 +90,6 @@ def _bars() -> Iterator[Steps]:
             raise typer.Exit(130) from None
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise McdiError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
-        raise McdiError(f"{name} is not there: this torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    return name
-
-
 def _workers(asked: int | None, device: str) -> int:
     return asked or (
         1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -144,7 +133,7 @@ def run(
 
     Example: [bold]mcdi run omniglot --data path/to/omniglot[/]
     """
-    chosen, where = _recipe(recipe, seed), _device(device)
+    chosen, where = _recipe(recipe, seed), pick_device(device)
     folder = out or Path("runs") / chosen.name
     with _bars() as show:
         job.run(folder, chosen, data=data, device=where, workers=_workers(workers, where), progress=show)
@@ -162,7 +151,7 @@ def prepare(
     backend: Annotated[str, typer.Option(help="local: processes. ray: the cluster at RAY_ADDRESS.")] = "local",
 ) -> None:
     """Only the preparation: data, backbone, and the optimiser's trajectories on every training task."""
-    chosen, where = _recipe(recipe, seed), _device(device)
+    chosen, where = _recipe(recipe, seed), pick_device(device)
     folder = out or Path("runs") / chosen.name
     job.open_run(folder, chosen)
     with _bars() as show:
@@ -174,7 +163,7 @@ def prepare(
 @app.command()
 def train(folder: Folder, method: Method = None, device: Device = "auto", workers: Workers = None) -> None:
     """Meta-train the methods of a prepared run; they are saved under FOLDER/methods/NAME-SEED."""
-    where = _device(device)
+    where = pick_device(device)
     with _bars() as show:
         job.train_and_evaluate(
             folder, _jobs(folder, method), workers=_workers(workers, where), device=where, progress=show, score=False
@@ -222,41 +211,7 @@ def reproduce(
     typer.echo("\n".join(map(str, paths)))
 
 
-@app.command()
-def generate(
-    model: Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")],
-    support: Annotated[Path, typer.Option("--support", help="Folder with one sub-folder of example images a class.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the weights go, as safetensors.")] = Path("weights.safetensors"),
-    query: Annotated[
-        Path | None, typer.Option("--query", help="Folder of images to classify with the generated weights.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Scale of the noise; 0 = a chain without noise, from the mean.")
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,
-    stop: Annotated[int | None, typer.Option(help="End at local target theta_(i d), i in 1..k.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides the noise.")] = 0,
-    device: Device = "auto",
-) -> None:
-    """Weights for a task of your own, from a few images a class.
-
-    Example: [bold]mcdi generate runs/glyphs/methods/mc-di-0 --support my-symbols/ --query photos/[/]
-    """
-    from mcdi.files import write_tensors
-    from mcdi.generator import load
-    from mcdi.tasks.images import read_folder, read_images
-
-    generator = load(model, _device(device))
-    x, y, names = read_folder(support, generator.image_shape)
-    weights = generator.generate((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
-    write_tensors(out, weights, {"classes": names})
-    shapes = ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
-    console.print(f"{out}: {shapes} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
-    if query is not None:
-        images, paths = read_images(query, generator.image_shape)
-        for path, choice in zip(paths, generator.predict(weights, images).argmax(-1).tolist(), strict=True):
-            typer.echo(f"{path}\t{names[choice]}")
+app.command()(generate)
 
 
 @app.command()

@@ -13,7 +13,9 @@ from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
 from mcdi.tasks.downstream import Condition
+from mcdi.tasks.encoders import LoraSettings
 from mcdi.tasks.omniglot import Split
+from mcdi.tasks.textbank import TextSettings
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,16 @@ class FamilySettings:
 
     network "linear-head": a classifier row a class on frozen features; "film-head": these rows and the scale and shift of
     conv4's last normalisation; "pixel-net", "conv-net": all weights of a small image network; "curve": all weights of a
-    small R -> R network (data "sines"). side: pixels of an image's side. backbone_data: the images that the backbone is
+    small R -> R network (data "sines"); "lora": classifier rows and LoRA pairs of a language model (data "text", see `text` and
+    `lora`). side: pixels of an image's side. backbone_data: the images that the backbone is
     trained on, training classes of the "same" data or of the embedded "glyphs", drawn at that side: a shift of domain.
     backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
     both. split: of Omniglot, whole alphabets or characters of all of them. limit: at most so many classes a split;
     examples: at most so many images a class. condition: what a linear head's generator reads of a class, see LinearHead.
     """
 
-    data: Literal["glyphs", "omniglot", "natural", "sines"] = "glyphs"
-    network: Literal["linear-head", "film-head", "pixel-net", "conv-net", "curve"] = "linear-head"
+    data: Literal["glyphs", "omniglot", "natural", "sines", "text"] = "glyphs"
+    network: Literal["linear-head", "film-head", "pixel-net", "conv-net", "curve", "lora"] = "linear-head"
     condition: Condition = "means"
     way: int = 5
     shots: tuple[int, ...] = (1, 5)
@@ -45,6 +48,8 @@ class FamilySettings:
     backbone_loss: Objective = "prototypes"
     backbone_steps: int = 400
     backbone_way: int = 60
+    text: TextSettings = TextSettings()
+    lora: LoraSettings = LoraSettings()
     seed: int = 0
 
 

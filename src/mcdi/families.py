@@ -16,9 +16,15 @@ from mcdi.embed import Embedder, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
+from mcdi.tasks.encoders import POOLED, Encoder
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.images import ImageBank, rotated
+from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.networks import NETWORKS
+from mcdi.tasks.phrases import phrase_sets
+from mcdi.tasks.sentences import TextTasks
+from mcdi.tasks.text import read_sets
+from mcdi.tasks.textbank import Chosen, choose, pools_of
 from mcdi.tasks.toy import Sines
 from mcdi.workers import Progress
 
@@ -72,6 +78,10 @@ def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, 
 
 def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
     """The family of a recipe: images, a backbone meta-trained on training classes, and its features of every image."""
+    if settings.data == "text":
+        if not (folder / "banks.safetensors").exists():
+            _embed_texts(settings, folder, data, device, progress)
+        return load_family(settings, folder)
     if data is not None and settings.data in ("glyphs", "sines"):
         source = "drawn from fonts" if settings.data == "glyphs" else "drawn at random"
         raise McdiError(f"{settings.data} are {source} and read no --data: leave it out, or run the omniglot or natural recipe")
@@ -116,8 +126,34 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     write_tensors(folder / "banks.safetensors", banks_embedded)
 
 
+def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
+    """The states of every chosen text in front of the adapted layers, half precision, and which set it is of."""
+    sets = phrase_sets(settings.seed) if data is None else read_sets(data)
+    chosen = choose(sets, settings.text, settings.seed)
+    encoder = Encoder(settings.lora, settings.way).to(device)
+    states, total = [], sum(len(c.texts) for c in chosen)
+    for c in chosen:
+        for i in range(0, len(c.texts), 64):
+            states.append(encoder.read(c.texts[i : i + 64]).half().cpu())
+            progress("texts", 64 * len(states), total, {})
+    described = [c._replace(texts=[])._asdict() for c in chosen]
+    write_tensors(folder / "banks.safetensors", {"states": torch.cat(states)}, {"sets": described})
+
+
+def _text_tasks(settings: FamilySettings, folder: Path) -> TextTasks:
+    tensors, metadata = read_tensors(folder / "banks.safetensors")
+    bank, chosen = tensors["states"], [Chosen(**c) for c in metadata["sets"]]
+    network = LoraClassifier(settings.lora, settings.way)
+    pools = pools_of(chosen, bank[:, POOLED - 1, :-1])
+    network.hold(bank, torch.cat([p.bank for p in pools["train"]]))
+    few = settings.text.examples
+    return TextTasks(network, pools, way=settings.way, shots=settings.shots, queries=settings.queries, examples=few)
+
+
 def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     """The family of a run whose backbone and features are on disk already."""
+    if settings.data == "text":
+        return _text_tasks(settings, folder)
     if settings.data == "sines":
         return Sines(shots=settings.shots[0], queries=settings.queries)
     embedder = _embedder(settings)

@@ -24,7 +24,8 @@ class Generator:
     """A trained method and the downstream network that it generates: images, or features, of a few examples in, weights out.
 
     Inputs of one task carry no batch dimension: x (S, ...) and y (S,); B tasks at once are x (B, S, ...) and y (B, S).
-    x is what the network's backbone reads (images of `image_shape`, uint8, or floats in [0, 1]) or its features (F,).
+    x is what the network's backbone reads (images of `image_shape`, uint8, or floats in [0, 1]; for a language model a list
+    of S texts, (sentence,) or (sentence, sentence) each) or its features (F,).
     """
 
     def __init__(self, name: str, method: WeightGenerator, network: downstream.Network, device: str = "cpu") -> None:
@@ -53,7 +54,7 @@ class Generator:
         return x.float()
 
     def _support(self, support: tuple[Tensor, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
-        x, y = torch.as_tensor(support[0]), torch.as_tensor(support[1]).to(self.device)
+        x, y = self.network.read(support[0]), torch.as_tensor(support[1]).to(self.device)
         single = y.ndim == 1
         if single:
             x, y = x[None], y[None]
@@ -121,8 +122,9 @@ class Generator:
         return self.network.space.pack({n: (w[None] if single else w).to(self.device) for n, w in weights.items()})
 
     @torch.no_grad()
-    def predict(self, weights: Weights, x: Tensor) -> Tensor:
+    def predict(self, weights: Weights, x: Any) -> Tensor:
         """Outputs of the generated network: (*weights of one task), (S, ...) -> (S, classes), or batches of both."""
+        x = self.network.read(x)
         single = next(iter(weights.values())).ndim == len(next(iter(self.network.space.spec.values()))[0])
         out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x))
         return out[0] if single else out

@@ -180,3 +180,15 @@ def _ray(work: Any, shared: Any, jobs: Sequence[Any], workers: int) -> Iterator[
     finally:
         if own:
             ray.shutdown()
+
+
+def pick_device(name: str) -> str:
+    """The torch device that a user names; auto: CUDA where it is. Raises McdiError for one that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise McdiError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
+        raise McdiError(f"{name} is not there: this torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return name

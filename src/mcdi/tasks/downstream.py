@@ -1,5 +1,6 @@
 """Which networks are generated? A linear head on frozen features, a whole small image network, a curve."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -67,6 +68,10 @@ class Network:
         """How many classes a task of so many units has."""
         return units - self.space.extra if self.space.unit == "row" else self.way
 
+    def read(self, x: Any) -> Tensor:
+        """What a user gives, as a tensor that `embed` takes."""
+        return torch.as_tensor(x)
+
     def embed(self, x: Tensor) -> Tensor:
         return x
 
@@ -126,6 +131,11 @@ class Network:
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.embedder is None else dict(self.embedder.state_dict())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        if self.embedder is not None:
+            self.embedder.load_state_dict(dict(state))
 
 
 class LinearHead(Network):

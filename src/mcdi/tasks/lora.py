@@ -1,0 +1,116 @@
+"""Which weights make a language model fit a task of text? LoRA pairs of its last layers and the rows of its classifier."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from mcdi.embed import cl2n
+from mcdi.errors import McdiError
+from mcdi.stacked import State
+from mcdi.tasks.base import Examples
+from mcdi.tasks.downstream import LinearHead, Network
+from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
+from mcdi.tasks.sets import class_means
+
+
+class LoraClassifier(LinearHead):
+    """A head row a class, and the LoRA pairs of a frozen transformer's last layers: units of one length.
+
+    An example is the trunk's states of a text, as `Encoder.read` gives them, or its number in `bank`, where those of many
+    texts lie: states are a hundred times as large as what a condition reads of them.
+
+    theta_0 is what peft starts from: A as drawn, the same for all tasks, B and the head zero. The condition of a row is
+    LinearHead's on what the head reads of the frozen model; that of a piece of a pair says, over the support set, of both
+    pooled features: their mean, the spread of the class means and the spread within classes. Flags name the piece.
+    """
+
+    kind = "lora"
+    statistics = 3  # numbers a feature in the condition of a pair
+
+    def __init__(self, lora: LoraSettings, way: int) -> None:
+        self.encoder, self.way, self.reads = Encoder(lora, way), way, "means"
+        tail = self.encoder.tail
+        names = [n for n, _ in tail.named_parameters() if "lora_" in n or n.startswith(f"model.{self.encoder.head}.")]
+        pairs = [n for n in names if "lora_" in n]
+        Network.__init__(self, tail, None, unit="row", select=_exactly(names), start="module", shared=_exactly(pairs))
+        self.features = self.encoder.whole.config.hidden_size
+        self.input_size = self.features + 1
+        self.centre = torch.zeros(POOLED, self.features)
+        self.bank: Tensor | None = None
+        self.row_size = super().summary_size
+        self.condition_size = self.row_size + POOLED * self.statistics * self.features + self.space.kinds
+
+    @property
+    def summary_size(self) -> int:
+        return self.condition_size
+
+    def theta0(self, seed: int, units: int) -> Tensor:
+        held = dict(self.module.named_parameters())
+        start = self.space.pack({n: held[n][None] for n in self.space.spec})[0]
+        return torch.cat([start[:1].expand(self.classes(units), -1), start[self.way :]])
+
+    def read(self, x: Any) -> Tensor:
+        """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
+        return x if isinstance(x, Tensor) else self.encoder.read(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x
+
+    def hold(self, bank: Tensor, training: Tensor) -> None:
+        """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""
+        self.bank, self.centre = bank, bank[training, :POOLED, :-1].float().mean(0)
+
+    def _states(self, x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            return x.float()
+        if self.bank is None:
+            raise McdiError("examples are numbers of texts, and this network holds no bank of texts: give it states")
+        return self.bank[x].float()
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Both pooled features of every example: (B, S, ...) -> (B, S, POOLED, H)."""
+        if x.is_floating_point():
+            states = x[..., :POOLED, :-1].float()
+        else:
+            assert self.bank is not None
+            states = self.bank[x, :POOLED, :-1].float()
+        return cl2n(states, self.centre.to(states))
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
+        rows = super().condition(Examples(pooled[..., 0, :], support.y), way)
+        said = self._said(pooled.flatten(2), support.y, way)[:, None].expand(-1, extra, -1)
+        blocks = torch.cat([F.pad(rows, (0, said.shape[-1])), F.pad(said, (rows.shape[-1], 0))], 1)
+        flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
+        flags = torch.cat([flags[:1].expand(way, -1), flags[1:]])
+        return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
+
+    def _said(self, features: Tensor, y: Tensor, way: int) -> Tensor:
+        """`statistics` numbers of every feature, whatever the order of classes: (B, S, F) -> (B, statistics * F)."""
+        means, _ = class_means(features, y, way)
+        own = means.gather(1, y[..., None].expand(-1, -1, features.shape[-1]))
+        return torch.cat([means.mean(1), means.std(1, correction=0), (features - own).square().mean(1).sqrt()], -1)
+
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        return Network.forward(self, state, self._states(x), keys)
+
+    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
+        return Network.gradients(self, state, data, mask, keys)
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "lora": asdict(self.encoder.settings), "way": self.way}
+
+    def state(self) -> dict[str, Tensor]:
+        return {"centre": self.centre}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.centre = state["centre"]
+
+
+def _exactly(names: Sequence[str]) -> str:
+    return "^(" + "|".join(map(re.escape, names)) + ")$"

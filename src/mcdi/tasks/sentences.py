@@ -1,0 +1,160 @@
+"""Many classification tasks out of few sets of labelled sentences."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.tasks.base import Examples, TaskBatch, uniform
+from mcdi.tasks.lora import LoraClassifier
+
+
+class Pool(NamedTuple):
+    """The examples of one set: bank (M,) the numbers of its texts in the network's bank, labels (M,), features (M, F) to tell
+    topics by, held (M,) bool: kept for queries. `whole`: tasks are not confined to a topic."""
+
+    name: str
+    bank: Tensor
+    labels: Tensor
+    features: Tensor
+    held: Tensor
+    whole: bool = False
+
+
+class Task(NamedTuple):
+    pool: int
+    groups: tuple[tuple[int, ...], ...]  # the set's classes that each class of the task is made of
+    members: tuple[Tensor, ...]  # rows of the pool that may be support, and train; by class
+    queries: tuple[Tensor, ...]
+
+
+class TextTasks:
+    """`way`-class tasks drawn from pools[split]; no set is in two splits.
+
+    A task is a set, `way` of its classes or groups of them, in an order of its own, and a topic: the `examples` texts of
+    every class that lie nearest to a text drawn at random (a test set's tasks are the whole set). Its training data are
+    these texts; support and query are drawn from them, where nothing is held for queries alone. `draw` picks others.
+    Raises McdiError when a set has fewer than `way` classes, or a class too few examples.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        downstream: LoraClassifier,
+        pools: Mapping[str, Sequence[Pool]],
+        *,
+        way: int,
+        shots: Sequence[int],
+        queries: int,
+        examples: int,
+    ) -> None:
+        self.downstream, self.pools = downstream, {n: tuple(p) for n, p in pools.items()}
+        self.way, self.shots, self.queries, self.examples = way, tuple(shots), queries, examples
+        if examples < max(shots) + queries:
+            raise McdiError(
+                f"a training task of {examples} texts a class cannot give {max(shots)} shots and {queries} queries: raise "
+                "text.examples"
+            )
+        for pool in (p for ps in self.pools.values() for p in ps):
+            self._check(pool)
+        self._task = lru_cache(maxsize=4096)(self._made)
+
+    def _check(self, pool: Pool) -> None:
+        present = pool.labels.unique().tolist()
+        if len(present) < self.way:
+            raise McdiError(
+                f"the set {pool.name} has {len(present)} classes, fewer than way = {self.way}: leave it out, or lower way"
+            )
+        apart = bool(pool.held.any())
+        for rows, need in (
+            (~pool.held, max(self.shots) + (0 if apart else self.queries)),
+            (pool.held, self.queries if apart else 0),
+        ):
+            least = min(int((pool.labels[rows] == c).sum()) for c in present)
+            if least < need:
+                raise McdiError(
+                    f"the set {pool.name} has a class with {least} examples, and {need} are needed ({max(self.shots)} shots, "
+                    f"{self.queries} queries): lower shots or queries"
+                )
+
+    def _made(self, split: str, seed: int) -> Task:
+        if split not in self.pools:
+            raise McdiError(f"unknown split {split!r}: {self.name} has {', '.join(self.pools)}")
+        pools = self.pools[split]
+        number = seed % len(pools)  # every set as often as any other
+        pool = pools[number]
+        u = uniform(split, [seed], 0, count=3 + 2 * int(pool.labels.max() + 1))[0]
+        groups = _groups(pool.labels.unique().numpy(), self.way, u[3:], whole=pool.whole)
+        order = torch.arange(len(pool.labels))
+        if not pool.whole:
+            centre = pool.features[int(u[0] * len(order))]
+            order = (pool.features - centre).square().sum(1).argsort(stable=True)
+        members, queries = [], []
+        for group in groups:
+            mine = torch.isin(pool.labels[order], torch.tensor(group))
+            members.append(order[mine & ~pool.held[order]])
+            queries.append(order[mine & pool.held[order]])
+        if not pool.whole:
+            members = [m[: self.examples] for m in members]
+        return Task(number, groups, tuple(members), tuple(queries))
+
+    def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
+        shots = self.shots[0] if shots is None else shots
+        support, query = [], []
+        for seed in seeds:
+            task = self._task(split, seed)
+            picked = [self._picked(split, seed, (1, draw, c), rows) for c, rows in enumerate(task.members)]
+            apart = [self._picked(split, seed, (2, draw, c), rows) for c, rows in enumerate(task.queries)]
+            bank = self.pools[split][task.pool].bank
+            support.append(bank[torch.cat([p[:shots] for p in picked])])
+            asked = [
+                a[: self.queries] if len(a) else p[shots : shots + self.queries] for p, a in zip(picked, apart, strict=True)
+            ]
+            query.append(bank[torch.cat(asked)])
+        mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
+        return TaskBatch(self._labelled(support), self._labelled(query), mask, torch.as_tensor(seeds))
+
+    def _picked(self, split: str, seed: int, parts: tuple[int, ...], rows: Tensor) -> Tensor:
+        """All rows, in an order of (split, seed, parts)."""
+        return rows[torch.from_numpy(uniform(split, [seed], *parts, count=len(rows))[0].argsort(kind="stable"))]
+
+    def _labelled(self, rows: Sequence[Tensor]) -> Examples:
+        x = torch.stack(list(rows))
+        return Examples(x, torch.arange(self.way).repeat_interleave(x.shape[1] // self.way).expand(len(x), -1))
+
+    def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
+        """`examples` texts of every class; of fewer, some come again."""
+        rows = []
+        for seed in seeds:
+            task = self._task(split, seed)
+            picked = [self._picked(split, seed, (1, 0, c), m) for c, m in enumerate(task.members)]
+            fixed = [p[torch.arange(self.examples) % len(p)] for p in picked]
+            rows.append(self.pools[split][task.pool].bank[torch.cat(fixed)])
+        return self._labelled(rows)
+
+    def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """The number of the set, and a number whose bits are the classes in each group (B, way)."""
+        tasks = [self._task(split, seed) for seed in seeds]
+        return {
+            "set": torch.tensor([t.pool for t in tasks]),
+            "classes": torch.tensor([[sum(1 << c for c in g) for g in t.groups] for t in tasks]),
+        }
+
+
+def _groups(classes: np.ndarray, way: int, u: np.ndarray, *, whole: bool) -> tuple[tuple[int, ...], ...]:
+    """`way` groups of classes: one each, and the rest left out or added to a group; the order is drawn. whole: one each, as
+    they are, so that a set with as many classes as `way` is asked for itself."""
+    if whole:
+        return tuple((int(c),) for c in classes[:way])
+    order = classes[u[: len(classes)].argsort(kind="stable")]
+    groups: list[list[int]] = [[int(c)] for c in order[:way]]
+    for c, v in zip(order[way:], u[len(classes) :], strict=False):
+        place = int(v * 2 * way)
+        if place < way:
+            groups[place].append(int(c))
+    return tuple(tuple(g) for g in groups)

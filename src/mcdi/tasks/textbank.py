@@ -1,0 +1,104 @@
+"""How do sets of sentences become pools of tasks? Chosen examples, their states in front of the tail, a split of the sets."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.tasks.sentences import Pool
+from mcdi.tasks.text import Sentences, TextSet
+
+Split = Literal["train", "val", "test"]
+Sets = Mapping[str, Mapping[str, TextSet]]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Which sets are for what. test: never met in training; validation: they tune; all others train, and `pairs` more sets are
+    made of each set of single sentences: do two have one label ("same"), do two halves belong together ("halves").
+    texts: examples kept of a set, and as many for queries where a set has a test or validation file; examples: texts a
+    class that a training task is made of.
+    """
+
+    test: tuple[str, ...] = ("opinion", "same-opinion")
+    validation: tuple[str, ...] = ("form", "same-topic")
+    pairs: tuple[Literal["same", "halves"], ...] = ("same", "halves")
+    texts: int = 400
+    examples: int = 64
+
+
+class Chosen(NamedTuple):
+    """A set as it is used; held: kept for queries. `texts` are left out once their states are in the bank."""
+
+    name: str
+    split: Split
+    labels: list[int]
+    held: list[bool]
+    texts: list[Sentences]
+
+
+def choose(sets: Sets, settings: TextSettings, seed: int) -> list[Chosen]:
+    """The examples of every set, with those that are held for queries. Raises McdiError for a set that is not there."""
+    for name in (*settings.test, *settings.validation):
+        if name not in sets:
+            there = ", ".join(sets)
+            raise McdiError(f"the set {name!r} is not in the data: there are {there}; set family.text.test and validation")
+    out = []
+    for name, parts in sets.items():
+        split: Split = "test" if name in settings.test else "val" if name in settings.validation else "train"
+        r = random.Random(f"{seed} {name}")
+        source = next(parts[n] for n in ("train", "validation", "test", *parts) if n in parts)
+        apart = next((parts[n] for n in ("test", "validation") if n in parts and parts[n] is not source), None)
+        texts, labels = _some(source, settings.texts, r)
+        held = [False] * len(texts)
+        if split == "test" and apart is not None:
+            more = _some(apart, settings.texts, r)
+            texts, labels, held = texts + more[0], labels + more[1], held + [True] * len(more[0])
+        elif split == "test":  # one file: half of it is for queries
+            held = [2 * j >= len(texts) for j in range(len(texts))]
+        out.append(Chosen(name, split, labels, held, texts))
+        if split == "train" and not source.pairs:
+            out += [_made(kind, name, texts, labels, r) for kind in settings.pairs]
+    return out
+
+
+def _some(source: TextSet, count: int, r: random.Random) -> tuple[list[Sentences], list[int]]:
+    rows = r.sample(range(len(source.texts)), min(count, len(source.texts)))
+    return [source.texts[j] for j in rows], [source.labels[j] for j in rows]
+
+
+def _made(kind: str, name: str, texts: Sequence[Sentences], labels: Sequence[int], r: random.Random) -> Chosen:
+    """A set of pairs out of one of single sentences, half of each class."""
+    pairs: list[Sentences] = []
+    answers = [j % 2 for j in range(len(texts))]
+    for j, answer in enumerate(answers):
+        first = texts[j][0]
+        if kind == "same":
+            fitting = [k for k in range(len(texts)) if k != j and (labels[k] == labels[j]) == bool(answer)]
+            pairs.append((first, texts[r.choice(fitting)][0]))
+        else:
+            other = first if answer else texts[(j + r.randrange(1, len(texts))) % len(texts)][0]
+            pairs.append((_half(first, 0), _half(other, 1)))
+    return Chosen(f"{kind} {name}", "train", answers, [False] * len(pairs), pairs)
+
+
+def _half(sentence: str, which: int) -> str:
+    words = sentence.split()
+    middle = max(1, len(words) // 2)
+    return " ".join(words[:middle] if which == 0 else words[middle:] or words)
+
+
+def pools_of(chosen: Sequence[Chosen], features: Tensor) -> dict[str, list[Pool]]:
+    """Pools by split; the sets' texts lie one after another, features (N, F) of all of them."""
+    pools: dict[str, list[Pool]] = {"train": [], "val": [], "test": []}
+    first = 0
+    for c in chosen:
+        bank = torch.arange(first, first + len(c.labels))
+        first += len(c.labels)
+        whole = c.split == "test"
+        pools[c.split].append(Pool(c.name, bank, torch.tensor(c.labels), features[bank].float(), torch.tensor(c.held), whole))
+    return pools
