@@ -170,6 +170,7 @@ class TestNetwork:
         )
         weights = net.space.unpack(drawn(net, 1))
         torch.testing.assert_close(net.forward(weights, numbers), net.forward(weights, states[numbers]))
+        assert net.inputs(torch.tensor([[0, 2]])).shape[2] == POOLED + 9 and net.inputs(numbers).shape[2] == POOLED + 12
 
     def test_condition_knows_no_order(self, net):
         """Examples in another order: the same; classes swapped: rows swap, what is said of pairs stays."""

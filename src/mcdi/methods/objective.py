@@ -49,7 +49,7 @@ class Objective:
         if s.self_condition:
             batch = (*batch, (torch.rand(n, 1, 1, generator=g) < 0.5).to(clean.dtype))
         if s.functional:
-            batch = (*batch, *tasks.query)
+            batch = (*batch, net.inputs(tasks.query.x), tasks.query.y)
         return tuple(b.to(self.method.device).reshape(*self.shape, *b.shape[1:]) for b in batch)
 
     def loss(self, params: core.Params, *batch: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ class Reptile(FineTune):
             seeds = [seed * 1_000_003 + step * how.learners + j for j in range(how.learners)]
             shots = family.shots[step % len(family.shots)]
             draws = [family.sample("train", seeds, draw=j, shots=shots) for j in range(how.inner_steps)]
-            columns = zip(*((d.support.x, d.support.y, d.mask) for d in draws), strict=True)
-            return tuple(torch.stack(column).unsqueeze(2) for column in columns)
+            x, y, mask = zip(*((d.support.x, d.support.y, d.mask) for d in draws), strict=True)
+            return tuple(column.unsqueeze(2) for column in (net.inputs(torch.stack(x)), torch.stack(y), torch.stack(mask)))
 
         def loss_fn(params: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
             weights = params["weights"].expand(len(x), -1, -1)

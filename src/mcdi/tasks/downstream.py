@@ -75,6 +75,10 @@ class Network:
     def embed(self, x: Tensor) -> Tensor:
         return x
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """What `forward` reads, of examples as their family names them; called before anything is vmapped."""
+        return x
+
     def condition(self, support: Examples, units: int) -> Tensor:
         raise NotImplementedError
 

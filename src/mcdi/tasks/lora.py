@@ -65,12 +65,14 @@ class LoraClassifier(LinearHead):
         """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""
         self.bank, self.centre = bank, bank[training, :POOLED, :-1].float().mean(0)
 
-    def _states(self, x: Tensor) -> Tensor:
+    def inputs(self, x: Tensor) -> Tensor:
+        """States, of numbers too; those of the bank are cut to the longest text among them."""
         if x.is_floating_point():
             return x.float()
         if self.bank is None:
             raise McdiError("examples are numbers of texts, and this network holds no bank of texts: give it states")
-        return self.bank[x].float()
+        longest = int(self.bank[x, POOLED:, -1].sum(-1).max())
+        return self.bank[x, : POOLED + longest].float()
 
     def pooled(self, x: Tensor) -> Tensor:
         """Both pooled features of every example: (B, S, ...) -> (B, S, POOLED, H)."""
@@ -97,7 +99,7 @@ class LoraClassifier(LinearHead):
         return torch.cat([means.mean(1), means.std(1, correction=0), (features - own).square().mean(1).sqrt()], -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        return Network.forward(self, state, self._states(x), keys)
+        return Network.forward(self, state, self.inputs(x), keys)
 
     def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
         return Network.gradients(self, state, data, mask, keys)
