@@ -10,7 +10,8 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.tasks.downstream import LinearHead, Network
+from mcdi.tasks.sets import class_means
 
 
 def prototype_rows(means: Tensor) -> Tensor:
@@ -24,13 +25,15 @@ class Prototypes:
     gradient_free = True
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
-        if family.downstream.space.unit != "row":
+        if not isinstance(family.downstream, LinearHead):
             raise McdiError("prototypes exist for linear heads only: leave them out for whole networks")
         return self
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+        assert isinstance(net, LinearHead)
         way = net.classes(mask.shape[1])
-        rows = prototype_rows(net.condition(support, mask.shape[1])[:, :way, : net.space.D - 1])
+        means, _ = class_means(net.frozen(support.x), support.y, way)
+        rows = prototype_rows(means)
         # What stands beside the rows stays where it starts: FiLM that changes nothing.
         rest = net.theta0(0, mask.shape[1])[way:].to(rows)
         return torch.cat([rows, rest.expand(len(rows), -1, -1)], 1)

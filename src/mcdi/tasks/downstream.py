@@ -174,6 +174,10 @@ class LinearHead(Network):
     def embed(self, x: Tensor) -> Tensor:
         return x if self.embedder is None else self.embedder(x)
 
+    def frozen(self, x: Tensor) -> Tensor:
+        """What the head reads of a network as it stands, before anything is generated: -> (B, S, F)."""
+        return x
+
     def condition(self, support: Examples, units: int) -> Tensor:
         mean, count = class_means(support.x, support.y, units)
         count = count.clamp(min=1)[..., None]

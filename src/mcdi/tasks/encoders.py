@@ -171,14 +171,14 @@ class Encoder:
         return Tail(inner, causal)
 
     def _tokens(self, texts: Sequence[Sentences]) -> Any:
-        """Token ids, padded on the right to `length`, whatever the tokenizer does by itself."""
+        """Token ids, padded on the right to the longest text, whatever the tokenizer does by itself."""
         first, second = [t[0] for t in texts], [t[1] for t in texts] if len(texts[0]) == 2 else None
         return self.tokenizer(
             first,
             second,
             truncation=True,
             max_length=self.settings.length,
-            padding="max_length",
+            padding=True,
             padding_side="right",
             return_tensors="pt",
         )
@@ -214,7 +214,7 @@ class Encoder:
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
-        """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first."""
+        """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first, L = `length`."""
         inner, out = self.whole.get_base_model(), []
         head = inner.get_submodule(self.head)
         caught: list[Tensor] = []
@@ -229,7 +229,8 @@ class Encoder:
                 read = caught.pop()
                 read = read if read.ndim == 2 else read[torch.arange(len(read), device=last.device), last]
                 pooled = torch.nn.functional.pad(torch.stack([read, mean], 1), (0, 1))
-                out.append(torch.cat([pooled, torch.cat([states[self.first], there], -1)], 1))
+                found = torch.cat([pooled, torch.cat([states[self.first], there], -1)], 1)
+                out.append(torch.nn.functional.pad(found, (0, 0, 0, POOLED + self.settings.length - found.shape[1])))
         finally:
             hook.remove()
         return torch.cat(out)

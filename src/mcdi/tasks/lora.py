@@ -83,6 +83,13 @@ class LoraClassifier(LinearHead):
             states = self.bank[x, :POOLED, :-1].float()
         return cl2n(states, self.centre.to(states))
 
+    def frozen(self, x: Tensor) -> Tensor:
+        """What the head reads of the frozen model, neither centred nor scaled: (B, S, ...) -> (B, S, H)."""
+        if x.is_floating_point():
+            return x[..., 0, :-1].float()
+        assert self.bank is not None
+        return self.bank[x, 0, :-1].float()
+
     def condition(self, support: Examples, units: int) -> Tensor:
         way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
         rows = super().condition(Examples(pooled[..., 0, :], support.y), way)

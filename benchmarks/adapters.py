@@ -1,0 +1,134 @@
+"""How long does a LoRA trajectory take, and how much memory, beside peft and a loop over the tasks?
+
+    python benchmarks/adapters.py [--data FOLDER] [--tasks 16] [--epochs 6]
+
+Both train the same pairs and the same head on the same texts, batch after batch, from the same start: peft as anybody would
+write it (token ids in, batches padded to their longest text, no dropout), and the engine on states of the frozen trunk,
+computed once. Prints seconds a task, the engine's with and without the trunk, and the peak of all tensors alive, parameters
+of the model left out. One thread. Sets: the embedded phrases, or --data.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from rich.console import Console
+from rich.table import Table
+
+from mcdi.config import FamilySettings, read_recipe
+from mcdi.families import make_family
+from mcdi.memory import LiveBytes
+from mcdi.prepare import Preparation, tile_size, trajectories
+from mcdi.run import provenance
+from mcdi.tasks.encoders import Encoder
+from mcdi.tasks.phrases import phrase_sets
+from mcdi.tasks.sentences import TextTasks
+from mcdi.tasks.text import Sentences, read_sets
+from mcdi.tasks.textbank import choose
+
+
+def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, how: Preparation) -> None:
+    """One task: Adam on the pairs and the head of a peft model."""
+    model = encoder.whole
+    trained = [p.requires_grad_() for n, p in model.named_parameters() if "lora_" in n or "modules_to_save" in n]
+    kept = [p.detach().clone() for p in trained]
+    optimiser = torch.optim.Adam(trained, lr=how.lr)
+    for epoch in range(how.epochs):
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(epoch)).tolist()
+        for i in range(0, len(texts), how.batch or len(texts)):
+            rows = order[i : i + (how.batch or len(texts))]
+            second = [texts[j][1] for j in rows] if len(texts[0]) == 2 else None
+            tokens = encoder.tokenizer(
+                [texts[j][0] for j in rows],
+                second,
+                truncation=True,
+                max_length=encoder.settings.length,
+                padding=True,
+                return_tensors="pt",
+            )
+            optimiser.zero_grad()
+            F.cross_entropy(model(**tokens).logits, y[rows]).backward()
+            optimiser.step()
+    with torch.no_grad():
+        for p, start in zip(trained, kept, strict=True):
+            p.copy_(start)
+            p.requires_grad_(False)
+
+
+def settings(recipe: FamilySettings, data: Path | None) -> FamilySettings:
+    if data is None:
+        return recipe
+    names = sorted(read_sets(data))
+    return replace(recipe, text=replace(recipe.text, test=(names[0],), validation=(names[1],)))
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def mebibytes_of(call: Callable[[], object]) -> float:
+    with LiveBytes() as live:
+        call()
+    return live.peak / 2**20
+
+
+def measure(family: TextTasks, texts: list[Sentences], how: Preparation) -> dict[str, tuple[float, float]]:
+    """{way: (seconds a task, MiB at the peak of one)}."""
+    encoder, data = family.downstream.encoder, family.training_data("train", range(how.tasks))
+
+    def loop(how: Preparation, tasks: int) -> None:
+        for x, y in zip(data.x[:tasks], data.y[:tasks], strict=True):
+            plain(encoder, [texts[j] for j in x.tolist()], y, how)
+
+    def trunk() -> None:
+        for x in data.x:
+            encoder.read([texts[j] for j in x.unique().tolist()])
+
+    by_loop = seconds_of(lambda: loop(how, how.tasks)) / how.tasks
+    by_trunk = seconds_of(trunk) / how.tasks
+    size = tile_size(family, "train", how, "cpu")  # found once for a whole store
+    by_engine = seconds_of(lambda: trajectories(family, "train", range(how.tasks), how, at_once=size)) / how.tasks
+    short = replace(how, epochs=how.k)
+    of_loop = mebibytes_of(lambda: loop(short, 1))
+    of_engine = mebibytes_of(lambda: trajectories(family, "train", range(1), short, at_once=1))
+    return {
+        "peft, one task after another": (by_loop, of_loop),
+        "engine, with the trunk": (by_engine + by_trunk, of_engine),
+        "engine, states at hand": (by_engine, of_engine),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--tasks", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=6)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = read_recipe("text-lora")
+    family_settings = settings(recipe.family, arguments.data)
+    how = replace(recipe.preparation, tasks=arguments.tasks, epochs=arguments.epochs, chunk=arguments.tasks)
+    with tempfile.TemporaryDirectory() as folder:
+        family = make_family(family_settings, Path(folder), data=arguments.data, device="cpu", progress=lambda *_: None)
+    assert isinstance(family, TextTasks)
+    sets = phrase_sets(family_settings.seed) if arguments.data is None else read_sets(arguments.data)
+    texts = [t for c in choose(sets, family_settings.text, family_settings.seed) for t in c.texts]
+    found = measure(family, texts, how)
+    size = f"{2 * family.examples} texts a task, {how.epochs} epochs, batch {how.batch}"
+    table = Table(title=f"{provenance()['hardware']}, one thread; {size}, {family.downstream.space.parameters} weights")
+    for column in ("way", "s a task", "peft / this", "MiB at the peak of a task"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, (seconds, peak) in found.items():
+        table.add_row(name, f"{seconds:.2f}", f"{found['peft, one task after another'][0] / seconds:.2f}x", f"{peak:.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
