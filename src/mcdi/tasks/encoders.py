@@ -229,7 +229,7 @@ class Encoder:
                 read = caught.pop()
                 read = read if read.ndim == 2 else read[torch.arange(len(read), device=last.device), last]
                 pooled = torch.nn.functional.pad(torch.stack([read, mean], 1), (0, 1))
-                found = torch.cat([pooled, torch.cat([states[self.first], there], -1)], 1)
+                found = torch.cat([pooled, torch.cat([states[self.first] * there, there], -1)], 1)
                 out.append(torch.nn.functional.pad(found, (0, 0, 0, POOLED + self.settings.length - found.shape[1])))
         finally:
             hook.remove()
