@@ -1,5 +1,6 @@
 """Adapters: the tail computes what the model does, generated weights load with plain peft, and the job from end to end."""
 
+import csv
 import json
 import os
 import shutil
@@ -273,7 +274,7 @@ class TestAdapter:
 
 
 RECIPE = """
-methods = ["adam", "reptile", "hypernetwork", "mv-di", "mc-di"]
+methods = ["prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"]
 [family]
 data = "text"
 network = "lora"
@@ -344,6 +345,17 @@ class TestCommandLine:
         assert len(lines) == len(examples.read_text().splitlines()) - 1 and all(
             x.rsplit("\t")[-1] in ("bad", "good") for x in lines
         )
+
+    def test_the_study_measures_every_unseen_set(self, done, tmp_path):
+        recipe = done.parent / "tiny.toml"
+        arguments = ("reproduce", "adapters", recipe, "--out", done, "--results", tmp_path, "--workers", 1)
+        assert mcdi(*arguments) == 0
+        rows = list(csv.DictReader((tmp_path / "adapters-tiny.csv").read_text().splitlines()))
+        assert {r["set"] for r in rows} == {"opinion", "same-opinion"} and {r["shots"] for r in rows} == {"16"}
+        methods = {"prototypes", "linear probe", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"}
+        assert {r["method"] for r in rows} == methods
+        assert all(0 <= float(r["score_mean"]) <= 1 and float(r["seconds_mean"]) > 0 for r in rows)
+        assert (tmp_path / "adapters-tiny.png").exists()
 
     def test_the_same_from_python(self, done, examples):
         generator = load(done / "methods" / "mc-di-0")

@@ -60,7 +60,7 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: st
             for column, panel in enumerate(panels):
                 mine = [line for line in shown if chart.panel is None or line.factors.get(chart.panel) == panel]
                 _panel(grid[row][column], chart, y, mine, family)
-                name = "" if panel is None else f"{panel} {chart.panel}"
+                name = "" if panel is None else f"{panel} {chart.panel}" if chart.panel == "shots" else str(panel)
                 grid[row][column].set_title("1 shot" if name == "1 shots" else name, fontsize=10)
         figure.suptitle(title, fontsize=11)
         handles, labels = grid[0][0].get_legend_handles_labels()

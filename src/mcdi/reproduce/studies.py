@@ -9,6 +9,7 @@ from mcdi import evaluate
 from mcdi.config import Recipe
 from mcdi.methods import Diffusion, make_method
 from mcdi.reproduce import measures
+from mcdi.reproduce.adapters import unseen_sets
 from mcdi.reproduce.cells import Cell, Context, Measure, trained
 from mcdi.reproduce.charts import Chart, draw_chains
 from mcdi.reproduce.uncertainty import ensembles
@@ -202,6 +203,12 @@ STUDIES: dict[str, Study] = {
         Chart("segment", ("mse to own target", "mse to theta_M", "loss"), panel=None),
         against=None,
         picture=_landscape,
+    ),
+    "adapters": Study(
+        "LoRA adapters for sets of text that no training has seen, at 16, 32 and 64 shots: accuracy, F1, seconds",
+        _methods("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"),
+        unseen_sets,
+        Chart("shots", series=("method",), panel="set"),
     ),
     "latency": Study(
         "milliseconds for the weights of 1 and of 256 tasks, beside Adam at its tuned steps",
