@@ -281,6 +281,7 @@ network = "lora"
 way = 2
 shots = [3]
 queries = 4
+backbone_steps = 3
 [family.text]
 texts = 80
 examples = 8

@@ -3,7 +3,7 @@
 Both results are kept in the folder of the run; what is there already is not made again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.networks import NETWORKS
 from mcdi.tasks.phrases import phrase_sets
 from mcdi.tasks.sentences import TextTasks
+from mcdi.tasks.starts import pool_again, train_start
 from mcdi.tasks.text import read_sets
 from mcdi.tasks.textbank import Chosen, choose, pools_of
 from mcdi.tasks.toy import Sines
@@ -136,18 +137,33 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
         for i in range(0, len(c.texts), 64):
             states.append(encoder.read(c.texts[i : i + 64]).half().cpu())
             progress("texts", 64 * len(states), total, {})
+    bank = torch.cat(states)
+    tasks = _tasks_over(settings, bank, chosen)
+    for step, loss in enumerate(train_start(tasks, steps=settings.backbone_steps, seed=settings.seed), 1):
+        progress("backbone", step, settings.backbone_steps, {"loss": loss})
+    for done in pool_again(tasks.downstream, bank):
+        progress("features", done, len(bank), {})
+    tasks = _tasks_over(settings, bank, chosen, tasks.downstream)
+    write_tensors(folder / "backbone.safetensors", tasks.downstream.state())
     described = [c._replace(texts=[])._asdict() for c in chosen]
-    write_tensors(folder / "banks.safetensors", {"states": torch.cat(states)}, {"sets": described})
+    write_tensors(folder / "banks.safetensors", {"states": bank}, {"sets": described})
 
 
-def _text_tasks(settings: FamilySettings, folder: Path) -> TextTasks:
-    tensors, metadata = read_tensors(folder / "banks.safetensors")
-    bank, chosen = tensors["states"], [Chosen(**c) for c in metadata["sets"]]
-    network = LoraClassifier(settings.lora, settings.way)
+def _tasks_over(
+    settings: FamilySettings, bank: Tensor, chosen: Sequence[Chosen], network: LoraClassifier | None = None
+) -> TextTasks:
+    network = network or LoraClassifier(settings.lora, settings.way)
     pools = pools_of(chosen, bank[:, POOLED - 1, :-1])
     network.hold(bank, torch.cat([p.bank for p in pools["train"]]))
     few = settings.text.examples
     return TextTasks(network, pools, way=settings.way, shots=settings.shots, queries=settings.queries, examples=few)
+
+
+def _text_tasks(settings: FamilySettings, folder: Path) -> TextTasks:
+    tensors, metadata = read_tensors(folder / "banks.safetensors")
+    tasks = _tasks_over(settings, tensors["states"], [Chosen(**c) for c in metadata["sets"]])
+    tasks.downstream.load_state(read_tensors(folder / "backbone.safetensors")[0])
+    return tasks
 
 
 def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:

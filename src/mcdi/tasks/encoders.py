@@ -62,10 +62,10 @@ class Given(nn.Module):
 class Tail(nn.Module):
     """The adapted layers and the head: (S, POOLED + L, H + 1) -> (S, way); the last number of a token says if it is there."""
 
-    def __init__(self, model: Any, causal: bool) -> None:
+    def __init__(self, model: Any, head: str, causal: bool) -> None:
         super().__init__()
         self.model: Any
-        self.model, self.causal = model, causal
+        self.model, self.head, self.causal = model, head, causal
 
     def forward(self, x: Tensor) -> Tensor:
         hidden, there = x[:, POOLED:, :-1], x[:, POOLED:, -1] > 0.5
@@ -75,7 +75,22 @@ class Tail(nn.Module):
         seen = seen & torch.ones_like(seen[0, 0]).tril()
         states = self.model.base_model(inputs_embeds=hidden, attention_mask=torch.where(seen, 0.0, FAR)).last_hidden_state
         last = (there.sum(1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
-        return self.model.get_submodule("score")(states.gather(1, last)[:, 0])
+        return self.model.get_submodule(self.head)(states.gather(1, last)[:, 0])
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the head reads, and the mean of the last layer's states: (S, POOLED + L, H + 1) -> (S, POOLED, H)."""
+        caught: dict[str, Tensor] = {}
+        hooks = [
+            self.model.get_submodule(self.head).register_forward_pre_hook(lambda _, args: caught.update(read=args[0])),
+            self.model.base_model.register_forward_hook(lambda _, args, out: caught.update(states=out.last_hidden_state)),
+        ]
+        try:
+            self(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        there = x[:, POOLED:, -1:]
+        return torch.stack([caught["read"], (caught["states"] * there).sum(1) / there.sum(1)], 1)
 
 
 def lora_libraries() -> tuple[Any, Any]:
@@ -168,7 +183,7 @@ class Encoder:
         for stack in (m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers):
             for i in range(self.first):
                 stack[i] = Skipped()
-        return Tail(inner, causal)
+        return Tail(inner, self.head, causal)
 
     def _tokens(self, texts: Sequence[Sentences]) -> Any:
         """Token ids, padded on the right to the longest text, whatever the tokenizer does by itself."""
@@ -215,22 +230,13 @@ class Encoder:
     @torch.no_grad()
     def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
         """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first, L = `length`."""
-        inner, out = self.whole.get_base_model(), []
-        head = inner.get_submodule(self.head)
-        caught: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        try:
-            for i in range(0, len(texts), batch):
-                tokens = self._tokens(texts[i : i + batch]).to(self.whole.device)
-                states = inner(**tokens, output_hidden_states=True).hidden_states
-                there = tokens["attention_mask"][..., None].float()
-                mean = (states[-1] * there).sum(1) / there.sum(1)
-                last = (there[..., 0].sum(1) - 1).long()
-                read = caught.pop()
-                read = read if read.ndim == 2 else read[torch.arange(len(read), device=last.device), last]
-                pooled = torch.nn.functional.pad(torch.stack([read, mean], 1), (0, 1))
-                found = torch.cat([pooled, torch.cat([states[self.first] * there, there], -1)], 1)
-                out.append(torch.nn.functional.pad(found, (0, 0, 0, POOLED + self.settings.length - found.shape[1])))
-        finally:
-            hook.remove()
+        base, out = self.whole.get_base_model().base_model, []
+        for i in range(0, len(texts), batch):
+            tokens = self._tokens(texts[i : i + batch]).to(self.whole.device)
+            # Layers above the trunk are computed here only to be thrown away; transformers has no way to stop below.
+            states = base(**tokens, output_hidden_states=True).hidden_states[self.first]
+            there = tokens["attention_mask"][..., None].float()
+            found = torch.nn.functional.pad(torch.cat([states * there, there], -1), (0, 0, POOLED, 0))
+            found[:, :POOLED, :-1] = self.tail.pooled(found)
+            out.append(torch.nn.functional.pad(found, (0, 0, 0, POOLED + self.settings.length - found.shape[1])))
         return torch.cat(out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcdi.embed import cl2n
 from mcdi.errors import McdiError
@@ -24,7 +24,8 @@ class LoraClassifier(LinearHead):
     An example is the trunk's states of a text, as `Encoder.read` gives them, or its number in `bank`, where those of many
     texts lie: states are a hundred times as large as what a condition reads of them.
 
-    theta_0 is what peft starts from: A as drawn, the same for all tasks, B and the head zero. The condition of a row is
+    theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B zero),
+    or pairs that `starts.train_start` has trained on the training sets. The condition of a row is
     LinearHead's on what the head reads of the frozen model; that of a piece of a pair says, over the support set, of both
     pooled features: their mean, the spread of the class means and the spread within classes. Flags name the piece.
     """
@@ -114,11 +115,20 @@ class LoraClassifier(LinearHead):
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "lora": asdict(self.encoder.settings), "way": self.way}
 
-    def state(self) -> dict[str, Tensor]:
-        return {"centre": self.centre}
+    @property
+    def pairs(self) -> dict[str, nn.Parameter]:
+        """The LoRA pairs that theta_0 holds, by name."""
+        held = dict(self.module.named_parameters())
+        return {n: held[n] for n in self.space.shared}
 
+    def state(self) -> dict[str, Tensor]:
+        return {"centre": self.centre, **{f"start.{n}": p.detach() for n, p in self.pairs.items()}}
+
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.centre = state["centre"]
+        for n, p in self.pairs.items():
+            p.copy_(state[f"start.{n}"])
 
 
 def _exactly(names: Sequence[str]) -> str:

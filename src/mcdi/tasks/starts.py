@@ -1,0 +1,52 @@
+"""Which pairs do all tasks begin with? Those under which class means tell the classes of training tasks apart."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mcdi.embed import cl2n, prototypical_loss
+from mcdi.tasks.encoders import POOLED
+from mcdi.tasks.lora import LoraClassifier
+from mcdi.tasks.sentences import TextTasks
+
+SHOTS, QUERIES = 5, 8  # at most, of a class in an episode
+SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
+
+
+def train_start(tasks: TextTasks, *, steps: int, seed: int, at_once: int = 4, lr: float = 2e-3) -> Iterator[float]:
+    """Train the pairs of the network in place with the ProtoNet loss of episodes of training tasks; yields each step's loss.
+
+    A step sees `at_once` tasks of few examples a class. What a head reads is centred and of one length first: of a pretrained
+    pooler it hardly differs from text to text.
+    """
+    net, shots = tasks.downstream, min(SHOTS, *tasks.shots)
+    tail = net.encoder.tail
+    pairs = [p.requires_grad_() for p in net.pairs.values()]
+    optimiser = torch.optim.AdamW(pairs, lr=lr, weight_decay=0.01)
+    try:
+        for step in range(steps):
+            warm = min((step + 1) / (0.1 * steps), 1.0)
+            optimiser.param_groups[0]["lr"] = lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
+            seeds = [seed * 1_000_003 + step * at_once + j for j in range(at_once)]
+            batch = tasks.sample("train", seeds, draw=1 + step, shots=shots)
+            x = torch.cat([part.x.unflatten(1, (tasks.way, -1))[:, :, :QUERIES] for part in (batch.support, batch.query)], 2)
+            read = cl2n(tail.pooled(net.inputs(x.flatten()))[:, 0], net.centre[0]) * (SHARPNESS / net.features) ** 0.5
+            loss = torch.stack([prototypical_loss(e, shots) for e in read.reshape(*x.shape, -1)]).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            yield float(loss.detach())
+    finally:
+        for p in pairs:
+            p.requires_grad_(False)
+
+
+@torch.no_grad()
+def pool_again(net: LoraClassifier, bank: Tensor, batch: int = 128) -> Iterator[int]:
+    """Replace the pooled rows of a bank by what the network's present pairs make of its states; yields how many are done."""
+    for i in range(0, len(bank), batch):
+        rows = torch.arange(i, min(i + batch, len(bank)))
+        bank[rows, :POOLED, :-1] = net.encoder.tail.pooled(net.inputs(rows)).to(bank.dtype)
+        yield len(rows) + i
