@@ -17,13 +17,16 @@ from mcdi.engine import Optimisation
 from mcdi.errors import McdiError
 from mcdi.families import load_family
 from mcdi.generator import load
+from mcdi.methods import make_method
 from mcdi.prepare import Preparation, trajectories
+from mcdi.prior import HeadPrior
 from mcdi.run import read_run
 from mcdi.tasks import networks
 from mcdi.tasks.base import Examples
 from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.phrases import phrase_sets
+from mcdi.tasks.sets import class_means, least_squares
 
 transformers = pytest.importorskip("transformers", reason="needs mcdi[lora]")
 peft = pytest.importorskip("peft", reason="needs mcdi[lora]")
@@ -295,7 +298,7 @@ epochs = 3
 chunk = 6
 lr = 0.01
 [generator]
-prior = false
+around = "heads"
 functional = 1.0
 options = {{ width = 16, depth = 1 }}
 training = {{ iterations = 3, learners = 2, tasks = 2 }}
@@ -385,3 +388,44 @@ class TestCommandLine:
         (copy / "config.json").write_text(text.replace(str(models["bert"]), str(tmp_path / "moved")))
         assert mcdi("generate", copy, "--support", examples, "--adapter", tmp_path / "a") == 1
         assert "cannot be loaded" in capfd.readouterr().err.replace("\n", " ")
+
+
+class TestHeads:
+    def test_the_condition_begins_with_heads_that_classify(self, models):
+        """Their logits on the frozen model are those of least squares and of prototypes on its features."""
+        net = LoraClassifier(lora(models), 2)
+        states, y = net.read([*PAIR, *PAIR[::-1]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
+        net.hold(states, torch.arange(6))
+        rows = net.condition(Examples(states[None], y), net.space.U)[:, :2, : 2 * net.space.D].unflatten(-1, (2, -1))
+        features = net.pooled(states[None])[..., 0, :]
+        for j in range(2):
+            weights = torch.cat([rows[:, :, j], net.theta0(0, net.space.U)[None, 2:]], 1)
+            got = net.predict(weights, states[None])
+            if j == 0:
+                found = least_squares(features, y, 2)
+                want = features @ (found[..., :-1] / net.features).transpose(1, 2) + found[..., -1][:, None]
+            else:
+                means, _ = class_means(features, y, 2)
+                want = -torch.cdist(features, means).square() / net.features
+            torch.testing.assert_close(got.diff(dim=-1), want.diff(dim=-1), rtol=1e-3, atol=1e-4)
+
+    def test_the_prior_finds_the_numbers_of_the_heads(self):
+        g = torch.Generator().manual_seed(0)
+        heads = torch.randn(40, 5, 2, 7, generator=g) * torch.rand(7, generator=g).add(0.1)
+        z = torch.randn(40, 5, 7, generator=g)
+        prior = HeadPrior(7, 2, 3)  # three rows, two other units
+        std = heads[:, :3].flatten(0, 1).std(0)
+        z[:, :3] = 0.7 * heads[:, :3, 0] / std[0] - 0.2 * heads[:, :3, 1] / std[1] + 0.4
+        mask = torch.ones(40, 5, dtype=torch.bool)
+        prior.fit([(z[:25], heads[:25].flatten(2), mask[:25]), (z[25:], heads[25:].flatten(2), mask[25:])])
+        guess = prior.guess(heads.flatten(2), mask)
+        torch.testing.assert_close(guess[:, :3], z[:, :3], rtol=1e-3, atol=1e-3)
+        assert bool((guess[:, 3:] == 0).all()) and bool((prior.variance[1:] == 1).all())
+        local = torch.full((40, 1, 1), 1e-6)
+        torch.testing.assert_close(prior(z, local, guess)[:, :3], guess[:, :3], rtol=1e-3, atol=1e-3)  # all noise: the guess
+
+    def test_only_where_a_condition_holds_heads(self, done, sines):
+        method = make_method("mc-di", {"around": "heads", "denoiser": "mlp"})
+        data = trajectories(sines, "train", range(4), Preparation(tasks=4, epochs=3, k=3))
+        with pytest.raises(McdiError, match="holds no heads"):
+            method.fit(sines, data, seed=0)

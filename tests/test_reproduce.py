@@ -89,7 +89,7 @@ class TestUncertainty:
         assert auroc(known, known) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("study", list(STUDIES))
+@pytest.mark.parametrize("study", [s for s in STUDIES if s != "adapters"])  # that one: test_lora.py
 def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, studied: Path) -> None:
     results = studied / "results"
     assert mcdi("reproduce", study, recipe, "--out", studied, "--results", results, "--workers", 1) == 0

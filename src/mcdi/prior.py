@@ -1,4 +1,4 @@
-"""What do class means alone say about the weights? A linear map, solved once, that a denoiser starts from."""
+"""What does a support set alone say about the weights? A linear map, solved once, that a denoiser starts from."""
 
 from collections.abc import Iterable
 
@@ -64,3 +64,43 @@ class LinearPrior(nn.Module):
         """What is kept for every kind of unit, for `units` of them: the first kind is as many as the others leave."""
         first = kept[:1].expand(units - len(kept) + 1, *kept.shape[1:])
         return torch.cat([first, kept[1:]]) if len(kept) > 1 else first
+
+
+class HeadPrior(LinearPrior):
+    """z ~ N(sum_j s_j head_j + shift, s^2) for rows: heads that the support set itself gives, each times one number.
+
+    A full map has as many unknowns as rows are long, squared; where training tasks are few, this one still can be solved. Units
+    that are no rows are guessed at their mean, and keep their variance.
+    """
+
+    def __init__(self, size: int, heads: int, units: int) -> None:
+        nn.Module.__init__(self)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.variance: Tensor
+        self.register_buffer("scale", torch.zeros(heads, size))
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(units, size))
+
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-6) -> None:
+        """Least squares over all rows and all their numbers at once, of parts (z (N, U, D), heads (N, U, J D), mask (N, U)); a
+        head's numbers are in units of their own standard deviation over rows."""
+        rows = [(z[:, : self._rows(z)], h[:, : self._rows(z)], m[:, : self._rows(z)]) for z, h, m in parts]
+        z = torch.cat([a[m] for a, _, m in rows]).double()
+        heads = torch.cat([h[m] for _, h, m in rows]).double().unflatten(-1, self.scale.shape)
+        std, middle = heads.std(0).clamp(min=1e-9), heads.mean(0)
+        seen, wanted = (heads - middle) / std, z - z.mean(0)
+        gram = torch.einsum("njd,nkd->jk", seen, seen) / seen.numel()
+        right = torch.einsum("njd,nd->j", seen, wanted) / seen.numel()
+        found = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right)
+        self.scale.copy_(found[:, None] / std)
+        self.shift.copy_(z.mean(0) - (self.scale.double() * middle).sum(0))
+        self.variance[0] = (wanted - torch.einsum("j,njd->nd", found, seen)).square().mean(0).clamp(min=1e-4)
+
+    def _rows(self, z: Tensor) -> int:
+        return z.shape[1] - len(self.variance) + 1
+
+    def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
+        """The heads' answer for rows, 0 for other units: (B, U, J D) -> (B, U, D)."""
+        rows = (cond[:, : self._rows(cond)].unflatten(-1, self.scale.shape) * self.scale).sum(-2) + self.shift
+        return torch.nn.functional.pad(rows, (0, 0, 0, cond.shape[1] - rows.shape[1]))

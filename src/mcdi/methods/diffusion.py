@@ -14,13 +14,13 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import MetaTraining, meta_train
 from mcdi.methods.objective import Objective
-from mcdi.methods.prototypes import prototype_rows
 from mcdi.methods.sampling import Sampling
 from mcdi.nets import make_denoiser
-from mcdi.prior import LinearPrior
+from mcdi.prior import HeadPrior, LinearPrior
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
+from mcdi.tasks.sets import prototype_rows
 from mcdi.weights import WeightSpace
 
 
@@ -34,7 +34,8 @@ class DiffusionSettings:
     functional: weight of the task loss of the one-step answer from x = 0 at t = 0, on examples of the training task that
     are not in its support set (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
     fixed linear map from the condition to the weights (nets.LinearPrior); every row of the ablation shares it.
-    around: what that map reads of a class: all of its summary, or the head that its prototype makes.
+    around: what that map reads of a class: all of its summary, the head that its prototype makes, or the "heads" that its
+    condition begins with (prior.HeadPrior).
     self_condition: the network also reads its last estimate of x0 (2208.04202). drop: share of the training tasks whose
     condition is hidden, so that sampling can be guided (2207.12598).
     """
@@ -49,7 +50,7 @@ class DiffusionSettings:
     window: Literal["prefix", "own"] = "prefix"
     functional: float = 0.0
     prior: bool = True
-    around: Literal["summary", "prototypes"] = "summary"
+    around: Literal["summary", "prototypes", "heads"] = "summary"
     self_condition: bool = False
     drop: float = 0.0
     denoiser: str = "transformer"
@@ -88,7 +89,7 @@ class Diffusion:
         self.net: nn.Module | None = None
         self.space: WeightSpace | None = None
         self.prior: LinearPrior | None = None
-        self.condition_size = self.summary_size = 0
+        self.condition_size = self.summary_size = self.heads = 0
         self.device = "cpu"
 
     def to(self, device: str) -> Self:
@@ -108,8 +109,9 @@ class Diffusion:
     def _make(self, space: WeightSpace) -> nn.Module:
         s = self.settings
         if s.prior and s.parameterisation == "x0":
-            reads = self.summary_size if s.around == "summary" else space.D
-            self.prior = LinearPrior(space.D, reads, space.kinds).to(self.device)
+            kind = HeadPrior if s.around == "heads" else LinearPrior
+            reads = {"summary": self.summary_size, "prototypes": space.D, "heads": self.heads}[s.around]
+            self.prior = kind(space.D, reads, space.kinds).to(self.device)
         options = dict(s.options)
         if s.denoiser == "transformer" and space.unit != "row":
             options = {"ordered": True, **options}
@@ -130,7 +132,9 @@ class Diffusion:
             raise McdiError(f"k = {s.k} targets cannot be taken evenly from {stored} stored ones: prepare with k = {s.k}")
         net = family.downstream
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
-        self.condition_size, self.summary_size = net.condition_size, net.summary_size
+        self.condition_size, self.summary_size, self.heads = net.condition_size, net.summary_size, net.heads
+        if s.prior and s.around == "heads" and not net.heads:
+            raise McdiError(f"the condition of a {net.kind} holds no heads: set around = 'summary'")
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
             self.net = self._make(self.space)
@@ -177,8 +181,7 @@ class Diffusion:
         output = self.net(*inputs) if params is None else torch.func.functional_call(self.net, params, inputs)
         if self.prior is not None:
             # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
-            guess = self.guess(cond, mask) if guess is None else guess
-            assert guess is not None
+            guess = self.prior.guess(self._read(cond), mask) if guess is None else guess
             local, bar = (b[:, None, None] for b in (self.schedule.bar(t, self.schedule.segment(t + 1)), self.schedule.bar(t)))
             f = (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * self.prior(x, local, guess))
             output = output + core.to_x0(f, x, t, self.schedule)
@@ -193,6 +196,8 @@ class Diffusion:
         assert self.space is not None
         if self.settings.around == "summary":
             return cond[..., : self.summary_size]
+        if self.settings.around == "heads":
+            return cond[..., : self.heads * self.space.D]
         if self.space.unit != "row" or self.space.extra:
             raise McdiError("only linear heads have prototypes: set around = 'summary'")
         return prototype_rows(cond[..., : self.space.D - 1])
@@ -274,7 +279,7 @@ class Diffusion:
 
     def config(self) -> dict[str, Any]:
         assert self.net is not None and self.space is not None
-        sizes = {"condition_size": self.condition_size, "summary_size": self.summary_size}
+        sizes = {"condition_size": self.condition_size, "summary_size": self.summary_size, "heads": self.heads}
         return {"settings": asdict(self.settings), "space": self.space.config(), **sizes}
 
     def state(self) -> dict[str, Tensor]:
@@ -286,7 +291,7 @@ class Diffusion:
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
         self.space = WeightSpace.from_config(config["space"]).with_statistics(state["mean"], state["std"])
         self.condition_size = int(config["condition_size"])
-        self.summary_size = int(config.get("summary_size", self.condition_size))
+        self.summary_size, self.heads = int(config.get("summary_size", self.condition_size)), int(config.get("heads", 0))
         self.net = self._make(self.space).eval()
         for name, part in (("net.", self.net), ("prior.", self.prior)):
             if part is not None:

@@ -11,12 +11,7 @@ from mcdi.methods.base import Log, silent
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import LinearHead, Network
-from mcdi.tasks.sets import class_means
-
-
-def prototype_rows(means: Tensor) -> Tensor:
-    """Class means (.., F) -> rows (.., F + 1) of a linear classifier: w = 2 c, b = -|c|^2."""
-    return torch.cat([2 * means, -(means**2).sum(-1, keepdim=True)], -1)
+from mcdi.tasks.sets import class_means, prototype_rows
 
 
 class Prototypes:

@@ -30,6 +30,7 @@ class Network:
     condition_size: int
     input_size: int  # numbers an embedded example has
     way: int  # classes of the template; a head may be generated for any number
+    heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
     init_std = 0.05
 
     @property

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from mcdi.embed import cl2n
 from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import LinearHead, Network
 from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
-from mcdi.tasks.sets import class_means
+from mcdi.tasks.sets import class_means, least_squares, prototype_rows
 
 
 class LoraClassifier(LinearHead):
@@ -31,6 +30,7 @@ class LoraClassifier(LinearHead):
     """
 
     kind = "lora"
+    heads = 2  # the least-squares row and the prototype's, as the head would hold them
     statistics = 3  # numbers a feature in the condition of a pair
 
     def __init__(self, lora: LoraSettings, way: int) -> None:
@@ -41,9 +41,9 @@ class LoraClassifier(LinearHead):
         Network.__init__(self, tail, None, unit="row", select=_exactly(names), start="module", shared=_exactly(pairs))
         self.features = self.encoder.whole.config.hidden_size
         self.input_size = self.features + 1
-        self.centre = torch.zeros(POOLED, self.features)
+        self.centre, self.spread = torch.zeros(POOLED, self.features), torch.ones(POOLED, 1)
         self.bank: Tensor | None = None
-        self.row_size = super().summary_size
+        self.row_size = self.heads * self.space.D + super().summary_size
         self.condition_size = self.row_size + POOLED * self.statistics * self.features + self.space.kinds
 
     @property
@@ -64,7 +64,9 @@ class LoraClassifier(LinearHead):
 
     def hold(self, bank: Tensor, training: Tensor) -> None:
         """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""
-        self.bank, self.centre = bank, bank[training, :POOLED, :-1].float().mean(0)
+        pooled = bank[training, :POOLED, :-1].float()
+        self.bank, self.centre = bank, pooled.mean(0)
+        self.spread = (pooled - self.centre).square().mean((0, 2))[:, None].sqrt()
 
     def inputs(self, x: Tensor) -> Tensor:
         """States, of numbers too; those of the bank are cut to the longest text among them."""
@@ -82,7 +84,7 @@ class LoraClassifier(LinearHead):
         else:
             assert self.bank is not None
             states = self.bank[x, :POOLED, :-1].float()
-        return cl2n(states, self.centre.to(states))
+        return (states - self.centre.to(states)) / self.spread.to(states)
 
     def frozen(self, x: Tensor) -> Tensor:
         """What the head reads of the frozen model, neither centred nor scaled: (B, S, ...) -> (B, S, H)."""
@@ -93,12 +95,24 @@ class LoraClassifier(LinearHead):
 
     def condition(self, support: Examples, units: int) -> Tensor:
         way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
-        rows = super().condition(Examples(pooled[..., 0, :], support.y), way)
+        features = pooled[..., 0, :]
+        rows = torch.cat([self._own_heads(features, support.y, way), super().condition(Examples(features, support.y), way)], -1)
         said = self._said(pooled.flatten(2), support.y, way)[:, None].expand(-1, extra, -1)
         blocks = torch.cat([F.pad(rows, (0, said.shape[-1])), F.pad(said, (rows.shape[-1], 0))], 1)
         flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
         flags = torch.cat([flags[:1].expand(way, -1), flags[1:]])
         return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
+
+    def _own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
+        """Rows that read what the head reads, neither centred nor scaled: (B, S, H), (B, S) -> (B, way, heads * D)."""
+        means, _ = class_means(features, y, way)
+        centre, spread = self.centre[0].to(features), self.spread[0].to(features)
+        found = []
+        size = self.features  # least squares scales its weights by it, the logits of prototypes are divided by it
+        for rows, scale in ((least_squares(features, y, way), 1), (prototype_rows(means), size)):
+            weight = rows[..., :-1] / (size * spread)
+            found += [weight, rows[..., -1:] / scale - (weight @ centre)[..., None]]
+        return torch.cat(found, -1)
 
     def _said(self, features: Tensor, y: Tensor, way: int) -> Tensor:
         """`statistics` numbers of every feature, whatever the order of classes: (B, S, F) -> (B, statistics * F)."""
@@ -122,11 +136,11 @@ class LoraClassifier(LinearHead):
         return {n: held[n] for n in self.space.shared}
 
     def state(self) -> dict[str, Tensor]:
-        return {"centre": self.centre, **{f"start.{n}": p.detach() for n, p in self.pairs.items()}}
+        return {"centre": self.centre, "spread": self.spread, **{f"start.{n}": p.detach() for n, p in self.pairs.items()}}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.centre = state["centre"]
+        self.centre, self.spread = state["centre"], state["spread"]
         for n, p in self.pairs.items():
             p.copy_(state[f"start.{n}"])
 

@@ -12,6 +12,11 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Ten
     return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
 
 
+def prototype_rows(means: Tensor) -> Tensor:
+    """Class means (.., F) -> rows (.., F + 1) of a linear classifier: w = 2 c, b = -|c|^2 (1703.05175)."""
+    return torch.cat([2 * means, -(means**2).sum(-1, keepdim=True)], -1)
+
+
 def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:
     """The linear classifier that ridge regression of the one-hot labels finds: (B, S, F), (B, S) -> rows (B, way, F + 1).
 
