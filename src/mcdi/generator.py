@@ -162,8 +162,7 @@ class Generator:
         self.device = device
         if isinstance(self.method, Diffusion):
             self.method.to(device)
-        if self.network.embedder is not None:
-            self.network.embedder.to(device)
+        self.network.to(device)
         return self
 
 

@@ -137,6 +137,11 @@ class Network:
     def state(self) -> dict[str, Tensor]:
         return {} if self.embedder is None else dict(self.embedder.state_dict())
 
+    def to(self, device: str) -> None:
+        """Move what is frozen: the weights of tasks are wherever their examples are."""
+        if self.embedder is not None:
+            self.embedder.to(device)
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state`."""
         if self.embedder is not None:

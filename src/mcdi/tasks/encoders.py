@@ -7,7 +7,8 @@ layers taken out: with the trunk's states as its input it computes what the whol
 import copy
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ class Skipped(nn.Module):
 
     def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden
+
+
+class Reached(Exception):  # noqa: N818 - no error
+    """Thrown at the first adapted layer: what comes after is not the trunk's."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
 
 
 class Given(nn.Module):
@@ -100,9 +109,24 @@ def lora_libraries() -> tuple[Any, Any]:
         import transformers
     except ImportError as error:
         raise McdiError(f"adapters need transformers and peft ({error}): pip install 'mcdi[lora]'") from error
-    transformers.logging.set_verbosity_error()  # it warns of the new head, which is what is asked for
-    transformers.logging.disable_progress_bar()
     return transformers, peft
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """No word of the new head, which is what is asked for, and no bars of its own beside ours."""
+    logging = transformers.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def resolve(model: str) -> str:
@@ -126,9 +150,8 @@ class Encoder:
         transformers, peft = lora_libraries()
         self.settings, self.source = settings, resolve(settings.model)
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers
+            with quiet(transformers), torch.random.fork_rng(devices=[]):
+                self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
                 torch.manual_seed(0)  # A of every pair is drawn: one start for all tasks
                 self.whole = self._adapted(transformers, peft, way)
         except (OSError, ValueError, KeyError) as error:
@@ -137,6 +160,7 @@ class Encoder:
                 f"model {settings.model!r} cannot be loaded or adapted ({reason}): give a hub id or a folder of a sequence "
                 f"classifier, and targets that it has"
             ) from error
+        self.stack = self._stack(self.whole.get_base_model().base_model)
         self.head = self._head(way)
         self.tail = self._tail()
         self._check()
@@ -173,6 +197,12 @@ class Encoder:
             nn.init.zeros_(p)
         return str(heads[-1])
 
+    def _stack(self, base: nn.Module) -> nn.ModuleList:
+        stacks = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
+        if not stacks:
+            raise McdiError(f"model {self.settings.model!r} has no list of its {self.layers} layers: it can't be cut")
+        return stacks[0]
+
     def _tail(self) -> Tail:
         inner = self.whole.get_base_model()
         causal = self._looks_back()
@@ -180,9 +210,9 @@ class Encoder:
         base = inner.base_model
         if hasattr(base, "embeddings"):
             base.embeddings = Given()
-        for stack in (m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers):
-            for i in range(self.first):
-                stack[i] = Skipped()
+        stack = self._stack(base)
+        for i in range(self.first):
+            stack[i] = Skipped()
         return Tail(inner, self.head, causal)
 
     def _tokens(self, texts: Sequence[Sentences]) -> Any:
@@ -224,19 +254,31 @@ class Encoder:
             )
 
     def to(self, device: str) -> "Encoder":
-        self.whole.to(device)  # the tail's parameters are the same ones
+        self.whole.to(device)
+        self.tail.to(device)  # its parameters are the same ones, its buffers are not
         return self
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
         """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first, L = `length`."""
-        base, out = self.whole.get_base_model().base_model, []
+        out = []
         for i in range(0, len(texts), batch):
             tokens = self._tokens(texts[i : i + batch]).to(self.whole.device)
-            # Layers above the trunk are computed here only to be thrown away; transformers has no way to stop below.
-            states = base(**tokens, output_hidden_states=True).hidden_states[self.first]
-            there = tokens["attention_mask"][..., None].float()
+            states, there = self._trunk(tokens), tokens["attention_mask"][..., None].float()
             found = torch.nn.functional.pad(torch.cat([states * there, there], -1), (0, 0, POOLED, 0))
             found[:, :POOLED, :-1] = self.tail.pooled(found)
             out.append(torch.nn.functional.pad(found, (0, 0, 0, POOLED + self.settings.length - found.shape[1])))
         return torch.cat(out)
+
+    def _trunk(self, tokens: Any) -> Tensor:
+        def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise Reached(args[0] if args else kwargs["hidden_states"])
+
+        hook = self.stack[self.first].register_forward_pre_hook(reached, with_kwargs=True)
+        try:
+            self.whole.get_base_model().base_model(**tokens)
+        except Reached as end:
+            return end.hidden
+        finally:
+            hook.remove()
+        raise AssertionError("the first adapted layer was not called")

@@ -74,24 +74,25 @@ class LoraClassifier(LinearHead):
             return x.float()
         if self.bank is None:
             raise McdiError("examples are numbers of texts, and this network holds no bank of texts: give it states")
-        longest = int(self.bank[x, POOLED:, -1].sum(-1).max())
-        return self.bank[x, : POOLED + longest].float()
+        longest = int(self.bank[x.to(self.bank.device), POOLED:, -1].sum(-1).max())
+        return self._kept(x, slice(POOLED + longest))
+
+    def _kept(self, x: Tensor, rows: slice) -> Tensor:
+        """Some rows of numbers' states, from wherever the bank lies to where the numbers are."""
+        assert self.bank is not None
+        return self.bank[x.to(self.bank.device), rows].to(x.device).float()
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Both pooled features of every example: (B, S, ...) -> (B, S, POOLED, H)."""
-        if x.is_floating_point():
-            states = x[..., :POOLED, :-1].float()
-        else:
-            assert self.bank is not None
-            states = self.bank[x, :POOLED, :-1].float()
-        return (states - self.centre.to(states)) / self.spread.to(states)
+        """Both pooled features of every example, centred and scaled: (B, S, ...) -> (B, S, POOLED, H)."""
+        return (self._read_by_head(x) - self.centre.to(x.device)) / self.spread.to(x.device)
+
+    def _read_by_head(self, x: Tensor) -> Tensor:
+        states = x if x.is_floating_point() else self._kept(x, slice(POOLED))
+        return states[..., :POOLED, :-1].float()
 
     def frozen(self, x: Tensor) -> Tensor:
         """What the head reads of the frozen model, neither centred nor scaled: (B, S, ...) -> (B, S, H)."""
-        if x.is_floating_point():
-            return x[..., 0, :-1].float()
-        assert self.bank is not None
-        return self.bank[x, 0, :-1].float()
+        return self._read_by_head(x)[..., 0, :]
 
     def condition(self, support: Examples, units: int) -> Tensor:
         way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
@@ -128,6 +129,9 @@ class LoraClassifier(LinearHead):
 
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "lora": asdict(self.encoder.settings), "way": self.way}
+
+    def to(self, device: str) -> None:
+        self.encoder.to(device)
 
     @property
     def pairs(self) -> dict[str, nn.Parameter]:
