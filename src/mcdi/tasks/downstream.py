@@ -74,7 +74,7 @@ class Network:
         return torch.as_tensor(x)
 
     def embed(self, x: Tensor) -> Tensor:
-        return x
+        return x if self.embedder is None else self.embedder(x)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What `forward` reads, of examples as their family names them; called before anything is vmapped."""
@@ -176,9 +176,6 @@ class LinearHead(Network):
         # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
         row = torch.randn(self.space.D, generator=torch.Generator().manual_seed(seed)) * self.init_std
         return row.expand(units, -1)
-
-    def embed(self, x: Tensor) -> Tensor:
-        return x if self.embedder is None else self.embedder(x)
 
     def frozen(self, x: Tensor) -> Tensor:
         """What the head reads of a network as it stands, before anything is generated: -> (B, S, F)."""
