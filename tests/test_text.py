@@ -134,10 +134,17 @@ class TestTasks:
 
     def test_training_tasks_keep_to_a_topic_and_test_sets_are_whole(self):
         family = tasks(examples=8)
-        task, pool = family._task("train", 0), family.pools["train"][0]
-        assert all(len(m) == 8 for m in task.members)
-        centre = next(c for c in pool.features if (pool.features[task.members[0][:1]] - c).abs().sum() < 1e-9)
-        assert centre is not None
+        for seed in range(12):
+            task, pool = family._task("train", seed), family.pools["train"][seed % 6]
+            assert all(len(m) == 8 for m in task.members)
+            # Some text of the set has all members of a class nearer than all others of that class.
+            distance = torch.cdist(pool.features, pool.features)
+            nearest = torch.ones(len(distance), dtype=torch.bool)
+            for group, members in zip(task.groups, task.members, strict=True):
+                others = torch.isin(pool.labels, torch.tensor(group))
+                others[members] = False
+                nearest &= distance[:, members].amax(1) <= distance[:, others].amin(1)
+            assert bool(nearest.any())
         assert sum(len(m) for m in family._task("test", 0).members) == 60  # half is for queries
         assert family.training_data("train", [0, 1]).x.shape == (2, 16)
 
@@ -154,6 +161,13 @@ class TestTasks:
         assert sum(made.labels) == 25
         for (first, second), answer in zip(made.texts, made.labels, strict=True):
             assert not answer or f"{first} {second}" in whole
+
+    def test_same_pairs_have_one_label(self):
+        made = next(c for c in choose(phrase_sets(0, 50), TextSettings(), 0) if c.name == "same topic")
+        source = phrase_sets(0, 50)["topic"]["train"]
+        label = dict(zip(source.texts, source.labels, strict=True))
+        for (first, second), answer in zip(made.texts, made.labels, strict=True):
+            assert first != second and (label[first,] == label[second,]) == bool(answer)
 
     def test_what_does_not_fit_is_said(self):
         with pytest.raises(McdiError, match="fewer than way = 3"):
