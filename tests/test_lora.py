@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -411,9 +412,12 @@ class TestStart:
         assert list(pool_again(net, bank))[-1] == len(bank)
         for c, rows in zip(chosen, torch.arange(len(texts)).split([len(c.texts) for c in chosen]), strict=True):
             torch.testing.assert_close(bank[rows, :2], net.read(c.texts)[:, :2], rtol=1e-4, atol=1e-5)
-        again = LoraClassifier(lora(models), 2)
-        again.load_state(net.state())
-        assert torch.equal(again.theta0(0, net.space.U), net.theta0(0, net.space.U))
+        sent = pickle.loads(pickle.dumps(tasks))  # what a worker gets
+        weights, batch = drawn(net, 3), tasks.sample("train", range(3))
+        assert torch.equal(sent.downstream.theta0(0, net.space.U), net.theta0(0, net.space.U))
+        assert torch.equal(sent.sample("train", range(3)).query.x, batch.query.x)
+        assert torch.equal(sent.downstream.predict(weights, batch.query.x), net.predict(weights, batch.query.x))
+        assert torch.equal(sent.downstream.condition(batch.support, net.space.U), net.condition(batch.support, net.space.U))
 
 
 class TestHeads:

@@ -50,6 +50,10 @@ class LoraClassifier(LinearHead):
     def summary_size(self) -> int:
         return self.condition_size
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For workers: the model is loaded again, not sent.
+        return _again, (self.encoder.settings, self.way, self.state(), self.bank)
+
     def theta0(self, seed: int, units: int) -> Tensor:
         held = dict(self.module.named_parameters())
         start = self.space.pack({n: held[n][None] for n in self.space.spec})[0]
@@ -147,6 +151,13 @@ class LoraClassifier(LinearHead):
         self.centre, self.spread = state["centre"], state["spread"]
         for n, p in self.pairs.items():
             p.copy_(state[f"start.{n}"])
+
+
+def _again(lora: LoraSettings, way: int, state: dict[str, Tensor], bank: Tensor | None) -> LoraClassifier:
+    network = LoraClassifier(lora, way)
+    network.load_state(state)
+    network.bank = bank
+    return network
 
 
 def _exactly(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +62,13 @@ class TextTasks:
             )
         for pool in (p for ps in self.pools.values() for p in ps):
             self._check(pool)
+        self._task = lru_cache(maxsize=4096)(self._made)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {n: v for n, v in self.__dict__.items() if n != "_task"}  # workers have caches of their own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._task = lru_cache(maxsize=4096)(self._made)
 
     def _check(self, pool: Pool) -> None:
