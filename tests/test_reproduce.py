@@ -24,6 +24,8 @@ from mcdi.run import read_run, with_seeds
 from mcdi.tasks.fewshot import FewShot
 from mcdi.workers import silent
 
+ON_IMAGES = [s for s in STUDIES if s != "adapters"]  # that one: tests/test_lora.py
+
 
 def measured(method: str, scores: list[float], **figures: float) -> Measured:
     return Measured({"method": method, "shots": 1}, figures, torch.tensor(scores))
@@ -89,7 +91,7 @@ class TestUncertainty:
         assert auroc(known, known) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("study", [s for s in STUDIES if s != "adapters"])  # that one: test_lora.py
+@pytest.mark.parametrize("study", ON_IMAGES)
 def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, studied: Path) -> None:
     results = studied / "results"
     assert mcdi("reproduce", study, recipe, "--out", studied, "--results", results, "--workers", 1) == 0
@@ -123,7 +125,7 @@ class TestStudiesAgree:
 
     @pytest.fixture(autouse=True)
     def _done(self, studied: Path, recipe: Path) -> None:
-        for study in STUDIES:
+        for study in ON_IMAGES:
             if not (studied / "results" / f"{study}-tiny.csv").exists():
                 reproduce(study, studied, studied / "results", workers=1, progress=silent)
 
