@@ -226,6 +226,12 @@ class TestNetwork:
         torch.testing.assert_close(got, net.space.pack({n: named[n] for n in net.space.spec})[0], rtol=1e-3, atol=1e-4)
         assert Optimisation().optimiser == "adam"
 
+    @pytest.mark.parametrize("kind", list(TARGETS))
+    def test_every_kind_has_a_condition(self, models, kind):
+        net = LoraClassifier(lora(models, kind), 2)
+        cond = net.condition(Examples(net.read(PAIR)[None], torch.tensor([[0, 1, 1]])), net.space.U)
+        assert cond.shape == (1, net.space.U, net.condition_size) and bool(torch.isfinite(cond).all())
+
     def test_config_and_state_bring_it_back(self, models):
         net = LoraClassifier(lora(models), 2)
         net.hold(net.read(PAIR), torch.arange(3))

@@ -116,7 +116,8 @@ class LoraClassifier(LinearHead):
         size = self.features  # least squares scales its weights by it, the logits of prototypes are divided by it
         for rows, scale in ((least_squares(features, y, way), 1), (prototype_rows(means), size)):
             weight = rows[..., :-1] / (size * spread)
-            found += [weight, rows[..., -1:] / scale - (weight @ centre)[..., None]]
+            row = torch.cat([weight, rows[..., -1:] / scale - (weight @ centre)[..., None]], -1)
+            found.append(row[..., : self.space.D])  # heads of decoders have no bias
         return torch.cat(found, -1)
 
     def _said(self, features: Tensor, y: Tensor, way: int) -> Tensor:
