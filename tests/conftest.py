@@ -96,3 +96,10 @@ def support(tmp_path: Path) -> Path:
                 draw.line((28 + n, 6, 28, 50 - n), fill=0, width=4)
             image.save(tmp_path / "support" / kind / f"{n}.png")
     return tmp_path / "support"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from tiny_models import make_models  # skips its tests where transformers or peft are not installed
+
+    return make_models(tmp_path_factory.mktemp("models"))

@@ -16,7 +16,7 @@ from mcdi.embed import Embedder, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
-from mcdi.tasks.encoders import POOLED, Encoder
+from mcdi.tasks.encoders import POOLED
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.images import ImageBank, rotated
 from mcdi.tasks.lora import LoraClassifier
@@ -28,6 +28,8 @@ from mcdi.tasks.text import read_sets
 from mcdi.tasks.textbank import Chosen, choose, pools_of
 from mcdi.tasks.toy import Sines
 from mcdi.workers import Progress
+
+READ = 64  # texts at a time, between two words of progress
 
 
 def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
@@ -79,15 +81,12 @@ def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, 
 
 def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
     """The family of a recipe: images, a backbone meta-trained on training classes, and its features of every image."""
-    if settings.data == "text":
-        if not (folder / "banks.safetensors").exists():
-            _embed_texts(settings, folder, data, device, progress)
-        return load_family(settings, folder)
     if data is not None and settings.data in ("glyphs", "sines"):
         source = "drawn from fonts" if settings.data == "glyphs" else "drawn at random"
         raise McdiError(f"{settings.data} are {source} and read no --data: leave it out, or run the omniglot or natural recipe")
     if settings.data != "sines" and not (folder / "banks.safetensors").exists():
-        _embed_banks(settings, folder, data, device, progress)
+        embed = _embed_texts if settings.data == "text" else _embed_banks
+        embed(settings, folder, data, device, progress)
     return load_family(settings, folder)
 
 
@@ -131,45 +130,39 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     """The states of every chosen text in front of the adapted layers, half precision, and which set it is of."""
     sets = phrase_sets(settings.seed) if data is None else read_sets(data)
     chosen = choose(sets, settings.text, settings.seed)
-    encoder = Encoder(settings.lora, settings.way).to(device)
+    network = LoraClassifier(settings.lora, settings.way)
+    network.to(device)
     states, total = [], sum(len(c.texts) for c in chosen)
     for c in chosen:
-        for i in range(0, len(c.texts), 64):
-            states.append(encoder.read(c.texts[i : i + 64]).half().cpu())
-            progress("texts", 64 * len(states), total, {})
+        for i in range(0, len(c.texts), READ):
+            states.append(network.read(c.texts[i : i + READ]).half().cpu())
+            progress("texts", min(READ * len(states), total), total, {})
     bank = torch.cat(states)
-    tasks = _tasks_over(settings, bank, chosen)
-    for step, loss in enumerate(train_start(tasks, steps=settings.backbone_steps, seed=settings.seed), 1):
+    tasks = _text_tasks(settings, network, bank, chosen)
+    for step, loss in enumerate(train_start(tasks, steps=settings.backbone_steps, seed=settings.seed, device=device), 1):
         progress("backbone", step, settings.backbone_steps, {"loss": loss})
-    for done in pool_again(tasks.downstream, bank):
+    for done in pool_again(network, bank, device):
         progress("features", done, len(bank), {})
-    tasks = _tasks_over(settings, bank, chosen, tasks.downstream)
-    write_tensors(folder / "backbone.safetensors", tasks.downstream.state())
+    network.hold(bank, torch.cat([p.bank for p in tasks.pools["train"]]))  # the features have moved, so has their centre
+    write_tensors(folder / "backbone.safetensors", network.state())
     described = [c._replace(texts=[])._asdict() for c in chosen]
     write_tensors(folder / "banks.safetensors", {"states": bank}, {"sets": described})
 
 
-def _tasks_over(
-    settings: FamilySettings, bank: Tensor, chosen: Sequence[Chosen], network: LoraClassifier | None = None
-) -> TextTasks:
-    network = network or LoraClassifier(settings.lora, settings.way)
+def _text_tasks(settings: FamilySettings, network: LoraClassifier, bank: Tensor, chosen: Sequence[Chosen]) -> TextTasks:
     pools = pools_of(chosen, bank[:, POOLED - 1, :-1])
     network.hold(bank, torch.cat([p.bank for p in pools["train"]]))
     few = settings.text.examples
     return TextTasks(network, pools, way=settings.way, shots=settings.shots, queries=settings.queries, examples=few)
 
 
-def _text_tasks(settings: FamilySettings, folder: Path) -> TextTasks:
-    tensors, metadata = read_tensors(folder / "banks.safetensors")
-    tasks = _tasks_over(settings, tensors["states"], [Chosen(**c) for c in metadata["sets"]])
-    tasks.downstream.load_state(read_tensors(folder / "backbone.safetensors")[0])
-    return tasks
-
-
 def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     """The family of a run whose backbone and features are on disk already."""
     if settings.data == "text":
-        return _text_tasks(settings, folder)
+        tensors, metadata = read_tensors(folder / "banks.safetensors")
+        chosen, network = [Chosen(**c) for c in metadata["sets"]], LoraClassifier(settings.lora, settings.way)
+        network.load_state(read_tensors(folder / "backbone.safetensors")[0])
+        return _text_tasks(settings, network, tensors["states"], chosen)
     if settings.data == "sines":
         return Sines(shots=settings.shots[0], queries=settings.queries)
     embedder = _embedder(settings)

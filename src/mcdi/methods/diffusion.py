@@ -16,7 +16,7 @@ from mcdi.methods.loop import MetaTraining, meta_train
 from mcdi.methods.objective import Objective
 from mcdi.methods.sampling import Sampling
 from mcdi.nets import make_denoiser
-from mcdi.prior import HeadPrior, LinearPrior
+from mcdi.prior import HeadPrior, LinearPrior, Prior
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
@@ -88,7 +88,7 @@ class Diffusion:
         self.schedule = core.make_schedule(settings.schedule, settings.T, segments, settings.floor)
         self.net: nn.Module | None = None
         self.space: WeightSpace | None = None
-        self.prior: LinearPrior | None = None
+        self.prior: Prior | None = None
         self.condition_size = self.summary_size = self.heads = 0
         self.device = "cpu"
 
@@ -181,7 +181,8 @@ class Diffusion:
         output = self.net(*inputs) if params is None else torch.func.functional_call(self.net, params, inputs)
         if self.prior is not None:
             # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
-            guess = self.prior.guess(self._read(cond), mask) if guess is None else guess
+            guess = self.guess(cond, mask) if guess is None else guess
+            assert guess is not None
             local, bar = (b[:, None, None] for b in (self.schedule.bar(t, self.schedule.segment(t + 1)), self.schedule.bar(t)))
             f = (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * self.prior(x, local, guess))
             output = output + core.to_x0(f, x, t, self.schedule)

@@ -24,24 +24,27 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 @torch.no_grad()
-def scored(context: Context, method: WeightGenerator, batch: TaskBatch, weights: Tensor) -> tuple[dict[str, float], Tensor]:
-    """The distance to theta_M, where the method has a scale for it, and the score of every task."""
-    space = method.space if isinstance(method, Diffusion) else None
+def scored(
+    context: Context, method: WeightGenerator, batch: TaskBatch, weights: Tensor, *, known: bool
+) -> tuple[dict[str, float], Tensor]:
+    """The distance to theta_M, where that is `known` and the method has a scale for it, and the score of every task."""
+    space = method.space if known and isinstance(method, Diffusion) else None
     figures = {} if space is None else {"mse": distance(weights, context.reference, space)}
     return figures, context.family.downstream.score(weights, batch.query, batch.mask)
 
 
 def _each(
-    context: Context, method: WeightGenerator, seed: int, ways: Sequence[tuple[Factors, Sampling | None]]
+    context: Context, method: WeightGenerator, seed: int, ways: Sequence[tuple[Factors, Sampling | None]], split: str = "test"
 ) -> list[Measured]:
     """A row for every shot number and every way of sampling; None is the method's own."""
-    rows = []
+    rows, count = [], context.tasks if split == "test" else context.recipe.evaluation.validation
     for shots in context.family.shots:
-        batch = context.family.sample("test", range(context.tasks), shots=shots)
+        batch = context.family.sample(split, range(count), shots=shots)
         for factors, how in ways:
             extra: Factors = {} if how is None else {"how": how}
             weights = method.generate(context.family.downstream, batch.support, batch.mask, seed=seed, **extra)
-            rows.append(Measured({"shots": shots, **factors}, *scored(context, method, batch, weights)))
+            figures, score = scored(context, method, batch, weights, known=split == "test")
+            rows.append(Measured({"shots": shots, **factors}, figures, score))
     return rows
 
 
@@ -77,11 +80,7 @@ def levered(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
     """As three_chains, and the validated sampler on the validation tasks, which decide what is kept. Where a lever allows
     for guidance, also the validated sampler with some."""
     rows = three_chains(context, cell, method, seed)
-    net = context.family.downstream
-    for shots in context.family.shots:
-        batch = context.family.sample("val", range(context.recipe.evaluation.validation), shots=shots)
-        score = net.score(method.generate(net, batch.support, batch.mask, seed=seed), batch.query, batch.mask)
-        rows.append(Measured({"shots": shots, "sampler": "validated, on validation tasks"}, {}, score))
+    rows += _each(context, method, seed, [({"sampler": "validated, on validation tasks"}, None)], "val")
     if isinstance(method, Diffusion) and method.settings.drop:
         guided = {f"validated, guidance {g}": replace(method.settings.sampling, guidance=g) for g in (1.5, 3.0)}
         rows += _each(context, method, seed, [({"sampler": n}, how) for n, how in guided.items()])

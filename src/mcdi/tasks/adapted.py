@@ -11,7 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import LinearHead, Network, PixelNetwork
-from mcdi.tasks.sets import class_means
+from mcdi.tasks.sets import beside, spreads
 from mcdi.weights import Unit
 
 
@@ -54,7 +54,7 @@ class FilmHead(LinearHead):
 
     The condition of a row is LinearHead's on the frozen features; that of scale and shift says of every channel, over the
     support set: the mean of the class means, their spread, the spread within classes, the share of active pixels and the
-    mean activation. The two kinds fill different places, and flags name the kind, so that one linear map is one for each.
+    mean activation (see sets.beside).
     Raises McdiError for a backbone other than Conv-4.
     """
 
@@ -99,23 +99,15 @@ class FilmHead(LinearHead):
     def condition(self, support: Examples, units: int) -> Tensor:
         way, extra = self.classes(units), self.space.extra
         rows = super().condition(Examples(self.frozen(support.x), support.y), way)
-        channels = self._channels(support, way)[:, None].expand(-1, extra, -1)
-        blocks = torch.cat([F.pad(rows, (0, channels.shape[-1])), F.pad(channels, (rows.shape[-1], 0))], 1)
-        flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
-        flags = torch.cat([flags[:1].expand(way, -1), flags[1:]])
-        return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
+        return beside(rows, self._channels(support, way), extra)
 
     def _channels(self, support: Examples, way: int) -> Tensor:
         """`statistics` numbers of every channel: (B, statistics * C)."""
         nothing = support.x.new_zeros(len(support.x), self.features)
         seen = film(support.x, nothing, nothing)
-        means, _ = class_means(seen, support.y, way)
-        own = means.gather(1, support.y[..., None].expand(-1, -1, self.features))
         pixels = support.x.unflatten(-1, (self.pixels, self.features))
         parts = (
-            means.mean(1),
-            means.std(1, correction=0),
-            (seen - own).square().mean(1).sqrt(),
+            *spreads(seen, support.y, way),
             (pixels > 0).to(seen.dtype).mean((1, 2)),
             pixels.mean((1, 2)),
         )

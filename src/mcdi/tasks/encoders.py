@@ -169,7 +169,7 @@ class Encoder:
         s = self.settings
         config = transformers.AutoConfig.from_pretrained(self.source, num_labels=way)
         for name in [n for n, v in config.to_dict().items() if "dropout" in n and isinstance(v, float)]:
-            setattr(config, name, 0.0)  # masks that are each task's own cost three times as much as the step itself
+            setattr(config, name, 0.0)  # masks that are each task's own are hashed number by number
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             self.source, config=config, attn_implementation="eager", dtype=torch.float32, ignore_mismatched_sizes=True
         )

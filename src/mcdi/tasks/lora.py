@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
@@ -14,7 +13,7 @@ from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import LinearHead, Network
 from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
-from mcdi.tasks.sets import class_means, least_squares, prototype_rows
+from mcdi.tasks.sets import beside, class_means, least_squares, prototype_rows, spreads
 
 
 class LoraClassifier(LinearHead):
@@ -102,11 +101,7 @@ class LoraClassifier(LinearHead):
         way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
         features = pooled[..., 0, :]
         rows = torch.cat([self._own_heads(features, support.y, way), super().condition(Examples(features, support.y), way)], -1)
-        said = self._said(pooled.flatten(2), support.y, way)[:, None].expand(-1, extra, -1)
-        blocks = torch.cat([F.pad(rows, (0, said.shape[-1])), F.pad(said, (rows.shape[-1], 0))], 1)
-        flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
-        flags = torch.cat([flags[:1].expand(way, -1), flags[1:]])
-        return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
+        return beside(rows, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
 
     def _own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
         """Rows that read what the head reads, neither centred nor scaled: (B, S, H), (B, S) -> (B, way, heads * D)."""
@@ -119,12 +114,6 @@ class LoraClassifier(LinearHead):
             row = torch.cat([weight, rows[..., -1:] / scale - (weight @ centre)[..., None]], -1)
             found.append(row[..., : self.space.D])  # heads of decoders have no bias
         return torch.cat(found, -1)
-
-    def _said(self, features: Tensor, y: Tensor, way: int) -> Tensor:
-        """`statistics` numbers of every feature, whatever the order of classes: (B, S, F) -> (B, statistics * F)."""
-        means, _ = class_means(features, y, way)
-        own = means.gather(1, y[..., None].expand(-1, -1, features.shape[-1]))
-        return torch.cat([means.mean(1), means.std(1, correction=0), (features - own).square().mean(1).sqrt()], -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         return Network.forward(self, state, self.inputs(x), keys)

@@ -31,6 +31,24 @@ def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0
     return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
 
 
+def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Three numbers of every feature, whatever the order of classes, (B, S, F) -> (B, F) each: the mean of the class means,
+    their spread, the spread within classes."""
+    means, _ = class_means(features, labels, way)
+    own = means.gather(1, labels[..., None].expand(-1, -1, features.shape[-1]))
+    return means.mean(1), means.std(1, correction=0), (features - own).square().mean(1).sqrt()
+
+
+def beside(rows: Tensor, said: Tensor, extra: int) -> Tensor:
+    """The condition of rows (B, way, R) and of `extra` units that are none, of all of which `said` (B, C) holds:
+    -> (B, way + extra, R + C + 1 + extra). The two fill different places, and flags name the kind, so that one linear map is
+    one for each."""
+    blocks = torch.cat([F.pad(rows, (0, said.shape[-1])), F.pad(said, (rows.shape[-1], 0))[:, None].expand(-1, extra, -1)], 1)
+    flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
+    flags = torch.cat([flags[:1].expand(rows.shape[1], -1), flags[1:]])
+    return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
+
+
 def single_examples(features: Tensor, labels: Tensor, way: int, most: int) -> Tensor:
     """The first `most` examples of every class, each with a 1 behind it; zeros where there are fewer: (B, way, most, F + 1)."""
     member = F.one_hot(labels, way)

@@ -15,7 +15,9 @@ SHOTS, QUERIES = 5, 8  # at most, of a class in an episode
 SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
 
 
-def train_start(tasks: TextTasks, *, steps: int, seed: int, at_once: int = 4, lr: float = 2e-3) -> Iterator[float]:
+def train_start(
+    tasks: TextTasks, *, steps: int, seed: int, at_once: int = 4, lr: float = 2e-3, device: str = "cpu"
+) -> Iterator[float]:
     """Train the pairs of the network in place with the ProtoNet loss of episodes of training tasks; yields each step's loss.
 
     A step sees `at_once` tasks of few examples a class. What a head reads is centred and of one length first: of a pretrained
@@ -32,7 +34,8 @@ def train_start(tasks: TextTasks, *, steps: int, seed: int, at_once: int = 4, lr
             seeds = [seed * 1_000_003 + step * at_once + j for j in range(at_once)]
             batch = tasks.sample("train", seeds, draw=1 + step, shots=shots)
             x = torch.cat([part.x.unflatten(1, (tasks.way, -1))[:, :, :QUERIES] for part in (batch.support, batch.query)], 2)
-            read = cl2n(tail.pooled(net.inputs(x.flatten()))[:, 0], net.centre[0]) * (SHARPNESS / net.features) ** 0.5
+            read = cl2n(tail.pooled(net.inputs(x.flatten().to(device)))[:, 0], net.centre[0].to(device))
+            read = read * (SHARPNESS / net.features) ** 0.5
             loss = torch.stack([prototypical_loss(e, shots) for e in read.reshape(*x.shape, -1)]).mean()
             optimiser.zero_grad()
             loss.backward()
@@ -44,9 +47,9 @@ def train_start(tasks: TextTasks, *, steps: int, seed: int, at_once: int = 4, lr
 
 
 @torch.no_grad()
-def pool_again(net: LoraClassifier, bank: Tensor, batch: int = 128) -> Iterator[int]:
+def pool_again(net: LoraClassifier, bank: Tensor, device: str = "cpu", batch: int = 128) -> Iterator[int]:
     """Replace the pooled rows of a bank by what the network's present pairs make of its states; yields how many are done."""
     for i in range(0, len(bank), batch):
         rows = torch.arange(i, min(i + batch, len(bank)))
-        bank[rows, :POOLED, :-1] = net.encoder.tail.pooled(net.inputs(rows)).to(bank.dtype)
+        bank[rows, :POOLED, :-1] = net.encoder.tail.pooled(net.inputs(rows.to(device))).to(bank)
         yield len(rows) + i

@@ -1,0 +1,206 @@
+"""Generated adapters from end to end: the start, the prior, the run, the study and the command."""
+
+import csv
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import mcdi
+from tiny_models import PAIR, drawn, lora, peft, transformers
+
+from mcdi.errors import McdiError
+from mcdi.families import load_family
+from mcdi.generator import load
+from mcdi.methods import make_method
+from mcdi.prepare import Preparation, trajectories
+from mcdi.prior import HeadPrior
+from mcdi.run import read_run
+from mcdi.tasks.base import Examples
+from mcdi.tasks.lora import LoraClassifier
+from mcdi.tasks.phrases import phrase_sets
+from mcdi.tasks.sentences import TextTasks
+from mcdi.tasks.sets import class_means, least_squares
+from mcdi.tasks.starts import pool_again, train_start
+from mcdi.tasks.textbank import TextSettings, choose, pools_of
+
+RECIPE = """
+methods = ["prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"]
+[family]
+data = "text"
+network = "lora"
+way = 2
+shots = [3]
+queries = 4
+backbone_steps = 3
+[family.text]
+texts = 80
+examples = 8
+[family.lora]
+model = {model!r}
+rank = 2
+length = 16
+[preparation]
+tasks = 12
+epochs = 3
+chunk = 6
+lr = 0.01
+[generator]
+around = "heads"
+functional = 1.0
+options = {{ width = 16, depth = 1 }}
+training = {{ iterations = 3, learners = 2, tasks = 2 }}
+[method.adam]
+lrs = [0.01]
+steps = [2]
+decays = [0.0]
+tasks = 4
+[method.reptile]
+training = {{ iterations = 2, learners = 2 }}
+tuning = {{ lrs = [0.01], steps = [2], decays = [0.0], tasks = 4 }}
+[evaluation]
+tasks = 4
+validation = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def done(models, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"])))
+    assert mcdi("run", folder / "tiny.toml", "--out", folder / "run", "--workers", 1) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def examples(tmp_path) -> Path:
+    path = tmp_path / "mine.csv"
+    rows = [f"{t[0]},{['bad', 'good'][y]}" for t, y in zip(*phrase_sets(3, 12)["opinion"]["train"][1:3], strict=True)]
+    path.write_text("text,label\n" + "\n".join(r for r in rows if r.count(",") == 1) + "\n")
+    return path
+
+
+class TestCommandLine:
+    def test_a_run_ends_with_a_table(self, done):
+        table = (done / "table.md").read_text()
+        assert all(name in table for name in ("adam", "reptile", "hypernetwork", "mv-di", "mc-di"))
+        assert (done / "report.html").exists()
+        family = load_family(read_run(done).family, done)
+        assert family.downstream.bank.dtype == torch.float16
+
+    def test_sentences_in_adapter_out(self, done, models, examples, tmp_path, capsys):
+        out = tmp_path / "adapter"
+        assert mcdi("generate", done / "methods" / "mc-di-0", "--support", examples, "--adapter", out, "--query", examples) == 0
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(models["bert"], num_labels=2)
+        peft.PeftModel.from_pretrained(model, out)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(examples.read_text().splitlines()) - 1 and all(
+            x.rsplit("\t")[-1] in ("bad", "good") for x in lines
+        )
+
+    def test_the_study_measures_every_unseen_set(self, done, tmp_path):
+        recipe = done.parent / "tiny.toml"
+        arguments = ("reproduce", "adapters", recipe, "--out", done, "--results", tmp_path, "--workers", 1)
+        assert mcdi(*arguments) == 0
+        rows = list(csv.DictReader((tmp_path / "adapters-tiny.csv").read_text().splitlines()))
+        assert {r["set"] for r in rows} == {"opinion", "same-opinion"} and {r["shots"] for r in rows} == {"16"}
+        methods = {"prototypes", "linear probe", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"}
+        assert {r["method"] for r in rows} == methods
+        assert all(0 <= float(r["score_mean"]) <= 1 and float(r["seconds_mean"]) > 0 for r in rows)
+        assert (tmp_path / "adapters-tiny.png").exists()
+
+    def test_the_same_from_python(self, done, examples):
+        generator = load(done / "methods" / "mc-di-0")
+        texts = [("a red rose",), ("my aunt",), ("the pond",)]
+        weights = generator.generate((texts, [0, 1, 2]))  # three classes from a generator of two
+        assert generator.predict(weights, texts).shape == (3, 3)
+        refined = generator.refine((texts, [0, 1, 2]), weights, steps=2)
+        assert set(refined) == set(weights)
+
+    def test_plain_sentences_for_what_is_wrong(self, done, tmp_path, capfd):
+        def says(*arguments: object) -> str:
+            assert mcdi("generate", *arguments) == 1
+            return capfd.readouterr().err.replace("\n", " ")
+
+        model = done / "methods" / "mc-di-0"
+        (tmp_path / "one.csv").write_text("text,label\nhello,yes\n")
+        assert "one label only" in says(model, "--support", tmp_path / "one.csv", "--adapter", tmp_path / "a")
+        assert "does not exist" in says(model, "--support", tmp_path / "none.csv", "--adapter", tmp_path / "a")
+        assert "give a .tsv" in says(model, "--support", tmp_path, "--adapter", tmp_path / "a")
+        assert not (tmp_path / "a").exists()
+
+    def test_a_base_model_that_is_gone(self, done, models, tmp_path, examples, capfd):
+        copy = tmp_path / "model"
+        shutil.copytree(done / "methods" / "mc-di-0", copy)
+        text = (copy / "config.json").read_text()
+        (copy / "config.json").write_text(text.replace(str(models["bert"]), str(tmp_path / "moved")))
+        assert mcdi("generate", copy, "--support", examples, "--adapter", tmp_path / "a") == 1
+        assert "cannot be loaded" in capfd.readouterr().err.replace("\n", " ")
+
+
+class TestStart:
+    def test_episodes_bring_classes_apart_and_the_bank_follows(self, models):
+        """On a tiny model: the loss of the episodes falls; the bank's pooled rows are what a new reading gives."""
+        sets = {n: p for n, p in phrase_sets(0, 60).items() if n in ("tense", "form", "opinion")}
+        chosen = choose(sets, TextSettings(test=("opinion",), validation=("form",), pairs=()), 0)
+        net = LoraClassifier(lora(models), 2)
+        texts = [t for c in chosen for t in c.texts]
+        bank = torch.cat([net.read(c.texts) for c in chosen])
+        pools = pools_of(chosen, bank[:, 1, :-1])
+        net.hold(bank, pools["train"][0].bank)
+        tasks = TextTasks(net, pools, way=2, shots=(5,), queries=8, examples=20)
+        before = {n: p.clone() for n, p in net.pairs.items()}
+        losses = list(train_start(tasks, steps=30, seed=0, lr=0.02))
+        assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+        assert all(not torch.equal(p, before[n]) and not p.requires_grad for n, p in net.pairs.items())
+        assert list(pool_again(net, bank))[-1] == len(bank)
+        for c, rows in zip(chosen, torch.arange(len(texts)).split([len(c.texts) for c in chosen]), strict=True):
+            torch.testing.assert_close(bank[rows, :2], net.read(c.texts)[:, :2], rtol=1e-4, atol=1e-5)
+        sent = pickle.loads(pickle.dumps(tasks))  # what a worker gets
+        weights, batch = drawn(net, 3), tasks.sample("train", range(3))
+        assert torch.equal(sent.downstream.theta0(0, net.space.U), net.theta0(0, net.space.U))
+        assert torch.equal(sent.sample("train", range(3)).query.x, batch.query.x)
+        assert torch.equal(sent.downstream.predict(weights, batch.query.x), net.predict(weights, batch.query.x))
+        assert torch.equal(sent.downstream.condition(batch.support, net.space.U), net.condition(batch.support, net.space.U))
+
+
+class TestHeads:
+    def test_the_condition_begins_with_heads_that_classify(self, models):
+        """Their logits on the frozen model are those of least squares and of prototypes on its features."""
+        net = LoraClassifier(lora(models), 2)
+        states, y = net.read([*PAIR, *PAIR[::-1]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
+        net.hold(states, torch.arange(6))
+        rows = net.condition(Examples(states[None], y), net.space.U)[:, :2, : 2 * net.space.D].unflatten(-1, (2, -1))
+        features = net.pooled(states[None])[..., 0, :]
+        for j in range(2):
+            weights = torch.cat([rows[:, :, j], net.theta0(0, net.space.U)[None, 2:]], 1)
+            got = net.predict(weights, states[None])
+            if j == 0:
+                found = least_squares(features, y, 2)
+                want = features @ (found[..., :-1] / net.features).transpose(1, 2) + found[..., -1][:, None]
+            else:
+                means, _ = class_means(features, y, 2)
+                want = -torch.cdist(features, means).square() / net.features
+            torch.testing.assert_close(got.diff(dim=-1), want.diff(dim=-1), rtol=1e-3, atol=1e-4)
+
+    def test_the_prior_finds_the_numbers_of_the_heads(self):
+        g = torch.Generator().manual_seed(0)
+        heads = torch.randn(40, 5, 2, 7, generator=g) * torch.rand(7, generator=g).add(0.1)
+        z = torch.randn(40, 5, 7, generator=g)
+        prior = HeadPrior(7, 2, 3)  # three rows, two other units
+        std = heads[:, :3].flatten(0, 1).std(0)
+        z[:, :3] = 0.7 * heads[:, :3, 0] / std[0] - 0.2 * heads[:, :3, 1] / std[1] + 0.4
+        mask = torch.ones(40, 5, dtype=torch.bool)
+        prior.fit([(z[:25], heads[:25].flatten(2), mask[:25]), (z[25:], heads[25:].flatten(2), mask[25:])])
+        guess = prior.guess(heads.flatten(2), mask)
+        torch.testing.assert_close(guess[:, :3], z[:, :3], rtol=1e-3, atol=1e-3)
+        assert bool((guess[:, 3:] == 0).all()) and bool((prior.variance[1:] == 1).all())
+        local = torch.full((40, 1, 1), 1e-6)
+        torch.testing.assert_close(prior(z, local, guess)[:, :3], guess[:, :3], rtol=1e-3, atol=1e-3)  # all noise: the guess
+
+    def test_only_where_a_condition_holds_heads(self, done, sines):
+        method = make_method("mc-di", {"around": "heads", "denoiser": "mlp"})
+        data = trajectories(sines, "train", range(4), Preparation(tasks=4, epochs=3, k=3))
+        with pytest.raises(McdiError, match="holds no heads"):
+            method.fit(sines, data, seed=0)
