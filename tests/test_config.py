@@ -102,6 +102,8 @@ class TestRecipes:
             ("way = 3", "unknown key 'way'"),
             ("[family", "is not valid TOML"),
             ('methods = ["gan"]', "unknown method 'gan', choose mc-di"),
+            ('[family]\nnetwork = "lora"', "network = 'lora' does not fit data = 'glyphs'; text goes with lora"),
+            ('[family]\ndata = "text"', "network = 'linear-head' does not fit data = 'text'"),
             ("[method.gan]", "unknown method 'gan'"),
             ('[family]\ndata = "sines"', "network = 'linear-head' does not fit data = 'sines'"),
             ('[family]\nnetwork = "curve"', "network = 'curve' does not fit data = 'glyphs'"),

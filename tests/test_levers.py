@@ -10,11 +10,13 @@ from mcdi.config import FamilySettings
 from mcdi.embed import Embedder
 from mcdi.errors import McdiError
 from mcdi.families import _few_shot
-from mcdi.generator import Generator
+from mcdi.generator import Generator, load_method
 from mcdi.methods import Diffusion, Sampling, make_method
 from mcdi.methods.objective import Objective
 from mcdi.nets import make_denoiser
 from mcdi.prepare import Preparation, trajectories
+from mcdi.reproduce import measures
+from mcdi.reproduce.cells import Cell, Context
 from mcdi.store import Trajectories
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import LinearHead
@@ -265,3 +267,16 @@ def test_a_condition_of_single_examples_is_for_heads() -> None:
     settings = FamilySettings(network="pixel-net", condition="examples")
     with pytest.raises(McdiError, match="is for network = 'linear-head'"):
         _few_shot(settings, Embedder.from_config({"backbone": "conv4", "channels": 1, "side": 28}), {})
+
+
+def test_levers_are_judged_on_validation_tasks(done: Path) -> None:
+    """The row that decides what is kept is the score of the validation split, not of the test one."""
+    context, cell = Context(done), Cell({"lever": "recipe"}, "mc-di")
+    method = load_method(done / "methods" / "mc-di-0")
+    (row,) = (r for r in measures.levered(context, cell, method, 0) if r.factors["sampler"] == "validated, on validation tasks")
+    net, scores = context.family.downstream, {}
+    for split in ("val", "test"):
+        batch = context.family.sample(split, range(8))
+        scores[split] = net.score(method.generate(net, batch.support, batch.mask, seed=0), batch.query, batch.mask)
+    assert row.scores is not None and torch.equal(row.scores, scores["val"]) and not torch.equal(row.scores, scores["test"])
+    assert row.figures == {}

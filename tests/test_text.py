@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcdi.errors import McdiError
 from mcdi.tasks.phrases import phrase_sets
 from mcdi.tasks.sentences import Pool, TextTasks
-from mcdi.tasks.text import read_sets, read_texts, read_unlabelled
+from mcdi.tasks.text import TextSet, read_sets, read_texts, read_unlabelled
 from mcdi.tasks.textbank import TextSettings, choose, pools_of
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n", exclude_categories=["Cs", "Cc"]), min_size=1).filter(
@@ -168,6 +168,11 @@ class TestTasks:
         label = dict(zip(source.texts, source.labels, strict=True))
         for (first, second), answer in zip(made.texts, made.labels, strict=True):
             assert first != second and (label[first,] == label[second,]) == bool(answer)
+
+    def test_a_lonely_text_has_no_pair(self):
+        sets = {**phrase_sets(0, 20), "odd": {"train": TextSet("odd", (("a",), ("b",)), (0, 1), ("x", "y"))}}
+        with pytest.raises(McdiError, match="odd has one text only of some class"):
+            choose(sets, TextSettings(), 0)
 
     def test_what_does_not_fit_is_said(self):
         with pytest.raises(McdiError, match="fewer than way = 3"):

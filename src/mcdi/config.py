@@ -119,6 +119,8 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
                 "make preparation.k a multiple of it"
             )
     family = recipe.family
+    if (family.data == "text") != (family.network == "lora"):
+        raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; text goes with lora")
     _check_images(family, where)
     if not (recipe.methods and family.shots and recipe.evaluation.seeds):
         raise McdiError(f"{where}: methods, shots and seeds need at least one entry each")

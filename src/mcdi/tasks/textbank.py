@@ -79,6 +79,8 @@ def _made(kind: str, name: str, texts: Sequence[Sentences], labels: Sequence[int
         first = texts[j][0]
         if kind == "same":
             fitting = [k for k in range(len(texts)) if k != j and (labels[k] == labels[j]) == bool(answer)]
+            if not fitting:
+                raise McdiError(f"the set {name} has one text only of some class: add texts, or set family.text.pairs = []")
             pairs.append((first, texts[r.choice(fitting)][0]))
         else:
             other = first if answer else texts[(j + r.randrange(1, len(texts))) % len(texts)][0]
