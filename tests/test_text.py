@@ -170,7 +170,7 @@ class TestTasks:
             assert first != second and (label[first,] == label[second,]) == bool(answer)
 
     def test_a_lonely_text_has_no_pair(self):
-        sets = {**phrase_sets(0, 20), "odd": {"train": TextSet("odd", (("a",), ("b",)), (0, 1), ("x", "y"))}}
+        sets = {**phrase_sets(0, 120), "odd": {"train": TextSet("odd", (("a",), ("b",)), (0, 1), ("x", "y"))}}
         with pytest.raises(McdiError, match="odd has one text only of some class"):
             choose(sets, TextSettings(), 0)
 
