@@ -162,6 +162,25 @@ class TestTasks:
         for (first, second), answer in zip(made.texts, made.labels, strict=True):
             assert not answer or f"{first} {second}" in whole
 
+    def test_words_are_classes_of_texts_that_miss_them(self):
+        settings = TextSettings(words=5, examples=12)
+        sets = phrase_sets(0, 600)
+        chosen = {c.name: c for c in choose(sets, settings, 0)}
+        made, source = chosen["words topic"], {t[0] for t in sets["topic"]["train"].texts}
+        assert made.split == "train" and len(made.texts) == 12 * len(set(made.labels)) and not any(made.held)
+        words = []
+        for c in sorted(set(made.labels)):
+            mine = [text[0] for text, label in zip(made.texts, made.labels, strict=True) if label == c]
+            fitting = [w for w in {w for t in source for w in t.split()} if all(t.replace("_", w) in source for t in mine)]
+            assert len(mine) == len(set(mine)) == 12 and len(fitting) == 1
+            words += fitting
+        assert len(set(words)) == len(words) >= 2
+        assert not any(c.apart for n, c in chosen.items() if not n.startswith("words "))
+        assert not [c for c in choose(sets, TextSettings(words=0, examples=12), 0) if c.name.startswith("words ")]
+        family = tasks(sets=TextSettings(words=5, examples=4), shots=(2,), queries=2, examples=4)
+        seeds = [n for n in range(40) if family.pools["train"][n % len(family.pools["train"])].apart]
+        assert seeds and all(len(g) == 1 for n in seeds for g in family._task("train", n).groups)
+
     def test_same_pairs_have_one_label(self):
         made = next(c for c in choose(phrase_sets(0, 50), TextSettings(), 0) if c.name == "same topic")
         source = phrase_sets(0, 50)["topic"]["train"]

@@ -82,45 +82,53 @@ class LinearPrior(Prior):
 
 
 class HeadPrior(Prior):
-    """z ~ N(sum_j s_j head_j + shift, s^2) for rows: heads that the support set itself gives, each times one number.
+    """z ~ N(sum_j s_j head_j, s^2) for rows: heads that the support set itself gives for the network as it starts, each times
+    one number. Units that are no rows are guessed where they start, theta_0: there the heads fit them.
 
-    A full map has as many unknowns as rows are long, squared; where training tasks are few, this one still can be solved. Units
-    that are no rows are guessed at their mean, and keep their variance.
+    A full map has as many unknowns as rows are long, squared; where training tasks are few, these can still be solved. One
+    number for a whole head, weight and bias: scaled apart from each other they would move the boundary between classes.
     """
 
     def __init__(self, size: int, heads: int, units: int) -> None:
         super().__init__(size, units)
         self.scale: Tensor
-        self.shift: Tensor
-        self.register_buffer("scale", torch.zeros(heads, size))
-        self.register_buffer("shift", torch.zeros(size))
+        self.mean: Tensor
+        self.std: Tensor
+        self.start: Tensor
+        self.register_buffer("scale", torch.ones(heads))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("start", torch.zeros(units - 1, size))
+
+    def place(self, mean: Tensor, std: Tensor, start: Tensor) -> None:
+        """Mean and std (D,) that rows are standardised by, and the standardised theta_0 of the other units (units - 1, D)."""
+        for own, given in ((self.mean, mean), (self.std, std), (self.start, start)):
+            own.copy_(given)
 
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float = 1e-6) -> None:
-        """Least squares over all rows and all their numbers at once, of parts (z (N, U, D), heads (N, U, J D), mask (N, U)); a
-        head's numbers are in units of their own standard deviation over rows."""
-        heads, size = self.scale.shape
-        count, first = 0, torch.zeros(heads + 1, size).double()  # of the heads, and last of z
-        second = torch.zeros(heads + 1, heads + 1, size).double()
+        """Least squares over all rows and all their numbers at once, unstandardised, of parts (z (N, U, D), heads (N, U, J D),
+        mask (N, U)), of which only sums are kept."""
+        heads, size = len(self.scale), len(self.mean)
+        rows, square = torch.zeros(heads + 1, heads + 1, size).double(), torch.zeros(self.start.shape).double()
+        count = tasks = torch.zeros(())
         for z, read, mask in parts:
-            rows = self._rows(z)
-            chosen = mask[:, :rows]
-            both = torch.cat([read[:, :rows][chosen].unflatten(-1, (heads, size)), z[:, :rows][chosen][:, None]], 1).double()
-            count, first = count + len(both), first + both.sum(0)
-            second = second + torch.einsum("njd,nkd->jkd", both, both)
-        middle = first / count
-        covariance = second / count - middle[:, None] * middle
-        std = covariance.diagonal().T[:-1].clamp(min=1e-18).sqrt()
-        gram, right = (covariance[:-1, :-1] / (std[:, None] * std)).mean(-1), (covariance[:-1, -1] / std).mean(-1)
-        scale = torch.linalg.solve(gram + ridge * torch.eye(heads, dtype=gram.dtype), right)[:, None] / std
+            chosen = mask[:, : self._rows(z)]
+            natural = z[:, : self._rows(z)][chosen][:, None] * self.std + self.mean
+            both = torch.cat([read[:, : self._rows(z)][chosen].unflatten(-1, (heads, size)), natural], 1).double()
+            rows += torch.einsum("njd,nkd->jkd", both, both)
+            square += (z[:, self._rows(z) :] - self.start).square().double().sum(0)
+            count, tasks = count + len(both), tasks + len(z)
+        gram, right = rows[:-1, :-1].sum(-1), rows[:-1, -1].sum(-1)
+        scale = torch.linalg.solve(gram + ridge * gram.diagonal().diag(), right)
+        signed = torch.cat([scale, -torch.ones_like(scale[:1])])  # sum_j s_j head_j - z
+        missed = torch.einsum("j,k,jkd->d", signed, signed, rows) / count / self.std.square()
         self.scale.copy_(scale)
-        self.shift.copy_(middle[-1] - (scale * middle[:-1]).sum(0))
-        explained = 2 * (scale * covariance[:-1, -1]).sum(0) - torch.einsum("jd,jkd,kd->d", scale, covariance[:-1, :-1], scale)
-        self.variance[0] = (covariance[-1, -1] - explained).clamp(min=1e-4)
+        self.variance.copy_(torch.cat([missed[None], square / tasks]).clamp(min=1e-4))
 
     def _rows(self, z: Tensor) -> int:
         return z.shape[1] - len(self.variance) + 1
 
     def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
-        """The heads' answer for rows, 0 for other units: (B, U, J D) -> (B, U, D)."""
-        rows = (cond[:, : self._rows(cond)].unflatten(-1, self.scale.shape) * self.scale).sum(-2) + self.shift
-        return torch.nn.functional.pad(rows, (0, 0, 0, cond.shape[1] - rows.shape[1]))
+        """The heads' answer for rows, theta_0 for other units, standardised: (B, U, J D) -> (B, U, D)."""
+        rows = torch.einsum("burd,r->bud", cond[:, : self._rows(cond)].unflatten(-1, (len(self.scale), -1)), self.scale)
+        return torch.cat([(rows - self.mean) / self.std, self.start.expand(len(rows), -1, -1)], 1)

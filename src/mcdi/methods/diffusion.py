@@ -14,6 +14,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import MetaTraining, meta_train
 from mcdi.methods.objective import Objective
+from mcdi.methods.priors import fit_prior
 from mcdi.methods.sampling import Sampling
 from mcdi.nets import make_denoiser
 from mcdi.prior import HeadPrior, LinearPrior, Prior
@@ -139,26 +140,12 @@ class Diffusion:
             torch.manual_seed(seed)
             self.net = self._make(self.space)
         if self.prior is not None:
-            self._fit_prior(family, data)
+            fit_prior(self.prior.cpu(), family, data, self.space, self._read)
+            self.prior.to(self.device)
         objective = Objective(self, family, data, stored, seed)
         meta_train(self.net, objective.loss, objective.batch_at, s.training, log=log, folder=folder)
         self.net.eval()
         return self
-
-    def _fit_prior(self, family: TaskFamily, data: Stored) -> None:
-        """The linear map over every stored task, each with one draw of a support set of every shot number."""
-        assert self.prior is not None and self.space is not None
-        space = self.space
-
-        def parts() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for part in data.parts():
-                for shots in family.shots:
-                    draw = family.sample("train", part.seeds.tolist(), shots=shots)
-                    cond = family.downstream.condition(draw.support, draw.mask.shape[1])
-                    yield space.standardise(part.targets[:, -1]), self._read(cond), part.mask
-
-        self.prior.cpu().fit(parts())
-        self.prior.to(self.device)
 
     def f(
         self,

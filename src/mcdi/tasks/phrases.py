@@ -80,7 +80,7 @@ WRITERS: dict[str, Callable[[random.Random], Row]] = {
 }
 
 
-def phrase_sets(seed: int, size: int = 400) -> dict[str, dict[str, TextSet]]:
+def phrase_sets(seed: int, size: int = 2000) -> dict[str, dict[str, TextSet]]:
     """{set: {"train": texts}}, `size` examples each, decided by the seed."""
     out = {}
     for name, write in WRITERS.items():

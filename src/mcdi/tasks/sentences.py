@@ -15,7 +15,8 @@ from mcdi.tasks.lora import LoraClassifier
 
 class Pool(NamedTuple):
     """The examples of one set: bank (M,) the numbers of its texts in the network's bank, labels (M,), features (M, F) to tell
-    topics by, held (M,) bool: kept for queries. `whole`: tasks are not confined to a topic."""
+    topics by, held (M,) bool: kept for queries. `whole`: tasks are not confined to a topic; `apart`: no two classes
+    are merged."""
 
     name: str
     bank: Tensor
@@ -23,6 +24,7 @@ class Pool(NamedTuple):
     features: Tensor
     held: Tensor
     whole: bool = False
+    apart: bool = False
 
 
 class Task(NamedTuple):
@@ -96,7 +98,7 @@ class TextTasks:
         number = seed % len(pools)  # every set as often as any other
         pool = pools[number]
         u = uniform(split, [seed], 0, count=3 + 2 * int(pool.labels.max() + 1))[0]
-        groups = _groups(pool.labels.unique().numpy(), self.way, u[3:], whole=pool.whole)
+        groups = _groups(pool.labels.unique().numpy(), self.way, u[3:], whole=pool.whole, merge=not pool.apart)
         order = torch.arange(len(pool.labels))
         if not pool.whole:
             centre = pool.features[int(u[0] * len(order))]
@@ -153,14 +155,14 @@ class TextTasks:
         }
 
 
-def _groups(classes: np.ndarray, way: int, u: np.ndarray, *, whole: bool) -> tuple[tuple[int, ...], ...]:
-    """`way` groups of classes: one each, and the rest left out or added to a group; the order is drawn. whole: one each, as
-    they are, so that a set with as many classes as `way` is asked for itself."""
+def _groups(classes: np.ndarray, way: int, u: np.ndarray, *, whole: bool, merge: bool) -> tuple[tuple[int, ...], ...]:
+    """`way` groups of classes: one each, and with `merge` the rest left out or added to a group; the order is drawn. whole: one
+    each, as they are, so that a set with as many classes as `way` is asked for itself."""
     if whole:
         return tuple((int(c),) for c in classes[:way])
     order = classes[u[: len(classes)].argsort(kind="stable")]
     groups: list[list[int]] = [[int(c)] for c in order[:way]]
-    for c, v in zip(order[way:], u[len(classes) :], strict=False):
+    for c, v in zip(order[way:] if merge else (), u[len(classes) :], strict=False):
         place = int(v * 2 * way)
         if place < way:
             groups[place].append(int(c))

@@ -1,6 +1,8 @@
 """How do sets of sentences become pools of tasks? Chosen examples, their states in front of the tail, a split of the sets."""
 
 import random
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -14,31 +16,37 @@ from mcdi.tasks.text import Sentences, TextSet
 
 Split = Literal["train", "val", "test"]
 Sets = Mapping[str, Mapping[str, TextSet]]
+WORD = re.compile(r"\b[a-z]{3,}\b")
+COMMON = 0.05  # words in a larger share of the texts are those of any sentence
 
 
 @dataclass(frozen=True)
 class TextSettings:
     """Which sets are for what. test: never met in training; validation: they tune; all others train, and `pairs` more sets are
-    made of each set of single sentences: do two have one label ("same"), do two halves belong together ("halves").
-    texts: examples kept of a set, and as many for queries where a set has a test or validation file; examples: texts a
-    class that a training task is made of.
+    made of each set of single sentences: do two have one label ("same"), do two halves belong together ("halves"). words: and
+    one whose classes are so many words, their texts without them: which was there (SMLMT, 2009.08445)? Labels are few,
+    words are many kinds of tasks. texts: examples kept of a set, and as many for queries where a set has a test or validation
+    file; examples: texts a class that a training task is made of.
     """
 
     test: tuple[str, ...] = ("opinion", "same-opinion")
     validation: tuple[str, ...] = ("form", "same-topic")
     pairs: tuple[Literal["same", "halves"], ...] = ("same", "halves")
+    words: int = 16
     texts: int = 400
     examples: int = 64
 
 
 class Chosen(NamedTuple):
-    """A set as it is used; held: kept for queries. `texts` are left out once their states are in the bank."""
+    """A set as it is used; held: kept for queries; apart: no two of its classes make one. `texts` are left out once their
+    states are in the bank."""
 
     name: str
     split: Split
     labels: list[int]
     held: list[bool]
     texts: list[Sentences]
+    apart: bool = False
 
 
 def choose(sets: Sets, settings: TextSettings, seed: int) -> list[Chosen]:
@@ -63,7 +71,29 @@ def choose(sets: Sets, settings: TextSettings, seed: int) -> list[Chosen]:
         out.append(Chosen(name, split, labels, held, texts))
         if split == "train" and not source.pairs:
             out += [_made(kind, name, texts, labels, r) for kind in settings.pairs]
+            out += _words(name, source, settings, r)
     return out
+
+
+def _words(name: str, source: TextSet, settings: TextSettings, r: random.Random) -> list[Chosen]:
+    """A set whose classes are words of a source; none where fewer than two are frequent enough."""
+    said = [set(WORD.findall(text[0].lower())) for text in source.texts]
+    count = Counter(word for words in said for word in words)
+    usual = [word for word, n in sorted(count.items()) if settings.examples <= n <= COMMON * len(said)]
+    chosen = r.sample(usual, min(settings.words, len(usual)))
+    holding: dict[str, list[int]] = {word: [] for word in chosen}
+    for j in r.sample(range(len(said)), len(said)):
+        mine = [word for word in chosen if word in said[j]]
+        if len(mine) == 1 and len(said[j]) > 2 and len(holding[mine[0]]) < settings.examples:
+            holding[mine[0]].append(j)
+    full = {word: rows for word, rows in holding.items() if len(rows) == settings.examples}
+    if len(full) < 2:
+        return []
+    texts: list[Sentences] = []
+    for word, rows in full.items():
+        texts += [(re.sub(rf"\b{word}\b", "_", source.texts[j][0], flags=re.IGNORECASE),) for j in rows]
+    labels = [c for c in range(len(full)) for _ in range(settings.examples)]
+    return [Chosen(f"words {name}", "train", labels, [False] * len(labels), texts, apart=True)]
 
 
 def _some(source: TextSet, count: int, r: random.Random) -> tuple[list[Sentences], list[int]]:
@@ -102,5 +132,6 @@ def pools_of(chosen: Sequence[Chosen], features: Tensor) -> dict[str, list[Pool]
         bank = torch.arange(first, first + len(c.labels))
         first += len(c.labels)
         whole = c.split == "test"
-        pools[c.split].append(Pool(c.name, bank, torch.tensor(c.labels), features[bank].float(), torch.tensor(c.held), whole))
+        labels, held = torch.tensor(c.labels), torch.tensor(c.held)
+        pools[c.split].append(Pool(c.name, bank, labels, features[bank].float(), held, whole, c.apart))
     return pools
