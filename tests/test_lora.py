@@ -148,6 +148,35 @@ class TestNetwork:
         torch.testing.assert_close(got, net.space.pack({n: named[n] for n in net.space.spec})[0], rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("kind", list(TARGETS))
+    def test_rows_alone_are_rows_over_the_pairs_of_theta0(self, models, kind):
+        """What they answer, of states and of numbers, and their condition: the same as with the pairs beside them."""
+        whole, rows = (LoraClassifier(lora(models, kind, generate=g), 2) for g in ("both", "rows"))
+        with torch.no_grad():
+            for p in whole.pairs.values():
+                p.normal_(std=0.1)
+        rows.load_state(whole.state())
+        states, y = whole.read(PAIR), torch.tensor([[0, 1, 1]])
+        for net in (whole, rows):
+            net.hold(states, torch.arange(3))
+        assert rows.space.extra == 0 and rows.space.D == whole.space.D and set(rows.pairs) == set(whole.pairs)
+        flat = drawn(rows, 1)
+        beside = torch.cat([flat, whole.theta0(0, whole.space.U)[None, 2:]], 1)
+        for x in (states[None], torch.tensor([[0, 1, 2]])):
+            torch.testing.assert_close(rows.predict(flat, x), whole.predict(beside, x), rtol=1e-4, atol=1e-5)
+        cond = rows.condition(Examples(states[None], y), rows.space.U)
+        assert cond.shape == (1, 2, rows.condition_size)
+        torch.testing.assert_close(cond, whole.condition(Examples(states[None], y), whole.space.U)[:, :2, : cond.shape[-1]])
+
+    def test_pairs_as_peft_draws_them(self, models):
+        """Where fine-tuning begins without mcdi: no state of a run changes it, and no feature of it is taken for its own."""
+        fresh, net = LoraClassifier(lora(models), 2), LoraClassifier(lora(models, start="drawn"), 2)
+        trained = {n: t + 1 for n, t in fresh.state().items()}
+        net.load_state(trained)
+        assert torch.equal(net.theta0(0, net.space.U), fresh.theta0(0, net.space.U))
+        with pytest.raises(McdiError, match="set lora.start = 'trained'"):
+            net.condition(Examples(net.read(PAIR)[None], torch.tensor([[0, 1, 1]])), net.space.U)
+
+    @pytest.mark.parametrize("kind", list(TARGETS))
     def test_every_kind_has_a_condition(self, models, kind):
         net = LoraClassifier(lora(models, kind), 2)
         cond = net.condition(Examples(net.read(PAIR)[None], torch.tensor([[0, 1, 1]])), net.space.U)
@@ -175,10 +204,16 @@ with torch.no_grad():
 
 
 class TestAdapter:
-    @pytest.mark.parametrize(("kind", "way"), [("bert", 2), ("bert", 3), ("roberta", 2), ("llama", 2)])
-    def test_plain_peft_gives_the_same_logits(self, models, tmp_path, kind, way):
+    @pytest.mark.parametrize(
+        ("kind", "way", "how"),
+        [("bert", 2, "both"), ("bert", 3, "both"), ("bert", 2, "rows"), ("roberta", 2, "both"), ("llama", 2, "both")],
+    )
+    def test_plain_peft_gives_the_same_logits(self, models, tmp_path, kind, way, how):
         """In another process, where mcdi is not on the path."""
-        net = LoraClassifier(lora(models, kind, length=24), 2)
+        net = LoraClassifier(lora(models, kind, length=24, generate=how), 2)
+        with torch.no_grad():
+            for p in net.pairs.values():
+                p.normal_(std=0.1)
         flat = drawn(net, 1, way)
         weights = {n: w[0] for n, w in net.space.unpack(flat).items()}
         save_adapter(net, weights, tmp_path / "adapter", classes=["a", "b", "c"][:way], examples=6)

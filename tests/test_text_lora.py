@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import mcdi
+from safetensors.torch import load_file
 from tiny_models import PAIR, drawn, lora, peft, transformers
 
+from mcdi.adapters import peft_name
 from mcdi.errors import McdiError
 from mcdi.families import load_family
 from mcdi.generator import load
@@ -41,6 +43,7 @@ examples = 8
 model = {model!r}
 rank = 2
 length = 16
+generate = {generate!r}
 [preparation]
 tasks = 12
 epochs = 3
@@ -68,7 +71,7 @@ validation = 4
 @pytest.fixture(scope="module")
 def done(models, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("text")
-    (folder / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"])))
+    (folder / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="both"))
     assert mcdi("run", folder / "tiny.toml", "--out", folder / "run", "--workers", 1) == 0
     return folder / "run"
 
@@ -104,9 +107,10 @@ class TestCommandLine:
         arguments = ("reproduce", "adapters", recipe, "--out", done, "--results", tmp_path, "--workers", 1)
         assert mcdi(*arguments) == 0
         rows = list(csv.DictReader((tmp_path / "adapters-tiny.csv").read_text().splitlines()))
-        assert {r["set"] for r in rows} == {"opinion", "same-opinion"} and {r["shots"] for r in rows} == {"16"}
-        methods = {"prototypes", "linear probe", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"}
-        assert {r["method"] for r in rows} == methods
+        assert {r["set"] for r in rows} == {"opinion", "same-opinion"}
+        free = {"prototypes", "hypernetwork", "mv-di", "mc-di"}
+        steps = {"linear probe", "adam", "reptile", "mc-di, 10 steps", "LoRA fine-tuning", "LoRA fine-tuning, trained start"}
+        assert {(r["method"], r["shots"]) for r in rows} == {(m, "16") for m in free | steps} | {(m, "all") for m in free}
         assert all(0 <= float(r["score_mean"]) <= 1 and float(r["seconds_mean"]) > 0 for r in rows)
         assert (tmp_path / "adapters-tiny.png").exists()
 
@@ -137,6 +141,29 @@ class TestCommandLine:
         (copy / "config.json").write_text(text.replace(str(models["bert"]), str(tmp_path / "moved")))
         assert mcdi("generate", copy, "--support", examples, "--adapter", tmp_path / "a") == 1
         assert "cannot be loaded" in capfd.readouterr().err.replace("\n", " ")
+
+
+class TestRowsAlone:
+    def test_from_a_recipe_to_an_adapter(self, models, examples, tmp_path):
+        """The pairs of the adapter are those of theta_0, which episodes have moved from where peft draws them."""
+        (tmp_path / "rows.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows"))
+        run, out = tmp_path / "run", tmp_path / "adapter"
+        assert mcdi("run", tmp_path / "rows.toml", "--out", run, "--workers", 1) == 0
+        assert mcdi("generate", run / "methods" / "mc-di-0", "--support", examples, "--adapter", out) == 0
+        saved, start = load_file(out / "adapter_model.safetensors"), load_family(read_run(run).family, run).downstream
+        assert all(torch.equal(saved[peft_name(n)], p) for n, p in start.pairs.items())
+        assert any(float(p.abs().max()) > 0 for n, p in start.pairs.items() if "lora_B" in n)
+        arguments = ("reproduce", "adapters", tmp_path / "rows.toml", "--out", run, "--results", tmp_path, "--workers", 1)
+        assert mcdi(*arguments) == 0
+        rows = list(csv.DictReader((tmp_path / "adapters-rows.csv").read_text().splitlines()))
+        assert "LoRA fine-tuning" in {r["method"] for r in rows}
+
+    def test_pairs_come_beside_rows(self, models):
+        net = LoraClassifier(lora(models, generate="rows"), 2)
+        rows, whole = drawn(net, 3), net.whole()
+        both = whole.with_pairs(rows)
+        assert torch.equal(both[:, :2], rows) and torch.equal(both[0, 2:], whole.theta0(0, whole.space.U)[2:])
+        assert whole.whole() is whole
 
 
 class TestStart:

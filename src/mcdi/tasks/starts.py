@@ -34,7 +34,7 @@ def train_start(
             seeds = [seed * 1_000_003 + step * at_once + j for j in range(at_once)]
             batch = tasks.sample("train", seeds, draw=1 + step, shots=shots)
             x = torch.cat([part.x.unflatten(1, (tasks.way, -1))[:, :, :QUERIES] for part in (batch.support, batch.query)], 2)
-            read = cl2n(tail.pooled(net.inputs(x.flatten().to(device)))[:, 0], net.centre[0].to(device))
+            read = cl2n(tail.pooled(net.states(x.flatten().to(device)))[:, 0], net.centre[0].to(device))
             read = read * (SHARPNESS / net.features) ** 0.5
             loss = torch.stack([prototypical_loss(e, shots) for e in read.reshape(*x.shape, -1)]).mean()
             optimiser.zero_grad()
@@ -51,5 +51,5 @@ def pool_again(net: LoraClassifier, bank: Tensor, device: str = "cpu", batch: in
     """Replace the pooled rows of a bank by what the network's present pairs make of its states; yields how many are done."""
     for i in range(0, len(bank), batch):
         rows = torch.arange(i, min(i + batch, len(bank)))
-        bank[rows, :POOLED, :-1] = net.encoder.tail.pooled(net.inputs(rows.to(device))).to(bank)
+        bank[rows, :POOLED, :-1] = net.encoder.tail.pooled(net.states(rows.to(device))).to(bank)
         yield len(rows) + i
