@@ -19,10 +19,12 @@ from mcdi.tasks.sets import least_squares
 
 Answer = Callable[[TaskBatch], Tensor]
 METHODS = ("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di")
+PROBE = "linear probe"
 SHOTS = (16, 32, 64)
 AT_ONCE = 8  # tasks: their states are large
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
-REFINED = 10  # steps after generation
+FEW = 5  # support sets of every size, for what takes steps through the layers
+REFINED = 10  # such steps after generation
 RATES = (0.0001, 0.0003, 0.001, 0.003)
 # Fine-tuning of rows and pairs is tuned with fewer shots and tasks than heads are: a step goes through the layers.
 TUNING = {"lrs": [0.0003, 0.001, 0.003], "steps": [10, 30, 100], "decays": [0.0], "tasks": 4}
@@ -56,14 +58,15 @@ def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int
         for shots in sorted({n for n in (*SHOTS, fewest) if n in SHOTS or method.gradient_free}):
             if shots > fewest:
                 continue
-            batch = family.sample("test", draws, shots=shots)
             for name, answer in answers.items():
                 if shots not in SHOTS and name not in METHODS:
                     continue
+                deep = (name not in METHODS and name != PROBE) or (not method.gradient_free and family.downstream.space.extra)
+                batch = family.sample("test", draws[:FEW] if deep else draws, shots=shots)
                 start = time.perf_counter()
                 answer(_part(batch, 0, 1))
                 seconds = time.perf_counter() - start
-                predicted = torch.cat([answer(_part(batch, n, n + AT_ONCE)) for n in range(0, len(draws), AT_ONCE)])
+                predicted = torch.cat([answer(_part(batch, n, n + AT_ONCE)) for n in range(0, len(batch.seeds), AT_ONCE)])
                 factors = {"method": name, "set": pool.name, "shots": shots if shots in SHOTS else "all"}
                 rows.append(_row(factors, predicted, batch.query.y, seconds))
     return rows
@@ -83,7 +86,7 @@ def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
     if cell.method == "prototypes":
         batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
         ridge = max(RIDGES, key=lambda r: _merit([_probe(net, b.support, b.query.x, family.way, r) for b in batches], batches))
-        answers["linear probe"] = lambda part: _probe(net, part.support, part.query.x, family.way, ridge)
+        answers[PROBE] = lambda part: _probe(net, part.support, part.query.x, family.way, ridge)
     if cell.method == "mc-di":
         full, few = net.whole(), [family.sample("val", validation, shots=family.shots[0])]
 
