@@ -209,7 +209,50 @@ class CrossTransformer(UnitTransformer):
         return self.head(self.norm(h))
 
 
-DENOISERS: dict[str, type[nn.Module]] = {"transformer": UnitTransformer, "cross": CrossTransformer, "mlp": MLP, "unet": UNet1d}
+class Span(nn.Module):
+    """Weights as a sum of vectors that are at hand: directions in the condition, those of the other units, and x_t's own.
+
+    Only their lengths and angles decide how much of each, so that it is equivariant to rotations of weight space (and to the
+    order of units): it can't prefer directions of the training tasks, whose kinds may be few. condition_size is a multiple of
+    `size`, a direction after the other (`HeadPrior.directions`); any size will do later.
+    """
+
+    def __init__(self, size: int, condition_size: int, units: int, *, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        if condition_size % size:
+            raise ValueError(f"its condition is directions of {size} numbers each, not {condition_size}: set around = 'heads'")
+        self.width = width
+        count = 2 * (condition_size // size + 1)
+        self.inputs = nn.Linear(count + count * (count - 1) // 2, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
+        self.last = nn.Linear(width, count)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+        own = torch.cat([x[..., None, :], cond.unflatten(-1, (-1, x.shape[-1]))], -2)
+        there = mask[..., None, None].to(x.dtype)
+        others = (own * there).sum(1, keepdim=True) - own * there
+        vectors = torch.cat([own, others / (there.sum(1, keepdim=True) - 1).clamp(min=1)], -2)  # (B, U, count, D)
+        length = (vectors.square().mean(-1, keepdim=True) + 1e-4).sqrt()  # x may be all zeros
+        vectors = vectors / length
+        i, j = torch.triu_indices(vectors.shape[-2], vectors.shape[-2], offset=1, device=x.device)
+        angles = (vectors @ vectors.transpose(-1, -2) / x.shape[-1])[..., i, j]
+        h = F.silu(self.inputs(torch.cat([length[..., 0].log(), angles], -1)))
+        time = self.time(time_features(t, self.width))[:, None]
+        for block in self.blocks:
+            h = block(h, time)
+        return torch.einsum("bun,bund->bud", self.last(h), vectors)
+
+
+DENOISERS: dict[str, type[nn.Module]] = {
+    "transformer": UnitTransformer,
+    "cross": CrossTransformer,
+    "span": Span,
+    "mlp": MLP,
+    "unet": UNet1d,
+}
 
 
 def make_denoiser(kind: str, size: int, condition_size: int, units: int, **options: Any) -> nn.Module:

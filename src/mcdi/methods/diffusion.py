@@ -79,8 +79,11 @@ class Diffusion:
             raise McdiError(f"drop = {settings.drop} is a share of the training tasks: choose 0 <= drop < 1")
         if settings.self_condition and settings.objective == "regression":
             raise McdiError("regression has no earlier estimate to read: set self_condition = false")
-        if settings.self_condition and settings.denoiser == "cross":
-            raise McdiError("denoiser 'cross' reads no earlier estimate: set self_condition = false, or take transformer")
+        if settings.self_condition and settings.denoiser in ("cross", "span"):
+            name = settings.denoiser
+            raise McdiError(f"denoiser {name!r} reads no earlier estimate: set self_condition = false, or take transformer")
+        if settings.denoiser == "span" and not (settings.prior and settings.around == "heads"):
+            raise McdiError("denoiser 'span' adds up the heads of a condition: set around = 'heads' and prior = true")
         with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
             extra = {"summary": 8} if settings.denoiser == "cross" else {}
             make_denoiser(settings.denoiser, 8, 16, 2, **extra, **settings.options)
@@ -118,7 +121,7 @@ class Diffusion:
             options = {"ordered": True, **options}
         if s.denoiser == "cross":
             options["summary"] = self.summary_size
-        inputs = self.condition_size + (space.D if s.self_condition else 0)
+        inputs = self.heads * space.D if s.denoiser == "span" else self.condition_size + (space.D if s.self_condition else 0)
         return make_denoiser(s.denoiser, space.D, inputs, space.U, **options).to(self.device)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
@@ -136,6 +139,8 @@ class Diffusion:
         self.condition_size, self.summary_size, self.heads = net.condition_size, net.summary_size, net.heads
         if s.prior and s.around == "heads" and not net.heads:
             raise McdiError(f"the condition of a {net.kind} holds no heads: set around = 'summary'")
+        if s.denoiser == "span" and net.space.extra:
+            raise McdiError("denoiser 'span' knows rows alone: set lora.generate = 'rows', or take transformer")
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
             self.net = self._make(self.space)
@@ -162,6 +167,9 @@ class Diffusion:
         previous: its last estimate of x0, zeros by default; guess: `guess` of the condition where it is known."""
         assert self.net is not None
         read = cond
+        if self.settings.denoiser == "span":
+            assert isinstance(self.prior, HeadPrior)
+            read = self.prior.directions(self._read(cond))
         if self.settings.self_condition:
             read = torch.cat([cond, torch.zeros_like(x) if previous is None else previous], -1)
         inputs = (x, t / self.schedule.T, read, mask)
