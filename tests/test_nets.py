@@ -29,6 +29,8 @@ def test_shapes_and_what_the_output_depends_on(kind, units, size):
     extra = {}
     if kind == "cross":  # and two examples of every class
         cond, extra = torch.cat([cond, torch.ones(*cond.shape[:2], 2 * size)], -1), {"summary": cond.shape[-1]}
+    if kind == "span":
+        cond = torch.randn(*cond.shape[:2], 2 * size, generator=torch.Generator().manual_seed(1))
     net = awake(make_denoiser(kind, size, cond.shape[-1], units, width=16, **extra))
     out = net(x, t, cond, mask)
     assert out.shape == x.shape and bool(torch.isfinite(out).all())
@@ -43,7 +45,7 @@ def test_a_new_denoiser_says_nothing(kind):
 
 
 def test_what_is_unknown_or_does_not_fit():
-    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, cross, mlp, unet"):
+    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, cross, span, mlp, unet"):
         make_denoiser("gru", 5, 4, 3)
     with pytest.raises(McdiError, match="'mlp' does not take these options.*heads"):
         make_denoiser("mlp", 5, 4, 3, heads=2)
@@ -63,6 +65,35 @@ def test_the_transformer_heeds_the_mask_and_the_order_only_when_told():
         swapped = net(x.flip(1), t, cond.flip(1), everyone).flip(1)
         assert torch.allclose(swapped, net(x, t, cond, everyone), atol=1e-4) != ordered
     assert make_denoiser("transformer", 5, 4, 3, width=16)(*inputs(units=7)).shape == (2, 7, 5)  # any number of units
+
+
+class TestSpan:
+    def case(self, size=6, units=3):
+        x, t, cond, mask = inputs(units=units, size=size, condition=2 * size)
+        return awake(make_denoiser("span", size, 2 * size, units, width=16)), x, t, cond, mask
+
+    def test_turned_weights_and_directions_give_turned_weights(self):
+        net, x, t, cond, mask = self.case()
+        turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(2))).Q
+        turned = net(x @ turn, t, (cond.unflatten(-1, (2, 6)) @ turn).flatten(-2), mask)
+        torch.testing.assert_close(turned, net(x, t, cond, mask) @ turn, rtol=1e-4, atol=1e-4)
+
+    def test_what_it_says_is_made_of_what_it_was_given(self):
+        net, x, t, cond, mask = self.case(size=20)
+        given = torch.cat([x, *cond.unflatten(-1, (2, 20)).unbind(2)], 1)  # 9 vectors of 20 numbers
+        out = net(x, t, cond, mask)
+        found = torch.linalg.lstsq(given.transpose(1, 2), out.transpose(1, 2)).solution
+        torch.testing.assert_close((given.transpose(1, 2) @ found).transpose(1, 2), out, rtol=1e-3, atol=1e-3)
+
+    def test_order_mask_and_size(self):
+        net, x, t, cond, mask = self.case()
+        torch.testing.assert_close(net(x.flip(1), t, cond.flip(1), mask).flip(1), net(x, t, cond, mask), rtol=1e-4, atol=1e-4)
+        mask[:, 2] = False
+        few = net(x[:, :2], t, cond[:, :2], mask[:, :2])
+        torch.testing.assert_close(net(x, t, cond, mask)[:, :2], few, rtol=1e-4, atol=1e-4)
+        assert net(torch.zeros(2, 4, 9), t, torch.zeros(2, 4, 18), torch.ones(2, 4, dtype=torch.bool)).isfinite().all()
+        with pytest.raises(McdiError, match="directions of 6 numbers each, not 13"):
+            make_denoiser("span", 6, 13, 3)
 
 
 class TestLinearPrior:

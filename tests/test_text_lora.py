@@ -19,6 +19,7 @@ from mcdi.methods import make_method
 from mcdi.prepare import Preparation, trajectories
 from mcdi.prior import HeadPrior
 from mcdi.run import read_run
+from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import Examples
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.phrases import phrase_sets
@@ -51,6 +52,7 @@ chunk = 6
 lr = 0.01
 [generator]
 around = "heads"
+denoiser = {denoiser!r}
 functional = 1.0
 options = {{ width = 16, depth = 1 }}
 training = {{ iterations = 3, learners = 2, tasks = 2 }}
@@ -71,7 +73,7 @@ validation = 4
 @pytest.fixture(scope="module")
 def done(models, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("text")
-    (folder / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="both"))
+    (folder / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="both", denoiser="transformer"))
     assert mcdi("run", folder / "tiny.toml", "--out", folder / "run", "--workers", 1) == 0
     return folder / "run"
 
@@ -146,7 +148,7 @@ class TestCommandLine:
 class TestRowsAlone:
     def test_from_a_recipe_to_an_adapter(self, models, examples, tmp_path):
         """The pairs of the adapter are those of theta_0, which episodes have moved from where peft draws them."""
-        (tmp_path / "rows.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows"))
+        (tmp_path / "rows.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="span"))
         run, out = tmp_path / "run", tmp_path / "adapter"
         assert mcdi("run", tmp_path / "rows.toml", "--out", run, "--workers", 1) == 0
         assert mcdi("generate", run / "methods" / "mc-di-0", "--support", examples, "--adapter", out) == 0
@@ -239,3 +241,23 @@ class TestHeads:
         data = trajectories(sines, "train", range(4), Preparation(tasks=4, epochs=3, k=3))
         with pytest.raises(McdiError, match="holds no heads"):
             method.fit(sines, data, seed=0)
+
+    def test_directions_are_the_heads_in_units_of_the_rows(self):
+        prior = HeadPrior(3, 2, 1)
+        prior.place(torch.ones(3), torch.tensor([1.0, 2.0, 4.0]), torch.zeros(0, 3))
+        cond = torch.arange(12.0).reshape(1, 2, 6)
+        assert torch.equal(prior.directions(cond), cond / torch.tensor([1.0, 2.0, 4.0] * 2))
+
+    def test_span_needs_heads_of_rows_alone(self, done):
+        for how, said in (
+            ({}, "around = 'heads'"),
+            ({"around": "heads", "prior": False}, "prior = true"),
+            ({"self_condition": True}, "self_condition"),
+        ):
+            with pytest.raises(McdiError, match=said):
+                make_method("mc-di", {"denoiser": "span", **how})
+        family = load_family(read_run(done).family, done)
+        with pytest.raises(McdiError, match="set lora.generate = 'rows'"):
+            make_method("mc-di", {"denoiser": "span", "around": "heads"}).fit(
+                family, TrajectoryStore.open(done / "trajectories"), seed=0
+            )
