@@ -1,11 +1,16 @@
-"""How long does a LoRA trajectory take, and how much memory, beside peft and a loop over the tasks?
+"""How long does a LoRA trajectory take, and how much memory, beside peft and a loop over the tasks? And how soon is an adapter
+ready that is generated, beside one that is fine-tuned?
 
     python benchmarks/adapters.py [--data FOLDER] [--tasks 16] [--epochs 6]
+    python benchmarks/adapters.py --model runs/text-lora/methods/mc-di-0 [--shots 16] [--steps 60]
 
 Both train the same pairs and the same head on the same texts, batch after batch, from the same start: peft as anybody would
 write it (token ids in, batches padded to their longest text, no dropout), and the engine on states of the frozen trunk,
 computed once. Prints seconds a task, the engine's with and without the trunk, and the peak of all tensors alive, parameters
 of the model left out. One thread. Sets: the embedded phrases, or --data.
+
+With --model: from labelled sentences (the embedded opinions, --shots a class) to an adapter folder, by that generator and by
+so many full-batch steps of Adam with peft on the same model, the same pairs and rows.
 """
 
 import argparse
@@ -20,12 +25,15 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from rich.console import Console
 from rich.table import Table
 
+from mcdi.adapters import save_adapter
 from mcdi.config import FamilySettings, read_recipe
 from mcdi.families import make_family
+from mcdi.generator import load
 from mcdi.memory import LiveBytes
 from mcdi.prepare import Preparation, tile_size, trajectories
 from mcdi.run import provenance
 from mcdi.tasks.encoders import Encoder
+from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.phrases import phrase_sets
 from mcdi.tasks.sentences import TextTasks
 from mcdi.tasks.text import Sentences, read_sets
@@ -61,6 +69,7 @@ def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, how: Prepar
 
 
 def settings(recipe: FamilySettings, data: Path | None) -> FamilySettings:
+    recipe = replace(recipe, lora=replace(recipe.lora, generate="both"))
     if data is None:
         return recipe
     names = sorted(read_sets(data))
@@ -105,16 +114,55 @@ def measure(family: TextTasks, texts: list[Sentences], how: Preparation) -> dict
     }
 
 
+def ready(model: Path, shots: int, steps: int) -> dict[str, float]:
+    """{way: seconds from labelled sentences to an adapter folder}; the model is loaded before."""
+    generator = load(model)
+    net = generator.network
+    if not isinstance(net, LoraClassifier):
+        raise SystemExit(f"{model} generates no adapters: give a generator that a text recipe has trained")
+    found = phrase_sets(0)["opinion"]["train"]
+    rows = [j for c in range(len(found.classes)) for j in [n for n, y in enumerate(found.labels) if y == c][:shots]]
+    texts, y = [found.texts[j] for j in rows], torch.tensor([found.labels[j] for j in rows])
+
+    def generated() -> None:
+        weights = generator.generate((texts, y))
+        save_adapter(net, weights, Path(folder) / "generated", classes=found.classes, examples=len(y))
+
+    def tuned() -> None:
+        plain(net.encoder, texts, y, replace(Preparation(), epochs=steps, batch=None, lr=0.001))
+        net.encoder.whole.save_pretrained(str(Path(folder) / "tuned"))
+
+    with tempfile.TemporaryDirectory() as folder:
+        generated()  # warm
+        return {"generated": min(seconds_of(generated) for _ in range(3)), f"peft, {steps} steps": seconds_of(tuned)}
+
+
+def show_ready(model: Path, shots: int, steps: int) -> None:
+    found = ready(model, shots, steps)
+    table = Table(title=f"{provenance()['hardware']}, one thread; {shots} sentences a class to an adapter folder")
+    for column in ("way", "s", "times as long as generation"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, seconds in found.items():
+        table.add_row(name, f"{seconds:.2f}", f"{seconds / found['generated']:.1f}x")
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.model is not None:
+        show_ready(arguments.model, arguments.shots, arguments.steps)
+        return
     recipe = read_recipe("text-lora")
     family_settings = settings(recipe.family, arguments.data)
-    how = replace(recipe.preparation, tasks=arguments.tasks, epochs=arguments.epochs, chunk=arguments.tasks)
+    how = Preparation(tasks=arguments.tasks, epochs=arguments.epochs, batch=16, lr=0.003, chunk=arguments.tasks)
     with tempfile.TemporaryDirectory() as folder:
         family = make_family(family_settings, Path(folder), data=arguments.data, device="cpu", progress=lambda *_: None)
     assert isinstance(family, TextTasks)

@@ -53,7 +53,7 @@ class Generator:
             raise McdiError(f"examples of shape {tuple(x.shape)} are {images} features (..., {width})")
         return x.float()
 
-    def _support(self, support: tuple[Tensor, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
+    def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
         x, y = self.network.read(support[0]), torch.as_tensor(support[1]).to(self.device)
         single = y.ndim == 1
         if single:
@@ -80,7 +80,7 @@ class Generator:
     @torch.no_grad()
     def generate(
         self,
-        support: tuple[Tensor, Tensor] | Examples,
+        support: tuple[Any, Tensor] | Examples,
         *,
         steps: int | None = None,
         temperature: float | None = None,
@@ -130,7 +130,7 @@ class Generator:
         return out[0] if single else out
 
     def refine(
-        self, support: tuple[Tensor, Tensor] | Examples, weights: Weights | None = None, *, steps: int = 10, lr: float = 0.01
+        self, support: tuple[Any, Tensor] | Examples, weights: Weights | None = None, *, steps: int = 10, lr: float = 0.01
     ) -> Weights:
         """`steps` Adam steps at rate `lr` on the support set, from `weights` or from freshly generated ones."""
         examples, mask, single = self._support(support)
