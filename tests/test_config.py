@@ -70,7 +70,7 @@ def test_merged_goes_table_by_table():
 class TestRecipes:
     def test_every_shipped_one_resolves(self):
         assert recipe_names() == [
-            *("glyphs", "glyphs-conv4", "glyphs-whole", "natural", "natural-film", "natural-protonet"),
+            *("glue-lora", "glyphs", "glyphs-conv4", "glyphs-whole", "natural", "natural-film", "natural-protonet"),
             *("omniglot", "omniglot-20way", "omniglot-characters", "shift", "shift-film", "sines", "text-lora"),
         ]
         for name in recipe_names():
@@ -145,6 +145,6 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose glyphs, glyphs-conv4, .* sines, text-lora, or give",
+                match=r"unknown recipe .*: choose glue-lora, glyphs, .* sines, text-lora, or give",
             ):
                 read_recipe(name)

@@ -50,6 +50,8 @@ class TestLines:
         assert second.difference is not None
         assert second.difference[0] == pytest.approx(-0.01, abs=1e-6)
         assert second.difference[2] < 1e-6
+        few = [(s, [r._replace(scores=r.scores[:7]) if r.factors["method"] == "b" else r for r in rows]) for s, rows in found]
+        assert lines(few, ("method", "a"))[1].difference == pytest.approx(second.difference, abs=1e-6)  # measured on the first
         assert first.score is not None
         assert first.score[2] > 0.02
 
