@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import PAIR, TARGETS, drawn, lora
 
 from mcdi.adapters import peft_name, save_adapter
@@ -166,6 +168,19 @@ class TestNetwork:
         cond = rows.condition(Examples(states[None], y), rows.space.U)
         assert cond.shape == (1, 2, rows.condition_size)
         torch.testing.assert_close(cond, whole.condition(Examples(states[None], y), whole.space.U)[:, :2, : cond.shape[-1]])
+
+    def test_another_model_of_the_same_shape_is_told(self, models, tmp_path):
+        folder = tmp_path / "model"
+        shutil.copytree(models["bert"], folder)
+        net = LoraClassifier(lora({"bert": folder}), 2)
+        assert net.base == LoraClassifier(lora(models, rank=2, generate="rows"), 3).base  # of what is frozen alone
+        config, state = json.loads(json.dumps(net.config())), net.state()
+        assert networks.build(config, state).base == net.base
+        weights = load_file(folder / "model.safetensors")
+        name = next(n for n in weights if n.endswith("layer.0.output.dense.weight"))
+        save_file({**weights, name: weights[name] + 1e-3}, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(McdiError, match="other weights than the one that this was made with"):
+            networks.build(config, state)
 
     def test_pairs_as_peft_draws_them(self, models):
         """Where fine-tuning begins without mcdi: no state of a run changes it, and no feature of it is taken for its own."""

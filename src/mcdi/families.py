@@ -146,7 +146,7 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     network.hold(bank, torch.cat([p.bank for p in tasks.pools["train"]]))  # the features have moved, so has their centre
     write_tensors(folder / "backbone.safetensors", network.state())
     described = [c._replace(texts=[])._asdict() for c in chosen]
-    write_tensors(folder / "banks.safetensors", {"states": bank}, {"sets": described})
+    write_tensors(folder / "banks.safetensors", {"states": bank}, {"sets": described, "base": network.base})
 
 
 def _text_tasks(settings: FamilySettings, network: LoraClassifier, bank: Tensor, chosen: Sequence[Chosen]) -> TextTasks:
@@ -160,7 +160,8 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     """The family of a run whose backbone and features are on disk already."""
     if settings.data == "text":
         tensors, metadata = read_tensors(folder / "banks.safetensors")
-        chosen, network = [Chosen(**c) for c in metadata["sets"]], LoraClassifier(settings.lora, settings.way)
+        chosen = [Chosen(**c) for c in metadata["sets"]]
+        network = LoraClassifier(settings.lora, settings.way, metadata.get("base"))
         network.load_state(read_tensors(folder / "backbone.safetensors")[0])
         return _text_tasks(settings, network, tensors["states"], chosen)
     if settings.data == "sines":

@@ -26,14 +26,21 @@ class LoraClassifier(LinearHead):
     or pairs that `starts.train_start` has trained on the training sets. The condition of a row is
     LinearHead's on what the head reads of the frozen model; that of a piece of a pair says, over the support set, of both
     pooled features: their mean, the spread of the class means and the spread within classes. Flags name the piece.
+
+    base: the fingerprint that the frozen model must have. Raises McdiError where it has another.
     """
 
     kind = "lora"
     heads = 2  # the least-squares row and the prototype's, as the head would hold them
     statistics = 3  # numbers a feature in the condition of a pair
 
-    def __init__(self, lora: LoraSettings, way: int) -> None:
+    def __init__(self, lora: LoraSettings, way: int, base: int | None = None) -> None:
         self.encoder, self.way, self.reads = Encoder(lora, way), way, "means"
+        self.base = self.encoder.fingerprint()
+        if base not in (None, self.base):
+            raise McdiError(
+                f"the model {lora.model!r} has other weights than the one that this was made with: give that one, or train anew"
+            )
         tail = self.encoder.tail
         names = [n for n, _ in tail.named_parameters() if "lora_" in n or n.startswith(f"model.{self.encoder.head}.")]
         self.adapted = [n for n in names if "lora_" in n]
@@ -150,7 +157,7 @@ class LoraClassifier(LinearHead):
         return Network.gradients(self, state, data, mask, keys)
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "lora": asdict(self.encoder.settings), "way": self.way}
+        return {"kind": self.kind, "lora": asdict(self.encoder.settings), "way": self.way, "base": self.base}
 
     def to(self, device: str) -> None:
         self.encoder.to(device)
