@@ -3,6 +3,7 @@
 import csv
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from tiny_models import PAIR, drawn, lora, peft, transformers
 
 from mcdi.adapters import peft_name
+from mcdi.config import read_recipe
 from mcdi.errors import McdiError
-from mcdi.families import load_family
+from mcdi.families import load_family, make_family
+from mcdi.files import read_tensors
 from mcdi.generator import load
 from mcdi.methods import make_method
 from mcdi.prepare import Preparation, trajectories
@@ -143,6 +146,38 @@ class TestCommandLine:
         (copy / "config.json").write_text(text.replace(str(models["bert"]), str(tmp_path / "moved")))
         assert mcdi("generate", copy, "--support", examples, "--adapter", tmp_path / "a") == 1
         assert "cannot be loaded" in capfd.readouterr().err.replace("\n", " ")
+
+
+class TestStopped:
+    @pytest.mark.parametrize("at", [("texts", 70), ("backbone", 21), ("features", 1)])
+    def test_what_was_read_and_trained_is_not_done_again(self, models, tmp_path, monkeypatch, at):
+        """Stopped while texts are read, while pairs are trained, after that: the same features and pairs in the end."""
+        (tmp_path / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="span"))
+        recipe = read_recipe(str(tmp_path / "tiny.toml"))
+        family = replace(recipe.family, backbone_steps=25, text=replace(recipe.family.text, pairs=(), words=0))
+        seen: list[tuple[str, int]] = []
+
+        def told(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+            seen.append((what, done))
+            if "stop" in folder.name and what == at[0] and done >= at[1] and len(list(folder.parent.glob("stopped"))) == 0:
+                (folder.parent / "stopped").touch()
+                raise KeyboardInterrupt
+
+        for folder in (tmp_path / "whole", tmp_path / "stop"):
+            folder.mkdir()
+            if folder.name == "stop":
+                with pytest.raises(KeyboardInterrupt):
+                    make_family(family, folder, data=None, device="cpu", progress=told)
+                seen.clear()
+            make_family(family, folder, data=None, device="cpu", progress=told)
+        first = min(done for what, done in seen if what == "backbone")
+        assert first == (1 if at[0] == "texts" else 21)  # from the last checkpoint
+        read = [done for what, done in seen if what == "texts"]
+        assert len(read) > 1 if at[0] == "texts" else len(read) == 1
+        for name in ("banks.safetensors", "backbone.safetensors"):
+            (one, _), (other, _) = (read_tensors(tmp_path / f / name) for f in ("whole", "stop"))
+            assert all(torch.equal(t, other[n]) for n, t in one.items())
+        assert sorted(p.name for p in (tmp_path / "stop").iterdir()) == ["backbone.safetensors", "banks.safetensors"]
 
 
 class TestRowsAlone:

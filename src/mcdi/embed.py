@@ -151,7 +151,7 @@ def train_backbone(
     done = 0
     if start is not None:
         done = start[0]
-        _restore(both, optimiser, start[1])
+        restore_training(both, optimiser, start[1])
     for step in range(done, steps):
         model.train()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -167,17 +167,19 @@ def train_backbone(
         optimiser.step()
         yield float(loss.detach())
         if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            checkpoint(step + 1, _state(both, optimiser))
+            checkpoint(step + 1, training_state(both, optimiser))
 
 
-def _state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a run goes on from: the module's tensors, and Adam's of its parameters by their place."""
     state = dict(module.state_dict())
     for i, p in enumerate(module.parameters()):
         state |= {f"optimiser.{i}.{n}": torch.as_tensor(v) for n, v in optimiser.state[p].items()}
     return state
 
 
-def _restore(module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+def restore_training(module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """Inverse of `training_state`, in place."""
     module.load_state_dict({n: t for n, t in state.items() if not n.startswith("optimiser.")})
     for i, p in enumerate(module.parameters()):
         names = ("step", "exp_avg", "exp_avg_sq")

@@ -3,7 +3,9 @@
 Both results are kept in the folder of the run; what is there already is not made again.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from mcdi.tasks.textbank import Chosen, choose, pools_of
 from mcdi.tasks.toy import Sines
 from mcdi.workers import Progress
 
+CHECKPOINT, TEXTS = "backbone.checkpoint.safetensors", "texts"  # what a stopped run goes on from
 READ = 64  # texts at a time, between two words of progress
 
 
@@ -99,10 +102,7 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
         torch.manual_seed(settings.seed)
         embedder = _embedder(settings)
     network, backbone = _few_shot(settings, embedder, images).downstream, embedder.backbone.to(device)
-    checkpoint, start = folder / "backbone.checkpoint.safetensors", None
-    if checkpoint.exists():
-        state, metadata = read_tensors(checkpoint)
-        start = (int(metadata["step"]), state)
+    start, save = _resumed(folder)
     foreign = _foreign(settings)
     losses = train_backbone(
         backbone,
@@ -112,18 +112,46 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
         objective=settings.backbone_loss,
         way=settings.backbone_way,
         start=start,
-        checkpoint=lambda step, state: write_tensors(checkpoint, state, {"step": step}),
+        checkpoint=save,
     )
     for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
         progress("backbone", step, settings.backbone_steps, {"loss": loss})
     embedder.cpu().fit(features_of(backbone.cpu(), images["train"]))
     write_tensors(folder / "backbone.safetensors", embedder.state_dict())
-    checkpoint.unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     banks_embedded = {}
     for n, x in images.items():
         banks_embedded[n] = network.embed(x)
         progress("features", len(banks_embedded), len(images), {})
     write_tensors(folder / "banks.safetensors", banks_embedded)
+
+
+def _resumed(folder: Path) -> tuple[tuple[int, dict[str, Tensor]] | None, Callable[[int, dict[str, Tensor]], object]]:
+    """Steps done and state of a backbone's training that was stopped, if there is one, and how to keep them."""
+    path, start = folder / CHECKPOINT, None
+    if path.exists():
+        state, metadata = read_tensors(path)
+        start = (int(metadata["step"]), state)
+    return start, lambda step, state: write_tensors(path, state, {"step": step})
+
+
+def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, progress: Progress) -> Tensor:
+    """The states of all texts, half precision; those of a set that was read before a stop are on disk, by what decides them."""
+    states: list[Tensor] = []
+    done, total = 0, sum(len(c.texts) for c in chosen)
+    for c in chosen:
+        decides = repr((c.texts, network.base, network.encoder.settings))
+        path = folder / TEXTS / f"{zlib.crc32(decides.encode()):08x}.safetensors"
+        if not path.exists():
+            parts = []
+            for i in range(0, len(c.texts), READ):
+                parts.append(network.read(c.texts[i : i + READ]).half().cpu())
+                progress("texts", done + i + len(parts[-1]), total, {})
+            write_tensors(path, {"states": torch.cat(parts)})
+        states.append(read_tensors(path)[0]["states"])
+        done += len(c.texts)
+    progress("texts", total, total, {})
+    return torch.cat(states)
 
 
 def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
@@ -132,14 +160,11 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     chosen = choose(sets, settings.text, settings.seed)
     network = LoraClassifier(settings.lora, settings.way)
     network.to(device)
-    states, total = [], sum(len(c.texts) for c in chosen)
-    for c in chosen:
-        for i in range(0, len(c.texts), READ):
-            states.append(network.read(c.texts[i : i + READ]).half().cpu())
-            progress("texts", min(READ * len(states), total), total, {})
-    bank = torch.cat(states)
+    bank = _states(chosen, network, folder, progress)
     tasks = _text_tasks(settings, network, bank, chosen)
-    for step, loss in enumerate(train_start(tasks, steps=settings.backbone_steps, seed=settings.seed, device=device), 1):
+    start, save = _resumed(folder)
+    losses = train_start(tasks, steps=settings.backbone_steps, seed=settings.seed, device=device, start=start, checkpoint=save)
+    for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
         progress("backbone", step, settings.backbone_steps, {"loss": loss})
     for done in pool_again(network, bank, device):
         progress("features", done, len(bank), {})
@@ -147,6 +172,8 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     write_tensors(folder / "backbone.safetensors", network.state())
     described = [c._replace(texts=[])._asdict() for c in chosen]
     write_tensors(folder / "banks.safetensors", {"states": bank}, {"sets": described, "base": network.base})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    shutil.rmtree(folder / TEXTS, ignore_errors=True)
 
 
 def _text_tasks(settings: FamilySettings, network: LoraClassifier, bank: Tensor, chosen: Sequence[Chosen]) -> TextTasks:

@@ -1,12 +1,12 @@
 """Which pairs do all tasks begin with? Those under which class means tell the classes of training tasks apart."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mcdi.embed import cl2n, prototypical_loss
+from mcdi.embed import cl2n, prototypical_loss, restore_training, training_state
 from mcdi.tasks.encoders import POOLED
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.sentences import TextTasks
@@ -16,19 +16,32 @@ SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
 
 
 def train_start(
-    tasks: TextTasks, *, steps: int, seed: int, at_once: int = 4, lr: float = 2e-3, device: str = "cpu"
+    tasks: TextTasks,
+    *,
+    steps: int,
+    seed: int,
+    at_once: int = 4,
+    lr: float = 2e-3,
+    device: str = "cpu",
+    start: tuple[int, dict[str, Tensor]] | None = None,
+    checkpoint: Callable[[int, dict[str, Tensor]], object] | None = None,
+    checkpoint_every: int = 20,
 ) -> Iterator[float]:
     """Train the pairs of the network in place with the ProtoNet loss of episodes of training tasks; yields each step's loss.
 
     A step sees `at_once` tasks of few examples a class. What a head reads is centred and of one length first: of a pretrained
-    pooler it hardly differs from text to text.
+    pooler it hardly differs from text to text. A run resumed from `start`, as given to `checkpoint` (steps done, state), ends
+    with the same pairs.
     """
     net, shots = tasks.downstream, min(SHOTS, *tasks.shots)
     tail = net.encoder.tail
     pairs = [p.requires_grad_() for p in net.pairs.values()]
+    both = nn.ParameterList(pairs)
     optimiser = torch.optim.AdamW(pairs, lr=lr, weight_decay=0.01)
+    if start is not None:
+        restore_training(both, optimiser, start[1])
     try:
-        for step in range(steps):
+        for step in range(start[0] if start else 0, steps):
             warm = min((step + 1) / (0.1 * steps), 1.0)
             optimiser.param_groups[0]["lr"] = lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
             seeds = [seed * 1_000_003 + step * at_once + j for j in range(at_once)]
@@ -41,6 +54,8 @@ def train_start(
             loss.backward()
             optimiser.step()
             yield float(loss.detach())
+            if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+                checkpoint(step + 1, training_state(both, optimiser))
     finally:
         for p in pairs:
             p.requires_grad_(False)
