@@ -71,6 +71,13 @@ class TestReading:
         with pytest.raises(McdiError, match=said):
             read_texts(write(tmp_path, name, text))
 
+    def test_queries_need_no_labels(self, tmp_path):
+        assert read_unlabelled(write(tmp_path, "q.csv", "text\none\ntwo, three\n".replace("two, three", '"two, three"'))) == (
+            ("one",),
+            ("two, three",),
+        )
+        assert read_unlabelled(write(tmp_path, "q.tsv", "text\tlabel\none\t1\n")) == (("one",),)
+
     def test_missing_and_no_text(self, tmp_path):
         with pytest.raises(McdiError, match="does not exist"):
             read_texts(tmp_path / "none.tsv")

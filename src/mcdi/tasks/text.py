@@ -49,7 +49,9 @@ def _columns(path: Path, *, labelled: bool) -> tuple[list[Sentences], list[str]]
     if not rows:
         raise McdiError(f"{path} holds no example: it needs a header and rows, or a JSON object a line")
     known = rows[0][1]
-    names = [_column(known, FIRST, path), *[n for n in SECOND if n in known][:1], *([_column(known, LABEL, path)] * labelled)]
+    names = [_column(known, FIRST, path), *[n for n in SECOND if n in known][:1]]
+    if labelled:
+        names.append(_column(known, LABEL, path))
     texts, labels = [], []
     for number, row in rows:
         values = [row.get(n, "").strip() for n in names]
