@@ -167,7 +167,7 @@ def main() -> None:
         family = make_family(family_settings, Path(folder), data=arguments.data, device="cpu", progress=lambda *_: None)
     assert isinstance(family, TextTasks)
     sets = phrase_sets(family_settings.seed) if arguments.data is None else read_sets(arguments.data)
-    texts = [t for c in choose(sets, family_settings.text, family_settings.seed) for t in c.texts]
+    texts = [t for c in choose(sets, family_settings.text, family_settings.way, family_settings.seed) for t in c.texts]
     found = measure(family, texts, how)
     size = f"{2 * family.examples} texts a task, {how.epochs} epochs, batch {how.batch}"
     table = Table(title=f"{provenance()['hardware']}, one thread; {size}, {family.downstream.space.parameters} weights")

@@ -107,7 +107,7 @@ class Net:
 
 
 def tasks(**how) -> TextTasks:
-    chosen = choose(phrase_sets(0, 120), how.pop("sets", TextSettings()), 0)
+    chosen = choose(phrase_sets(0, 120), how.pop("sets", TextSettings()), 2, 0)
     features = torch.randn(sum(len(c.labels) for c in chosen), 4, generator=torch.Generator().manual_seed(0))
     return TextTasks(Net(), pools_of(chosen, features), **{"way": 2, "shots": (3,), "queries": 4, "examples": 12, **how})
 
@@ -163,7 +163,7 @@ class TestTasks:
         assert all(not set(a) & set(b) for a, b in seen)
 
     def test_halves_belong_together_half_of_the_time(self):
-        made = next(c for c in choose(phrase_sets(0, 50), TextSettings(), 0) if c.name == "halves topic")
+        made = next(c for c in choose(phrase_sets(0, 50), TextSettings(), 2, 0) if c.name == "halves topic")
         whole = {t[0] for t in phrase_sets(0, 50)["topic"]["train"].texts}
         assert sum(made.labels) == 25
         for (first, second), answer in zip(made.texts, made.labels, strict=True):
@@ -172,7 +172,7 @@ class TestTasks:
     def test_words_are_classes_of_texts_that_miss_them(self):
         settings = TextSettings(words=5, examples=12)
         sets = phrase_sets(0, 600)
-        chosen = {c.name: c for c in choose(sets, settings, 0)}
+        chosen = {c.name: c for c in choose(sets, settings, 2, 0)}
         made, source = chosen["words topic"], {t[0] for t in sets["topic"]["train"].texts}
         assert made.split == "train" and len(made.texts) == 12 * len(set(made.labels)) and not any(made.held)
         words = []
@@ -183,13 +183,13 @@ class TestTasks:
             words += fitting
         assert len(set(words)) == len(words) >= 2
         assert not any(c.apart for n, c in chosen.items() if not n.startswith("words "))
-        assert not [c for c in choose(sets, TextSettings(words=0, examples=12), 0) if c.name.startswith("words ")]
+        assert not [c for c in choose(sets, TextSettings(words=0, examples=12), 2, 0) if c.name.startswith("words ")]
         family = tasks(sets=TextSettings(words=5, examples=4), shots=(2,), queries=2, examples=4)
         seeds = [n for n in range(40) if family.pools["train"][n % len(family.pools["train"])].apart]
         assert seeds and all(len(g) == 1 for n in seeds for g in family._task("train", n).groups)
 
     def test_same_pairs_have_one_label(self):
-        made = next(c for c in choose(phrase_sets(0, 50), TextSettings(), 0) if c.name == "same topic")
+        made = next(c for c in choose(phrase_sets(0, 50), TextSettings(), 2, 0) if c.name == "same topic")
         source = phrase_sets(0, 50)["topic"]["train"]
         label = dict(zip(source.texts, source.labels, strict=True))
         for (first, second), answer in zip(made.texts, made.labels, strict=True):
@@ -198,7 +198,7 @@ class TestTasks:
     def test_a_lonely_text_has_no_pair(self):
         sets = {**phrase_sets(0, 120), "odd": {"train": TextSet("odd", (("a",), ("b",)), (0, 1), ("x", "y"))}}
         with pytest.raises(McdiError, match="odd has one text only of some class"):
-            choose(sets, TextSettings(), 0)
+            choose(sets, TextSettings(), 2, 0)
 
     def test_what_does_not_fit_is_said(self):
         with pytest.raises(McdiError, match="fewer than way = 3"):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mcdi.embed import BackboneName, Objective
 from mcdi.errors import McdiError
-from mcdi.methods import METHODS, Diffusion, make_method
+from mcdi.methods import METHODS, Diffusion, DiffusionSettings, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
 from mcdi.tasks.downstream import Condition
@@ -113,7 +113,10 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         raise McdiError(f"{where}: unknown method {unknown[0]!r}, choose {', '.join(METHODS)}")
     for name in recipe.methods:
         method = make_method(name, recipe.settings_of(name))
-        if isinstance(method, Diffusion) and recipe.preparation.k % method.settings.k:
+        if not isinstance(method, Diffusion):
+            continue
+        _check_heads(method.settings, recipe.family, where)
+        if recipe.preparation.k % method.settings.k:
             raise McdiError(
                 f"{where}: {name} takes k = {method.settings.k} targets evenly from preparation.k = {recipe.preparation.k}: "
                 "make preparation.k a multiple of it"
@@ -121,6 +124,8 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     family = recipe.family
     if (family.data == "text") != (family.network == "lora"):
         raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; text goes with lora")
+    if family.lora.start == "drawn":
+        raise McdiError(f"{where}: lora.start = 'drawn' is where the study adapters fine-tunes from, no recipe: leave it out")
     _check_images(family, where)
     if not (recipe.methods and family.shots and recipe.evaluation.seeds):
         raise McdiError(f"{where}: methods, shots and seeds need at least one entry each")
@@ -128,6 +133,13 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     if min(counts) < 1 or family.way < 2:
         raise McdiError(f"{where}: way must be at least 2; shots, queries and tasks at least 1")
     return recipe
+
+
+def _check_heads(settings: DiffusionSettings, family: FamilySettings, where: str) -> None:
+    if settings.around == "heads" and family.network != "lora":
+        raise McdiError(f"{where}: the condition of a {family.network} holds no heads: set around = 'summary'")
+    if settings.denoiser == "span" and family.lora.generate != "rows":
+        raise McdiError(f"{where}: denoiser 'span' knows rows alone: set lora.generate = 'rows', or take transformer")
 
 
 def _check_images(family: FamilySettings, where: str) -> None:

@@ -12,10 +12,14 @@ from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
 from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
 from mcdi.weights import WeightSpace
 
+# Student's t at 0.975 for 1, 2, ... degrees of freedom.
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+
 
 def interval(scores: Tensor) -> dict[str, float]:
-    """Mean and half-width of the 95 % interval (normal, over tasks) of scores (B,)."""
-    half = 1.96 * float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    """Mean and half-width of the 95 % interval over tasks of scores (B,): Student's for few, normal beyond its table."""
+    t = T975[len(scores) - 2] if 2 <= len(scores) <= len(T975) + 1 else 1.96
+    half = t * float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
     return {"mean": float(scores.mean()), "ci95": half}
 
 

@@ -157,7 +157,7 @@ def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, pro
 def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
     """The states of every chosen text in front of the adapted layers, half precision, and which set it is of."""
     sets = phrase_sets(settings.seed) if data is None else read_sets(data)
-    chosen = choose(sets, settings.text, settings.seed)
+    chosen = choose(sets, settings.text, settings.way, settings.seed)
     network = LoraClassifier(settings.lora, settings.way)
     network.to(device)
     bank = _states(chosen, network, folder, progress)

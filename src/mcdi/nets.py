@@ -212,9 +212,9 @@ class CrossTransformer(UnitTransformer):
 class Span(nn.Module):
     """Weights as a sum of vectors that are at hand: directions in the condition, those of the other units, and x_t's own.
 
-    Only their lengths and angles decide how much of each, so that it is equivariant to rotations of weight space (and to the
-    order of units): it can't prefer directions of the training tasks, whose kinds may be few. condition_size is a multiple of
-    `size`, a direction after the other (`HeadPrior.directions`); any size will do later.
+    Only their lengths and angles decide how much of each, so that it is equivariant to rotations of (standardised) weight space
+    and to the order of units: it has no directions of its own to learn from training tasks, whose kinds may be few.
+    condition_size is a multiple of `size`, a direction after the other (`HeadPrior.directions`); any size will do later.
     """
 
     def __init__(self, size: int, condition_size: int, units: int, *, width: int = 64, depth: int = 2) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "METHODS",
     "SAMPLERS",
     "Diffusion",
+    "DiffusionSettings",
     "FineTune",
     "Log",
     "Sampling",

@@ -82,8 +82,10 @@ class Diffusion:
         if settings.self_condition and settings.denoiser in ("cross", "span"):
             name = settings.denoiser
             raise McdiError(f"denoiser {name!r} reads no earlier estimate: set self_condition = false, or take transformer")
-        if settings.denoiser == "span" and not (settings.prior and settings.around == "heads"):
-            raise McdiError("denoiser 'span' adds up the heads of a condition: set around = 'heads' and prior = true")
+        has_heads = settings.prior and settings.around == "heads" and settings.parameterisation == "x0"
+        if settings.denoiser == "span" and not has_heads:
+            wanted = "around = 'heads', prior = true and parameterisation = 'x0'"
+            raise McdiError(f"denoiser 'span' adds up the heads of a condition: set {wanted}")
         with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
             extra = {"summary": 8} if settings.denoiser == "cross" else {}
             make_denoiser(settings.denoiser, 8, 16, 2, **extra, **settings.options)

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mcdi.errors import McdiError
+from mcdi.evaluate import T975
 from mcdi.files import read_json
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ RULE = (
     "seed, whose interval then holds the spread over tasks only; t is 12.7 for two seeds, 4.3 for three). The two are added "
     "in this way because all seeds meet the same tasks, so more seeds do not make b smaller."
 )
-# Student's t at 0.975 for 1, 2, ... degrees of freedom; beyond the table its last value, a little too wide, is used.
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
 PARTS = ("embed", "generate", "apply")
 NOT_ACCURACY = {"sines"}  # families whose score is not a share of right answers
 
@@ -145,6 +144,7 @@ def _score(seeds: Sequence[Mapping[str, Any]]) -> Score:
 def over_seeds(means: Sequence[float], within: float) -> tuple[float, float, float]:
     """Mean, standard deviation over seeds and half-width of the interval of RULE, `within` being its b."""
     std = stdev(means) if len(means) > 1 else 0.0
+    # Beyond the table its last value, a little too wide, is used.
     between = T975[min(len(means) - 1, len(T975)) - 1] * std / math.sqrt(len(means))
     return fmean(means), std, math.hypot(between, within)
 

@@ -208,6 +208,7 @@ STUDIES: dict[str, Study] = {
         adapters.cells,
         adapters.unseen_sets,
         Chart("shots", series=("method",), panel="set"),
+        quiet=True,
     ),
     "latency": Study(
         "milliseconds for the weights of 1 and of 256 tasks, beside Adam at its tuned steps",

@@ -262,7 +262,7 @@ class Encoder:
         """A checksum of what is frozen: pairs and rows fit no other model, though its shapes be the same."""
         found = 0
         for name, p in sorted(self.whole.get_base_model().named_parameters()):
-            if "lora_" not in name and "modules_to_save" not in name and "original_module" not in name:
+            if "lora_" not in name and "original_module" not in name and not name.startswith(f"{self.head}."):
                 found = zlib.crc32(p.detach().cpu().contiguous().numpy(), zlib.crc32(name.encode(), found))
         return found
 

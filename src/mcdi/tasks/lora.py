@@ -143,7 +143,9 @@ class LoraClassifier(LinearHead):
         for rows, scale in ((least_squares(features, y, way), 1), (prototype_rows(means), size)):
             weight = rows[..., :-1] / (size * spread)
             row = torch.cat([weight, rows[..., -1:] / scale - (weight @ centre)[..., None]], -1)
-            found.append(row[..., : self.space.D])  # heads of decoders have no bias
+            row = row[..., : self.space.D]  # heads of decoders have no bias
+            # What all classes have in common changes no probability, and theta_M has none of it.
+            found.append(row - row.mean(1, keepdim=True))
         return torch.cat(found, -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -16,8 +16,9 @@ from mcdi.tasks.text import Sentences, TextSet
 
 Split = Literal["train", "val", "test"]
 Sets = Mapping[str, Mapping[str, TextSet]]
-WORD = re.compile(r"\b[a-z]{3,}\b")
+WORD = re.compile(r"\b[a-z]{3,}\b", re.IGNORECASE | re.ASCII)
 COMMON = 0.05  # words in a larger share of the texts are those of any sentence
+MOST_WORDS = 62  # classes are bits of a number
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class TextSettings:
     texts: int = 400
     examples: int = 64
 
+    def __post_init__(self) -> None:
+        if min(self.texts, self.examples) < 1 or not (self.words == 0 or 2 <= self.words <= MOST_WORDS):
+            given = f"texts = {self.texts}, examples = {self.examples}, words = {self.words}"
+            raise McdiError(f"{given}: texts and examples must be at least 1, words 0 or 2 to {MOST_WORDS}")
+
 
 class Chosen(NamedTuple):
     """A set as it is used; held: kept for queries; apart: no two of its classes make one. `texts` are left out once their
@@ -49,12 +55,13 @@ class Chosen(NamedTuple):
     apart: bool = False
 
 
-def choose(sets: Sets, settings: TextSettings, seed: int) -> list[Chosen]:
+def choose(sets: Sets, settings: TextSettings, way: int, seed: int) -> list[Chosen]:
     """The examples of every set, with those that are held for queries. Raises McdiError for a set that is not there."""
     for name in (*settings.test, *settings.validation):
         if name not in sets:
             there = ", ".join(sets)
-            raise McdiError(f"the set {name!r} is not in the data: there are {there}; set family.text.test and validation")
+            why = f"the set {name!r} is not in the data: there are {there}"
+            raise McdiError(f"{why}; give --data a folder that has it, or set family.text.test and validation")
     out = []
     for name, parts in sets.items():
         split: Split = "test" if name in settings.test else "val" if name in settings.validation else "train"
@@ -71,27 +78,29 @@ def choose(sets: Sets, settings: TextSettings, seed: int) -> list[Chosen]:
         out.append(Chosen(name, split, labels, held, texts))
         if split == "train" and not source.pairs:
             out += [_made(kind, name, texts, labels, r) for kind in settings.pairs]
-            out += _words(name, source, settings, r)
+            out += _words(name, source, settings, way, r)
     return out
 
 
-def _words(name: str, source: TextSet, settings: TextSettings, r: random.Random) -> list[Chosen]:
-    """A set whose classes are words of a source; none where fewer than two are frequent enough."""
-    said = [set(WORD.findall(text[0].lower())) for text in source.texts]
+def _words(name: str, source: TextSet, settings: TextSettings, way: int, r: random.Random) -> list[Chosen]:
+    """A set whose classes are words of a source; none where fewer than `way` are frequent enough."""
+    said = [{word.lower() for word in WORD.findall(text[0])} for text in source.texts]
     count = Counter(word for words in said for word in words)
     usual = [word for word, n in sorted(count.items()) if settings.examples <= n <= COMMON * len(said)]
     chosen = r.sample(usual, min(settings.words, len(usual)))
-    holding: dict[str, list[int]] = {word: [] for word in chosen}
+    holding: dict[str, list[str]] = {word: [] for word in chosen}
+    known: set[str] = set()  # what two words leave of two texts may be the same, and says nothing
     for j in r.sample(range(len(said)), len(said)):
         mine = [word for word in chosen if word in said[j]]
         if len(mine) == 1 and len(said[j]) > 2 and len(holding[mine[0]]) < settings.examples:
-            holding[mine[0]].append(j)
-    full = {word: rows for word, rows in holding.items() if len(rows) == settings.examples}
-    if len(full) < 2:
+            left = re.sub(rf"\b{mine[0]}\b", "_", source.texts[j][0], flags=re.IGNORECASE | re.ASCII)
+            if left not in known:
+                known.add(left)
+                holding[mine[0]].append(left)
+    full = [texts for texts in holding.values() if len(texts) == settings.examples]
+    if len(full) < way:
         return []
-    texts: list[Sentences] = []
-    for word, rows in full.items():
-        texts += [(re.sub(rf"\b{word}\b", "_", source.texts[j][0], flags=re.IGNORECASE),) for j in rows]
+    texts: list[Sentences] = [(left,) for lefts in full for left in lefts]
     labels = [c for c in range(len(full)) for _ in range(settings.examples)]
     return [Chosen(f"words {name}", "train", labels, [False] * len(labels), texts, apart=True)]
 
