@@ -67,6 +67,9 @@ def test_merged_goes_table_by_table():
     assert merged(base, {"t": 5})["t"] == 5 and base == {"a": 1, "t": {"x": 1, "y": 2}}
 
 
+TEXT = '[family]\ndata = "text"\nnetwork = "lora"'
+
+
 class TestRecipes:
     def test_every_shipped_one_resolves(self):
         assert recipe_names() == [
@@ -112,6 +115,12 @@ class TestRecipes:
                 "pixel-net reads drawings of a side that is a multiple of 14, not data = 'natural', side = 28; use linear-head",
             ),
             ('[family]\nnetwork = "pixel-net"\nside = 32', "multiple of 14, not data = 'glyphs', side = 32"),
+            ('[generator]\naround = "heads"', "the condition of a linear-head holds no heads: set around = 'summary'"),
+            ('[generator]\ndenoiser = "span"', "set around = 'heads', prior = true and parameterisation = 'x0'"),
+            ('[generator]\ndenoiser = "span"\naround = "heads"\nparameterisation = "v"', "parameterisation = 'x0'"),
+            (f'{TEXT}\n[generator]\ndenoiser = "span"\naround = "heads"', "set lora.generate = 'rows', or take transformer"),
+            (f'{TEXT}\n[family.lora]\nstart = "drawn"', "lora.start = 'drawn' is where the study adapters fine-tunes from"),
+            (f"{TEXT}\n[family.text]\nwords = 63", "words = 63: texts and examples must be at least 1, words 0 or 2 to 62"),
             ("[family]\nside = 15", "side = 15 is too small for conv4: give at least 16"),
             ("[family]\nlimit = 0", "limit = 0 must be at least 1"),
             ("[family]\nexamples = 0", "examples = 0 must be at least 1"),

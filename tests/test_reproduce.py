@@ -14,6 +14,7 @@ from PIL import Image
 from mcdi import evaluate
 from mcdi.config import Evaluation, read_recipe
 from mcdi.errors import McdiError
+from mcdi.evaluate import interval
 from mcdi.generator import load_method
 from mcdi.methods import Diffusion
 from mcdi.reproduce import STUDIES, quick, reproduce
@@ -40,6 +41,11 @@ class TestLines:
         assert line.score[0] == pytest.approx(0.75)
         assert line.score[1] == pytest.approx(0.5**0.5 / 2)
         assert line.figures["mse"] == pytest.approx((2.0, 2**0.5))
+
+    def test_few_tasks_have_the_interval_of_student(self) -> None:
+        assert interval(torch.tensor([0.4, 0.6, 0.5, 0.7, 0.3]))["ci95"] == pytest.approx(2.776 * 0.025**0.5 / 5**0.5)
+        many = torch.tensor([0.0, 1.0] * 50)
+        assert interval(many)["ci95"] == pytest.approx(1.96 * float(many.std()) / 10)
 
     def test_a_difference_is_paired_by_task(self) -> None:
         """Two methods whose tasks vary by far more than they differ: the paired interval sees the difference."""
