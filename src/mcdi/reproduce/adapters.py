@@ -32,16 +32,11 @@ TUNING: dict[str, Any] = {"lrs": [0.001, 0.003], "steps": [20, 60], "decays": [0
 
 
 def cells(recipe: Recipe) -> list[Cell]:
-    """The methods of the recipe, and fine-tuning of rows and pairs: from pairs as peft draws them, which is what there is
-    without mcdi, and from the trained ones."""
+    """The methods of the recipe, and fine-tuning of rows and pairs from where peft draws them: what there is without mcdi."""
     found = [Cell({"method": n}, n) for n in METHODS if n in recipe.methods]
-    whole = replace(recipe.family.lora, generate="both")
-    for lora, name in (
-        (replace(whole, start="drawn"), "LoRA fine-tuning"),
-        (replace(whole, start="trained"), "LoRA fine-tuning, trained start"),
-    ):
-        found.append(Cell({"method": name}, "adam", TUNING, family={"lora": lora, "shots": recipe.family.shots[:1]}))
-    return found
+    lora = replace(recipe.family.lora, generate="both", start="drawn")
+    tuned = Cell({"method": "LoRA fine-tuning"}, "adam", TUNING, family={"lora": lora, "shots": recipe.family.shots[:1]})
+    return [*found, tuned]
 
 
 def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
