@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcdi.files import write_bytes
-from mcdi.report.plots import draw_landscape, look
+from mcdi.report.plots import KNOWN, draw_landscape, look
 from mcdi.report.table import metric
 from mcdi.reproduce.tables import Line
 
@@ -84,6 +84,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
     groups: dict[str, list[Line]] = {}
     for line in table:
         groups.setdefault(", ".join(str(line.factors.get(n, "")) for n in chart.series), []).append(line)
+    fixed = chart.series == ("method",) and set(groups) <= set(KNOWN)  # others may share a colour
     for number, (name, group) in enumerate(groups.items()):
         points = []
         for line in group:
@@ -93,7 +94,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
                 points.append((x, *value))
         if not points:
             continue
-        colour, marker = look(name) if chart.series == ("method",) else (f"C{number % 10}", "osD^vPX*<>"[number % 10])
+        colour, marker = look(name) if fixed else (f"C{number % 10}", "osD^vPX*<>"[number % 10])
         if all(isinstance(p[0], int | float) for p in points):
             x, height, error = zip(*sorted(points), strict=True)
             axes.errorbar(x, height, error, label=name, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1.4)
