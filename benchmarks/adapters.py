@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -49,12 +48,11 @@ def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, how: Optimi
     kept = [p.detach().clone() for p in trained]
     optimiser = torch.optim.Adam(trained, lr=how.lr)
     size = how.batch or len(texts)
-    whole = tokens_of(encoder, texts) if size >= len(texts) else None
     for epoch in range(how.epochs):
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(epoch)).tolist()
         for i in range(0, len(texts), size):
-            rows = order[i : i + size] if whole is None else list(range(len(texts)))
-            tokens = tokens_of(encoder, [texts[j] for j in rows]) if whole is None else whole
+            rows = order[i : i + size]
+            tokens = encoder.tokens([texts[j] for j in rows])
             optimiser.zero_grad()
             F.cross_entropy(model(**tokens).logits, y[rows]).backward()
             optimiser.step()
@@ -64,13 +62,6 @@ def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, how: Optimi
         for p, start in zip(trained, kept, strict=True):
             p.copy_(start)
             p.requires_grad_(False)
-
-
-def tokens_of(encoder: Encoder, texts: list[Sentences]) -> Any:
-    second = [t[1] for t in texts] if len(texts[0]) == 2 else None
-    length = encoder.settings.length
-    first = [t[0] for t in texts]
-    return encoder.tokenizer(first, second, truncation=True, max_length=length, padding=True, return_tensors="pt")
 
 
 def settings(recipe: FamilySettings, data: Path | None) -> FamilySettings:

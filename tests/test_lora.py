@@ -33,7 +33,7 @@ class TestEncoder:
         weights = net.space.unpack(drawn(net, 1))
         net.module.load_state_dict({n: w[0] for n, w in weights.items()}, strict=False)  # the tensors are the whole's
         with torch.no_grad():
-            want = net.encoder.whole(**net.encoder._tokens(PAIR)).logits
+            want = net.encoder.whole(**net.encoder.tokens(PAIR)).logits
         got = net.forward(weights, net.read(PAIR)[None])[0]
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         assert float(want.std()) > 0.01
@@ -144,7 +144,7 @@ class TestNetwork:
         optimiser = torch.optim.Adam([p.requires_grad_() for p in trained], lr=0.01)
         for _ in range(6):
             optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(model(**net.encoder._tokens(PAIR)).logits, y).backward()
+            torch.nn.functional.cross_entropy(model(**net.encoder.tokens(PAIR)).logits, y).backward()
             optimiser.step()
         named = {f"model.{n.removeprefix('base_model.model.')}": p.detach()[None] for n, p in model.named_parameters()}
         torch.testing.assert_close(got, net.space.pack({n: named[n] for n in net.space.spec})[0], rtol=1e-3, atol=1e-4)

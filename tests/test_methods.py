@@ -9,7 +9,7 @@ from torch import nn
 from mcdi.errors import McdiError
 from mcdi.generator import Generator
 from mcdi.methods import METHODS, Diffusion, adapt, make_method
-from mcdi.methods.diffusion import DiffusionSettings
+from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.loop import MetaTraining
 from mcdi.methods.sampling import Sampling
 from mcdi.prepare import Preparation, trajectories

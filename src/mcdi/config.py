@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from mcdi.embed import BackboneName, Objective
 from mcdi.errors import McdiError
-from mcdi.methods import METHODS, Diffusion, DiffusionSettings, make_method
+from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
 from mcdi.tasks.downstream import Condition
 from mcdi.tasks.encoders import LoraSettings
+from mcdi.tasks.networks import NETWORKS
 from mcdi.tasks.omniglot import Split
 from mcdi.tasks.textbank import TextSettings
 
@@ -115,7 +116,8 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         method = make_method(name, recipe.settings_of(name))
         if not isinstance(method, Diffusion):
             continue
-        _check_heads(method.settings, recipe.family, where)
+        kind, alone = recipe.family.network, recipe.family.lora.generate == "rows"
+        method.settings.check(kind, heads=NETWORKS[kind].heads, rows_alone=alone)
         if recipe.preparation.k % method.settings.k:
             raise McdiError(
                 f"{where}: {name} takes k = {method.settings.k} targets evenly from preparation.k = {recipe.preparation.k}: "
@@ -133,13 +135,6 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     if min(counts) < 1 or family.way < 2:
         raise McdiError(f"{where}: way must be at least 2; shots, queries and tasks at least 1")
     return recipe
-
-
-def _check_heads(settings: DiffusionSettings, family: FamilySettings, where: str) -> None:
-    if settings.around == "heads" and family.network != "lora":
-        raise McdiError(f"{where}: the condition of a {family.network} holds no heads: set around = 'summary'")
-    if settings.denoiser == "span" and family.lora.generate != "rows":
-        raise McdiError(f"{where}: denoiser 'span' knows rows alone: set lora.generate = 'rows', or take transformer")
 
 
 def _check_images(family: FamilySettings, where: str) -> None:

@@ -155,8 +155,7 @@ def train_backbone(
     for step in range(done, steps):
         model.train()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        warm = min((step + 1) / (0.1 * steps), 1.0)
-        optimiser.param_groups[0]["lr"] = lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
+        optimiser.param_groups[0]["lr"] = one_cycle(step, steps, lr)
         classes = torch.randperm(len(images), generator=generator)[:way]
         picks = torch.rand(way, images.shape[1], generator=generator).argsort(1)[:, : shots + queries]
         batch = images[classes[:, None], picks].flatten(0, 1).float() / 255
@@ -168,6 +167,12 @@ def train_backbone(
         yield float(loss.detach())
         if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
             checkpoint(step + 1, training_state(both, optimiser))
+
+
+def one_cycle(step: int, steps: int, lr: float) -> float:
+    """The rate of a step: up to `lr` in a tenth of the steps, down along a cosine."""
+    warm = min((step + 1) / (0.1 * steps), 1.0)
+    return lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
 
 
 def training_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, WeightGenerator, silent
-from mcdi.methods.diffusion import Diffusion, DiffusionSettings
+from mcdi.methods.diffusion import Diffusion
+from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
 from mcdi.methods.prototypes import Prototypes
 from mcdi.methods.reptile import Reptile, ReptileSettings
@@ -16,7 +17,6 @@ __all__ = [
     "METHODS",
     "SAMPLERS",
     "Diffusion",
-    "DiffusionSettings",
     "FineTune",
     "Log",
     "Sampling",

@@ -2,9 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
-from mcdi.methods.loop import MetaTraining, meta_train
+from mcdi.methods.diffusion_settings import DiffusionSettings
+from mcdi.methods.loop import meta_train
 from mcdi.methods.objective import Objective
 from mcdi.methods.priors import fit_prior
 from mcdi.methods.sampling import Sampling
@@ -25,41 +26,6 @@ from mcdi.tasks.sets import prototype_rows
 from mcdi.weights import WeightSpace
 
 
-@dataclass(frozen=True)
-class DiffusionSettings:
-    """One value per row of the ablation table: k, objective, training.meta.
-
-    objective "local": chain i runs to theta_{i d} at e_i (Mc-Di; with k = 1 Mv-Di). "vanilla": every theta_{i d} is the
-    end point after T steps (Tw-Di). "regression": theta_M from x = 0 at t = 0 in one step, the hypernetwork (1609.09106)
-    with the same network and data; sample it with steps = 1, temperature = 0.
-    functional: weight of the task loss of the one-step answer from x = 0 at t = 0, on examples of the training task that
-    are not in its support set (0 = off, as in the paper). prior: an x0 network is added to the posterior mean under a
-    fixed linear map from the condition to the weights (nets.LinearPrior); every row of the ablation shares it.
-    around: what that map reads of a class: all of its summary, the head that its prototype makes, or the "heads" that its
-    condition begins with (prior.HeadPrior).
-    self_condition: the network also reads its last estimate of x0 (2208.04202). drop: share of the training tasks whose
-    condition is hidden, so that sampling can be guided (2207.12598).
-    """
-
-    k: int = 3
-    objective: Literal["local", "vanilla", "regression"] = "local"
-    T: int = 20
-    schedule: str = "cosine"
-    floor: float = 2e-3
-    parameterisation: core.Parameterisation = "x0"
-    weight: Literal["paper", "x0"] = "paper"
-    window: Literal["prefix", "own"] = "prefix"
-    functional: float = 0.0
-    prior: bool = True
-    around: Literal["summary", "prototypes", "heads"] = "summary"
-    self_condition: bool = False
-    drop: float = 0.0
-    denoiser: str = "transformer"
-    options: dict[str, Any] = field(default_factory=dict)
-    training: MetaTraining = MetaTraining()
-    sampling: Sampling = Sampling()
-
-
 class Diffusion:
     """A weight generator: support set -> Gaussian noise -> T denoising steps -> weights, without a gradient."""
 
@@ -67,25 +33,6 @@ class Diffusion:
 
     def __init__(self, settings: DiffusionSettings) -> None:
         self.settings = settings
-        if settings.objective not in ("local", "vanilla", "regression"):
-            raise McdiError(f"unknown objective {settings.objective!r}: choose local, vanilla or regression")
-        if settings.objective == "regression" and settings.parameterisation != "x0":
-            raise McdiError("regression predicts the weights themselves: set parameterisation = 'x0'")
-        if settings.parameterisation == "eps" and settings.weight == "x0":
-            raise McdiError("a network that predicts eps does not learn under weight = 'x0': set weight = 'paper'")
-        if settings.sampling.steps is not None and not 1 <= settings.sampling.steps <= settings.T:
-            raise McdiError(f"sampling.steps = {settings.sampling.steps} is outside 1..T = {settings.T}")
-        if not 0 <= settings.drop < 1:
-            raise McdiError(f"drop = {settings.drop} is a share of the training tasks: choose 0 <= drop < 1")
-        if settings.self_condition and settings.objective == "regression":
-            raise McdiError("regression has no earlier estimate to read: set self_condition = false")
-        if settings.self_condition and settings.denoiser in ("cross", "span"):
-            name = settings.denoiser
-            raise McdiError(f"denoiser {name!r} reads no earlier estimate: set self_condition = false, or take transformer")
-        has_heads = settings.prior and settings.around == "heads" and settings.parameterisation == "x0"
-        if settings.denoiser == "span" and not has_heads:
-            wanted = "around = 'heads', prior = true and parameterisation = 'x0'"
-            raise McdiError(f"denoiser 'span' adds up the heads of a condition: set {wanted}")
         with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
             extra = {"summary": 8} if settings.denoiser == "cross" else {}
             make_denoiser(settings.denoiser, 8, 16, 2, **extra, **settings.options)
@@ -139,10 +86,7 @@ class Diffusion:
         net = family.downstream
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
         self.condition_size, self.summary_size, self.heads = net.condition_size, net.summary_size, net.heads
-        if s.prior and s.around == "heads" and not net.heads:
-            raise McdiError(f"the condition of a {net.kind} holds no heads: set around = 'summary'")
-        if s.denoiser == "span" and net.space.extra:
-            raise McdiError("denoiser 'span' knows rows alone: set lora.generate = 'rows', or take transformer")
+        s.check(net.kind, heads=net.heads, rows_alone=not net.space.extra)
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
             self.net = self._make(self.space)

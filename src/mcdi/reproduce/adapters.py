@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +18,7 @@ from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.sentences import TextTasks
 from mcdi.tasks.sets import least_squares
 
-Answer = Callable[[TaskBatch], Tensor]
 METHODS = ("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di")
-PROBE = "linear probe"
 SHOTS = (16, 32, 64)
 AT_ONCE = 8  # tasks: their states are large
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -29,6 +28,14 @@ FEW, MOST = 5, 32
 REFINED = 10  # such steps after generation
 RATES = (0.0003, 0.001, 0.003)
 TUNING: dict[str, Any] = {"lrs": [0.001, 0.003], "steps": [20, 60], "decays": [0.0], "tasks": 4}
+
+
+class Answer(NamedTuple):
+    """How the classes of queries are found; `deep`: by steps through the layers, `free`: without a gradient step."""
+
+    classes: Callable[[TaskBatch], Tensor]
+    deep: bool
+    free: bool
 
 
 def cells(recipe: Recipe) -> list[Cell]:
@@ -54,14 +61,12 @@ def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int
         fewest = min(int(((pool.labels == c) & ~pool.held).sum()) for c in pool.labels.unique())
         for shots in sorted({n for n in (*SHOTS, fewest) if n <= fewest}):
             for name, answer in answers.items():
-                if shots not in SHOTS and (name not in (*METHODS, PROBE) or not method.gradient_free):
+                if (shots not in SHOTS and not answer.free) or (shots > MOST and answer.deep):
                     continue
-                deep = (not method.gradient_free and family.downstream.space.extra) or name.endswith("steps")
-                if deep and shots > MOST:
-                    continue
-                batch = family.sample("test", draws[:FEW] if deep else draws, shots=shots)
+                batch = family.sample("test", draws[:FEW] if answer.deep else draws, shots=shots)
                 seconds = _seconds(family.downstream, answer, _part(batch, 0, 1))
-                predicted = torch.cat([answer(_part(batch, n, n + AT_ONCE)) for n in range(0, len(batch.seeds), AT_ONCE)])
+                parts = [_part(batch, n, n + AT_ONCE) for n in range(0, len(batch.seeds), AT_ONCE)]
+                predicted = torch.cat([answer.classes(part) for part in parts])
                 factors = {"method": name, "set": pool.name, "shots": shots}
                 rows.append(_row(factors, predicted, batch.query.y, seconds))
     return rows
@@ -69,18 +74,18 @@ def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int
 
 def _seconds(net: LoraClassifier, answer: Answer, one: TaskBatch) -> float:
     """Of the second of two calls; what is pooled in the bank, support and queries, costs as much as it did when it was read."""
-    answer(one)
+    answer.classes(one)
     start = time.perf_counter()
     if not net.space.extra:
         with torch.no_grad():
             for x in (one.support.x, one.query.x):
                 net.encoder.tail.pooled(net.states(x.flatten()))
-    answer(one)
+    answer.classes(one)
     return time.perf_counter() - start
 
 
 def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> dict[str, Answer]:
-    """The classes of queries by the name of the method."""
+    """The ways of a cell to find classes, by the name of the method."""
     family = context.family
     assert isinstance(family, TextTasks)
     net = family.downstream
@@ -88,12 +93,15 @@ def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
     def weights(part: TaskBatch) -> Tensor:
         return method.generate(net, part.support, part.mask, seed=seed)
 
-    answers: dict[str, Answer] = {str(cell.factors["method"]): lambda part: _classes(net, weights(part), part)}
+    free = method.gradient_free
+    own = Answer(lambda part: _classes(net, weights(part), part), deep=not free and net.space.extra > 0, free=free)
+    answers = {str(cell.factors["method"]): own}
     validation = range(context.recipe.evaluation.validation)
     if cell.method == "prototypes":
         batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
-        ridge = max(RIDGES, key=lambda r: _merit([_probe(net, b.support, b.query.x, family.way, r) for b in batches], batches))
-        answers[PROBE] = lambda part: _probe(net, part.support, part.query.x, family.way, ridge)
+        probe = partial(_probe, net, way=family.way)
+        ridge = max(RIDGES, key=lambda r: _merit([probe(b, ridge=r) for b in batches], batches))
+        answers["linear probe"] = Answer(partial(probe, ridge=ridge), deep=False, free=True)
     if cell.method == "mc-di" and seed == context.recipe.evaluation.seeds[0]:
         full, few = net.whole(), [family.sample("val", range(TUNING["tasks"]), shots=family.shots[0])]
 
@@ -103,7 +111,7 @@ def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
             return _classes(full, adapt(full, start, part.support, mask, REFINED, rate), part)
 
         best = max(RATES, key=lambda rate: _merit([refined(b, rate) for b in few], few))
-        answers[f"{cell.method}, {REFINED} steps"] = lambda part: refined(part, best)
+        answers[f"{cell.method}, {REFINED} steps"] = Answer(partial(refined, rate=best), deep=True, free=False)
     return answers
 
 
@@ -129,9 +137,9 @@ def _classes(net: LoraClassifier, weights: Tensor, batch: TaskBatch) -> Tensor:
     return net.logits(weights, batch.query.x, batch.mask).argmax(-1)
 
 
-def _probe(net: LoraClassifier, support: Examples, x: Tensor, way: int, ridge: float) -> Tensor:
+def _probe(net: LoraClassifier, part: TaskBatch, *, way: int, ridge: float) -> Tensor:
     """Classes by ridge regression on both pooled features of the frozen model."""
-    seen, asked = (net.pooled(part).flatten(2) for part in (support.x, x))
-    rows = least_squares(seen, support.y, way, ridge)
+    seen, asked = (net.pooled(x).flatten(2) for x in (part.support.x, part.query.x))
+    rows = least_squares(seen, part.support.y, way, ridge)
     weight, bias = rows[..., :-1] / seen.shape[-1], rows[..., -1]
     return (asked @ weight.transpose(1, 2) + bias[:, None]).argmax(-1)

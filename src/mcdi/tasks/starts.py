@@ -1,12 +1,11 @@
 """Which pairs do all tasks begin with? Those under which class means tell the classes of training tasks apart."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from mcdi.embed import cl2n, prototypical_loss, restore_training, training_state
+from mcdi.embed import cl2n, one_cycle, prototypical_loss, restore_training, training_state
 from mcdi.tasks.encoders import POOLED
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.sentences import TextTasks
@@ -42,8 +41,7 @@ def train_start(
         restore_training(both, optimiser, start[1])
     try:
         for step in range(start[0] if start else 0, steps):
-            warm = min((step + 1) / (0.1 * steps), 1.0)
-            optimiser.param_groups[0]["lr"] = lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
+            optimiser.param_groups[0]["lr"] = one_cycle(step, steps, lr)
             seeds = [seed * 1_000_003 + step * at_once + j for j in range(at_once)]
             batch = tasks.sample("train", seeds, draw=1 + step, shots=shots)
             x = torch.cat([part.x.unflatten(1, (tasks.way, -1))[:, :, :QUERIES] for part in (batch.support, batch.query)], 2)
