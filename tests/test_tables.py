@@ -4,9 +4,12 @@ import csv
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from mcdi.evaluate import interval
+from mcdi.report.plots import look
 from mcdi.reproduce.cells import Measured
+from mcdi.reproduce.charts import Chart, _panel
 from mcdi.reproduce.tables import as_csv, as_markdown, lines
 
 
@@ -65,3 +68,14 @@ class TestLines:
         text = as_markdown(table, ("method", "a"), "sines")  # no share of right answers
         assert "| method | shots | score | minus a | mse |" in text
         assert "-0.250" in text
+
+
+def test_no_two_methods_of_a_chart_share_a_colour() -> None:
+    for names in (["mc-di", "adam"], ["mc-di", "mc-di, 10 steps", "linear probe", "LoRA fine-tuning"]):
+        found = [(0, [Measured({"method": n, "shots": s}, {}, torch.tensor([0.5, 0.6])) for n in names for s in (1, 5)])]
+        axes = Figure().subplots()
+        _panel(axes, Chart("shots", series=("method",)), "score", lines(found, None), "text")
+        handles, labels = axes.get_legend_handles_labels()
+        colours = {h.lines[0].get_color() for h in handles}
+        assert labels == names and len(colours) == len(names)
+        assert (look("mc-di")[0] in colours) == (names == ["mc-di", "adam"])  # theirs, where all have one

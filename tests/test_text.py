@@ -183,6 +183,9 @@ class TestTasks:
             words += fitting
         assert len(set(words)) == len(words) >= 2
         assert not any(c.apart for n, c in chosen.items() if not n.startswith("words "))
+        many = next(c for c in choose(sets, TextSettings(words=40, examples=5), 2, 0) if c.name == "words topic")
+        assert len(set(many.texts)) == len(many.texts)  # two words of two texts may leave the same
+        assert "words topic" not in {c.name for c in choose(sets, settings, 6, 0)}  # five words are too few
         assert not [c for c in choose(sets, TextSettings(words=0, examples=12), 2, 0) if c.name.startswith("words ")]
         family = tasks(sets=TextSettings(words=5, examples=4), shots=(2,), queries=2, examples=4)
         seeds = [n for n in range(40) if family.pools["train"][n % len(family.pools["train"])].apart]

@@ -10,24 +10,23 @@ import pytest
 import torch
 from conftest import mcdi
 from safetensors.torch import load_file
-from tiny_models import PAIR, drawn, lora, peft, transformers
+from tiny_models import drawn, lora, peft, transformers
 
 from mcdi.adapters import peft_name
 from mcdi.config import read_recipe
 from mcdi.errors import McdiError
 from mcdi.families import load_family, make_family
-from mcdi.files import read_tensors
+from mcdi.files import read_tensors, write_tensors
 from mcdi.generator import load
 from mcdi.methods import make_method
 from mcdi.prepare import Preparation, trajectories
-from mcdi.prior import HeadPrior
+from mcdi.reproduce import adapters
+from mcdi.reproduce.cells import Cell, Context
 from mcdi.run import read_run
 from mcdi.store import TrajectoryStore
-from mcdi.tasks.base import Examples
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.phrases import phrase_sets
 from mcdi.tasks.sentences import TextTasks
-from mcdi.tasks.sets import class_means, least_squares
 from mcdi.tasks.starts import pool_again, train_start
 from mcdi.tasks.textbank import TextSettings, choose, pools_of
 
@@ -149,6 +148,30 @@ class TestCommandLine:
         assert "cannot be loaded" in capfd.readouterr().err.replace("\n", " ")
 
 
+def test_steps_through_layers_are_taken_on_few_support_sets(done, monkeypatch):
+    """The tiny run generates pairs: Adam goes through the layers, Mc-Di does not."""
+    monkeypatch.setattr(adapters, "SHOTS", (2, 4))
+    monkeypatch.setattr(adapters, "FEW", 1)
+    monkeypatch.setattr(adapters, "MOST", 2)
+    context = Context(done)
+    counts = {}
+    for name in ("adam", "mc-di"):
+        cell, method = Cell({"method": name}, name), load(done / "methods" / f"{name}-0").method
+        for row in adapters.unseen_sets(context, cell, method, 0):
+            counts[row.factors["method"], row.factors["shots"]] = len(row.scores)
+    most = {shots for _, shots in counts} - {2, 4}  # as many as a set's smallest class has
+    assert most and counts == {("adam", 2): 1, ("mc-di, 10 steps", 2): 1} | {("mc-di", shots): 2 for shots in (2, 4, *most)}
+
+
+def test_a_run_is_of_one_base_model(done, tmp_path):
+    """Where the model in its place has other weights than the one whose states the run holds."""
+    for name in ("banks", "backbone"):
+        tensors, metadata = read_tensors(done / f"{name}.safetensors")
+        write_tensors(tmp_path / f"{name}.safetensors", tensors, {**metadata, "base": metadata.get("base", 0) + 1})
+    with pytest.raises(McdiError, match="other weights than the one that this was made with"):
+        load_family(read_run(done).family, tmp_path)
+
+
 class TestStopped:
     @pytest.mark.parametrize("at", [("texts", 70), ("backbone", 21), ("features", 1)])
     def test_what_was_read_and_trained_is_not_done_again(self, models, tmp_path, monkeypatch, at):
@@ -230,59 +253,12 @@ class TestStart:
         assert torch.equal(sent.downstream.condition(batch.support, net.space.U), net.condition(batch.support, net.space.U))
 
 
-class TestHeads:
-    def test_the_condition_begins_with_heads_that_classify(self, models):
-        """Their logits on the frozen model are those of least squares and of prototypes on its features."""
-        net = LoraClassifier(lora(models), 2)
-        states, y = net.read([*PAIR, *PAIR[::-1]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
-        net.hold(states, torch.arange(6))
-        rows = net.condition(Examples(states[None], y), net.space.U)[:, :2, : 2 * net.space.D].unflatten(-1, (2, -1))
-        features = net.pooled(states[None])[..., 0, :]
-        for j in range(2):
-            weights = torch.cat([rows[:, :, j], net.theta0(0, net.space.U)[None, 2:]], 1)
-            got = net.predict(weights, states[None])
-            if j == 0:
-                found = least_squares(features, y, 2)
-                want = features @ (found[..., :-1] / net.features).transpose(1, 2) + found[..., -1][:, None]
-            else:
-                means, _ = class_means(features, y, 2)
-                want = -torch.cdist(features, means).square() / net.features
-            torch.testing.assert_close(got.diff(dim=-1), want.diff(dim=-1), rtol=1e-3, atol=1e-4)
-
-    def test_the_prior_finds_the_numbers_of_the_heads(self):
-        """One for a whole head, though its numbers are standardised one by one; what is no row is guessed where it starts."""
-        g = torch.Generator().manual_seed(0)
-        heads, z = torch.randn(40, 5, 2, 7, generator=g), torch.randn(40, 5, 7, generator=g)
-        mean, std, start = torch.randn(7, generator=g), torch.rand(7, generator=g) + 0.5, torch.randn(2, 7, generator=g)
-        noise = 0.1 * torch.randn(40, 3, 7, generator=g)
-        z[:, :3] = (0.7 * heads[:, :3, 0] - 0.2 * heads[:, :3, 1] + noise - mean) / std
-        mask = torch.ones(40, 5, dtype=torch.bool)
-        mask[:10, 2], z[:10, 2] = False, 100.0  # a row that some tasks do not have
-        prior = HeadPrior(7, 2, 3)  # three rows, two other units
-        prior.place(mean, std, start)
-        prior.fit([(z[:25], heads[:25].flatten(2), mask[:25]), (z[25:], heads[25:].flatten(2), mask[25:])])
-        torch.testing.assert_close(prior.scale, torch.tensor([0.7, -0.2]), rtol=0.02, atol=0.02)
-        guess = prior.guess(heads.flatten(2), mask)
-        rows = prior.scale[0] * heads[:, :3, 0] + prior.scale[1] * heads[:, :3, 1]
-        torch.testing.assert_close(guess[:, :3] * std + mean, rows, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(guess[:, 3:], start.expand(40, -1, -1))
-        missed = (z - guess).square()
-        torch.testing.assert_close(prior.variance[0], missed[:, :3][mask[:, :3]].mean(0), rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(prior.variance[1:], missed[:, 3:].mean(0), rtol=1e-3, atol=1e-3)
-        local = torch.full((40, 1, 1), 1e-6)
-        torch.testing.assert_close(prior(z, local, guess)[10:], guess[10:], rtol=2e-2, atol=2e-2)  # all noise: the guess
-
+class TestRefused:
     def test_only_where_a_condition_holds_heads(self, done, sines):
         method = make_method("mc-di", {"around": "heads", "denoiser": "mlp"})
         data = trajectories(sines, "train", range(4), Preparation(tasks=4, epochs=3, k=3))
         with pytest.raises(McdiError, match="holds no heads"):
             method.fit(sines, data, seed=0)
-
-    def test_directions_are_the_heads_in_units_of_the_rows(self):
-        prior = HeadPrior(3, 2, 1)
-        prior.place(torch.ones(3), torch.tensor([1.0, 2.0, 4.0]), torch.zeros(0, 3))
-        cond = torch.arange(12.0).reshape(1, 2, 6)
-        assert torch.equal(prior.directions(cond), cond / torch.tensor([1.0, 2.0, 4.0] * 2))
 
     def test_span_needs_heads_of_rows_alone(self, done):
         for how, said in (
