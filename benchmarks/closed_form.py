@@ -21,7 +21,7 @@ from mcdi.prior import LinearPrior
 from mcdi.run import provenance, read_run
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskBatch
-from mcdi.tasks.downstream import LinearHead
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.sets import least_squares
 
 

@@ -41,7 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mcdi.prepare import Preparation, prepare, tile_size, trajectories
 from mcdi.run import provenance
 from mcdi.tasks.base import Examples, TaskBatch
-from mcdi.tasks.downstream import LinearHead, Network
+from mcdi.tasks.downstream import Network
+from mcdi.tasks.heads import LinearHead
 
 EPOCHS, K, LR, POOL = 60, 3, 0.01, 64
 

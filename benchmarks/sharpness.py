@@ -27,9 +27,10 @@ from mcdi.prepare import Preparation, trajectories
 from mcdi.run import provenance
 from mcdi.sharpness import hessian_spectrum
 from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import LinearHead, Network, PixelNet
+from mcdi.tasks.downstream import Network, PixelNet
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.glyphs import glyph_banks
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.toy import Sines
 
 RADII = (0.0, 0.02, 0.05, 0.1, 0.2)

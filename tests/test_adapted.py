@@ -19,7 +19,8 @@ from mcdi.methods.reptile import Reptile
 from mcdi.prior import LinearPrior
 from mcdi.tasks.adapted import ConvNet, FilmHead, film
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead, Network
+from mcdi.tasks.downstream import Network
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.networks import build
 
 G = torch.Generator().manual_seed(0)

@@ -15,7 +15,8 @@ from mcdi.engine import Optimisation, Point, _choose, _stopping, optimise
 from mcdi.errors import McdiError
 from mcdi.memory import LiveBytes, bytes_per_task
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead, Network
+from mcdi.tasks.downstream import Network
+from mcdi.tasks.heads import LinearHead
 
 N, S = 3, 13  # 13 is no multiple of the 3 classes: a bias whose gradient is exactly 0 would be moved by rounding errors
 

@@ -19,8 +19,8 @@ from mcdi.reproduce import measures
 from mcdi.reproduce.cells import Cell, Context
 from mcdi.store import Trajectories
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead
 from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.sets import single_examples
 
 SETTINGS = {

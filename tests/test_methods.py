@@ -14,8 +14,9 @@ from mcdi.methods.loop import MetaTraining
 from mcdi.methods.sampling import Sampling
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead, PixelNet
+from mcdi.tasks.downstream import PixelNet
 from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.heads import LinearHead
 
 TRAINING = {"iterations": 40, "learners": 2, "tasks": 8, "outer_lr": 0.003}
 TUNING = {"lrs": [0.03, 0.1], "steps": [5, 20], "decays": [0.0], "tasks": 20}

@@ -10,8 +10,9 @@ from mcdi import stacked
 from mcdi.embed import BackboneLoss, Conv4, Embedder, ResNet8, augmented, features_of, prototypical_loss, train_backbone
 from mcdi.errors import McdiError
 from mcdi.tasks.base import SPLITS, Examples, uniform
-from mcdi.tasks.downstream import Curve, LinearHead, PixelNet
+from mcdi.tasks.downstream import Curve, PixelNet
 from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.networks import build
 from mcdi.tasks.sets import class_means, least_squares
 

@@ -12,8 +12,8 @@ from mcdi.errors import McdiError
 from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
-from mcdi.tasks.downstream import Condition
 from mcdi.tasks.encoders import LoraSettings
+from mcdi.tasks.heads import Condition
 from mcdi.tasks.networks import NETWORKS
 from mcdi.tasks.omniglot import Split
 from mcdi.tasks.textbank import TextSettings

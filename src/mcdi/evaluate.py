@@ -3,12 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
+from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, WeightGenerator
 from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
 from mcdi.weights import WeightSpace
 
@@ -48,16 +49,27 @@ def evaluate(
 
 
 def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: int = 0) -> tuple[str, Diffusion]:
-    """The sampler of SAMPLERS that scores best on validation tasks, over all shot numbers; of equals the cheapest."""
+    """The sampler of SAMPLERS, and for heads the share of SHARES, that are best on validation tasks over all shot numbers; of
+    equals the cheapest and the largest share. A regression has one sampler, its own."""
+    net = family.downstream
+    samplers = SAMPLERS if method.is_chain else {"one step": method.settings.sampling}
+    shares = SHARES if net.leans else SHARES[:1]
     batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
+    scores = dict.fromkeys(((n, share) for n in samplers for share in shares), 0.0)
+    for name, how in samplers.items():
+        for batch in batches:
+            drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
+            for share in shares:
+                weights = drawn if share == 1 else net.leant(drawn[:, None], batch.support, batch.mask, share)[:, 0]
+                scores[name, share] += float(net.score(weights, batch.query, batch.mask).mean()) / len(batches)
 
-    def merit(name: str) -> tuple[float, int]:
-        how = SAMPLERS[name]
-        scores = [_measure(method, family, batch, seed, None, how)["mean"] for batch in batches]
-        return round(sum(scores) / len(scores), 4), -how.samples * (how.steps or method.schedule.T)
+    def merit(found: tuple[str, float]) -> tuple[float, int, float]:
+        how = samplers[found[0]]
+        return round(scores[found], 4), -how.samples * (how.steps or method.schedule.T), found[1]
 
-    best = max(SAMPLERS, key=merit)
-    return best, method.with_sampling(SAMPLERS[best])
+    name, share = max(scores, key=merit)
+    label = name if share == 1 else f"{name}, share {share}"
+    return label, method.with_sampling(replace(samplers[name], share=share))
 
 
 def _measure(

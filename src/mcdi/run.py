@@ -121,7 +121,7 @@ def train_method(
     start = time.perf_counter()
     method.fit(family, stored if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
-    if isinstance(method, Diffusion) and method.is_chain and "sampling" not in settings:
+    if isinstance(method, Diffusion) and "sampling" not in settings:
         training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family, tasks=validation)
     write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)

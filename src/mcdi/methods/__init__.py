@@ -10,12 +10,13 @@ from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
 from mcdi.methods.prototypes import Prototypes
 from mcdi.methods.reptile import Reptile, ReptileSettings
-from mcdi.methods.sampling import SAMPLERS, Sampling
+from mcdi.methods.sampling import SAMPLERS, SHARES, Sampling
 from mcdi.settings import make, merged
 
 __all__ = [
     "METHODS",
     "SAMPLERS",
+    "SHARES",
     "Diffusion",
     "FineTune",
     "Log",

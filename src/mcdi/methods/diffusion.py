@@ -194,10 +194,11 @@ class Diffusion:
 
     @torch.no_grad()
     def draws(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling) -> Tensor:
-        """(B, samples, U, D) weights, every chain's own."""
+        """(B, samples, U, D) weights, every chain's own. Raises McdiError for a share < 1 of what is no head."""
         for _, x in self._states(net, support, mask, seed, how):
             last = x
-        return self._natural(last).unflatten(0, (-1, how.samples))
+        drawn = self._natural(last).unflatten(0, (-1, how.samples))
+        return drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
 
     @torch.no_grad()
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None) -> Tensor:

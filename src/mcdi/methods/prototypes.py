@@ -10,7 +10,8 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import LinearHead, Network
+from mcdi.tasks.downstream import Network
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.sets import class_means, prototype_rows
 
 

@@ -11,7 +11,9 @@ class Sampling:
     """How a chain is run. steps None = T. temperature scales the initial noise (0: the chain starts at the mean);
     noise scales what is added in between (x temperature); stop = i ends at theta_{i d}. Of several samples the weights
     are averaged ("mean"), or those with the lowest loss on the support set are kept ("support loss"). guidance g goes
-    from the answer without a condition g times as far as to the one with it (2207.12598; for settings.drop > 0)."""
+    from the answer without a condition g times as far as to the one with it (2207.12598; for settings.drop > 0).
+    share: of a head, how much is the generated one; the rest is the least-squares classifier of the support set (sets.leant).
+    What was learnt on training classes is a little too sure on unseen ones, and the two err apart from each other."""
 
     steps: int | None = None
     temperature: float = 1.0
@@ -22,10 +24,13 @@ class Sampling:
     pick: Literal["mean", "support loss"] = "mean"
     guidance: float = 1.0
     stop: int | None = None
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.temperature < 0:
             raise McdiError(f"samples = {self.samples} must be at least 1 and temperature = {self.temperature} not negative")
+        if not 0 < self.share <= 1:
+            raise McdiError(f"share = {self.share} of the generated head: choose 0 < share <= 1")
 
 
 # The ways of sampling that evaluation compares; "ddpm" is the paper's reading: T steps from Gaussian noise, one chain.
@@ -38,3 +43,5 @@ SAMPLERS: dict[str, Sampling] = {
     "cold, 2 steps": Sampling(temperature=0.0, steps=2),
     "cold, 1 step": Sampling(temperature=0.0, steps=1),
 }
+# Shares that validation tasks choose from, along with the sampler, where a network has such heads.
+SHARES = (1.0, 0.75, 0.5)

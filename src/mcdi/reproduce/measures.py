@@ -164,7 +164,8 @@ def latency(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
     ways: dict[str, Sampling | None] = {"-": None}
     if isinstance(method, Diffusion) and method.is_chain:
         numbers = [n for n in (20, 5, 2, 1) if n <= method.settings.T]
-        ways = {f"{n} steps" if n > 1 else "1 step": replace(SAMPLERS["cold"], steps=n) for n in numbers}
+        cold = replace(SAMPLERS["cold"], share=method.settings.sampling.share)
+        ways = {f"{n} steps" if n > 1 else "1 step": replace(cold, steps=n) for n in numbers}
     rows = _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
     for number, row in enumerate(rows):
         how = ways[row.factors["sampler"]]

@@ -10,7 +10,8 @@ from mcdi.embed import Embedder, cl2n
 from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead, Network, PixelNetwork
+from mcdi.tasks.downstream import Network, PixelNetwork
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.sets import beside, spreads
 from mcdi.weights import Unit
 

@@ -1,4 +1,4 @@
-"""Which networks are generated? A linear head on frozen features, a whole small image network, a curve."""
+"""Which networks are generated? What all of them share; a whole small image network, a curve. Heads: heads.py."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,10 +12,8 @@ from mcdi.embed import Embedder
 from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
-from mcdi.tasks.sets import class_means, least_squares, single_examples
+from mcdi.tasks.sets import class_means
 from mcdi.weights import Unit, WeightSpace
-
-Condition = Literal["means", "spread", "examples"]
 
 
 class Network:
@@ -31,6 +29,7 @@ class Network:
     input_size: int  # numbers an embedded example has
     way: int  # classes of the template; a head may be generated for any number
     heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
+    leans = False  # whether its weights hold a head that can be `leant`
     init_std = 0.05
 
     @property
@@ -82,6 +81,10 @@ class Network:
 
     def condition(self, support: Examples, units: int) -> Tensor:
         raise NotImplementedError
+
+    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
+        """Weights (B, n, U, D) of which only `share` is left in their heads, see `sets.leant`."""
+        raise McdiError(f"share = {share} is for heads, and a {self.kind} is none: set share = 1")
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in stacked.apply."""
@@ -146,74 +149,6 @@ class Network:
         """Inverse of `state`."""
         if self.embedder is not None:
             self.embedder.load_state_dict(dict(state))
-
-
-class LinearHead(Network):
-    """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
-
-    The condition of a class of n examples is its mean support feature c, c / n, its row r of the least-squares classifier
-    of the support set times 1 - 1/n, |c|^2 / F and log n. From one example a class r adds nothing to c that holds on
-    unseen classes; from several it knows which directions tell the classes apart. condition "spread" adds the variance
-    of the class's examples (F), "examples" up to `examples` of them one by one (F + 1 each, see single_examples).
-    """
-
-    kind = "linear-head"
-
-    def __init__(
-        self, features: int, way: int, embedder: Embedder | None = None, condition: Condition = "means", examples: int = 5
-    ) -> None:
-        super().__init__(nn.Linear(features, way), embedder, unit="row")
-        self.features = self.input_size = features
-        self.way, self.reads = way, condition
-        self.examples = examples if condition == "examples" else 0
-        self.condition_size = self.summary_size + self.examples * (features + 1)
-
-    @property
-    def summary_size(self) -> int:
-        return 3 * self.features + 3 + (self.features if self.reads == "spread" else 0)
-
-    def theta0(self, seed: int, units: int) -> Tensor:
-        # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
-        row = torch.randn(self.space.D, generator=torch.Generator().manual_seed(seed)) * self.init_std
-        return row.expand(units, -1)
-
-    def frozen(self, x: Tensor) -> Tensor:
-        """What the head reads of a network as it stands, before anything is generated: -> (B, S, F)."""
-        return x
-
-    def condition(self, support: Examples, units: int) -> Tensor:
-        mean, count = class_means(support.x, support.y, units)
-        count = count.clamp(min=1)[..., None]
-        rows = least_squares(support.x, support.y, units) * (1 - 1 / count)
-        # c / n beside c: a linear map of both may trust the mean of more examples more.
-        parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
-        if self.reads == "spread":
-            square, _ = class_means(support.x.square(), support.y, units)
-            parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
-        if self.reads == "examples":
-            parts.append(single_examples(support.x, support.y, units, self.examples).flatten(2))
-        return torch.cat(parts, -1)
-
-    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
-        return torch.baddbmm(state["bias"][:, None], x, state["weight"].transpose(1, 2))
-
-    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
-        """Closed form, p - y: classes lie in rows, so that softmax and both products run along the many examples."""
-        if type(self).criterion is not Network.criterion:
-            return super().gradients(state, data, mask, keys)
-        logits = torch.baddbmm(state["bias"][..., None], state["weight"], data.x.transpose(1, 2))
-        wrong = logits.masked_fill_(~mask[..., None], float("-inf")).softmax(1)
-        wrong.scatter_add_(1, data.y[:, None], wrong.new_full((1, 1, 1), -1.0).expand(*data.y[:, None].shape))
-        wrong /= data.y.shape[1]
-        return {"weight": torch.bmm(wrong, data.x), "bias": wrong.sum(-1)}
-
-    def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
-        return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
-
-    def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "condition": self.reads}
-        return {"kind": self.kind, **fields, "examples": self.examples, "embedder": self.embedder_config()}
 
 
 class PixelNetwork(Network):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import LinearHead, Network
+from mcdi.tasks.downstream import Network
 from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.sets import beside, class_means, least_squares, prototype_rows, spreads
 
 
@@ -133,6 +134,9 @@ class LoraClassifier(LinearHead):
         if not extra:
             return rows
         return beside(rows, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
+
+    def closed_form(self, support: Examples, way: int) -> Tensor:
+        return self._own_heads(self.pooled(support.x)[..., 0, :], support.y, way)[..., : self.space.D]
 
     def _own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
         """Rows that read what the head reads, neither centred nor scaled: (B, S, H), (B, S) -> (B, way, heads * D)."""

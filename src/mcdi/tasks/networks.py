@@ -9,8 +9,9 @@ from mcdi.embed import Embedder
 from mcdi.errors import McdiError
 from mcdi.settings import make
 from mcdi.tasks.adapted import ConvNet, FilmHead
-from mcdi.tasks.downstream import Curve, LinearHead, Network, PixelNet
+from mcdi.tasks.downstream import Curve, Network, PixelNet
 from mcdi.tasks.encoders import LoraSettings
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.lora import LoraClassifier
 
 NETWORKS: dict[str, type[Network]] = {c.kind: c for c in (LinearHead, FilmHead, PixelNet, ConvNet, Curve, LoraClassifier)}

@@ -31,6 +31,22 @@ def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0
     return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
 
 
+def leant(rows: Tensor, towards: Tensor, mask: Tensor, share: float, size: int) -> Tensor:
+    """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D).
+
+    What all rows have in common changes no probability: it stays, and does not count as length. The first `size` numbers of a
+    row are its weights, whose length is the scale.
+    """
+    there = mask[..., None].to(rows.dtype)
+
+    def apart(head: Tensor) -> Tensor:
+        return (head - (head * there).sum(-2, keepdim=True) / there.sum(-2, keepdim=True)) * there
+
+    own, other = apart(rows), apart(towards)
+    length, far = (head[..., :size].square().sum((-2, -1), keepdim=True).sqrt() for head in (own, other))
+    return rows + (1 - share) * (other * (length / far.clamp(min=1e-12)) - own)
+
+
 def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor, Tensor]:
     """Three numbers of every feature, whatever the order of classes, (B, S, F) -> (B, F) each: the mean of the class means,
     their spread, the spread within classes."""

@@ -1,0 +1,94 @@
+"""What is a linear head on frozen features? Its condition, its closed forms, its gradient."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mcdi.embed import Embedder
+from mcdi.stacked import State
+from mcdi.tasks.base import Examples
+from mcdi.tasks.downstream import Network
+from mcdi.tasks.sets import class_means, leant, least_squares, single_examples
+
+Condition = Literal["means", "spread", "examples"]
+
+
+class LinearHead(Network):
+    """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
+
+    The condition of a class of n examples is its mean support feature c, c / n, its row r of the least-squares classifier
+    of the support set times 1 - 1/n, |c|^2 / F and log n. From one example a class r adds nothing to c that holds on
+    unseen classes; from several it knows which directions tell the classes apart. condition "spread" adds the variance
+    of the class's examples (F), "examples" up to `examples` of them one by one (F + 1 each, see single_examples).
+    """
+
+    kind = "linear-head"
+    leans = True
+
+    def __init__(
+        self, features: int, way: int, embedder: Embedder | None = None, condition: Condition = "means", examples: int = 5
+    ) -> None:
+        super().__init__(nn.Linear(features, way), embedder, unit="row")
+        self.features = self.input_size = features
+        self.way, self.reads = way, condition
+        self.examples = examples if condition == "examples" else 0
+        self.condition_size = self.summary_size + self.examples * (features + 1)
+
+    @property
+    def summary_size(self) -> int:
+        return 3 * self.features + 3 + (self.features if self.reads == "spread" else 0)
+
+    def theta0(self, seed: int, units: int) -> Tensor:
+        # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
+        row = torch.randn(self.space.D, generator=torch.Generator().manual_seed(seed)) * self.init_std
+        return row.expand(units, -1)
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """What the head reads of a network as it stands, before anything is generated: -> (B, S, F)."""
+        return x
+
+    def closed_form(self, support: Examples, way: int) -> Tensor:
+        """The least-squares classifier of the support set as rows of this head: -> (B, way, D)."""
+        rows = least_squares(self.frozen(support.x), support.y, way)
+        return torch.cat([rows[..., :-1] / self.features, rows[..., -1:]], -1)
+
+    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
+        way = self.classes(weights.shape[-2])
+        rows, rest = weights.split([way, weights.shape[-2] - way], -2)
+        heads = self.closed_form(support, way)[:, None]
+        return torch.cat([leant(rows, heads, mask[:, None, :way], share, self.features), rest], -2)
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        mean, count = class_means(support.x, support.y, units)
+        count = count.clamp(min=1)[..., None]
+        rows = least_squares(support.x, support.y, units) * (1 - 1 / count)
+        # c / n beside c: a linear map of both may trust the mean of more examples more.
+        parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
+        if self.reads == "spread":
+            square, _ = class_means(support.x.square(), support.y, units)
+            parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
+        if self.reads == "examples":
+            parts.append(single_examples(support.x, support.y, units, self.examples).flatten(2))
+        return torch.cat(parts, -1)
+
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
+        return torch.baddbmm(state["bias"][:, None], x, state["weight"].transpose(1, 2))
+
+    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
+        """Closed form, p - y: classes lie in rows, so that softmax and both products run along the many examples."""
+        if type(self).criterion is not Network.criterion:
+            return super().gradients(state, data, mask, keys)
+        logits = torch.baddbmm(state["bias"][..., None], state["weight"], data.x.transpose(1, 2))
+        wrong = logits.masked_fill_(~mask[..., None], float("-inf")).softmax(1)
+        wrong.scatter_add_(1, data.y[:, None], wrong.new_full((1, 1, 1), -1.0).expand(*data.y[:, None].shape))
+        wrong /= data.y.shape[1]
+        return {"weight": torch.bmm(wrong, data.x), "bias": wrong.sum(-1)}
+
+    def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
+        return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
+
+    def config(self) -> dict[str, Any]:
+        fields = {"features": self.features, "way": self.way, "condition": self.reads}
+        return {"kind": self.kind, **fields, "examples": self.examples, "embedder": self.embedder_config()}

@@ -1,0 +1,169 @@
+"""Heads that lean on the least-squares classifier of their support set, and the choice of how much."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import PAIR, lora
+
+from mcdi.embed import Conv4, Embedder
+from mcdi.errors import McdiError
+from mcdi.evaluate import choose_sampler
+from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, make_method
+from mcdi.prepare import Preparation, trajectories
+from mcdi.tasks.adapted import FilmHead
+from mcdi.tasks.base import Examples
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.heads import LinearHead
+from mcdi.tasks.lora import LoraClassifier
+from mcdi.tasks.sets import class_means, leant, least_squares
+
+SETTINGS = {"options": {"width": 16, "depth": 1}, "training": {"iterations": 20, "learners": 2, "tasks": 8}, "T": 6}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def family():
+    banks = {s: 1.2 * normal(12, 1, 6, seed=i) + normal(12, 25, 6, seed=9 + i) for i, s in enumerate(("train", "val", "test"))}
+    return FewShot("gauss", LinearHead(6, 3), banks, way=3, shots=(1, 3), queries=8)
+
+
+@pytest.fixture(scope="module")
+def data(family):
+    return trajectories(family, "train", range(60), Preparation(tasks=60, epochs=20, k=3, lr=0.03))
+
+
+@pytest.fixture(scope="module")
+def method(family, data):
+    return make_method("mc-di", SETTINGS).fit(family, data, seed=0)
+
+
+def probabilities(net, weights, x, mask):
+    return net.logits(weights, x, mask).softmax(-1)
+
+
+class TestLeant:
+    ROWS, OTHER, MASK = normal(4, 3, 7), normal(4, 3, 7, seed=1), torch.ones(4, 3, dtype=torch.bool)
+
+    def test_all_of_it_is_the_head_itself(self):
+        assert torch.equal(leant(self.ROWS, self.OTHER, self.MASK, 1.0, 6), self.ROWS)
+
+    def test_half_and_half_of_one_length(self):
+        """By hand: rows less their mean, the other's brought to the same length of weights, the mean back."""
+        own, other = (r - r.mean(1, keepdim=True) for r in (self.ROWS, self.OTHER))
+        ratio = own[..., :6].flatten(1).norm(dim=1) / other[..., :6].flatten(1).norm(dim=1)
+        want = self.ROWS.mean(1, keepdim=True) + 0.5 * own + 0.5 * ratio[:, None, None] * other
+        torch.testing.assert_close(leant(self.ROWS, self.OTHER, self.MASK, 0.5, 6), want)
+
+    def test_neither_the_others_scale_nor_what_its_rows_share_counts(self):
+        want = leant(self.ROWS, self.OTHER, self.MASK, 0.3, 6)
+        torch.testing.assert_close(leant(self.ROWS, 9 * self.OTHER + normal(4, 1, 7), self.MASK, 0.3, 6), want)
+
+    def test_it_follows_the_order_of_classes(self):
+        order = torch.tensor([2, 0, 1])
+        got = leant(self.ROWS[:, order], self.OTHER[:, order], self.MASK, 0.3, 6)
+        torch.testing.assert_close(got, leant(self.ROWS, self.OTHER, self.MASK, 0.3, 6)[:, order])
+
+    def test_classes_that_a_task_lacks_count_for_nothing(self):
+        mask = self.MASK.clone()
+        mask[:, 2] = False
+        got = leant(self.ROWS, self.OTHER, mask, 0.3, 6)
+        torch.testing.assert_close(got[:, :2], leant(self.ROWS[:, :2], self.OTHER[:, :2], mask[:, :2], 0.3, 6))
+        assert torch.equal(got[:, 2], self.ROWS[:, 2])
+
+    def test_one_class_and_another_head_of_zeros(self):
+        one = leant(self.ROWS[:, :1], self.OTHER[:, :1], self.MASK[:, :1], 0.3, 6)
+        torch.testing.assert_close(one, self.ROWS[:, :1])
+        assert bool(torch.isfinite(leant(self.ROWS, torch.zeros_like(self.OTHER), self.MASK, 0.3, 6)).all())
+
+
+class TestClosedForm:
+    def test_a_linear_heads_answers_least_squares(self):
+        net = LinearHead(6, 3)
+        x, y = normal(2, 9, 6), torch.arange(3).repeat(2, 3)
+        rows = least_squares(x, y, 3)
+        want = x @ (rows[..., :-1] / 6).transpose(1, 2) + rows[..., -1][:, None]
+        torch.testing.assert_close(net.predict(net.closed_form(Examples(x, y), 3), x), want)
+
+    def test_hardly_any_share_classifies_as_least_squares_does(self, family, method):
+        batch, net = family.sample("test", range(30), shots=3), family.downstream
+        got = method.generate(net, batch.support, batch.mask, seed=0, how=Sampling(share=1e-6))
+        want = net.closed_form(batch.support, 3)
+        for weights in (got, want):
+            assert weights.shape == (30, 3, 7)
+        choice = [probabilities(net, w, batch.query.x, batch.mask).argmax(-1) for w in (got, want)]
+        assert float((choice[0] == choice[1]).float().mean()) > 0.999
+
+    def test_scale_and_shift_of_a_film_head_stay(self):
+        net = FilmHead(64, 3, Embedder(Conv4(), 28))
+        support = Examples(normal(2, 6, net.input_size), torch.arange(3).repeat(2, 2))
+        weights = normal(2, 1, net.space.U, net.space.D, seed=3)
+        mask = torch.ones(2, net.space.U, dtype=torch.bool)
+        got = net.leant(weights, support, mask, 0.5)
+        assert torch.equal(got[:, :, 3:], weights[:, :, 3:]) and not torch.equal(got[:, :, :3], weights[:, :, :3])
+
+    def test_rows_of_an_adapter_lean_on_what_they_read(self, models):
+        net = LoraClassifier(lora(models), 2)
+        states, y = net.read([*PAIR, *PAIR[::-1]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
+        net.hold(states, torch.arange(6))
+        support, mask = Examples(states[None], y), torch.ones(1, net.space.U, dtype=torch.bool)
+        weights = net.theta0(0, net.space.U)[None, None].clone()
+        weights[:, :, :2] = 1e-3 * normal(2, net.space.D)
+        features = net.pooled(states[None])[..., 0, :]
+        rows = least_squares(features, y, 2)
+        want = (features @ rows[..., :-1].transpose(1, 2) / net.features + rows[..., -1][:, None]).diff(dim=-1)[..., 0]
+        got = net.predict(net.leant(weights, support, mask, 1e-4)[:, 0], states[None]).diff(dim=-1)[..., 0]
+        assert float(torch.corrcoef(torch.stack([got[0], want[0]]))[0, 1]) > 0.999
+        means, _ = class_means(features, y, 2)
+        assert not torch.allclose(means[:, 0], means[:, 1])
+
+
+class TestSampling:
+    def test_every_draw_leans_and_the_mean_is_theirs(self, family, method):
+        batch, net = family.sample("test", range(6), shots=3), family.downstream
+        how = Sampling(samples=4, share=0.75)
+        drawn = method.draws(net, batch.support, batch.mask, seed=0, how=how)
+        free = method.draws(net, batch.support, batch.mask, seed=0, how=replace(how, share=1.0))
+        for n in range(4):
+            torch.testing.assert_close(drawn[:, n], net.leant(free[:, n : n + 1], batch.support, batch.mask, 0.75)[:, 0])
+        got = method.generate(net, batch.support, batch.mask, seed=0, how=how)
+        torch.testing.assert_close(got, drawn.mean(1))
+
+    @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+    def test_shares_that_mean_nothing_are_refused(self, share):
+        with pytest.raises(McdiError, match=f"share = {share} of the generated head: choose 0 < share <= 1"):
+            Sampling(share=share)
+
+    def test_what_is_no_head_cannot_lean(self, sines):
+        data = trajectories(sines, "train", range(20), Preparation(tasks=20, epochs=5, k=3))
+        curve = make_method("mc-di", {**SETTINGS, "denoiser": "mlp", "prior": False}).fit(sines, data, seed=0)
+        batch = sines.sample("test", range(2))
+        with pytest.raises(McdiError, match="share = 0.5 is for heads, and a curve is none: set share = 1"):
+            curve.generate(sines.downstream, batch.support, batch.mask, seed=0, how=Sampling(share=0.5))
+        label, chosen = choose_sampler(curve, sines, tasks=20)
+        assert label in SAMPLERS and chosen.settings.sampling == SAMPLERS[label]
+
+
+class TestChoice:
+    @pytest.mark.parametrize("name", ["mc-di", "hypernetwork"])
+    def test_it_is_the_best_of_all_on_validation_tasks(self, family, data, name):
+        made = make_method(name, SETTINGS).fit(family, data, seed=0)
+        assert isinstance(made, Diffusion)
+        samplers = SAMPLERS if made.is_chain else {"one step": made.settings.sampling}
+        batches = [family.sample("val", range(40), shots=shots) for shots in family.shots]
+        merit = {}
+        for n, how in samplers.items():
+            for share in SHARES:
+                scores = []
+                for b in batches:
+                    weights = made.generate(family.downstream, b.support, b.mask, seed=0, how=replace(how, share=share))
+                    scores.append(float(family.downstream.score(weights, b.query, b.mask).mean()))
+                merit[n if share == 1 else f"{n}, share {share}"] = sum(scores) / 2
+        label, chosen = choose_sampler(made, family, tasks=40)
+        assert merit[label] == pytest.approx(max(merit.values()), abs=1e-4)
+        share = chosen.settings.sampling.share
+        assert (f"share {share}" in label) == (share < 1)
+        assert len(set(merit.values())) >= 3  # there was something to choose
