@@ -22,7 +22,7 @@ from mcdi.run import provenance, read_run
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskBatch
 from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.sets import least_squares
+from mcdi.tasks.sets import least_squares_rows
 
 
 def main() -> None:
@@ -53,8 +53,7 @@ def main() -> None:
         return torch.cat([2 * mean, -mean.square().sum(-1, keepdim=True)], -1)
 
     def solved(ridge: float) -> Callable[[TaskBatch], Tensor]:
-        scale = torch.cat([torch.full((net.features,), 1 / net.features), torch.ones(1)])
-        return lambda batch: scale * least_squares(batch.support.x, batch.support.y, net.way, ridge)
+        return lambda batch: least_squares_rows(batch.support.x, batch.support.y, net.way, ridge)
 
     show("nearest prototype", prototypes)
     for ridge in (0.1, 0.3, 1.0, 3.0):

@@ -93,7 +93,9 @@ class Generator:
 
         steps: denoising steps (default: as trained); temperature: scale of the noise, 0 = a chain without noise, from the mean;
         samples: chains a task, averaged, or kept apart as (samples, ...) in front of the shape with `ensemble`;
-        stop: end at the local target theta_{i d}, i in 1..k. Raises McdiError for inputs that do not fit the model.
+        stop: end at the local target theta_{i d}, i in 1..k. Whatever is asked, a head leans on the least-squares
+        classifier of its support set by the share that validation chose (Sampling.share). Raises McdiError for
+        inputs that do not fit the model.
         """
         examples, mask, single = self._support(support)
         asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}

@@ -9,7 +9,7 @@ from mcdi.embed import Embedder
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import Network
-from mcdi.tasks.sets import class_means, leant, least_squares, single_examples
+from mcdi.tasks.sets import class_means, leant, least_squares, least_squares_rows, single_examples
 
 Condition = Literal["means", "spread", "examples"]
 
@@ -50,8 +50,7 @@ class LinearHead(Network):
 
     def closed_form(self, support: Examples, way: int) -> Tensor:
         """The least-squares classifier of the support set as rows of this head: -> (B, way, D)."""
-        rows = least_squares(self.frozen(support.x), support.y, way)
-        return torch.cat([rows[..., :-1] / self.features, rows[..., -1:]], -1)
+        return least_squares_rows(self.frozen(support.x), support.y, way)
 
     def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
         way = self.classes(weights.shape[-2])

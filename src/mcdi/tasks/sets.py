@@ -31,6 +31,12 @@ def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0
     return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
 
 
+def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:
+    """`least_squares` as rows of a head that reads these features: (B, S, F), (B, S) -> (B, way, F + 1)."""
+    rows = least_squares(features, labels, way, ridge)
+    return torch.cat([rows[..., :-1] / features.shape[-1], rows[..., -1:]], -1)
+
+
 def leant(rows: Tensor, towards: Tensor, mask: Tensor, share: float, size: int) -> Tensor:
     """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D).
 
