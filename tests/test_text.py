@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcdi.errors import McdiError
+from mcdi.tasks.corpora import read_sets
 from mcdi.tasks.phrases import phrase_sets
 from mcdi.tasks.sentences import Pool, TextTasks
-from mcdi.tasks.text import TextSet, read_sets, read_texts, read_unlabelled
+from mcdi.tasks.text import TextSet, read_texts, read_unlabelled
 from mcdi.tasks.textbank import TextSettings, choose, pools_of
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n", exclude_categories=["Cs", "Cc"]), min_size=1).filter(

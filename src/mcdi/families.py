@@ -18,6 +18,7 @@ from mcdi.embed import Embedder, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
+from mcdi.tasks.corpora import read_hub, read_sets
 from mcdi.tasks.encoders import POOLED
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.images import ImageBank, rotated
@@ -26,7 +27,6 @@ from mcdi.tasks.networks import NETWORKS
 from mcdi.tasks.phrases import phrase_sets
 from mcdi.tasks.sentences import TextTasks
 from mcdi.tasks.starts import pool_again, train_start
-from mcdi.tasks.text import read_sets
 from mcdi.tasks.textbank import Chosen, choose, pools_of
 from mcdi.tasks.toy import Sines
 from mcdi.workers import Progress
@@ -156,7 +156,9 @@ def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, pro
 
 def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
     """The states of every chosen text in front of the adapted layers, half precision, and which set it is of."""
-    sets = phrase_sets(settings.seed) if data is None else read_sets(data)
+    sets = {} if data is None else read_sets(data)
+    sets |= read_hub(settings.text.hub)
+    sets = sets or phrase_sets(settings.seed)
     chosen = choose(sets, settings.text, settings.way, settings.seed)
     network = LoraClassifier(settings.lora, settings.way)
     network.to(device)

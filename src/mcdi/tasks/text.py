@@ -10,7 +10,10 @@ from typing import NamedTuple
 from mcdi.errors import McdiError
 
 Sentences = tuple[str, ...]  # one sentence, or a pair
-FIRST, SECOND, LABEL = ("sentence1", "sentence", "text", "premise", "question"), ("sentence2", "hypothesis"), ("label",)
+Row = tuple[int, Mapping[str, str]]  # its number in the file, {column: text}
+# Columns of pairs, as GLUE and its like name them, then those of single sentences.
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+SINGLE, LABEL = ("sentence1", "sentence", "text", "premise", "question"), ("label",)
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 MOST_CLASSES = 20
 
@@ -29,53 +32,59 @@ class TextSet(NamedTuple):
 
 
 def read_texts(path: Path) -> TextSet:
-    """The examples of a .tsv (no quoting), .csv or .jsonl file with columns sentence1 (or sentence, text), sentence2 where
-    they are pairs, and label.
+    """The examples of a .tsv (no quoting), .csv or .jsonl file with a column label and one of SINGLE, or two of PAIRS.
 
     More than 20 different labels that are numbers are a scale: its lowest and highest third become the classes "low" and
     "high", the third between is left out. Raises McdiError naming the file, the row and the cure.
     """
-    texts, labels = _columns(path, labelled=True)
-    return _classified(path, texts, labels)
+    return classified(path, path.stem, _rows(path))
 
 
 def read_unlabelled(path: Path) -> tuple[Sentences, ...]:
     """The sentences, or pairs, of a file as `read_texts` takes it; labels are not needed. Raises McdiError as that does."""
-    return tuple(_columns(path, labelled=False)[0])
+    return tuple(_columns(path, _rows(path), labelled=False)[0])
 
 
-def _columns(path: Path, *, labelled: bool) -> tuple[list[Sentences], list[str]]:
-    rows = list(_rows(path))
+def _columns(
+    where: Path | str, rows: Iterable[Row], *, labelled: bool, mended: bool = True
+) -> tuple[list[Sentences], list[str]]:
+    rows = list(rows)
     if not rows:
-        raise McdiError(f"{path} holds no example: it needs a header and rows, or a JSON object a line")
+        raise McdiError(f"{where} holds no example: it needs a header and rows, or a JSON object a line")
     known = rows[0][1]
-    names = [_column(known, FIRST, path), *[n for n in SECOND if n in known][:1]]
+    pair = next((p for p in PAIRS if set(p) <= set(known)), None)
+    names = list(pair or [_column(known, SINGLE, where)])
     if labelled:
-        names.append(_column(known, LABEL, path))
+        names.append(_column(known, LABEL, where))
     texts, labels = [], []
     for number, row in rows:
         values = [row.get(n, "").strip() for n in names]
+        if "" in values and not mended:
+            continue
         if "" in values:
-            raise McdiError(f"{path}, row {number}: {names[values.index('')]} is empty; fill it in or delete the row")
+            raise McdiError(f"{where}, row {number}: {names[values.index('')]} is empty; fill it in or delete the row")
         texts.append(tuple(values[:-1] if labelled else values))
         labels += values[-1:] if labelled else []
     return texts, labels
 
 
-def _classified(path: Path, texts: list[Sentences], labels: list[str]) -> TextSet:
+def classified(where: Path | str, name: str, rows: Iterable[Row], *, mended: bool = True) -> TextSet:
+    """The set that rows make; `where` they are from is for errors. mended: an empty cell is an error that the user can mend,
+    else its row is left out. Raises McdiError as `read_texts` does."""
+    texts, labels = _columns(where, rows, labelled=True, mended=mended)
     classes = sorted(set(labels))
     if len(classes) > MOST_CLASSES:
         try:
             values = [float(v) for v in labels]
         except ValueError as error:
-            raise McdiError(f"{path} has {len(classes)} different labels: a class needs several examples") from error
+            raise McdiError(f"{where} has {len(classes)} different labels: a class needs several examples") from error
         order = sorted(values)
         low, high = order[len(order) // 3], order[-1 - len(order) // 3]
         kept = [(t, int(v > high)) for t, v in zip(texts, values, strict=True) if v < low or v > high]
-        return TextSet(path.stem, tuple(t for t, _ in kept), tuple(y for _, y in kept), ("low", "high"))
+        return TextSet(name, tuple(t for t, _ in kept), tuple(y for _, y in kept), ("low", "high"))
     if len(classes) < 2:
-        raise McdiError(f"{path} has one label only, {classes[0]!r}: a classifier needs examples of two classes or more")
-    return TextSet(path.stem, tuple(texts), tuple(classes.index(v) for v in labels), tuple(classes))
+        raise McdiError(f"{where} has one label only, {classes[0]!r}: a classifier needs examples of two classes or more")
+    return TextSet(name, tuple(texts), tuple(classes.index(v) for v in labels), tuple(classes))
 
 
 def _rows(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
@@ -121,26 +130,8 @@ def _json_rows(path: Path, lines: list[str]) -> Iterable[tuple[int, dict[str, st
         yield number, {str(n): str(v) for n, v in row.items() if v is not None}
 
 
-def _column(row: Mapping[str, str], names: tuple[str, ...], path: Path) -> str:
+def _column(row: Mapping[str, str], names: tuple[str, ...], where: Path | str) -> str:
     found = next((n for n in names if n in row), None)
     if found is None:
-        raise McdiError(f"{path} has no column {' or '.join(names)}; it has {', '.join(row)}: rename one")
+        raise McdiError(f"{where} has no column {' or '.join(names)}; it has {', '.join(row)}: rename one")
     return found
-
-
-def read_sets(folder: Path) -> dict[str, dict[str, TextSet]]:
-    """{set: {"train" | "validation" | "test": texts}} of a folder with a folder a set, as GLUE is usually laid out; a set may
-    also be one file. Raises McdiError where there is none."""
-    if not folder.is_dir():
-        raise McdiError(f"{folder} is no folder: give one that holds a folder or a file of labelled text for every data set")
-    out: dict[str, dict[str, TextSet]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            parts = {p.stem: read_texts(p) for p in sorted(path.iterdir()) if p.suffix in SUFFIXES}
-            if parts:
-                out[path.name] = parts
-        elif path.suffix in SUFFIXES:
-            out[path.stem] = {"train": read_texts(path)}
-    if not out:
-        raise McdiError(f"{folder} holds no {', '.join(SUFFIXES)} file, nor a folder with one: check the path")
-    return out

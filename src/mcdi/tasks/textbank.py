@@ -27,7 +27,8 @@ class TextSettings:
     made of each set of single sentences: do two have one label ("same"), do two halves belong together ("halves"). words: and
     one whose classes are so many words, their texts without them: which was there (SMLMT, 2009.08445)? Labels are few,
     words are many kinds of tasks. texts: examples kept of a set, and as many for queries where a set has a test or validation
-    file; examples: texts a class that a training task is made of.
+    file; examples: texts a class that a training task is made of. hub: data sets of Hugging Face's hub beside those of --data
+    (corpora.read_hub), "owner/name" or "owner/name:configuration".
     """
 
     test: tuple[str, ...] = ("opinion", "same-opinion")
@@ -36,6 +37,7 @@ class TextSettings:
     words: int = 16
     texts: int = 400
     examples: int = 64
+    hub: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.texts, self.examples) < 1 or not (self.words == 0 or 2 <= self.words <= MOST_WORDS):
