@@ -33,11 +33,12 @@ from mcdi.generator import load
 from mcdi.memory import LiveBytes
 from mcdi.prepare import Preparation, tile_size, trajectories
 from mcdi.run import provenance
+from mcdi.tasks.corpora import read_sets
 from mcdi.tasks.encoders import Encoder
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.phrases import phrase_sets
 from mcdi.tasks.sentences import TextTasks
-from mcdi.tasks.text import Sentences, read_sets
+from mcdi.tasks.text import Sentences
 from mcdi.tasks.textbank import choose
 
 
