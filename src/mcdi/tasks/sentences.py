@@ -114,23 +114,29 @@ class TextTasks:
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         shots = self.shots[0] if shots is None else shots
+        tasks = [self._task(split, seed) for seed in seeds]
+        picked = self._picked(split, seeds, (1, draw), [t.members for t in tasks])
+        apart = self._picked(split, seeds, (2, draw), [t.queries for t in tasks])
         support, query = [], []
-        for seed in seeds:
-            task = self._task(split, seed)
-            picked = [self._picked(split, seed, (1, draw, c), rows) for c, rows in enumerate(task.members)]
-            apart = [self._picked(split, seed, (2, draw, c), rows) for c, rows in enumerate(task.queries)]
+        for task, known, held in zip(tasks, picked, apart, strict=True):
             bank = self.pools[split][task.pool].bank
-            support.append(bank[torch.cat([p[:shots] for p in picked])])
-            asked = [
-                a[: self.queries] if len(a) else p[shots : shots + self.queries] for p, a in zip(picked, apart, strict=True)
-            ]
+            support.append(bank[torch.cat([p[:shots] for p in known])])
+            asked = [h[: self.queries] if len(h) else p[shots : shots + self.queries] for p, h in zip(known, held, strict=True)]
             query.append(bank[torch.cat(asked)])
         mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
         return TaskBatch(self._labelled(support), self._labelled(query), mask, torch.as_tensor(seeds))
 
-    def _picked(self, split: str, seed: int, parts: tuple[int, ...], rows: Tensor) -> Tensor:
-        """All rows, in an order of (split, seed, parts)."""
-        return rows[torch.from_numpy(uniform(split, [seed], *parts, count=len(rows))[0].argsort(kind="stable"))]
+    def _picked(
+        self, split: str, seeds: Sequence[int], parts: tuple[int, ...], rows: Sequence[tuple[Tensor, ...]]
+    ) -> list[list[Tensor]]:
+        """The rows of every class of every task, all of them, in an order of (split, seed, parts, class)."""
+        out: list[list[Tensor]] = [[] for _ in seeds]
+        for c in range(self.way):
+            most = max((len(classes[c]) for classes in rows), default=0)
+            drawn = uniform(split, seeds, *parts, c, count=most)
+            for found, classes, u in zip(out, rows, drawn, strict=True):
+                found.append(classes[c][torch.from_numpy(u[: len(classes[c])].argsort(kind="stable"))])
+        return out
 
     def _labelled(self, rows: Sequence[Tensor]) -> Examples:
         x = torch.stack(list(rows))
@@ -138,10 +144,8 @@ class TextTasks:
 
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
         """`examples` texts of every class; of fewer, some come again."""
-        rows = []
-        for seed in seeds:
-            task = self._task(split, seed)
-            picked = [self._picked(split, seed, (1, 0, c), m) for c, m in enumerate(task.members)]
+        rows, tasks = [], [self._task(split, seed) for seed in seeds]
+        for task, picked in zip(tasks, self._picked(split, seeds, (1, 0), [t.members for t in tasks]), strict=True):
             fixed = [p[torch.arange(self.examples) % len(p)] for p in picked]
             rows.append(self.pools[split][task.pool].bank[torch.cat(fixed)])
         return self._labelled(rows)
