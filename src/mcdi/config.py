@@ -18,6 +18,8 @@ from mcdi.tasks.networks import NETWORKS
 from mcdi.tasks.omniglot import Split
 from mcdi.tasks.textbank import TextSettings
 
+COLOURS = ("natural", "domains")  # data of three channels
+
 
 @dataclass(frozen=True)
 class FamilySettings:
@@ -29,11 +31,12 @@ class FamilySettings:
     `lora`). side: pixels of an image's side. backbone_data: the images that the backbone is
     trained on, training classes of the "same" data or of the embedded "glyphs", drawn at that side: a shift of domain.
     backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
-    both. split: of Omniglot, whole alphabets or characters of all of them. limit: at most so many classes a split;
+    both. split: of Omniglot, whole alphabets or characters of all of them. domain: of data "domains", the one that is never
+    met before the test. limit: at most so many classes a split;
     examples: at most so many images a class. condition: what a linear head's generator reads of a class, see LinearHead.
     """
 
-    data: Literal["glyphs", "omniglot", "natural", "sines", "text"] = "glyphs"
+    data: Literal["glyphs", "omniglot", "natural", "domains", "sines", "text"] = "glyphs"
     network: Literal["linear-head", "film-head", "pixel-net", "conv-net", "curve", "lora"] = "linear-head"
     condition: Condition = "means"
     way: int = 5
@@ -43,6 +46,7 @@ class FamilySettings:
     limit: int | None = None
     examples: int | None = None
     split: Split = "alphabets"
+    domain: str = ""
     side: int = 28
     backbone: BackboneName = "conv4"
     backbone_data: Literal["same", "glyphs"] = "same"
@@ -140,10 +144,12 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
 def _check_images(family: FamilySettings, where: str) -> None:
     if (family.data == "sines") != (family.network == "curve"):
         raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; sines go with curve")
-    if family.network in ("pixel-net", "conv-net") and (family.data == "natural" or family.side % 14):
+    if family.network in ("pixel-net", "conv-net") and (family.data in COLOURS or family.side % 14):
         given = f"data = {family.data!r}, side = {family.side}"
         side = "reads drawings of a side that is a multiple of 14"
         raise McdiError(f"{where}: {family.network} {side}, not {given}; use linear-head")
+    if (family.data == "domains") != bool(family.domain):
+        raise McdiError(f"{where}: family.domain names the unseen domain of data = 'domains', and there it is needed")
     if family.network == "film-head" and family.backbone != "conv4":
         given = f"backbone = {family.backbone!r}"
         raise McdiError(f"{where}: film-head adapts the last normalisation of conv4, not of {given}; use linear-head or conv4")

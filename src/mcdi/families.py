@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcdi.config import FamilySettings
+from mcdi.config import COLOURS, FamilySettings
 from mcdi.embed import Embedder, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
 from mcdi.tasks.base import TaskFamily
 from mcdi.tasks.corpora import read_hub, read_sets
+from mcdi.tasks.domains import by_class, domain_banks, groups_of
 from mcdi.tasks.encoders import POOLED
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.images import ImageBank, rotated
@@ -37,6 +38,9 @@ READ = 64  # texts at a time, between two words of progress
 
 def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
     """The banks of all splits, as the family's settings want them."""
+    if settings.data == "domains":
+        limit, examples = settings.limit, settings.examples
+        return domain_banks(data, settings.domain, size=settings.side, limit=limit, examples=examples)
     if settings.data == "omniglot":
         from mcdi.tasks.omniglot import omniglot_banks
 
@@ -54,24 +58,26 @@ def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[s
     return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
 
 
-def _foreign(settings: FamilySettings) -> Tensor | None:
-    """The images of other data that the backbone is trained on, (C, M, channels, side, side); None for the family's own."""
+def _seen(settings: FamilySettings, banks: Mapping[str, ImageBank]) -> Tensor:
+    """The images that the backbone is trained on, (C, M, channels, side, side)."""
     if settings.backbone_data == "same":
-        return None
+        return (by_class(banks["train"]) if settings.data == "domains" else banks["train"]).pixels
     drawings = replace(settings, data="glyphs", examples=None)
     grey = _images(drawings, None, Path())["train"].pixels
     return grey.expand(-1, -1, _channels(settings), -1, -1)
 
 
 def _channels(settings: FamilySettings) -> int:
-    return 3 if settings.data == "natural" else 1
+    return 3 if settings.data in COLOURS else 1
 
 
 def _embedder(settings: FamilySettings) -> Embedder:
     return Embedder.from_config({"backbone": settings.backbone, "channels": _channels(settings), "side": settings.side})
 
 
-def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, Tensor]) -> FewShot:
+def _few_shot(
+    settings: FamilySettings, embedder: Embedder, banks: Mapping[str, Tensor], groups: Mapping[str, list[int]] | None
+) -> FewShot:
     """Tasks over banks of features, or of images, of which then only the numbers of classes and examples are checked."""
     extra: dict[str, Any] = {}
     if settings.condition != "means":
@@ -79,7 +85,8 @@ def _few_shot(settings: FamilySettings, embedder: Embedder, banks: Mapping[str, 
             raise McdiError(f"condition = {settings.condition!r} is for network = 'linear-head', not {settings.network!r}")
         extra = {"condition": settings.condition, "examples": max(settings.shots)}
     network = NETWORKS[settings.network](embedder.backbone.features, settings.way, embedder, **extra)  # type: ignore[call-arg, arg-type]
-    return FewShot(settings.data, network, banks, way=settings.way, shots=settings.shots, queries=settings.queries)
+    counts: dict[str, Any] = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
+    return FewShot(settings.data, network, banks, groups=groups, **counts)
 
 
 def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
@@ -101,12 +108,13 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         embedder = _embedder(settings)
-    network, backbone = _few_shot(settings, embedder, images).downstream, embedder.backbone.to(device)
+    # A task is of one domain: its styles would tell its classes apart.
+    groups = {n: groups_of(b) for n, b in banks.items()} if settings.data == "domains" else None
+    network, backbone = _few_shot(settings, embedder, images, groups).downstream, embedder.backbone.to(device)
     start, save = _resumed(folder)
-    foreign = _foreign(settings)
     losses = train_backbone(
         backbone,
-        images["train"] if foreign is None else foreign,
+        _seen(settings, banks),
         steps=settings.backbone_steps,
         seed=settings.seed,
         objective=settings.backbone_loss,
@@ -123,7 +131,7 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     for n, x in images.items():
         banks_embedded[n] = network.embed(x)
         progress("features", len(banks_embedded), len(images), {})
-    write_tensors(folder / "banks.safetensors", banks_embedded)
+    write_tensors(folder / "banks.safetensors", banks_embedded, {"groups": groups})
 
 
 def _resumed(folder: Path) -> tuple[tuple[int, dict[str, Tensor]] | None, Callable[[int, dict[str, Tensor]], object]]:
@@ -202,4 +210,5 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
         raise McdiError(
             f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again"
         ) from error
-    return _few_shot(settings, embedder, read_tensors(folder / "banks.safetensors")[0])
+    banks, metadata = read_tensors(folder / "banks.safetensors")
+    return _few_shot(settings, embedder, banks, metadata.get("groups"))

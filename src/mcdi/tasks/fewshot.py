@@ -1,4 +1,4 @@
-"""N-way K-shot classification over a bank of classes, none of which is shared between the splits."""
+"""N-way K-shot classification over a bank of classes of a split."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,12 +15,21 @@ class FewShot:
 
     A task is its classes, named by (split, seed); `draw` picks which examples of them are support and query. Its
     training data are ALL M examples of its classes: the generator learns "support set -> the weights that full data
-    would give". Test tasks are measured on queries that no support set holds.
-    Raises McdiError when a bank has fewer than `way` classes or fewer than shots + queries examples a class.
+    would give". Test tasks are measured on queries that no support set holds. groups: a number of every class of a split,
+    of its domain say; the classes of a task are then of one group, each group as often as any other.
+    Raises McdiError when a bank or a group has fewer than `way` classes, or fewer than shots + queries examples a class.
     """
 
     def __init__(
-        self, name: str, downstream: Network, banks: Mapping[str, Tensor], *, way: int, shots: Sequence[int], queries: int = 15
+        self,
+        name: str,
+        downstream: Network,
+        banks: Mapping[str, Tensor],
+        *,
+        way: int,
+        shots: Sequence[int],
+        queries: int = 15,
+        groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         for split, bank in banks.items():
             if len(bank) < way:
@@ -31,6 +40,13 @@ class FewShot:
                 raise McdiError(
                     f"{max(shots)} shots and {queries} queries need {max(shots) + queries} examples a class; "
                     f"the {split} split has {bank.shape[1]}: lower shots or queries"
+                )
+        self.groups = {split: torch.as_tensor(numbers) for split, numbers in (groups or {}).items()}
+        for split, numbers in self.groups.items():
+            _, counts = numbers.unique(return_counts=True)
+            if int(counts.min()) < way:
+                raise McdiError(
+                    f"way = {way} is more than the {int(counts.min())} classes of a group of the {split} split: lower it"
                 )
         self.name, self.downstream, self.banks = name, downstream, dict(banks)
         self.way, self.shots, self.queries = way, tuple(shots), queries
@@ -43,6 +59,11 @@ class FewShot:
     def classes(self, split: str, seeds: Sequence[int]) -> Tensor:
         """(B, way) class indices, without repetition."""
         keys = torch.from_numpy(uniform(split, seeds, 0, count=len(self._bank(split))))
+        if split in self.groups:
+            there = self.groups[split].unique()
+            drawn = torch.from_numpy(uniform(split, seeds, 2, count=1)[:, 0])
+            mine = there[(drawn * len(there)).long()]
+            keys = keys.masked_fill(self.groups[split] != mine[:, None], -1.0)
         return keys.topk(self.way, dim=1).indices
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:

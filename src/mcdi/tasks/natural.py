@@ -46,10 +46,11 @@ def natural_banks(
         raise McdiError(f"{path} does not exist: check --data, which must be {LAYOUTS}")
     splits = _npz(path) if path.suffix == ".npz" else _csv(path) if (path / "train.csv").is_file() else _folders(path)
     _check(splits, path)
-    return {split: _bank(dict(sorted(classes.items())[:limit]), size, examples) for split, classes in splits.items()}
+    return {split: bank_of(dict(sorted(classes.items())[:limit]), size, examples) for split, classes in splits.items()}
 
 
-def _bank(classes: Classes, size: int, examples: int | None) -> ImageBank:
+def bank_of(classes: Classes, size: int, examples: int | None) -> ImageBank:
+    """As many images of every class as the smallest has, `examples` at most, cropped and resized."""
     count = min(len(sources) for sources in classes.values())
     count = count if examples is None else min(count, examples)
     images = torch.empty(len(classes), count, 3, size, size, dtype=torch.uint8)
@@ -75,8 +76,7 @@ def _check(splits: Mapping[str, Classes], path: Path) -> None:
 
 
 def _npz(path: Path) -> dict[str, Classes]:
-    arrays = _arrays(path)
-    encoded, offset, label, classes = (arrays[key] for key in KEYS)
+    encoded, offset, label, classes = encoded_arrays(path).values()
     if len(classes) < 21:
         rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
         raise McdiError(f"{path} holds {len(classes)} classes, but {rule}: give at least 21, or folders of your own split")
@@ -90,12 +90,14 @@ def _npz(path: Path) -> dict[str, Classes]:
     return splits
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def encoded_arrays(path: Path, *more: str) -> dict[str, NDArray[Any]]:
+    """The arrays KEYS of a `.npz` of encoded images, checked, and `more` of them. Raises McdiError naming the fault."""
+    keys = (*KEYS, *more)
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in KEYS}
+            arrays = {key: file[key] for key in keys}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise McdiError(f"{path} is no file of encoded images ({error}): it needs {', '.join(KEYS)}, no pickles") from error
+        raise McdiError(f"{path} is no file of encoded images ({error}): it needs {', '.join(keys)}, no pickles") from error
     if fault := _fault(*(arrays[key] for key in KEYS)):
         raise McdiError(f"{path} is damaged: {fault}; make it again")
     return arrays
@@ -142,8 +144,9 @@ def _folders(path: Path) -> dict[str, Classes]:
     missing = [split for split in SPLITS if not (path / split).is_dir()]
     if missing:
         raise McdiError(f"{path} has no {missing[0]}/: it must be {LAYOUTS}")
-    return {split: {p.name: list(_files(p)) for p in (path / split).iterdir() if p.is_dir()} for split in SPLITS}
+    return {split: {p.name: list(files_of(p)) for p in (path / split).iterdir() if p.is_dir()} for split in SPLITS}
 
 
-def _files(folder: Path) -> Iterable[Source]:
+def files_of(folder: Path) -> Iterable[Source]:
+    """The image files below a folder, in order."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

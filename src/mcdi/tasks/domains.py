@@ -1,0 +1,111 @@
+"""Where do images of the same classes in several styles come from? PACS, Office-Home, DomainNet: domain/class/images.
+
+- folders: a folder a domain, in it a folder a class, as all three are published;
+- a `.npz` of encoded images as `natural` reads it, with `domain` (N) and `domains` (names).
+"""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from mcdi.errors import McdiError
+from mcdi.tasks.images import ImageBank
+from mcdi.tasks.natural import Classes, Source, bank_of, encoded_arrays, files_of
+
+LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
+HELD = 5  # of the images of a training domain every so many-th is for validation
+Parts = tuple[list[Source], list[Source]]  # for training, for validation
+
+
+def domain_banks(
+    path: Path | None, domain: str, *, size: int = 32, limit: int | None = None, examples: int | None = None
+) -> dict[str, ImageBank]:
+    """Banks of colour images (C, M, 3, size, size), one class a (domain, class), named "domain/class". "test": all images of
+    `domain`, which nothing else sees; "train" and "val": four fifths and a fifth of those of the others (validation on
+    training domains, 2007.01434).
+
+    `examples`: so many images a class (a quarter of it for "val"), and a class with fewer is left out of its domain; None: as
+    many as the smallest class of the bank has. `limit`: so many classes. Raises McdiError naming what is missing.
+    """
+    if path is None:
+        raise McdiError(f"this family reads images of several domains: give --data, {LAYOUTS}")
+    found = _npz(path) if path.suffix == ".npz" else _folders(path)
+    if domain not in found:
+        raise McdiError(f"the domain {domain!r} is not in {path}: set family.domain to one of {', '.join(found)}")
+    if len(found) < 2:
+        raise McdiError(f"{path} has one domain only, {domain}: training needs another; it must be {LAYOUTS}")
+    kept = sorted({name for classes in found.values() for name in classes})[:limit]
+    parts: dict[str, Classes] = {"train": {}, "val": {}, "test": {}}
+    for style, classes in found.items():
+        for name in (n for n in kept if n in classes):
+            train, held = classes[name]
+            called = f"{style}/{name}"
+            if style == domain:
+                parts["test"][called] = train + held
+            else:
+                parts["train"][called], parts["val"][called] = train, held
+    few = {"train": examples, "val": examples and max(1, examples // 4), "test": examples}
+    return {split: _bank(path, split, classes, size, few[split]) for split, classes in parts.items()}
+
+
+def _bank(path: Path, split: str, classes: Classes, size: int, examples: int | None) -> ImageBank:
+    kept = {name: sources for name, sources in classes.items() if len(sources) >= (examples or 1)}
+    if not kept:
+        raise McdiError(f"no class of {path} has {examples or 1} images for {split}: lower family.examples")
+    return bank_of(kept, size, examples)
+
+
+def by_class(bank: ImageBank) -> ImageBank:
+    """The classes of all domains together: what a backbone is trained to tell. Classes that are not in every domain are left
+    out; (C, M, ..) -> (classes, domains * M, ..)."""
+    places: dict[str, list[int]] = {}
+    for number, name in enumerate(bank.names):
+        places.setdefault(name.rpartition("/")[2], []).append(number)
+    everywhere = {name: of for name, of in places.items() if len(of) == len(bank.alphabets)}
+    if len(everywhere) < 2:
+        raise McdiError("fewer than two classes are in every training domain: a backbone has nothing to tell apart")
+    return ImageBank(torch.stack([bank.images[of].flatten(0, 1) for of in everywhere.values()]), tuple(everywhere))
+
+
+def groups_of(bank: ImageBank) -> list[int]:
+    """The number of every class's domain."""
+    numbers = {name: number for number, name in enumerate(bank.alphabets)}
+    return [numbers[name.rpartition("/")[0]] for name in bank.names]
+
+
+def _npz(path: Path) -> dict[str, dict[str, Parts]]:
+    arrays = encoded_arrays(path, "domain", "domains")
+    encoded, offset, label, classes, domain, domains = arrays.values()
+    if len(domain) != len(label) or (len(domain) and not (domain.min() >= 0 and domain.max() < len(domains))):
+        raise McdiError(f"{path} is damaged: domain must name one of {len(domains)} domains for each of {len(label)} images")
+    ordered: dict[tuple[int, int], list[Source]] = {}
+    for style, of, start, end in zip(domain.tolist(), label.tolist(), offset[:-1].tolist(), offset[1:].tolist(), strict=True):
+        ordered.setdefault((style, of), []).append(encoded.data[start:end])
+    found: dict[str, dict[str, Parts]] = {}
+    for (style, of), sources in sorted(ordered.items(), key=lambda item: item[0]):
+        found.setdefault(str(domains[style]), {})[str(classes[of])] = _halved(f"{domains[style]}/{classes[of]}", sources)
+    return found
+
+
+def _folders(path: Path) -> dict[str, dict[str, Parts]]:
+    if not path.is_dir():
+        raise McdiError(f"{path} does not exist or is no folder: check --data, which must be {LAYOUTS}")
+    found = {}
+    for style in sorted(p for p in path.iterdir() if p.is_dir()):
+        classes: Mapping[str, list[Source]] = {p.name: list(files_of(p)) for p in sorted(style.iterdir()) if p.is_dir()}
+        halves = {name: _halved(f"{style.name}/{name}", sources) for name, sources in classes.items() if sources}
+        if halves:
+            found[style.name] = halves
+    if not found:
+        raise McdiError(f"{path} holds no images: it must be {LAYOUTS}")
+    return found
+
+
+def _halved(name: str, sources: list[Source]) -> Parts:
+    """For training and for validation: a fifth, one at least, drawn by the name of the class."""
+    order = list(range(len(sources)))
+    random.Random(name).shuffle(order)
+    count = max(1, len(order) // HELD)
+    return [sources[i] for i in sorted(order[count:])], [sources[i] for i in sorted(order[:count])]
