@@ -26,6 +26,9 @@ def sines() -> Sines:
 
 RECIPE = """
 about = "everything, tiny"
+methods = [
+    "prototypes", "linear-probe", "meta-baseline", "adam", "reptile", "maml", "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di"
+]
 [family]
 way = 3
 shots = [1]
@@ -48,6 +51,10 @@ tasks = 8
 [method.reptile]
 training = { iterations = 8, learners = 2, checkpoint_every = 2 }
 tuning = { lrs = [0.03], steps = [2, 4], decays = [0.0], tasks = 8 }
+[method.maml]
+test_steps = [1, 3]
+tuned = 8
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
 [evaluation]
 tasks = 8
 validation = 8

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from mcdi.embed import cl2n
 from mcdi.errors import McdiError
 from mcdi.generator import Generator
 from mcdi.methods import METHODS, Diffusion, adapt, make_method
 from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.loop import MetaTraining
+from mcdi.methods.maml import descend
 from mcdi.methods.sampling import Sampling
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.base import Examples
@@ -23,11 +25,18 @@ TUNING = {"lrs": [0.03, 0.1], "steps": [5, 20], "decays": [0.0], "tasks": 20}
 SETTINGS = {
     "adam": TUNING,
     "reptile": {"training": {**TRAINING, "inner_lr": 0.02, "inner_steps": 5, "outer_lr": 0.01}, "tuning": TUNING},
+    "maml": {
+        "training": {**TRAINING, "meta": "none", "inner_steps": 1, "tasks": 1, "learners": 16, "outer_lr": 0.01},
+        "tuned": 20,
+    },
     "prototypes": {},
+    "linear-probe": {},
+    "meta-baseline": {},
 }
+HEADS = ("prototypes", "linear-probe", "meta-baseline")  # of nothing but a head
 # Forty iterations: too few for the printed weight, which hardly asks anything of the first steps.
 GENERATOR = {"weight": "x0", "options": {"width": 16, "depth": 1}, "training": TRAINING}
-SAME = [(m, f) for m in METHODS for f in ("sines", "gauss") if (m, f) != ("prototypes", "sines")]
+SAME = [(m, f) for m in METHODS for f in ("sines", "gauss") if not (m in HEADS and f == "sines")]
 
 
 def settings(name, **changes):
@@ -36,7 +45,10 @@ def settings(name, **changes):
 
 def gaussian_banks():
     g = torch.Generator().manual_seed(0)
-    return {s: 1.5 * torch.randn(12, 1, 6, generator=g) + torch.randn(12, 25, 6, generator=g) for s in ("train", "val", "test")}
+    draws = {
+        s: 1.5 * torch.randn(12, 1, 6, generator=g) + torch.randn(12, 25, 6, generator=g) for s in ("train", "val", "test")
+    }
+    return {s: cl2n(x, torch.zeros(6)) for s, x in draws.items()}  # of one length, as image features are
 
 
 class World:
@@ -73,17 +85,18 @@ def worlds(sines):
 
 
 class Poisoned:
-    """The family with NaN for every query of train and test tasks; validation queries are for tuning."""
+    """The family with NaN for every query of train and test tasks; validation queries are for tuning, and MAML's outer loss is
+    of training queries."""
 
-    def __init__(self, family):
-        self.family = family
+    def __init__(self, family, name="any"):
+        self.family, self.clean = family, ("val", "train") if name == "maml" else ("val",)
 
     def __getattr__(self, name):
         return getattr(self.family, name)
 
     def sample(self, split, seeds, **how):
         batch = self.family.sample(split, seeds, **how)
-        return batch if split == "val" else batch._replace(query=batch.query._replace(x=batch.query.x * float("nan")))
+        return batch if split in self.clean else batch._replace(query=batch.query._replace(x=batch.query.x * float("nan")))
 
 
 @pytest.mark.parametrize(("name", "family"), SAME)
@@ -100,7 +113,7 @@ class TestContract:
         world = worlds[family]
         torch.manual_seed(99)  # the global generator decides nothing, and is left alone
         before = torch.get_rng_state()
-        again = make_method(name, settings(name)).fit(Poisoned(world.family), world.data, seed=0)
+        again = make_method(name, settings(name)).fit(Poisoned(world.family, name), world.data, seed=0)
         assert torch.equal(torch.get_rng_state(), before)
         poisoned = Poisoned(world.family).sample("test", range(40))
         assert torch.equal(world.weights(again, poisoned), world.weights(world.method(name)))
@@ -127,9 +140,109 @@ class TestPrototypes:
         weights = world.weights(world.method("prototypes"))
         assert torch.equal(world.family.downstream.predict(weights, query.x).argmax(-1), nearest)
 
-    def test_refuse_whole_networks(self, worlds):
+    @pytest.mark.parametrize("name", HEADS)
+    def test_refuse_whole_networks(self, worlds, name):
         with pytest.raises(McdiError, match="linear heads only"):
-            worlds["sines"].fit("prototypes")
+            worlds["sines"].fit(name)
+
+
+class TestOtherClosedForms:
+    def test_a_probe_is_ridge_regression(self, worlds):
+        """By the normal equations, with a bias that is not shrunk."""
+        world = worlds["gauss"]
+        method, (support, query) = world.method("linear-probe"), world.batch[:2]
+        ridge = method.chosen["2"]
+        assert ridge in method.settings.grid
+        logits = world.family.downstream.predict(world.weights(method), query.x)
+        for b in range(5):
+            x, y = support.x[b], torch.nn.functional.one_hot(support.y[b], 3).float()
+            near, far = x - x.mean(0), y - y.mean(0)
+            w = torch.linalg.solve(near.T @ near + 6 * ridge * torch.eye(6), near.T @ far)
+            torch.testing.assert_close(logits[b], (query.x[b] - x.mean(0)) @ w + y.mean(0), rtol=1e-4, atol=1e-5)
+
+    def test_meta_baseline_is_the_cosine_to_class_means(self, worlds):
+        world = worlds["gauss"]
+        method, (support, query) = world.method("meta-baseline"), world.batch[:2]
+        means = torch.stack([support.x[support.y == c].reshape(40, 2, 6).mean(1) for c in range(3)], 1)
+        cosines = torch.nn.functional.cosine_similarity(query.x[:, :, None], means[:, None], dim=-1)
+        logits = world.family.downstream.predict(world.weights(method), query.x)
+        torch.testing.assert_close(logits, method.chosen["2"] * cosines, rtol=1e-4, atol=1e-4)
+
+    def test_tau_is_the_most_likely_one(self, worlds):
+        world = worlds["gauss"]
+        method, net = world.method("meta-baseline"), world.family.downstream
+        tasks = world.family.sample("val", range(300), shots=2)
+        at = {
+            n: float(net.loss(method._weights(net, tasks.support, tasks.mask, n), tasks.query, tasks.mask).mean())
+            for n in (1.0, 100.0)
+        }
+        assert method.chosen["2"] not in at and len(at) == 2
+        best = method._weights(net, tasks.support, tasks.mask, method.chosen["2"])
+        assert float(net.loss(best, tasks.query, tasks.mask).mean()) < min(at.values())
+
+    def test_cosines_need_features_of_one_length(self, worlds):
+        world = worlds["gauss"]
+        net, (support, _, mask, _) = world.family.downstream, world.batch
+        longer = Examples(support.x * torch.linspace(1, 2, support.x.shape[1])[:, None], support.y)
+        with pytest.raises(McdiError, match="no cosines of features of several lengths"):
+            world.method("meta-baseline").generate(net, longer, mask, seed=0)
+
+
+class TestMaml:
+    def test_steps_are_sgd(self, worlds):
+        world = worlds["gauss"]
+        net, (support, _, mask, _) = world.family.downstream, world.batch
+        start = torch.randn(40, 3, 7, generator=torch.Generator().manual_seed(0))
+        got = descend(net, start, torch.tensor(0.1), support, mask, 3)
+        head = nn.Linear(6, 3)
+        head.load_state_dict({n: p[0] for n, p in net.space.unpack(start[:1]).items()})
+        optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(head(support.x[0]), support.y[0]).backward()
+            optimiser.step()
+        torch.testing.assert_close(got[0], torch.cat([head.weight, head.bias[:, None]], 1).detach(), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("first_order", [False, True])
+    def test_the_outer_gradient_goes_through_the_inner_loop(self, worlds, first_order):
+        """Against finite differences, along one direction of the start and for the rate; the first-order one misses it."""
+        world = worlds["gauss"]
+        net, (support, query, mask, _) = world.family.downstream, world.batch
+        draws = torch.randn(2, 40, 3, 7, generator=torch.Generator().manual_seed(0))
+
+        def outer(shift, rate):
+            w = descend(net, draws[0] + shift * draws[1], rate, support, mask, 3, first_order=first_order)
+            return net.loss(w, query, mask).mean()
+
+        at = [torch.tensor(v, requires_grad=True) for v in (0.0, 0.7)]
+        for place, grad in enumerate(torch.autograd.grad(outer(*at), at)):
+            up, down = (float(outer(*(v + step * (n == place) for n, v in enumerate(at))).detach()) for step in (0.01, -0.01))
+            assert (abs(float(grad) - (up - down) / 0.02) < 2e-4) != first_order
+
+    def test_what_is_learnt_and_chosen(self, worlds):
+        for family, shots in (("sines", "6"), ("gauss", "2")):
+            world = worlds[family]
+            method = world.method("maml")
+            assert method.chosen[shots] in method.settings.test_steps
+            net, (support, _, mask, _) = world.family.downstream, world.batch
+            plain = descend(
+                net, net.theta0(0, mask.shape[1]).expand(40, -1, -1), torch.tensor(0.1), support, mask, method.chosen[shots]
+            )
+            assert world.score(world.weights(method)) > world.score(plain)
+            assert float(method.rate) != pytest.approx(0.1)
+
+    def test_any_number_of_classes(self, worlds):
+        x, y = torch.randn(1, 10, 6), torch.arange(5).repeat(1, 2)
+        net = worlds["gauss"].family.downstream
+        made = worlds["gauss"].method("maml").generate(net, Examples(x, y), torch.ones(1, 5, dtype=torch.bool), seed=0)
+        assert made.shape == (1, 5, 7)
+
+    @pytest.mark.parametrize(
+        ("how", "said"), [({"training": {"meta": "reptile"}}, "leave training.meta"), ({"alpha": 0.0}, "must be positive")]
+    )
+    def test_settings_that_mean_nothing_are_refused(self, how, said):
+        with pytest.raises(McdiError, match=said):
+            make_method("maml", how)
 
 
 class TestFineTune:

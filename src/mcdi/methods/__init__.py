@@ -5,10 +5,11 @@ from typing import Any
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, WeightGenerator, silent
+from mcdi.methods.closed import ClosedForm, ClosedFormSettings, LinearProbe, MetaBaseline, Prototypes
 from mcdi.methods.diffusion import Diffusion
 from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
-from mcdi.methods.prototypes import Prototypes
+from mcdi.methods.maml import Maml, MamlSettings
 from mcdi.methods.reptile import Reptile, ReptileSettings
 from mcdi.methods.sampling import SAMPLERS, SHARES, Sampling
 from mcdi.settings import make, merged
@@ -35,6 +36,10 @@ def _diffusion(**fixed: Any) -> Callable[[Mapping[str, Any]], WeightGenerator]:
     return build
 
 
+def _closed(kind: type[ClosedForm], *grid: float) -> Callable[[Mapping[str, Any]], WeightGenerator]:
+    return lambda values: kind(make(ClosedFormSettings, {"grid": grid, **values}, kind.name))
+
+
 # The rows of the ablation differ by one value each; they share every other setting of the [generator] table.
 METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
     "mc-di": _diffusion(objective="local"),
@@ -42,11 +47,14 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
     "tw-di": _diffusion(objective="vanilla"),
     "ocd": _diffusion(objective="local", k=1, training={"meta": "none"}),
     "hypernetwork": _diffusion(objective="regression", k=1, sampling={"steps": 1, "temperature": 0.0, "samples": 1}),
-    "prototypes": lambda values: Prototypes(),
+    "prototypes": _closed(Prototypes),
+    "linear-probe": _closed(LinearProbe, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0),
+    "meta-baseline": _closed(MetaBaseline, 1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
     "adam": lambda values: FineTune(make(FineTuneSettings, values, "adam")),
     "reptile": lambda values: Reptile(make(ReptileSettings, values, "reptile")),
+    "maml": lambda values: Maml(make(MamlSettings, values, "maml")),
 }
-DRAW_NOTHING = ("prototypes", "adam")  # one seed says all
+DRAW_NOTHING = ("prototypes", "linear-probe", "meta-baseline", "adam")  # one seed says all
 LEARNS_FROM_TRAJECTORIES = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")
 
 

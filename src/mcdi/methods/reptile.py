@@ -29,6 +29,16 @@ class Start(nn.Module):
         self.weights = nn.Parameter(weights.clone())
 
 
+def for_units(net: Network, start: Tensor, units: int) -> Tensor:
+    """A start (U, D) for a task of so many units. In a head for another number of classes than were trained every class begins
+    at the mean of the learnt rows."""
+    if len(start) == units:
+        return start
+    extra = net.space.extra
+    rows, shared = start.split([len(start) - extra, extra])
+    return torch.cat([rows.mean(0).expand(units - extra, -1), shared])
+
+
 class Reptile(FineTune):
     """Fine-tuning from the meta-learnt start instead of theta_0; everything else, the tuning included, is the same."""
 
@@ -37,14 +47,7 @@ class Reptile(FineTune):
         self.meta = settings
 
     def initial(self, net: Network, units: int) -> Tensor:
-        if self.start is None:
-            return super().initial(net, units)
-        if len(self.start) == units:
-            return self.start
-        # A head for another number of classes than were trained: every class begins at the mean of the learnt rows.
-        extra = net.space.extra
-        rows, shared = self.start.split([len(self.start) - extra, extra])
-        return torch.cat([rows.mean(0).expand(units - extra, -1), shared])
+        return super().initial(net, units) if self.start is None else for_units(net, self.start, units)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net, how = family.downstream, self.meta.training

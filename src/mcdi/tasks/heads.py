@@ -48,9 +48,14 @@ class LinearHead(Network):
         """What the head reads of a network as it stands, before anything is generated: -> (B, S, F)."""
         return x
 
-    def closed_form(self, support: Examples, way: int) -> Tensor:
+    def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         """The least-squares classifier of the support set as rows of this head: -> (B, way, D)."""
-        return least_squares_rows(self.frozen(support.x), support.y, way)
+        return least_squares_rows(self.frozen(support.x), support.y, way, ridge)
+
+    def alone(self, rows: Tensor, units: int) -> Tensor:
+        """Weights of rows (B, way, D) alone: what stands beside them is where it starts, FiLM that changes nothing, say."""
+        rest = self.theta0(0, units)[rows.shape[1] :].to(rows)
+        return torch.cat([rows, rest.expand(len(rows), -1, -1)], 1)
 
     def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
         way = self.classes(weights.shape[-2])

@@ -135,16 +135,16 @@ class LoraClassifier(LinearHead):
             return rows
         return beside(rows, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
 
-    def closed_form(self, support: Examples, way: int) -> Tensor:
-        return self._own_heads(self.pooled(support.x)[..., 0, :], support.y, way)[..., : self.space.D]
+    def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
+        return self._own_heads(self.pooled(support.x)[..., 0, :], support.y, way, ridge)[..., : self.space.D]
 
-    def _own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
+    def _own_heads(self, features: Tensor, y: Tensor, way: int, ridge: float = 1.0) -> Tensor:
         """Rows that read what the head reads, neither centred nor scaled: (B, S, H), (B, S) -> (B, way, heads * D)."""
         means, _ = class_means(features, y, way)
         centre, spread = self.centre[0].to(features), self.spread[0].to(features)
         found = []
         size = self.features  # least squares scales its weights by it, the logits of prototypes are divided by it
-        for rows, scale in ((least_squares(features, y, way), 1), (prototype_rows(means), size)):
+        for rows, scale in ((least_squares(features, y, way, ridge), 1), (prototype_rows(means), size)):
             weight = rows[..., :-1] / (size * spread)
             row = torch.cat([weight, rows[..., -1:] / scale - (weight @ centre)[..., None]], -1)
             row = row[..., : self.space.D]  # heads of decoders have no bias

@@ -1,0 +1,119 @@
+"""Heads that a formula gives, without training: class means, their directions, ridge regression. The honest yardsticks."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.methods.base import Log, silent
+from mcdi.store import Stored
+from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.tasks.downstream import Network
+from mcdi.tasks.heads import LinearHead
+from mcdi.tasks.sets import class_means, prototype_rows
+
+TUNED = 300  # validation tasks
+
+
+@dataclass(frozen=True)
+class ClosedFormSettings:
+    """What the one number of such a head is chosen from."""
+
+    grid: tuple[float, ...] = ()
+
+
+class ClosedForm:
+    """What they share: rows of a head out of the support set, and perhaps one number, chosen on validation tasks for every
+    shot number. Raises McdiError for networks that have no head alone."""
+
+    name: str
+    gradient_free = True
+
+    def __init__(self, settings: ClosedFormSettings = ClosedFormSettings()) -> None:
+        self.settings, self.chosen = settings, dict[str, float]()
+
+    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+        """-> (B, way, D)."""
+        raise NotImplementedError
+
+    def merit(self, net: LinearHead, weights: Tensor, query: Examples, mask: Tensor) -> float:
+        """What the number is chosen by: accuracy."""
+        return float(net.score(weights, query, mask).mean())
+
+    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+        net = family.downstream
+        if not isinstance(net, LinearHead):
+            raise McdiError(f"{self.name} exist for linear heads only: leave them out for whole networks")
+        grid = self.settings.grid
+        for shots in family.shots if grid else ():
+            tasks = family.sample("val", range(TUNED), shots=shots)
+            heads = [self._weights(net, tasks.support, tasks.mask, n) for n in grid]
+            merits = [self.merit(net, head, tasks.query, tasks.mask) for head in heads]
+            self.chosen[str(shots)] = grid[merits.index(max(merits))]
+            log(len(self.chosen), len(family.shots), {"score": max(merits)})
+        return self
+
+    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+        assert isinstance(net, LinearHead)
+        shots = support.y.shape[1] // net.classes(mask.shape[1])
+        # A shot number never tuned for takes the nearest.
+        key = min(self.chosen, key=lambda n: abs(int(n) - shots), default=None)
+        return self._weights(net, support, mask, 0.0 if key is None else self.chosen[key])
+
+    def _weights(self, net: LinearHead, support: Examples, mask: Tensor, number: float) -> Tensor:
+        return net.alone(self.rows(net, support, net.classes(mask.shape[1]), number), mask.shape[1])
+
+    def config(self) -> dict[str, Any]:
+        return {"settings": asdict(self.settings), "chosen": self.chosen}
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+        self.chosen = {n: float(v) for n, v in config["chosen"].items()}
+        return self
+
+
+class Prototypes(ClosedForm):
+    """w = 2 c, b = -|c|^2, c the mean support feature: the logits are minus the squared distances, up to |x|^2 (1703.05175)."""
+
+    name = "prototypes"
+
+    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+        means, _ = class_means(net.frozen(support.x), support.y, way)
+        return prototype_rows(means)
+
+
+class LinearProbe(ClosedForm):
+    """Ridge regression of the one-hot labels on frozen features, in closed form as in R2-D2 (1805.08136), its ridge tuned."""
+
+    name = "linear probes"
+
+    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+        return net.closed_form(support, way, number)
+
+
+class MetaBaseline(ClosedForm):
+    """w = tau c / |c|, b = 0: logits tau cos(x, c) (Meta-Baseline, 2003.04390, eq. 1-2), for features of one length, as image
+    embeddings have here. Its second stage trains the backbone through them; here that is frozen, and tau, which changes no
+    answer but how sure it is, is the most likely one on validation tasks."""
+
+    name = "heads of cosines"
+
+    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+        x = net.frozen(support.x)
+        lengths = x.norm(dim=-1)
+        if float(lengths.max()) > 1.01 * float(lengths.min()):
+            raise McdiError(
+                "a linear head has no cosines of features of several lengths: leave meta-baseline out for this network"
+            )
+        means, _ = class_means(x, support.y, way)
+        weight = number * F.normalize(means, dim=-1) / lengths.mean()
+        return torch.cat([weight, torch.zeros_like(weight[..., :1])], -1)
+
+    def merit(self, net: LinearHead, weights: Tensor, query: Examples, mask: Tensor) -> float:
+        return -float(net.loss(weights, query, mask).mean())
