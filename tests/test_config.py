@@ -75,7 +75,17 @@ class TestRecipes:
         assert recipe_names() == [
             *("glue-lora", "glyphs", "glyphs-conv4", "glyphs-whole"),
             *("natural", "natural-film", "natural-protonet", "natural-resnet8"),
-            *("omniglot", "omniglot-20way", "omniglot-characters", "shift", "shift-film", "sines", "text-lora"),
+            *(
+                "omniglot",
+                "omniglot-20way",
+                "omniglot-characters",
+                "pacs-sketch",
+                "pacs-sketch-span",
+                "shift",
+                "shift-film",
+                "sines",
+                "text-lora",
+            ),
         ]
         for name in recipe_names():
             recipe = read_recipe(name)

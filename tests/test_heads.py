@@ -5,6 +5,7 @@ from tiny_models import PAIR, lora
 
 from mcdi.prior import HeadPrior
 from mcdi.tasks.base import Examples
+from mcdi.tasks.heads import LinearHead
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.sets import class_means, least_squares
 
@@ -30,6 +31,19 @@ class TestHeads:
                 means, _ = class_means(features, y, 2)
                 want = -torch.cdist(features, means).square() / net.features
             torch.testing.assert_close(got.diff(dim=-1), want.diff(dim=-1), rtol=1e-3, atol=1e-4)
+
+    def test_so_does_that_of_a_linear_head_where_asked(self):
+        net, plain = LinearHead(6, 3, condition="heads"), LinearHead(6, 3)
+        x, y = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0)), torch.arange(3).repeat(2, 3)
+        cond = net.condition(Examples(x, y), 3)
+        assert cond.shape[-1] == net.condition_size == net.summary_size == plain.condition_size + 2 * 7
+        assert torch.equal(cond[..., 14:], plain.condition(Examples(x, y), 3))
+        squares, prototypes = cond[..., :14].unflatten(-1, (2, -1)).unbind(2)
+        want = net.predict(net.closed_form(Examples(x, y), 3), x)
+        torch.testing.assert_close(net.predict(squares, x).diff(dim=-1), want.diff(dim=-1), rtol=1e-4, atol=1e-5)
+        means, _ = class_means(x, y, 3)
+        want = -torch.cdist(x, means).square() / 6
+        torch.testing.assert_close(net.predict(prototypes, x).diff(dim=-1), want.diff(dim=-1), rtol=1e-4, atol=1e-5)
 
     def test_the_prior_finds_the_numbers_of_the_heads(self):
         """One for a whole head, though its numbers are standardised one by one; what is no row is guessed where it starts."""

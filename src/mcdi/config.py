@@ -13,7 +13,7 @@ from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
 from mcdi.settings import make
 from mcdi.tasks.encoders import LoraSettings
-from mcdi.tasks.heads import Condition
+from mcdi.tasks.heads import OWN_HEADS, Condition
 from mcdi.tasks.networks import NETWORKS
 from mcdi.tasks.omniglot import Split
 from mcdi.tasks.textbank import TextSettings
@@ -121,7 +121,8 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         if not isinstance(method, Diffusion):
             continue
         kind, alone = recipe.family.network, recipe.family.lora.generate == "rows"
-        method.settings.check(kind, heads=NETWORKS[kind].heads, rows_alone=alone)
+        heads = OWN_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].heads
+        method.settings.check(kind, heads=heads, rows_alone=alone or kind == "linear-head")
         if recipe.preparation.k % method.settings.k:
             raise McdiError(
                 f"{where}: {name} takes k = {method.settings.k} targets evenly from preparation.k = {recipe.preparation.k}: "

@@ -76,7 +76,7 @@ def _embedder(settings: FamilySettings) -> Embedder:
 
 
 def _few_shot(
-    settings: FamilySettings, embedder: Embedder, banks: Mapping[str, Tensor], groups: Mapping[str, list[int]] | None
+    settings: FamilySettings, embedder: Embedder, banks: Mapping[str, Tensor], groups: Mapping[str, list[int]] | None = None
 ) -> FewShot:
     """Tasks over banks of features, or of images, of which then only the numbers of classes and examples are checked."""
     extra: dict[str, Any] = {}

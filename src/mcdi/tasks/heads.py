@@ -9,9 +9,12 @@ from mcdi.embed import Embedder
 from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import Network
-from mcdi.tasks.sets import class_means, leant, least_squares, least_squares_rows, single_examples
+from mcdi.tasks.sets import class_means, leant, least_squares, least_squares_rows, prototype_rows, single_examples
 
-Condition = Literal["means", "spread", "examples"]
+Condition = Literal["means", "spread", "examples", "heads"]
+
+
+OWN_HEADS = 2  # of least squares, of prototypes
 
 
 class LinearHead(Network):
@@ -20,7 +23,8 @@ class LinearHead(Network):
     The condition of a class of n examples is its mean support feature c, c / n, its row r of the least-squares classifier
     of the support set times 1 - 1/n, |c|^2 / F and log n. From one example a class r adds nothing to c that holds on
     unseen classes; from several it knows which directions tell the classes apart. condition "spread" adds the variance
-    of the class's examples (F), "examples" up to `examples` of them one by one (F + 1 each, see single_examples).
+    of the class's examples (F), "examples" up to `examples` of them one by one (F + 1 each, see single_examples); "heads"
+    begins with its rows of two heads that the support set itself gives (`own_heads`), for generators that add up such.
     """
 
     kind = "linear-head"
@@ -32,12 +36,14 @@ class LinearHead(Network):
         super().__init__(nn.Linear(features, way), embedder, unit="row")
         self.features = self.input_size = features
         self.way, self.reads = way, condition
+        self.heads = OWN_HEADS if condition == "heads" else self.heads
         self.examples = examples if condition == "examples" else 0
         self.condition_size = self.summary_size + self.examples * (features + 1)
 
     @property
     def summary_size(self) -> int:
-        return 3 * self.features + 3 + (self.features if self.reads == "spread" else 0)
+        beside = self.features if self.reads == "spread" else 0
+        return self.heads * self.space.D + 3 * self.features + 3 + beside
 
     def theta0(self, seed: int, units: int) -> Tensor:
         # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
@@ -57,6 +63,13 @@ class LinearHead(Network):
         rest = self.theta0(0, units)[rows.shape[1] :].to(rows)
         return torch.cat([rows, rest.expand(len(rows), -1, -1)], 1)
 
+    def own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
+        """Rows of the least-squares classifier and of prototypes for a head that reads `features`, without what all classes
+        have in common, which changes no probability: (B, S, F), (B, S) -> (B, way, OWN_HEADS * D)."""
+        means, _ = class_means(features, y, way)
+        rows = torch.stack([least_squares_rows(features, y, way), prototype_rows(means) / self.features], 2)
+        return (rows - rows.mean(1, keepdim=True)).flatten(2)
+
     def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
         way = self.classes(weights.shape[-2])
         rows, rest = weights.split([way, weights.shape[-2] - way], -2)
@@ -69,6 +82,8 @@ class LinearHead(Network):
         rows = least_squares(support.x, support.y, units) * (1 - 1 / count)
         # c / n beside c: a linear map of both may trust the mean of more examples more.
         parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
+        if self.heads:
+            parts.insert(0, self.own_heads(support.x, support.y, units))
         if self.reads == "spread":
             square, _ = class_means(support.x.square(), support.y, units)
             parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))

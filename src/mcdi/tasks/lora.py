@@ -13,8 +13,8 @@ from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import Network
 from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.sets import beside, class_means, least_squares, prototype_rows, spreads
+from mcdi.tasks.heads import OWN_HEADS, LinearHead
+from mcdi.tasks.sets import beside, least_squares_rows, spreads
 
 
 class LoraClassifier(LinearHead):
@@ -32,7 +32,7 @@ class LoraClassifier(LinearHead):
     """
 
     kind = "lora"
-    heads = 2  # the least-squares row and the prototype's, as the head would hold them
+    heads = OWN_HEADS
     statistics = 3  # numbers a feature in the condition of a pair
 
     def __init__(self, lora: LoraSettings, way: int, base: int | None = None) -> None:
@@ -52,7 +52,7 @@ class LoraClassifier(LinearHead):
         self.input_size = self.features + 1
         self.centre, self.spread = torch.zeros(POOLED, self.features), torch.ones(POOLED, 1)
         self.bank: Tensor | None = None
-        self.row_size = self.heads * self.space.D + super().summary_size
+        self.row_size = super().summary_size
         beside_rows = POOLED * self.statistics * self.features + self.space.kinds
         self.condition_size = self.row_size + (beside_rows if self.space.extra else 0)
 
@@ -130,27 +130,23 @@ class LoraClassifier(LinearHead):
     def condition(self, support: Examples, units: int) -> Tensor:
         way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
         features = pooled[..., 0, :]
-        rows = torch.cat([self._own_heads(features, support.y, way), super().condition(Examples(features, support.y), way)], -1)
+        rows = super().condition(Examples(features, support.y), way)
         if not extra:
             return rows
         return beside(rows, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
 
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
-        return self._own_heads(self.pooled(support.x)[..., 0, :], support.y, way, ridge)[..., : self.space.D]
+        return self._raw(least_squares_rows(self.pooled(support.x)[..., 0, :], support.y, way, ridge))
 
-    def _own_heads(self, features: Tensor, y: Tensor, way: int, ridge: float = 1.0) -> Tensor:
-        """Rows that read what the head reads, neither centred nor scaled: (B, S, H), (B, S) -> (B, way, heads * D)."""
-        means, _ = class_means(features, y, way)
-        centre, spread = self.centre[0].to(features), self.spread[0].to(features)
-        found = []
-        size = self.features  # least squares scales its weights by it, the logits of prototypes are divided by it
-        for rows, scale in ((least_squares(features, y, way, ridge), 1), (prototype_rows(means), size)):
-            weight = rows[..., :-1] / (size * spread)
-            row = torch.cat([weight, rows[..., -1:] / scale - (weight @ centre)[..., None]], -1)
-            row = row[..., : self.space.D]  # heads of decoders have no bias
-            # What all classes have in common changes no probability, and theta_M has none of it.
-            found.append(row - row.mean(1, keepdim=True))
-        return torch.cat(found, -1)
+    def own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
+        """Of features that are centred and scaled, for a head that reads them as they are."""
+        return self._raw(super().own_heads(features, y, way).unflatten(-1, (OWN_HEADS, -1))).flatten(2)
+
+    def _raw(self, rows: Tensor) -> Tensor:
+        """Rows (.., F + 1) that read centred and scaled features -> rows (.., D) of the same logits, but for one number."""
+        weight = rows[..., :-1] / self.spread[0].to(rows)
+        bias = rows[..., -1:] - (weight @ self.centre[0].to(rows))[..., None]
+        return torch.cat([weight, bias], -1)[..., : self.space.D]  # heads of decoders have no bias
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         if self.space.extra:
