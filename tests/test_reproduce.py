@@ -15,9 +15,10 @@ from mcdi import evaluate
 from mcdi.config import Evaluation, read_recipe
 from mcdi.errors import McdiError
 from mcdi.generator import load_method
-from mcdi.methods import Diffusion, Sampling
+from mcdi.methods import METHODS, Diffusion, Sampling
 from mcdi.reproduce import STUDIES, measures, quick, reproduce
 from mcdi.reproduce.cells import Cell, Context, model_folder, trained
+from mcdi.reproduce.studies import serving
 from mcdi.reproduce.uncertainty import auroc, ensembles, expected_calibration_error, strangers
 from mcdi.run import read_run, with_seeds
 from mcdi.tasks.fewshot import FewShot
@@ -53,6 +54,35 @@ def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, s
     with Image.open(stem.with_suffix(".png")) as picture:
         assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 5  # something is drawn
     assert STUDIES[study].against is None or any("minus" in line for line in text.splitlines() if line.startswith("|"))
+
+
+class TestCompare:
+    def test_every_method_that_serves_beside_its_cost(self, recipe: Path, studied: Path) -> None:
+        results = studied / "compared"
+        assert mcdi("compare", recipe, "--out", studied, "--results", results, "--workers", 1) == 0
+        table = list(csv.DictReader((results / "compare-tiny.csv").read_text().splitlines()))
+        assert {r["method"] for r in table} == set(METHODS)
+        assert "`mcdi compare tiny`" in (results / "compare-tiny.md").read_text()
+        by = {r["method"]: {n: float(r[f"{n}_mean"]) for n in ("adaptation (ms)", "peak (MiB)", "parameters")} for r in table}
+        assert all(r["adaptation (ms)"] > 0 and r["peak (MiB)"] > 0 for r in by.values())
+        assert by["maml"]["parameters"] == 3 * 65 + 1 and by["adam"]["parameters"] == by["linear-probe"]["parameters"] == 0
+        assert by["mc-di"]["peak (MiB)"] > by["prototypes"]["peak (MiB)"]
+
+    def test_some_of_them(self, recipe: Path, studied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        arguments = ("compare", recipe, "--out", studied, "--results", studied / "some", "--workers", 1, "--methods")
+        assert mcdi(*arguments, "prototypes, maml") == 0
+        table = csv.DictReader((studied / "some/compare-tiny.csv").read_text().splitlines())
+        assert {r["method"] for r in table} == {"prototypes", "maml"}
+        assert mcdi(*arguments, "maml,mamba") == 1
+        assert "'mamba' is no method for network = 'linear-head': choose all, or of mc-di" in " ".join(
+            capfd.readouterr().err.split()
+        )
+
+    def test_who_serves_what(self) -> None:
+        heads = {"prototypes", "linear-probe", "meta-baseline"}
+        assert set(serving(read_recipe("glyphs"))) == set(METHODS)
+        assert set(serving(read_recipe("sines"))) == set(METHODS) - heads
+        assert set(serving(read_recipe("text-lora"))) == set(METHODS) - {"meta-baseline"}
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,8 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it (default: all cores).")
 ]
+Results = Annotated[Path, typer.Option("--results", help="Where tables and plots go.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Seconds instead of an hour; the numbers mean nothing.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Only this method (repeatable) (default: the recipe's).")]
 
@@ -187,8 +189,8 @@ def reproduce(
     recipe: RecipeName = "glyphs",
     out: Out = None,
     data: Data = None,
-    results: Annotated[Path, typer.Option("--results", help="Where tables and plots go.")] = Path("results"),
-    small: Annotated[bool, typer.Option("--quick", help="Seconds instead of an hour; the numbers mean nothing.")] = False,
+    results: Results = Path("results"),
+    small: Quick = False,
     workers: Workers = None,
 ) -> None:
     """One of the paper's studies, or of ours: CSV, Markdown and PNG. Stop it whenever you like; the same command resumes.
@@ -201,13 +203,46 @@ def reproduce(
         for name, known in studies.STUDIES.items():
             typer.echo(f"{name:<12} {known.about}")
         return
-    chosen = studies.quick(_recipe(recipe, None)) if small else _recipe(recipe, None)
     studies.known(study)
-    folder, many = out or Path("runs") / chosen.name, _workers(workers, "cpu")
-    job.open_run(folder, chosen)
+    _study(study, recipe, out, data, results, small, workers)
+
+
+@app.command()
+def compare(
+    recipe: RecipeName = "glyphs",
+    methods: Annotated[str, typer.Option("--methods", help="all, or names with commas between them.")] = "all",
+    out: Out = None,
+    data: Data = None,
+    results: Results = Path("results"),
+    small: Quick = False,
+    workers: Workers = None,
+) -> None:
+    """Every system on one recipe's tasks: accuracy, milliseconds to adapt, training, parameters, memory. Resumes.
+
+    Example: [bold]mcdi compare natural --data FILE --methods prototypes,adam,maml,mc-di[/]
+    """
+    _study("compare", recipe, out, data, results, small, workers, methods)
+
+
+def _study(
+    study: str,
+    recipe: str,
+    out: Path | None,
+    data: Path | None,
+    results: Path,
+    small: bool,
+    workers: int | None,
+    methods: str = "",
+) -> None:
+    from mcdi import reproduce as studies
+
+    known = studies.quick(_recipe(recipe, None)) if small else _recipe(recipe, None)
+    names = studies.chosen(methods, known) if methods else None
+    folder, many = out or Path("runs") / known.name, _workers(workers, "cpu")
+    job.open_run(folder, known)
     with _bars() as show:
         job.prepare_run(folder, data=data, device="cpu", workers=many, progress=show)
-        paths = studies.reproduce(study, folder, results, workers=many, progress=show)
+        paths = studies.reproduce(study, folder, results, workers=many, progress=show, methods=names)
     typer.echo("\n".join(map(str, paths)))
 
 

@@ -15,6 +15,7 @@ from mcdi.methods.sampling import SAMPLERS, SHARES, Sampling
 from mcdi.settings import make, merged
 
 __all__ = [
+    "HEADS_ALONE",
     "METHODS",
     "SAMPLERS",
     "SHARES",
@@ -54,7 +55,8 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
     "reptile": lambda values: Reptile(make(ReptileSettings, values, "reptile")),
     "maml": lambda values: Maml(make(MamlSettings, values, "maml")),
 }
-DRAW_NOTHING = ("prototypes", "linear-probe", "meta-baseline", "adam")  # one seed says all
+HEADS_ALONE = ("prototypes", "linear-probe", "meta-baseline")  # formulas for linear heads
+DRAW_NOTHING = (*HEADS_ALONE, "adam")  # one seed says all
 LEARNS_FROM_TRAJECTORIES = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")
 
 

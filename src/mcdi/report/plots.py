@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-KNOWN = ("mc-di", "mv-di", "tw-di", "ocd", "adam", "prototypes", "hypernetwork", "reptile")  # their colours never change
+_FIRST = ("mc-di", "mv-di", "tw-di", "ocd", "adam", "prototypes", "hypernetwork", "reptile")
+KNOWN = (*_FIRST, "linear-probe", "meta-baseline", "maml")  # their colours never change
 INK = "#010203"  # stands for the page's text colour in plots, so that they follow light and dark
-COLOURS = ["#3b82c4", "#e07b24", "#2a9d6f", "#9467bd", "#d1495b", "#9c6b4f", "#c85fa8", "#1fa3b5", "#8a8f2a", "#7a8290"]
+COLOURS = ["#3b82c4", "#e07b24", "#2a9d6f", "#9467bd", "#d1495b", "#9c6b4f", "#c85fa8", "#1fa3b5"]
+COLOURS += ["#c9a227", "#1f4e79", "#6b8e23", "#8a8f2a", "#7a8290"]
+MARKERS = "osD^vPX*hpd<>"
 NOVELTY = {key: [NUMBER] for key in ("generated", "targets", "noised", "scale_generated", "scale_real")}
 POINT = (NUMBER, NUMBER)
 LANDSCAPE = {"x": [NUMBER], "y": [NUMBER], "loss": [[NUMBER]], "chains": {"*": [POINT]}, "points": {"*": POINT}}
@@ -29,7 +32,7 @@ def look(method: str) -> tuple[str, str]:
     """Colour and marker of a method, the same in every plot and every report."""
     known = method in KNOWN
     i = KNOWN.index(method) if known else len(KNOWN) + zlib.crc32(method.encode()) % (len(COLOURS) - len(KNOWN))
-    return COLOURS[i], "osD^vPX*<>"[i]
+    return COLOURS[i], MARKERS[i]
 
 
 def figure(alt: str, note: str, height: float, draw: Callable[["Figure"], None]) -> str:

@@ -13,17 +13,18 @@ from mcdi.errors import McdiError
 from mcdi.files import write_bytes
 from mcdi.reproduce.cells import Context, run_cells
 from mcdi.reproduce.charts import draw
-from mcdi.reproduce.studies import STUDIES, Study
+from mcdi.reproduce.studies import STUDIES, Study, serving
 from mcdi.reproduce.tables import as_csv, as_markdown, lines
 from mcdi.workers import Progress
 
-__all__ = ["STUDIES", "known", "quick", "reproduce"]
+__all__ = ["STUDIES", "chosen", "known", "quick", "reproduce"]
 
 
 def quick(recipe: Recipe) -> Recipe:
     """The recipe at a size at which a study takes seconds: it shows that everything runs, and its numbers mean nothing."""
     small, tuning = {"iterations": 4, "learners": 2, "tasks": 4}, {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}
-    method = {**recipe.method, "adam": tuning, "reptile": {"training": small, "tuning": tuning}}
+    maml = {"training": {"meta": "none", "iterations": 4, "inner_steps": 1, "learners": 4, "tasks": 1}, "tuned": 20}
+    method = {**recipe.method, "adam": tuning, "reptile": {"training": small, "tuning": tuning}, "maml": maml}
     return replace(
         recipe,
         name=f"{recipe.name}-quick",
@@ -42,13 +43,29 @@ def known(name: str) -> Study:
     return STUDIES[name]
 
 
-def reproduce(name: str, folder: Path, results: Path, *, workers: int, progress: Progress) -> list[Path]:
+def chosen(methods: str, recipe: Recipe) -> tuple[str, ...]:
+    """ "all" that can serve the recipe's network, or names with commas between them. Raises McdiError for one that cannot."""
+    there = serving(recipe)
+    names = there if methods == "all" else tuple(n.strip() for n in methods.split(","))
+    for name in names:
+        if name not in there:
+            raise McdiError(
+                f"{name!r} is no method for network = {recipe.family.network!r}: choose all, or of {', '.join(there)}"
+            )
+    return names
+
+
+def reproduce(
+    name: str, folder: Path, results: Path, *, workers: int, progress: Progress, methods: Sequence[str] | None = None
+) -> list[Path]:
     """Run a study in the prepared run `folder`; the files written: STUDY-RECIPE.csv, .md and .png, and a picture if it has one.
 
-    What is trained or measured already is not done again. Raises McdiError for an unknown study.
+    methods: of others than the recipe's. What is trained or measured already is not done again. Raises McdiError for an
+    unknown study.
     """
     study, context = known(name), Context(folder)
-    recipe, cells = context.recipe, study.cells(context.recipe)
+    recipe = replace(context.recipe, methods=tuple(methods or context.recipe.methods))
+    cells = study.cells(recipe)
     found = run_cells(context, name, cells, study.measure, workers=1 if study.quiet else workers, progress=progress)
     table = lines([(seed, rows) for seed, rows, _ in found], study.against)
     stem = results / f"{name}-{recipe.name}"
@@ -68,4 +85,5 @@ def _head(name: str, study: Study, recipe: Recipe, made: Sequence[Mapping[str, A
     commits, last = sorted({str(p["commit"]) for p in made}), made[-1]
     what = f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {', '.join(map(str, recipe.evaluation.seeds))}"
     where = f"commit {', '.join(commits)}, {last['date']}, {last['hardware']}, torch {last['torch']}"
-    return f"# {name}: {study.about}\n\n{what}; `mcdi reproduce {name} {recipe.name}`, {where}.\n\n"
+    command = f"mcdi compare {recipe.name}" if name == "compare" else f"mcdi reproduce {name} {recipe.name}"
+    return f"# {name}: {study.about}\n\n{what}; `{command}`, {where}.\n\n"

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mcdi.evaluate import distance, milliseconds
+from mcdi.files import read_json
+from mcdi.memory import LiveBytes
 from mcdi.methods import SAMPLERS, Diffusion, FineTune, Sampling, WeightGenerator, adapt
 from mcdi.prepare import trajectories
-from mcdi.reproduce.cells import Cell, Context, Measured
+from mcdi.reproduce.cells import Cell, Context, Measured, model_folder
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskBatch
 from mcdi.tasks.downstream import Network
@@ -156,6 +158,24 @@ def prepared(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
             found[name].append(value)
     cost |= {name: float(torch.cat(values).mean()) for name, values in found.items()}
     return [row._replace(figures={**cost, **row.figures}) for row in accuracy(context, cell, method, seed)]
+
+
+def compared(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Accuracy beside what it costs: milliseconds of one thread and MiB at the peak for the weights of one task, features at
+    hand; seconds of meta-training and tuning, trajectories left out; numbers that are learnt."""
+    rows = accuracy(context, cell, method, seed)
+    training = read_json(model_folder(context, cell, seed) / "training.json")
+    learnt = {"training (s)": training["fit_seconds"], "parameters": sum(t.numel() for t in method.state().values())}
+    for number, row in enumerate(rows):
+        one = context.family.sample("test", [0], shots=row.factors["shots"])
+        call = partial(method.generate, context.family.downstream, one.support, one.mask, seed=0)
+        with one_thread():
+            took = milliseconds(call)
+            with LiveBytes() as live:
+                call()
+        figures = {"adaptation (ms)": took, **learnt, "peak (MiB)": live.peak / 2**20}
+        rows[number] = row._replace(figures=figures)
+    return rows
 
 
 def latency(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:

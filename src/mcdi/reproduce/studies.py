@@ -7,12 +7,14 @@ from typing import Any
 
 from mcdi import evaluate
 from mcdi.config import Recipe
-from mcdi.methods import Diffusion, make_method
+from mcdi.methods import HEADS_ALONE, METHODS, Diffusion, make_method
 from mcdi.reproduce import adapters, measures
 from mcdi.reproduce.cells import Cell, Context, Measure, trained
 from mcdi.reproduce.charts import Chart, draw_chains
 from mcdi.reproduce.uncertainty import ensembles
 from mcdi.store import TrajectoryStore
+from mcdi.tasks.heads import LinearHead
+from mcdi.tasks.networks import NETWORKS
 from mcdi.workers import Progress
 
 Settings = dict[str, Any]
@@ -128,6 +130,13 @@ def _landscape(context: Context, cells: Sequence[Cell], path: Path, progress: Pr
     draw_chains(evaluate.landscape(shown, context.family, reference.targets[0], theta0), path)
 
 
+def serving(recipe: Recipe) -> tuple[str, ...]:
+    """Methods that can give a recipe's network its weights: some are for heads alone, cosines for features of one length."""
+    kind = NETWORKS[recipe.family.network]
+    never: tuple[str, ...] = () if issubclass(kind, LinearHead) else HEADS_ALONE
+    return tuple(n for n in METHODS if n not in never and not (n == "meta-baseline" and recipe.family.data == "text"))
+
+
 STUDIES: dict[str, Study] = {
     "ablation": Study(
         "the component ablation beside the alternatives: prototypes, Adam, REPTILE, regression, OCD, Tw-Di, Mv-Di, Mc-Di",
@@ -216,6 +225,13 @@ STUDIES: dict[str, Study] = {
         measures.latency,
         Chart("ms, batch 1", series=("method", "sampler"), log=True),
         against=None,
+        quiet=True,
+    ),
+    "compare": Study(
+        "every system under one roof: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
+        lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
+        measures.compared,
+        Chart("adaptation (ms)", log=True),
         quiet=True,
     ),
 }
