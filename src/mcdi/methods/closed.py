@@ -74,7 +74,7 @@ class ClosedForm:
         return {}
 
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        self.chosen = {n: float(v) for n, v in config["chosen"].items()}
+        self.chosen = {n: float(v) for n, v in config.get("chosen", {}).items()}  # prototypes choose nothing
         return self
 
 
