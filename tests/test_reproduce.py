@@ -24,7 +24,7 @@ from mcdi.run import read_run, with_seeds
 from mcdi.tasks.fewshot import FewShot
 from mcdi.workers import silent
 
-ON_IMAGES = [s for s in STUDIES if s != "adapters"]  # that one: tests/test_text_lora.py
+ON_IMAGES = [s for s in STUDIES if s not in ("adapters", "transfer")]  # these: test_text_lora.py, test_targets.py
 
 
 class TestUncertainty:

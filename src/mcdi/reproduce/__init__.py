@@ -15,9 +15,10 @@ from mcdi.reproduce.cells import Context, run_cells
 from mcdi.reproduce.charts import draw
 from mcdi.reproduce.studies import STUDIES, Study, serving
 from mcdi.reproduce.tables import as_csv, as_markdown, lines
+from mcdi.reproduce.transfer import add_targets, cells_for, named_targets
 from mcdi.workers import Progress
 
-__all__ = ["STUDIES", "chosen", "known", "quick", "reproduce"]
+__all__ = ["STUDIES", "chosen", "known", "named_targets", "quick", "reproduce"]
 
 
 def quick(recipe: Recipe) -> Recipe:
@@ -56,16 +57,26 @@ def chosen(methods: str, recipe: Recipe) -> tuple[str, ...]:
 
 
 def reproduce(
-    name: str, folder: Path, results: Path, *, workers: int, progress: Progress, methods: Sequence[str] | None = None
+    name: str,
+    folder: Path,
+    results: Path,
+    *,
+    workers: int,
+    progress: Progress,
+    methods: Sequence[str] | None = None,
+    targets: Mapping[str, Path] | None = None,
 ) -> list[Path]:
     """Run a study in the prepared run `folder`; the files written: STUDY-RECIPE.csv, .md and .png, and a picture if it has one.
 
-    methods: of others than the recipe's. What is trained or measured already is not done again. Raises McdiError for an
-    unknown study.
+    methods: of others than the recipe's; targets: other data sets by name, for the study transfer. What is trained or measured
+    already is not done again. Raises McdiError for an unknown study.
     """
     study, context = known(name), Context(folder)
     recipe = replace(context.recipe, methods=tuple(methods or context.recipe.methods))
     cells = study.cells(recipe)
+    if targets:
+        add_targets(context, targets, progress)
+        cells = cells_for(cells, list(targets))
     found = run_cells(context, name, cells, study.measure, workers=1 if study.quiet else workers, progress=progress)
     table = lines([(seed, rows) for seed, rows, _ in found], study.against)
     stem = results / f"{name}-{recipe.name}"
@@ -85,5 +96,5 @@ def _head(name: str, study: Study, recipe: Recipe, made: Sequence[Mapping[str, A
     commits, last = sorted({str(p["commit"]) for p in made}), made[-1]
     what = f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {', '.join(map(str, recipe.evaluation.seeds))}"
     where = f"commit {', '.join(commits)}, {last['date']}, {last['hardware']}, torch {last['torch']}"
-    command = f"mcdi compare {recipe.name}" if name == "compare" else f"mcdi reproduce {name} {recipe.name}"
+    command = f"mcdi {name} {recipe.name}" if name in ("compare", "transfer") else f"mcdi reproduce {name} {recipe.name}"
     return f"# {name}: {study.about}\n\n{what}; `{command}`, {where}.\n\n"

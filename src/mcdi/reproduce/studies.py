@@ -8,7 +8,7 @@ from typing import Any
 from mcdi import evaluate
 from mcdi.config import Recipe
 from mcdi.methods import HEADS_ALONE, METHODS, Diffusion, make_method
-from mcdi.reproduce import adapters, measures
+from mcdi.reproduce import adapters, measures, transfer
 from mcdi.reproduce.cells import Cell, Context, Measure, trained
 from mcdi.reproduce.charts import Chart, draw_chains
 from mcdi.reproduce.uncertainty import ensembles
@@ -233,5 +233,11 @@ STUDIES: dict[str, Study] = {
         measures.compared,
         Chart("adaptation (ms)", log=True),
         quiet=True,
+    ),
+    "transfer": Study(
+        "heads for other data sets, on which nothing was trained: `mcdi transfer`",
+        lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
+        transfer.transferred,
+        Chart("target", only=("classes", "as trained")),
     ),
 }

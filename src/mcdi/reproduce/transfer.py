@@ -1,0 +1,80 @@
+"""How good are the generators of one collection of images on other data sets, with nothing trained on these?
+
+The paper's first table: meta-trained on ImageNet, heads for CIFAR-10 and others without a gradient step. Here a head is
+generated from a few labelled images of the target, for five of its classes and for all of them, by one model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mcdi.errors import McdiError
+from mcdi.files import read_tensors, write_tensors
+from mcdi.methods import WeightGenerator
+from mcdi.reproduce.cells import Cell, Context, Measured
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.targets import target_bank
+from mcdi.workers import Progress
+
+NUMBERS = 40_000  # rows of heads at once: tasks times classes
+
+
+def named_targets(given: Sequence[str]) -> dict[str, Path]:
+    """{name: path} of "NAME=PATH". Raises McdiError for anything else, and for a name that comes twice."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not (name and path) or set(name) & set("/\\."):
+            raise McdiError(f"--target {text!r} must be NAME=PATH, as in cifar10=data/cifar-10-batches-bin")
+        if name in found:
+            raise McdiError(f"two targets are called {name}: give each a name of its own")
+        found[name] = Path(path)
+    if not found:
+        raise McdiError("no data set to generate heads for: mcdi transfer --target NAME=PATH, once or more")
+    return found
+
+
+def _place(context: Context, name: str) -> Path:
+    return context.folder / "targets" / f"{name}.safetensors"
+
+
+def add_targets(context: Context, targets: Mapping[str, Path], progress: Progress) -> None:
+    """Embed every target's images with the run's frozen backbone, unless that has been done. Raises McdiError where there is no
+    backbone of colour images."""
+    network = context.family.downstream
+    if network.embedder is None or network.embedder.shape[0] != 3:
+        raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")
+    for name, path in targets.items():
+        if not _place(context, name).exists():
+            progress(f"target {name}", 0, 1, {})
+            bank = target_bank(path, size=context.recipe.family.side)
+            write_tensors(_place(context, name), {"features": network.embed(bank.pixels)}, {"classes": bank.names})
+            progress(f"target {name}", 1, 1, {"classes": float(len(bank.names))})
+
+
+def cells_for(cells: Sequence[Cell], targets: Sequence[str]) -> list[Cell]:
+    """Every cell on every target, which becomes a factor."""
+    return [replace(cell, factors={**cell.factors, "target": name}) for name in targets for cell in cells]
+
+
+@torch.no_grad()
+def transferred(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Accuracy on tasks of as many classes as were trained for, and of all that the target has."""
+    if "target" not in cell.factors:
+        raise McdiError("this study is the command `mcdi transfer`, which takes --target NAME=PATH")
+    name, settings = str(cell.factors["target"]), context.recipe.family
+    features = read_tensors(_place(context, name))[0]["features"]
+    net, rows = context.family.downstream, []
+    for label, way in (("as trained", min(settings.way, len(features))), ("all classes", len(features))):
+        family = FewShot(name, net, {"test": features}, way=way, shots=settings.shots, queries=settings.queries)
+        for shots in settings.shots:
+            scores = []
+            for seeds in torch.arange(context.tasks).split(max(1, NUMBERS // way // settings.queries)):
+                batch = family.sample("test", seeds.tolist(), shots=shots)
+                with torch.enable_grad():
+                    weights = method.generate(net, batch.support, batch.mask, seed=seed)
+                scores.append(net.score(weights, batch.query, batch.mask))
+            rows.append(Measured({"classes": label, "way": way, "shots": shots}, {}, torch.cat(scores)))
+    return rows
