@@ -180,6 +180,18 @@ class TestOtherClosedForms:
         best = method._weights(net, tasks.support, tasks.mask, method.chosen["2"])
         assert float(net.loss(best, tasks.query, tasks.mask).mean()) < min(at.values())
 
+    @pytest.mark.parametrize(
+        ("name", "grid", "said"),
+        [
+            ("linear-probe", [], "ridges above 0"),
+            ("meta-baseline", [0.0], "temperatures above 0"),
+            ("prototypes", [1.0], "nothing"),
+        ],
+    )
+    def test_grids_that_mean_nothing_are_refused(self, name, grid, said):
+        with pytest.raises(McdiError, match=said):
+            make_method(name, {"grid": grid})
+
     def test_cosines_need_features_of_one_length(self, worlds):
         world = worlds["gauss"]
         net, (support, _, mask, _) = world.family.downstream, world.batch

@@ -1,8 +1,8 @@
 """What is a method? Anything that, given tasks, returns weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -10,12 +10,19 @@ from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
+T = TypeVar("T")
 # Called after every step of long work with (steps done, steps in all, figures such as the loss).
 Log = Callable[[int, int, dict[str, float]], None]
 
 
 def silent(done: int, total: int, figures: dict[str, float]) -> None:
     """A Log that keeps nothing."""
+
+
+def for_shots(chosen: Mapping[str, T], net: Network, support: Examples, mask: Tensor) -> T:
+    """What was chosen for so many examples a class, {shots: ..}; a shot number never tuned for takes the nearest."""
+    shots = support.y.shape[1] // net.classes(mask.shape[1])
+    return chosen[min(chosen, key=lambda n: abs(int(n) - shots))]
 
 
 class WeightGenerator(Protocol):

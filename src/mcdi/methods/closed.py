@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, for_shots, silent
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
@@ -31,9 +31,13 @@ class ClosedForm:
     shot number. Raises McdiError for networks that have no head alone."""
 
     name: str
+    number = ""  # what it is called, where there is one
     gradient_free = True
 
     def __init__(self, settings: ClosedFormSettings = ClosedFormSettings()) -> None:
+        if bool(self.number) != bool(settings.grid) or min(settings.grid, default=1.0) <= 0:
+            need = f"a grid of {self.number}s above 0" if self.number else "nothing to choose"
+            raise McdiError(f"grid = {list(settings.grid)}: {self.name} have {need}")
         self.settings, self.chosen = settings, dict[str, float]()
 
     def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
@@ -59,10 +63,7 @@ class ClosedForm:
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         assert isinstance(net, LinearHead)
-        shots = support.y.shape[1] // net.classes(mask.shape[1])
-        # A shot number never tuned for takes the nearest.
-        key = min(self.chosen, key=lambda n: abs(int(n) - shots), default=None)
-        return self._weights(net, support, mask, 0.0 if key is None else self.chosen[key])
+        return self._weights(net, support, mask, for_shots(self.chosen, net, support, mask) if self.chosen else 0.0)
 
     def _weights(self, net: LinearHead, support: Examples, mask: Tensor, number: float) -> Tensor:
         return net.alone(self.rows(net, support, net.classes(mask.shape[1]), number), mask.shape[1])
@@ -91,7 +92,7 @@ class Prototypes(ClosedForm):
 class LinearProbe(ClosedForm):
     """Ridge regression of the one-hot labels on frozen features, in closed form as in R2-D2 (1805.08136), its ridge tuned."""
 
-    name = "linear probes"
+    name, number = "linear probes", "ridge"
 
     def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
         return net.closed_form(support, way, number)
@@ -102,7 +103,7 @@ class MetaBaseline(ClosedForm):
     embeddings have here. Its second stage trains the backbone through them; here that is frozen, and tau, which changes no
     answer but how sure it is, is the most likely one on validation tasks."""
 
-    name = "heads of cosines"
+    name, number = "heads of cosines", "temperature"
 
     def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
         x = net.frozen(support.x)

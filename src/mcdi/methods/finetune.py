@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, for_shots, silent
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
@@ -81,9 +81,7 @@ class FineTune:
         return self.initial(net, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1).clone()
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        shots = support.x.shape[1] // net.classes(mask.shape[1])
-        key = min(self.chosen, key=lambda n: abs(int(n) - shots))  # a shot number never tuned for takes the nearest
-        lr, steps, decay = self.chosen[key]
+        lr, steps, decay = for_shots(self.chosen, net, support, mask)
         return adapt(net, self._start(net, mask), support, mask, steps, lr, decay)
 
     def config(self) -> dict[str, Any]:

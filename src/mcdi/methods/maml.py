@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, for_shots, silent
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
 from mcdi.methods.reptile import for_units
 from mcdi.store import Stored
@@ -104,9 +104,7 @@ class Maml:
         return descend(net, start, self.rate.to(mask.device), support, mask, steps)
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        shots = support.y.shape[1] // net.classes(mask.shape[1])
-        key = min(self.chosen, key=lambda n: abs(int(n) - shots))  # a shot number never tuned for takes the nearest
-        return self._adapted(net, support, mask, self.chosen[key])
+        return self._adapted(net, support, mask, for_shots(self.chosen, net, support, mask))
 
     def config(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "chosen": self.chosen}
