@@ -1,6 +1,7 @@
 """How does a study look? Lines over a number, or points beside names, a panel for every shot number; one PNG."""
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from mcdi.reproduce.tables import Line
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+LETTERS = 64  # of a title above one panel
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: st
                 _panel(grid[row][column], chart, y, mine, family)
                 name = "" if panel is None else f"{panel} {chart.panel}" if chart.panel == "shots" else str(panel)
                 grid[row][column].set_title("1 shot" if name == "1 shots" else name, fontsize=10)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(textwrap.fill(title, LETTERS * len(panels)), fontsize=11)
         handles, labels = grid[0][0].get_legend_handles_labels()
         if len(labels) > 1 and chart.x not in chart.series:  # there the axis names them already
             figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
