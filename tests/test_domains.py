@@ -10,8 +10,8 @@ from conftest import mcdi
 from safetensors.torch import load_file
 from test_natural import arrays, photo
 
+from mcdi import families
 from mcdi.errors import McdiError
-from mcdi.families import load_family
 from mcdi.run import read_run
 from mcdi.tasks.domains import by_class, domain_banks, groups_of
 from mcdi.tasks.fewshot import FewShot
@@ -153,12 +153,17 @@ class TestGroups:
 
 
 class TestRun:
-    def test_from_folders_to_a_table_and_a_head(self, tmp_path):
+    def test_from_folders_to_a_table_and_a_head(self, tmp_path, monkeypatch):
         (tmp_path / "tiny.toml").write_text(RECIPE)
+        seen, train = [], families.train_backbone
+        monkeypatch.setattr(
+            families, "train_backbone", lambda model, x, **how: seen.append(x.shape[:2]) or train(model, x, **how)
+        )
         data, run = as_folders(tmp_path / "data"), tmp_path / "run"
         assert mcdi("run", tmp_path / "tiny.toml", "--data", data, "--out", run, "--workers", 1) == 0
         assert "mc-di" in (run / "table.md").read_text() and json.loads((run / "table.json").read_text())
-        family = load_family(read_run(run).family, run)
+        assert seen == [(3, 16)]  # the classes of both training domains together
+        family = families.load_family(read_run(run).family, run)
         styles = family.classes("train", range(50)) < 3  # ink before photo
         assert bool((styles == styles[:, :1]).all())
         out = tmp_path / "w.safetensors"
