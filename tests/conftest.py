@@ -27,7 +27,8 @@ def sines() -> Sines:
 RECIPE = """
 about = "everything, tiny"
 methods = [
-    "prototypes", "linear-probe", "meta-baseline", "adam", "reptile", "maml", "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di"
+    "prototypes", "linear-probe", "meta-baseline", "adam", "reptile", "maml", "vae",
+    "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di",
 ]
 [family]
 way = 3
@@ -55,6 +56,8 @@ tuning = { lrs = [0.03], steps = [2, 4], decays = [0.0], tasks = 8 }
 test_steps = [1, 3]
 tuned = 8
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
+[method.vae]
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
 [evaluation]
 tasks = 8
 validation = 8

@@ -14,6 +14,7 @@ from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.loop import MetaTraining
 from mcdi.methods.maml import descend
 from mcdi.methods.sampling import Sampling
+from mcdi.methods.vae import divergence
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import PixelNet
@@ -29,6 +30,7 @@ SETTINGS = {
         "training": {**TRAINING, "meta": "none", "inner_steps": 1, "tasks": 1, "learners": 16, "outer_lr": 0.01},
         "tuned": 20,
     },
+    "vae": {"width": 32, "latent": 4, "training": {**TRAINING, "meta": "none", "iterations": 150}},
     "prototypes": {},
     "linear-probe": {},
     "meta-baseline": {},
@@ -304,6 +306,42 @@ class TestFineTune:
         x, y = torch.randn(1, 10, 6), torch.arange(5).repeat(1, 2)
         made = method.generate(worlds["gauss"].family.downstream, Examples(x, y), torch.ones(1, 5, dtype=torch.bool), seed=0)
         assert made.shape == (1, 5, 7)
+
+
+class TestVae:
+    def test_the_divergence_is_torchs(self):
+        g = torch.Generator().manual_seed(0)
+        mean, log_variance = torch.randn(5, 3, 4, generator=g), torch.randn(5, 3, 4, generator=g)
+        found, prior = (
+            torch.distributions.Normal(m, s) for m, s in ((mean, (0.5 * log_variance).exp()), (torch.zeros(4), torch.ones(4)))
+        )
+        torch.testing.assert_close(divergence(mean, log_variance), torch.distributions.kl_divergence(found, prior).sum(-1))
+
+    def test_the_code_says_what_the_condition_does_not(self, worlds):
+        """With z of the target itself the reconstruction is nearer to it than what z = 0 gives."""
+        world = worlds["gauss"]
+        method, net = world.method("vae"), world.family.downstream
+        targets, batch = world.data.targets[:, -1], world.family.sample("train", world.data.seeds.tolist())
+        cond = net.condition(batch.support, 3)
+        theta = method.space.standardise(targets)
+        with torch.no_grad():
+            own, mean, _ = method.net(theta, cond, torch.zeros(60, 3, 4))
+            middle = method.net.decode(torch.zeros_like(mean), cond)
+        assert float((own - theta).square().mean()) < float((middle - theta).square().mean())
+
+    @pytest.mark.parametrize("how", [{"latent": 0}, {"beta": 0.0}, {"training": {"meta": "reptile"}}])
+    def test_settings_that_mean_nothing_are_refused(self, how):
+        with pytest.raises(McdiError):
+            make_method("vae", how)
+
+    def test_rows_follow_the_order_of_classes_and_their_number(self, worlds):
+        world = worlds["gauss"]
+        method, (support, _, mask, _) = world.method("vae"), world.batch
+        net, new = world.family.downstream, torch.tensor([2, 0, 1])
+        plain = method.generate(net, support, mask, seed=0)
+        torch.testing.assert_close(method.generate(net, Examples(support.x, new[support.y]), mask, seed=0)[:, new], plain)
+        x, y = torch.randn(1, 10, 6), torch.arange(5).repeat(1, 2)
+        assert method.generate(net, Examples(x, y), torch.ones(1, 5, dtype=torch.bool), seed=0).shape == (1, 5, 7)
 
 
 class TestDiffusion:

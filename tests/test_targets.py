@@ -155,8 +155,9 @@ class TestTransfer:
         arguments = ("transfer", tmp_path / "tiny.toml", "--out", run, "--data", data, "--results", tmp_path, "--workers", 1)
         first = (*arguments, "--target", f"one={tmp_path / 'one'}", "--methods", "prototypes,mc-di")
         assert mcdi(*first) == 0
-        before = (tmp_path / "transfer-tiny.csv").read_bytes()
-        assert mcdi(*first) == 0 and (tmp_path / "transfer-tiny.csv").read_bytes() == before
+        paths = (tmp_path / "transfer-tiny.csv", run / "targets" / "one.safetensors")
+        before = paths[0].read_bytes(), paths[1].stat().st_mtime_ns
+        assert mcdi(*first) == 0 and (paths[0].read_bytes(), paths[1].stat().st_mtime_ns) == before  # embedded once
         assert mcdi(*first, "--target", f"two={tmp_path / 'two'}") == 0
         rows = list(csv.DictReader((tmp_path / "transfer-tiny.csv").read_text().splitlines()))
         found = {(r["method"], r["target"], r["classes"], r["way"]) for r in rows}

@@ -12,6 +12,7 @@ from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
 from mcdi.methods.maml import Maml, MamlSettings
 from mcdi.methods.reptile import Reptile, ReptileSettings
 from mcdi.methods.sampling import SAMPLERS, SHARES, Sampling
+from mcdi.methods.vae import Vae, VaeSettings
 from mcdi.settings import make, merged
 
 __all__ = [
@@ -54,10 +55,11 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
     "adam": lambda values: FineTune(make(FineTuneSettings, values, "adam")),
     "reptile": lambda values: Reptile(make(ReptileSettings, values, "reptile")),
     "maml": lambda values: Maml(make(MamlSettings, values, "maml")),
+    "vae": lambda values: Vae(make(VaeSettings, values, "vae")),
 }
 HEADS_ALONE = ("prototypes", "linear-probe", "meta-baseline")  # formulas for linear heads
 DRAW_NOTHING = (*HEADS_ALONE, "adam")  # one seed says all
-LEARNS_FROM_TRAJECTORIES = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")
+LEARNS_FROM_TRAJECTORIES = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork", "vae")
 
 
 def make_method(name: str, values: Mapping[str, Any]) -> WeightGenerator:

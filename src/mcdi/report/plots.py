@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIRST = ("mc-di", "mv-di", "tw-di", "ocd", "adam", "prototypes", "hypernetwork", "reptile")
-KNOWN = (*_FIRST, "linear-probe", "meta-baseline", "maml")  # their colours never change
+KNOWN = (*_FIRST, "linear-probe", "meta-baseline", "maml", "vae")  # their colours never change
 INK = "#010203"  # stands for the page's text colour in plots, so that they follow light and dark
 COLOURS = ["#3b82c4", "#e07b24", "#2a9d6f", "#9467bd", "#d1495b", "#9c6b4f", "#c85fa8", "#1fa3b5"]
-COLOURS += ["#c9a227", "#1f4e79", "#6b8e23", "#8a8f2a", "#7a8290"]
-MARKERS = "osD^vPX*hpd<>"
+COLOURS += ["#c9a227", "#1f4e79", "#6b8e23", "#5d3a9b", "#8a8f2a", "#7a8290"]
+MARKERS = "osD^vPX*hpd8<>"
 NOVELTY = {key: [NUMBER] for key in ("generated", "targets", "noised", "scale_generated", "scale_real")}
 POINT = (NUMBER, NUMBER)
 LANDSCAPE = {"x": [NUMBER], "y": [NUMBER], "loss": [[NUMBER]], "chains": {"*": [POINT]}, "points": {"*": POINT}}
