@@ -83,10 +83,10 @@ class Recipe:
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """The settings that method `name` is built with."""
-        from mcdi.methods import LEARNS_FROM_TRAJECTORIES
+        from mcdi.methods import DIFFUSIONS
         from mcdi.settings import merged
 
-        return merged(self.generator if name in LEARNS_FROM_TRAJECTORIES else {}, self.method.get(name, {}))
+        return merged(self.generator if name in DIFFUSIONS else {}, self.method.get(name, {}))
 
 
 def recipe_names() -> list[str]:

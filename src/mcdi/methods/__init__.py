@@ -16,6 +16,7 @@ from mcdi.methods.vae import Vae, VaeSettings
 from mcdi.settings import make, merged
 
 __all__ = [
+    "DIFFUSIONS",
     "HEADS_ALONE",
     "METHODS",
     "SAMPLERS",
@@ -59,7 +60,8 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
 }
 HEADS_ALONE = ("prototypes", "linear-probe", "meta-baseline")  # formulas for linear heads
 DRAW_NOTHING = (*HEADS_ALONE, "adam")  # one seed says all
-LEARNS_FROM_TRAJECTORIES = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork", "vae")
+DIFFUSIONS = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")  # they share a recipe's [generator] table
+LEARNS_FROM_TRAJECTORIES = (*DIFFUSIONS, "vae")
 
 
 def make_method(name: str, values: Mapping[str, Any]) -> WeightGenerator:
