@@ -74,7 +74,7 @@ class TestRecipes:
     def test_every_shipped_one_resolves(self):
         assert recipe_names() == [
             *("glue-lora", "glyphs", "glyphs-conv4", "glyphs-whole"),
-            *("natural", "natural-film", "natural-protonet", "natural-resnet8", "natural-span"),
+            *("natural", "natural-centred", "natural-film", "natural-protonet", "natural-resnet8", "natural-span"),
             *(
                 "omniglot",
                 "omniglot-20way",

@@ -20,6 +20,7 @@ from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import PixelNet
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.heads import LinearHead
+from mcdi.tasks.sets import centre_of
 
 TRAINING = {"iterations": 40, "learners": 2, "tasks": 8, "outer_lr": 0.003}
 TUNING = {"lrs": [0.03, 0.1], "steps": [5, 20], "decays": [0.0], "tasks": 20}
@@ -306,6 +307,53 @@ class TestFineTune:
         x, y = torch.randn(1, 10, 6), torch.arange(5).repeat(1, 2)
         made = method.generate(worlds["gauss"].family.downstream, Examples(x, y), torch.ones(1, 5, dtype=torch.bool), seed=0)
         assert made.shape == (1, 5, 7)
+
+
+@pytest.fixture(scope="module")
+def centred():
+    family = FewShot("gauss", LinearHead(6, 3, centred=True), gaussian_banks(), way=3, shots=(2,), queries=8)
+    data = trajectories(family, "train", range(60), Preparation(tasks=60, epochs=30, k=3, lr=0.03))
+    return Generator("mc-di", make_method("mc-di", GENERATOR).fit(family, data, seed=0), family.downstream), family
+
+
+class TestCentred:
+    """A generator of centred tasks knows nothing of where in feature space they lie."""
+
+    def test_moved_features_get_the_moved_head(self, centred):
+        made, _ = centred
+        g = torch.Generator().manual_seed(0)
+        x, y, away = torch.randn(2, 9, 6, generator=g), torch.arange(3).repeat(2, 3), 5 * torch.randn(2, 1, 6, generator=g)
+        for how, spec in (({}, "bcf,bf->bc"), ({"ensemble": True, "samples": 2}, "bncf,bf->bnc")):
+            here, there = (made.generate((e, y), seed=0, **how) for e in (x, x + away))
+            torch.testing.assert_close(here["weight"], there["weight"], rtol=1e-3, atol=1e-4)
+            want = here["bias"] - torch.einsum(spec, here["weight"], away[:, 0])
+            torch.testing.assert_close(there["bias"], want, rtol=1e-3, atol=1e-3)
+        logits = [made.predict(made.generate((e, y), temperature=0.0), e) for e in (x, x + away)]
+        torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+    def test_it_answers_as_the_family_is_measured(self, centred, tmp_path):
+        made, family = centred
+        batch, plain = (
+            family.sample("test", range(20)),
+            FewShot("gauss", LinearHead(6, 3), gaussian_banks(), way=3, shots=(2,), queries=8),
+        )
+        raw = plain.sample("test", range(20))
+        flat = made.method.generate(family.downstream, batch.support, batch.mask, seed=0)
+        want = family.downstream.predict(flat, batch.query.x)
+        made.save_pretrained(tmp_path)
+        loaded = Generator.from_pretrained(tmp_path)
+        assert loaded.network.centred
+        got = loaded.predict(loaded.generate(raw.support, seed=0), raw.query.x)
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+    def test_the_centre_does_not_depend_on_the_number_of_examples(self):
+        x, y = torch.randn(1, 6, 4), torch.tensor([[0, 0, 0, 0, 1, 2]])
+        means = torch.stack([x[0, y[0] == c].mean(0) for c in range(3)])
+        torch.testing.assert_close(centre_of(x, y)[0, 0], means.mean(0))
+
+    def test_other_networks_are_refused(self):
+        with pytest.raises(McdiError, match="a pixel-net reads no centred features"):
+            PixelNet(2, 3, hidden=4).placed(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3))
 
 
 class TestVae:

@@ -33,12 +33,14 @@ class FamilySettings:
     backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
     both. split: of Omniglot, whole alphabets or characters of all of them. domain: of data "domains", the one that is never
     met before the test. limit: at most so many classes a split;
-    examples: at most so many images a class. condition: what a linear head's generator reads of a class, see LinearHead.
+    examples: at most so many images a class. condition: what a linear head's generator reads of a class, centred: of features
+    less the centre of the support set, see LinearHead.
     """
 
     data: Literal["glyphs", "omniglot", "natural", "domains", "sines", "text"] = "glyphs"
     network: Literal["linear-head", "film-head", "pixel-net", "conv-net", "curve", "lora"] = "linear-head"
     condition: Condition = "means"
+    centred: bool = False
     way: int = 5
     shots: tuple[int, ...] = (1, 5)
     queries: int = 15

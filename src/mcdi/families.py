@@ -84,6 +84,10 @@ def _few_shot(
         if settings.network != "linear-head":
             raise McdiError(f"condition = {settings.condition!r} is for network = 'linear-head', not {settings.network!r}")
         extra = {"condition": settings.condition, "examples": max(settings.shots)}
+    if settings.centred:
+        if settings.network != "linear-head":
+            raise McdiError(f"centred features are for network = 'linear-head', not {settings.network!r}")
+        extra["centred"] = True
     network = NETWORKS[settings.network](embedder.backbone.features, settings.way, embedder, **extra)  # type: ignore[call-arg, arg-type]
     counts: dict[str, Any] = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
     return FewShot(settings.data, network, banks, groups=groups, **counts)

@@ -15,6 +15,7 @@ from mcdi.files import read_json, read_tensors, write_json, write_tensors
 from mcdi.methods import Diffusion, WeightGenerator, adapt, make_method
 from mcdi.tasks import downstream, networks
 from mcdi.tasks.base import Examples
+from mcdi.tasks.sets import centre_of
 
 FORMAT = 2
 Weights = dict[str, Tensor]
@@ -100,7 +101,10 @@ class Generator:
         examples, mask, single = self._support(support)
         asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
         asked = {n: v for n, v in asked.items() if v is not None}
-        method = self.method
+        method, centre = self.method, None
+        if self.network.centred:
+            centre = centre_of(*examples)
+            examples = examples._replace(x=examples.x - centre)
         if isinstance(method, Diffusion):
             how = replace(method.settings.sampling, **asked)  # type: ignore[arg-type]
             if ensemble:
@@ -113,7 +117,7 @@ class Generator:
             )
         else:
             flat = method.generate(self.network, examples, mask, seed=seed)
-        return self._dict(flat, single)
+        return self._dict(flat if centre is None else self.network.placed(flat, centre), single)
 
     def _dict(self, flat: Tensor, single: bool) -> Weights:
         lead = flat.shape[:-2]

@@ -29,6 +29,7 @@ class Network:
     input_size: int  # numbers an embedded example has
     way: int  # classes of the template; a head may be generated for any number
     heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
+    centred = False  # whether tasks see features less the centre of their support set; `placed` undoes it
     leans = False  # whether its weights hold a head that can be `leant`
     init_std = 0.05
 
@@ -81,6 +82,10 @@ class Network:
 
     def condition(self, support: Examples, units: int) -> Tensor:
         raise NotImplementedError
+
+    def placed(self, weights: Tensor, centre: Tensor) -> Tensor:
+        """Weights (B, .., U, D) that answer on features x what these do on x - centre, (B, 1, F)."""
+        raise McdiError(f"a {self.kind} reads no centred features: set centred = false")
 
     def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
         """Weights (B, n, U, D) of which only `share` is left in their heads, see `sets.leant`."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.tasks.base import Examples, TaskBatch, uniform
 from mcdi.tasks.downstream import Network
+from mcdi.tasks.sets import centre_of
 
 
 class FewShot:
@@ -78,18 +79,19 @@ class FewShot:
         x = bank[classes[..., None], chosen]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
         mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
-        return TaskBatch(
-            Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1)),
-            Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1)),
-            mask,
-            torch.as_tensor(seeds),
-        )
+        support = Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1))
+        query = Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1))
+        if self.downstream.centred:
+            centre = centre_of(*support)
+            support, query = (e._replace(x=e.x - centre) for e in (support, query))
+        return TaskBatch(support, query, mask, torch.as_tensor(seeds))
 
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
         bank = self._bank(split)
         x = bank[self.classes(split, seeds)]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(x.shape[:3])
-        return Examples(x.flatten(1, 2), y.flatten(1))
+        data = Examples(x.flatten(1, 2), y.flatten(1))
+        return data._replace(x=data.x - centre_of(*data)) if self.downstream.centred else data
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         return {"classes": self.classes(split, seeds)}

@@ -25,17 +25,26 @@ class LinearHead(Network):
     unseen classes; from several it knows which directions tell the classes apart. condition "spread" adds the variance
     of the class's examples (F), "examples" up to `examples` of them one by one (F + 1 each, see single_examples); "heads"
     begins with its rows of two heads that the support set itself gives (`own_heads`), for generators that add up such.
+
+    centred: tasks see features less the centre of their support set, so that a generator knows nothing of where in feature
+    space a task lies: moved features give moved heads. It is what another data set or style changes first.
     """
 
     kind = "linear-head"
     leans = True
 
     def __init__(
-        self, features: int, way: int, embedder: Embedder | None = None, condition: Condition = "means", examples: int = 5
+        self,
+        features: int,
+        way: int,
+        embedder: Embedder | None = None,
+        condition: Condition = "means",
+        examples: int = 5,
+        centred: bool = False,
     ) -> None:
         super().__init__(nn.Linear(features, way), embedder, unit="row")
         self.features = self.input_size = features
-        self.way, self.reads = way, condition
+        self.way, self.reads, self.centred = way, condition, centred
         self.heads = OWN_HEADS if condition == "heads" else self.heads
         self.examples = examples if condition == "examples" else 0
         self.condition_size = self.summary_size + self.examples * (features + 1)
@@ -57,6 +66,10 @@ class LinearHead(Network):
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         """The least-squares classifier of the support set as rows of this head: -> (B, way, D)."""
         return least_squares_rows(self.frozen(support.x), support.y, way, ridge)
+
+    def placed(self, weights: Tensor, centre: Tensor) -> Tensor:
+        moved = (weights[..., :-1] * centre.reshape(len(centre), *[1] * (weights.ndim - 2), -1)).sum(-1, keepdim=True)
+        return torch.cat([weights[..., :-1], weights[..., -1:] - moved], -1)
 
     def alone(self, rows: Tensor, units: int) -> Tensor:
         """Weights of rows (B, way, D) alone: what stands beside them is where it starts, FiLM that changes nothing, say."""
@@ -109,5 +122,5 @@ class LinearHead(Network):
         return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
 
     def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "condition": self.reads}
+        fields = {"features": self.features, "way": self.way, "condition": self.reads, "centred": self.centred}
         return {"kind": self.kind, **fields, "examples": self.examples, "embedder": self.embedder_config()}

@@ -12,6 +12,12 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Ten
     return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
 
 
+def centre_of(features: Tensor, labels: Tensor) -> Tensor:
+    """The mean of the class means, whatever the number of examples of each: (B, S, F), (B, S) -> (B, 1, F)."""
+    means, count = class_means(features, labels, int(labels.max()) + 1)
+    return means.sum(1, keepdim=True) / (count > 0).sum(1)[:, None, None]
+
+
 def prototype_rows(means: Tensor) -> Tensor:
     """Class means (.., F) -> rows (.., F + 1) of a linear classifier: w = 2 c, b = -|c|^2 (1703.05175)."""
     return torch.cat([2 * means, -(means**2).sum(-1, keepdim=True)], -1)
