@@ -36,7 +36,8 @@ from mcdi.tasks.sentences import TextTasks
 from mcdi.workers import silent
 
 HELD = 5  # every so many-th task is kept from training
-GENERATOR = {"around": "heads", "options": {"width": 64, "depth": 2}}
+# No prior: its guess of a pair is theta_0, which is of the first form.
+GENERATOR = {"prior": False, "options": {"width": 64, "depth": 2}}
 TRAINING = {"iterations": 150, "learners": 2, "tasks": 16, "outer_lr": 0.003}
 
 
