@@ -14,7 +14,7 @@ from mcdi.config import checked
 from mcdi.embed import Conv4, Embedder, ResNet8
 from mcdi.errors import McdiError
 from mcdi.methods import adapt, make_method
-from mcdi.methods.prototypes import Prototypes
+from mcdi.methods.closed import Prototypes
 from mcdi.methods.reptile import Reptile
 from mcdi.prior import LinearPrior
 from mcdi.tasks.adapted import ConvNet, FilmHead, film
