@@ -1,5 +1,6 @@
 """What tests share: one thread, the toy family, and one finished tiny run."""
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,11 @@ training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks
 tasks = 8
 validation = 8
 """
+
+
+def with_methods(text: str, *names: str) -> str:
+    """A recipe's text, of these methods."""
+    return re.sub(r"methods = \[.*?\]", f"methods = {list(names)}", text, count=1, flags=re.DOTALL)
 
 
 def mcdi(*arguments: object) -> int:

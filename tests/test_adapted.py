@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import RECIPE, mcdi
+from conftest import RECIPE, mcdi, with_methods
 from safetensors.torch import load_file
 
 import mcdi as package
@@ -251,9 +251,9 @@ class TestSettings:
 def test_a_run(tmp_path, network):
     """Prepared, every method trained and measured, saved, loaded, and made to serve images."""
     text = RECIPE.replace("way = 3", f'network = "{network}"\nway = 3').replace("epochs = 12", "epochs = 6")
-    left_out = ["tw-di", "ocd"] + ["prototypes"] * (network == "conv-net")
-    methods = [m for m in ("prototypes", "adam", "reptile", "hypernetwork", "mc-di") if m not in left_out]
-    (tmp_path / "r.toml").write_text(f"methods = {json.dumps(methods)}\n{text}")
+    heads = [] if network == "conv-net" else ["prototypes", "linear-probe", "meta-baseline"]
+    methods = [*heads, "adam", "reptile", "maml", "vae", "hypernetwork", "mc-di"]
+    (tmp_path / "r.toml").write_text(with_methods(text, *methods))
     assert mcdi("run", tmp_path / "r.toml", "--out", tmp_path / "run", "--workers", 1) == 0
     for name in methods:
         result = json.loads((tmp_path / "run" / "results" / f"{name}-0.json").read_text())

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE, mcdi
+from conftest import RECIPE, mcdi, with_methods
 from safetensors.torch import load_file
 from torch import nn
 
@@ -123,7 +122,7 @@ class TestRun:
 
     def test_curves_and_another_seed(self, tmp_path, capsys):
         text = RECIPE.replace("[family]", '[family]\ndata = "sines"\nnetwork = "curve"').replace("shots = [1]", "shots = [6]")
-        text = re.sub(r"methods = \[.*?\]", 'methods = ["adam", "mc-di"]', text.replace("way = 3\n", "", 1), flags=re.DOTALL)
+        text = with_methods(text.replace("way = 3\n", "", 1), "adam", "mc-di")
         (tmp_path / "curves.toml").write_text(text)
         assert mcdi("run", tmp_path / "curves.toml", "--out", tmp_path / "run", "--seed", 3, "--workers", 1) == 0
         assert sorted(figures(tmp_path / "run")) == ["adam-3", "mc-di-3"]
