@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mcdi.evaluate import interval
-from mcdi.report.plots import look
+from mcdi.report.looks import look
 from mcdi.reproduce.cells import Measured
 from mcdi.reproduce.charts import Chart, _panel
 from mcdi.reproduce.tables import as_csv, as_markdown, lines

@@ -3,7 +3,6 @@
 import html
 import math
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -11,28 +10,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mcdi.files import read_json
+from mcdi.report.looks import look
 from mcdi.report.table import NUMBER, PARTS, Row, Score, at, bad, check, headings, metric, mse, shot_numbers, show
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_FIRST = ("mc-di", "mv-di", "tw-di", "ocd", "adam", "prototypes", "hypernetwork", "reptile")
-KNOWN = (*_FIRST, "linear-probe", "meta-baseline", "maml", "vae")  # their colours never change
 INK = "#010203"  # stands for the page's text colour in plots, so that they follow light and dark
-COLOURS = ["#3b82c4", "#e07b24", "#2a9d6f", "#9467bd", "#d1495b", "#9c6b4f", "#c85fa8", "#1fa3b5"]
-COLOURS += ["#c9a227", "#1f4e79", "#6b8e23", "#5d3a9b", "#8a8f2a", "#7a8290"]
-MARKERS = "osD^vPX*hpd8<>"
 NOVELTY = {key: [NUMBER] for key in ("generated", "targets", "noised", "scale_generated", "scale_real")}
 POINT = (NUMBER, NUMBER)
 LANDSCAPE = {"x": [NUMBER], "y": [NUMBER], "loss": [[NUMBER]], "chains": {"*": [POINT]}, "points": {"*": POINT}}
-
-
-def look(method: str) -> tuple[str, str]:
-    """Colour and marker of a method, the same in every plot and every report."""
-    known = method in KNOWN
-    i = KNOWN.index(method) if known else len(KNOWN) + zlib.crc32(method.encode()) % (len(COLOURS) - len(KNOWN))
-    return COLOURS[i], MARKERS[i]
 
 
 def figure(alt: str, note: str, height: float, draw: Callable[["Figure"], None]) -> str:
@@ -290,7 +278,8 @@ def novelty(folder: Path) -> str:
 
         distances = {"generated": "generated", "targets": "real, held out", "noised": "noised copies"}
         norms = {"scale_generated": "generated", "scale_real": "real, held out"}
-        looks = {"generated": COLOURS[0], "real, held out": COLOURS[1], "noised copies": COLOURS[2]}
+        names = {"generated": "mc-di", "real, held out": "mv-di", "noised copies": "tw-di"}
+        looks = {shown: look(name)[0] for shown, name in names.items()}
         labels = ("distance to nearest stored target", "norm of the weights")
         for axes, names, label in zip(figure.subplots(2), (distances, norms), labels, strict=True):
             edges = np.histogram_bin_edges(np.concatenate([data[key] for key in names]), 40)

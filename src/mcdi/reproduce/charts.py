@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcdi.files import write_bytes
-from mcdi.report.plots import KNOWN, draw_landscape, look
+from mcdi.report.looks import KNOWN, look
+from mcdi.report.plots import draw_landscape
 from mcdi.report.table import metric
 from mcdi.reproduce.tables import Line
 

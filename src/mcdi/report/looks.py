@@ -1,0 +1,24 @@
+"""What does a method look like? The same colour and marker in every plot and every report."""
+
+import zlib
+
+KNOWN = {
+    "mc-di": ("#3b82c4", "o"),
+    "mv-di": ("#e07b24", "s"),
+    "tw-di": ("#2a9d6f", "D"),
+    "ocd": ("#9467bd", "^"),
+    "adam": ("#d1495b", "v"),
+    "prototypes": ("#9c6b4f", "P"),
+    "hypernetwork": ("#c85fa8", "X"),
+    "reptile": ("#1fa3b5", "*"),
+    "linear-probe": ("#c9a227", "h"),
+    "meta-baseline": ("#1f4e79", "p"),
+    "maml": ("#6b8e23", "d"),
+    "vae": ("#5d3a9b", "8"),
+}
+OTHERS = (("#8a8f2a", "<"), ("#7a8290", ">"))
+
+
+def look(method: str) -> tuple[str, str]:
+    """Colour and marker of a method; of one that is not known, by its name."""
+    return KNOWN[method] if method in KNOWN else OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
