@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from worlds import World, both
 
 from mcdi import cli
 from mcdi.tasks.toy import Sines
@@ -23,6 +24,11 @@ def _quiet() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def sines() -> Sines:
     return Sines(shots=6, queries=20, hidden=6)
+
+
+@pytest.fixture(scope="session")
+def worlds(sines: Sines) -> dict[str, World]:
+    return both(sines)
 
 
 RECIPE = """

@@ -71,15 +71,6 @@ class TestFewShot:
                     seen.add(tuple(support))
             assert len(seen) == 8
 
-    def test_centred_tasks_lie_around_their_support_set(self):
-        plain, centred = few(), few(network=LinearHead(4, 3, centred=True))
-        for shots in (1, 4):
-            one, other = (f.sample("test", range(5), shots=shots) for f in (plain, centred))
-            centre = one.support.x.mean(1, keepdim=True)
-            torch.testing.assert_close(other.support.x, one.support.x - centre)
-            torch.testing.assert_close(other.query.x, one.query.x - centre)
-        torch.testing.assert_close(centred.training_data("val", [0, 1]).x.mean(1), torch.zeros(2, 4), rtol=0, atol=1e-2)
-
     def test_training_data_are_all_examples_of_the_classes(self):
         data = few().training_data("train", [5])
         (classes,) = few().classes("train", [5]).tolist()

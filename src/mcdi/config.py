@@ -122,9 +122,10 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         method = make_method(name, recipe.settings_of(name))
         if not isinstance(method, Diffusion):
             continue
-        kind, alone = recipe.family.network, recipe.family.lora.generate == "rows"
+        kind = recipe.family.network
+        alone = recipe.family.lora.generate == "rows" if kind == "lora" else kind == "linear-head"
         heads = OWN_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].heads
-        method.settings.check(kind, heads=heads, rows_alone=alone or kind == "linear-head")
+        method.settings.check(kind, heads=heads, rows_alone=alone)
         if recipe.preparation.k % method.settings.k:
             raise McdiError(
                 f"{where}: {name} takes k = {method.settings.k} targets evenly from preparation.k = {recipe.preparation.k}: "

@@ -37,6 +37,11 @@ class MetaTraining:
     ema: float = 0.995
     checkpoint_every: int = 100
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the tasks of one iteration: (K, B, tasks)."""
+        return self.inner_steps, self.learners, self.tasks
+
     def __post_init__(self) -> None:
         if self.meta not in ("reptile", "none"):
             raise McdiError(f"unknown meta = {self.meta!r}: choose reptile or none")

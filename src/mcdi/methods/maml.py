@@ -3,6 +3,7 @@
 On a head over frozen features this is ANIL (1909.09157): its inner loop moves the head alone.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -73,8 +74,7 @@ class Maml:
         net, s = family.downstream, self.settings
         units = family.sample("train", [0]).mask.shape[1]
         learnt = Learnt(net.theta0(0, units).expand(units, -1), s.alpha)
-        count = s.training.inner_steps * s.training.learners * s.training.tasks
-        shape = (s.training.inner_steps, s.training.learners, s.training.tasks)
+        shape, count = s.training.shape, math.prod(s.training.shape)
 
         def batch_at(step: int) -> Batch:
             seeds = [seed * 1_000_003 + step * count + j for j in range(count)]

@@ -1,5 +1,6 @@
 """What is one batch of meta-training, and what does a denoiser pay for on it?"""
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,18 @@ from torch import Tensor
 
 from mcdi import core
 from mcdi.methods.loop import Batch
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
+from mcdi.store import Stored, Trajectories
+from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
 
 if TYPE_CHECKING:
     from mcdi.methods.diffusion import Diffusion
+
+
+def stored_tasks(family: TaskFamily, data: Stored, count: int, step: int, g: torch.Generator) -> tuple[Trajectories, TaskBatch]:
+    """`count` stored rows that `g` draws, and a new support set for each, of the shot number whose turn the step is."""
+    rows = data.rows(torch.randint(len(data), (count,), generator=g))
+    shots = family.shots[step % len(family.shots)]
+    return rows, family.sample("train", rows.seeds.tolist(), draw=1 + step, shots=shots)
 
 
 class Objective:
@@ -24,8 +32,7 @@ class Objective:
     def __init__(self, method: "Diffusion", family: TaskFamily, data: Stored, stored: int, seed: int) -> None:
         self.method, self.family, self.data, self.seed = method, family, data, seed
         self.stride = stored // method.settings.k
-        how = method.settings.training
-        self.shape = (how.inner_steps, how.learners, how.tasks)
+        self.shape = method.settings.training.shape
         # Batches are drawn on the CPU: one seed, any device.
         self.schedule = replace(method.schedule, alpha=method.schedule.alpha.cpu())
 
@@ -34,12 +41,10 @@ class Objective:
         s, net, space = self.method.settings, self.family.downstream, self.method.space
         assert space is not None
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        n = self.shape[0] * self.shape[1] * self.shape[2]
-        rows = self.data.rows(torch.randint(len(self.data), (n,), generator=g))
+        n = math.prod(self.shape)
+        rows, tasks = stored_tasks(self.family, self.data, n, step, g)
         t, i = core.draw(n, self.schedule, g, s.window)
         target = i if s.objective == "local" else torch.randint(1, s.k + 1, (n,), generator=g)
-        shots = self.family.shots[step % len(self.family.shots)]
-        tasks = self.family.sample("train", rows.seeds.tolist(), draw=1 + step, shots=shots)
         cond = net.condition(tasks.support, tasks.mask.shape[1])
         clean = space.standardise(rows.targets[torch.arange(n), target * self.stride - 1])
         eps = torch.randn(clean.shape, generator=g)

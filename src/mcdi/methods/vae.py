@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
+from mcdi.methods.objective import stored_tasks
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
@@ -79,13 +80,11 @@ class Vae:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = made = self._make(space)
-        shape = (s.training.inner_steps, s.training.learners, s.training.tasks)
+        shape = s.training.shape
 
         def batch_at(step: int) -> Batch:
             g = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            rows = data.rows(torch.randint(len(data), (math.prod(shape),), generator=g))
-            shots = family.shots[step % len(family.shots)]
-            tasks = family.sample("train", rows.seeds.tolist(), draw=1 + step, shots=shots)
+            rows, tasks = stored_tasks(family, data, math.prod(shape), step, g)
             theta = space.standardise(rows.targets[:, -1])
             eps = torch.randn(*theta.shape[:2], s.latent, generator=g)
             cond = net.condition(tasks.support, tasks.mask.shape[1])

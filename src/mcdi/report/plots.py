@@ -278,8 +278,8 @@ def novelty(folder: Path) -> str:
 
         distances = {"generated": "generated", "targets": "real, held out", "noised": "noised copies"}
         norms = {"scale_generated": "generated", "scale_real": "real, held out"}
-        names = {"generated": "mc-di", "real, held out": "mv-di", "noised copies": "tw-di"}
-        looks = {shown: look(name)[0] for shown, name in names.items()}
+        of = {"generated": "mc-di", "real, held out": "mv-di", "noised copies": "tw-di"}
+        looks = {shown: look(method)[0] for shown, method in of.items()}
         labels = ("distance to nearest stored target", "norm of the weights")
         for axes, names, label in zip(figure.subplots(2), (distances, norms), labels, strict=True):
             edges = np.histogram_bin_edges(np.concatenate([data[key] for key in names]), 40)

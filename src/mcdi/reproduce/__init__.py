@@ -97,5 +97,5 @@ def _head(name: str, study: Study, recipe: Recipe, made: Sequence[Mapping[str, A
     commits, last = sorted({str(p["commit"]) for p in made}), made[-1]
     what = f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {', '.join(map(str, recipe.evaluation.seeds))}"
     where = f"commit {', '.join(commits)}, {last['date']}, {last['hardware']}, torch {last['torch']}"
-    command = f"mcdi {name} {recipe.name}" if name in ("compare", "transfer") else f"mcdi reproduce {name} {recipe.name}"
+    command = f"mcdi {'' if study.own else 'reproduce '}{name} {recipe.name}"
     return f"# {name}: {study.about}\n\n{what}; `{command}`, {where}.\n\n"

@@ -23,7 +23,8 @@ Settings = dict[str, Any]
 @dataclass(frozen=True)
 class Study:
     """A question, its variants and what is measured of each. against: the factor value that other rows are compared with
-    task by task. quiet: timings, so one at a time. picture: one more, of what rows cannot hold, drawn to a path."""
+    task by task. quiet: timings, so one at a time. picture: one more, of what rows cannot hold, drawn to a path. own: it is
+    a command of its own name."""
 
     about: str
     cells: Callable[[Recipe], Sequence[Cell]]
@@ -31,6 +32,7 @@ class Study:
     chart: Chart
     against: tuple[str, Any] | None = ("method", "mc-di")
     quiet: bool = False
+    own: bool = False
     picture: Callable[[Context, Sequence[Cell], Path, Progress], None] | None = None
 
 
@@ -233,11 +235,13 @@ STUDIES: dict[str, Study] = {
         measures.compared,
         Chart("adaptation (ms)", log=True),
         quiet=True,
+        own=True,
     ),
     "transfer": Study(
         "heads for other data sets, on which nothing was trained: `mcdi transfer`",
         lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
         transfer.transferred,
         Chart("target", only=("classes", "as trained")),
+        own=True,
     ),
 }

@@ -18,7 +18,7 @@ from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.targets import target_bank
 from mcdi.workers import Progress
 
-NUMBERS = 40_000  # rows of heads at once: tasks times classes
+QUERIES = 40_000  # at once
 
 
 def named_targets(given: Sequence[str]) -> dict[str, Path]:
@@ -71,10 +71,9 @@ def transferred(context: Context, cell: Cell, method: WeightGenerator, seed: int
         family = FewShot(name, net, {"test": features}, way=way, shots=settings.shots, queries=settings.queries)
         for shots in settings.shots:
             scores = []
-            for seeds in torch.arange(context.tasks).split(max(1, NUMBERS // way // settings.queries)):
+            for seeds in torch.arange(context.tasks).split(max(1, QUERIES // way // settings.queries)):
                 batch = family.sample("test", seeds.tolist(), shots=shots)
-                with torch.enable_grad():
-                    weights = method.generate(net, batch.support, batch.mask, seed=seed)
+                weights = method.generate(net, batch.support, batch.mask, seed=seed)
                 scores.append(net.score(weights, batch.query, batch.mask))
             rows.append(Measured({"classes": label, "way": way, "shots": shots}, {}, torch.cat(scores)))
     return rows

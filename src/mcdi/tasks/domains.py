@@ -15,7 +15,7 @@ from mcdi.tasks.images import ImageBank
 from mcdi.tasks.natural import Classes, Source, bank_of, encoded_arrays, files_of
 
 LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
-HELD = 5  # of the images of a training domain every so many-th is for validation
+HELD = 5  # of so many images of a training domain one is for validation
 Parts = tuple[list[Source], list[Source]]  # for training, for validation
 
 

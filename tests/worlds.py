@@ -1,0 +1,73 @@
+"""Two small families, curves and few-shot heads, and every method fitted once on each."""
+
+import torch
+
+from mcdi.embed import cl2n
+from mcdi.methods import make_method
+from mcdi.methods.sampling import Sampling
+from mcdi.prepare import Preparation, trajectories
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.heads import LinearHead
+from mcdi.tasks.toy import Sines
+
+TRAINING = {"iterations": 40, "learners": 2, "tasks": 8, "outer_lr": 0.003}
+TUNING = {"lrs": [0.03, 0.1], "steps": [5, 20], "decays": [0.0], "tasks": 20}
+SETTINGS = {
+    "adam": TUNING,
+    "reptile": {"training": {**TRAINING, "inner_lr": 0.02, "inner_steps": 5, "outer_lr": 0.01}, "tuning": TUNING},
+    "maml": {
+        "training": {**TRAINING, "meta": "none", "inner_steps": 1, "tasks": 1, "learners": 16, "outer_lr": 0.01},
+        "tuned": 20,
+    },
+    "vae": {"width": 32, "latent": 4, "training": {**TRAINING, "meta": "none", "iterations": 150}},
+    "prototypes": {},
+    "linear-probe": {},
+    "meta-baseline": {},
+}
+HEADS = ("prototypes", "linear-probe", "meta-baseline")  # of nothing but a head
+# Forty iterations: too few for the printed weight, which hardly asks anything of the first steps.
+GENERATOR = {"weight": "x0", "options": {"width": 16, "depth": 1}, "training": TRAINING}
+
+
+def settings(name, **changes):
+    return SETTINGS.get(name, GENERATOR) | changes
+
+
+def gaussian_banks():
+    g = torch.Generator().manual_seed(0)
+    draws = {
+        s: 1.5 * torch.randn(12, 1, 6, generator=g) + torch.randn(12, 25, 6, generator=g) for s in ("train", "val", "test")
+    }
+    return {s: cl2n(x, torch.zeros(6)) for s, x in draws.items()}  # of one length, as image features are
+
+
+class World:
+    """A family with its stored trajectories, and every method fitted once."""
+
+    def __init__(self, family, epochs):
+        self.family, self.fitted = family, {}
+        self.how = Preparation(tasks=60, epochs=epochs, k=3, lr=0.03)
+        self.data = trajectories(family, "train", range(60), self.how)
+        self.batch = family.sample("test", range(40))
+
+    def fit(self, name, **changes):
+        return make_method(name, settings(name, **changes)).fit(self.family, self.data, seed=0)
+
+    def method(self, name):
+        if name not in self.fitted:
+            self.fitted[name] = self.fit(name)
+        return self.fitted[name]
+
+    def weights(self, method, batch=None, **how):
+        batch = batch or self.batch
+        if how:
+            return method.generate(self.family.downstream, batch.support, batch.mask, seed=3, how=Sampling(**how))
+        return method.generate(self.family.downstream, batch.support, batch.mask, seed=3)
+
+    def score(self, weights):
+        return float(self.family.downstream.score(weights, self.batch.query, self.batch.mask).mean())
+
+
+def both(sines: Sines) -> dict[str, World]:
+    gauss = FewShot("gauss", LinearHead(6, 3), gaussian_banks(), way=3, shots=(2,), queries=8)
+    return {"sines": World(sines, 150), "gauss": World(gauss, 30)}
