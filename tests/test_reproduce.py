@@ -82,7 +82,8 @@ class TestCompare:
         heads = {"prototypes", "linear-probe", "meta-baseline"}
         assert set(serving(read_recipe("glyphs"))) == set(METHODS)
         assert set(serving(read_recipe("sines"))) == set(METHODS) - heads
-        assert set(serving(read_recipe("text-lora"))) == set(METHODS) - {"meta-baseline"}
+        for name in ("text-lora", "natural-centred"):
+            assert set(serving(read_recipe(name))) == set(METHODS) - {"meta-baseline"}
 
 
 @pytest.fixture(scope="module")

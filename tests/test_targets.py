@@ -159,6 +159,9 @@ class TestTransfer:
         before = paths[0].read_bytes(), paths[1].stat().st_mtime_ns
         assert mcdi(*first) == 0 and (paths[0].read_bytes(), paths[1].stat().st_mtime_ns) == before  # embedded once
         assert mcdi(*first, "--target", f"two={tmp_path / 'two'}") == 0
+        capfd.readouterr()
+        assert mcdi(*arguments, "--target", f"one={tmp_path / 'two'}") == 1  # what is known of it is of other data
+        assert "the target one of this run is" in " ".join(capfd.readouterr().err.split())
         rows = list(csv.DictReader((tmp_path / "transfer-tiny.csv").read_text().splitlines()))
         found = {(r["method"], r["target"], r["classes"], r["way"]) for r in rows}
         ways = {

@@ -136,7 +136,8 @@ def serving(recipe: Recipe) -> tuple[str, ...]:
     """Methods that can give a recipe's network its weights: some are for heads alone, cosines for features of one length."""
     kind = NETWORKS[recipe.family.network]
     never: tuple[str, ...] = () if issubclass(kind, LinearHead) else HEADS_ALONE
-    return tuple(n for n in METHODS if n not in never and not (n == "meta-baseline" and recipe.family.data == "text"))
+    lengths = recipe.family.centred or recipe.family.data == "text"  # of several, which have no cosines in a linear head
+    return tuple(n for n in METHODS if n not in never and not (n == "meta-baseline" and lengths))
 
 
 STUDIES: dict[str, Study] = {

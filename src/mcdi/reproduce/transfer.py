@@ -42,16 +42,19 @@ def _place(context: Context, name: str) -> Path:
 
 def add_targets(context: Context, targets: Mapping[str, Path], progress: Progress) -> None:
     """Embed every target's images with the run's frozen backbone, unless that has been done. Raises McdiError where there is no
-    backbone of colour images."""
+    backbone of colour images, and for a name under which the run knows other data."""
     network = context.family.downstream
     if network.embedder is None or network.embedder.shape[0] != 3:
         raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")
     for name, path in targets.items():
-        if not _place(context, name).exists():
+        place, source = _place(context, name), str(path.resolve())
+        if not place.exists():
             progress(f"target {name}", 0, 1, {})
             bank = target_bank(path, size=context.recipe.family.side)
-            write_tensors(_place(context, name), {"features": network.embed(bank.pixels)}, {"classes": bank.names})
+            write_tensors(place, {"features": network.embed(bank.pixels)}, {"classes": bank.names, "source": source})
             progress(f"target {name}", 1, 1, {"classes": float(len(bank.names))})
+        elif (known := read_tensors(place)[1]["source"]) != source:
+            raise McdiError(f"the target {name} of this run is {known}: give {path} another name")
 
 
 def cells_for(cells: Sequence[Cell], targets: Sequence[str]) -> list[Cell]:
