@@ -6,7 +6,10 @@ from test_tasks import few
 from torch import nn
 from worlds import GENERATOR, gaussian_banks
 
+from mcdi.config import FamilySettings
+from mcdi.embed import Conv4, Embedder
 from mcdi.errors import McdiError
+from mcdi.families import _few_shot
 from mcdi.generator import Generator
 from mcdi.methods import make_method
 from mcdi.methods.maml import descend
@@ -180,6 +183,13 @@ class TestCentred:
         x, y = torch.randn(1, 6, 4), torch.tensor([[0, 0, 0, 0, 1, 2]])
         means = torch.stack([x[0, y[0] == c].mean(0) for c in range(3)])
         torch.testing.assert_close(centre_of(x, y)[0, 0], means.mean(0))
+
+    def test_a_recipe_asks_for_them(self):
+        embedder = Embedder(Conv4(), 28)
+        assert _few_shot(FamilySettings(centred=True), embedder, {}).downstream.centred
+        assert not _few_shot(FamilySettings(), embedder, {}).downstream.centred
+        with pytest.raises(McdiError, match="centred features are for network = 'linear-head', not 'pixel-net'"):
+            _few_shot(FamilySettings(network="pixel-net", centred=True), embedder, {})
 
     def test_other_networks_are_refused(self):
         with pytest.raises(McdiError, match="a pixel-net reads no centred features"):
