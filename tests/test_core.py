@@ -1,5 +1,8 @@
 """The mathematics, against identities and oracles."""
 
+import copy
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,6 +184,8 @@ def test_bad_schedules_and_options_are_refused():
         core.local_consistency_loss(x, x, torch.tensor([0]), torch.tensor([1]), s, "snr")
     with pytest.raises(McdiError, match="unknown outer step"):
         core.OuterStep([x], "sgd", 0.1)
+    with pytest.raises(McdiError, match="unknown inner optimiser"):
+        core.reptile_displacement({}, lambda p: x, (x,), 0.1, "rmsprop")
 
 
 def test_reptile_by_hand():
@@ -198,7 +203,11 @@ def test_reptile_by_hand():
     assert float(adam) == pytest.approx(1.1, abs=1e-5)  # Adam's first step is its rate, in the displacement's direction
 
 
-def test_batched_reptile_equals_a_plain_loop_of_copies():
+@pytest.mark.parametrize(
+    ("inner", "optimiser"),
+    [("sgd", torch.optim.SGD), ("adam", functools.partial(torch.optim.Adam, betas=(0.0, 0.999)))],
+)
+def test_batched_reptile_equals_a_plain_loop_of_copies(inner, optimiser):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     x, y = torch.randn(3, 5, 6, 4), torch.randn(3, 5, 6, 2)
@@ -207,17 +216,15 @@ def test_batched_reptile_equals_a_plain_loop_of_copies():
     def loss(p, x, y):
         return ((torch.func.functional_call(net, p, (x,)) - y) ** 2).mean()
 
-    moved, _ = core.reptile_displacement(params, loss, (x, y), 0.1)
+    moved, _ = core.reptile_displacement(params, loss, (x, y), 0.1, inner)
     total = {n: torch.zeros_like(p) for n, p in params.items()}
     for b in range(5):
-        import copy
-
         one = copy.deepcopy(net)
-        optimiser = torch.optim.SGD(one.parameters(), lr=0.1)
+        rule = optimiser(one.parameters(), lr=0.1)
         for j in range(3):
-            optimiser.zero_grad()
+            rule.zero_grad()
             ((one(x[j, b]) - y[j, b]) ** 2).mean().backward()
-            optimiser.step()
+            rule.step()
         for n, p in one.named_parameters():
             total[n] += (p.detach() - params[n]) / 5
     for n in params:

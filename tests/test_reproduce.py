@@ -4,20 +4,25 @@ import csv
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import mcdi
 from PIL import Image
+from worlds import World
 
 from mcdi import evaluate
 from mcdi.config import Evaluation, read_recipe
 from mcdi.errors import McdiError
+from mcdi.evaluate import distance
 from mcdi.generator import load_method
-from mcdi.methods import METHODS, Diffusion, Sampling
+from mcdi.methods import METHODS, SAMPLERS, Diffusion, Sampling
+from mcdi.methods.loop import MetaTraining
 from mcdi.reproduce import STUDIES, measures, quick, reproduce
 from mcdi.reproduce.cells import Cell, Context, model_folder, trained
+from mcdi.reproduce.distillation import distil
 from mcdi.reproduce.studies import serving
 from mcdi.reproduce.uncertainty import auroc, ensembles, expected_calibration_error, strangers
 from mcdi.run import read_run, with_seeds
@@ -54,6 +59,18 @@ def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, s
     with Image.open(stem.with_suffix(".png")) as picture:
         assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 5  # something is drawn
     assert STUDIES[study].against is None or any("minus" in line for line in text.splitlines() if line.startswith("|"))
+
+
+def test_a_student_answers_in_one_step_what_its_teacher_does_in_all(worlds: dict[str, World]) -> None:
+    world, how, one = worlds["gauss"], SAMPLERS["ddim"], replace(SAMPLERS["ddim"], steps=1)
+    teacher, family = world.method("mc-di"), world.family
+    training = MetaTraining(meta="none", iterations=60, inner_steps=1, learners=1, tasks=48, outer_lr=0.003)
+    before = {n: t.clone() for n, t in teacher.state().items()}
+    student = distil(teacher, family, world.data, how, seed=0, training=training)
+    ask = partial(teacher.generate, family.downstream, world.batch.support, world.batch.mask, seed=5)
+    taught = student.generate(family.downstream, world.batch.support, world.batch.mask, seed=5, how=one)
+    assert distance(taught, ask(how=how), teacher.space) < 0.5 * distance(ask(how=one), ask(how=how), teacher.space)
+    assert all(torch.equal(before[n], t) for n, t in teacher.state().items())
 
 
 class TestCompare:

@@ -47,8 +47,8 @@ class Schedule:
         signal = float(self.bar(zero, first).sqrt())
         if signal > self.max_signal:
             raise McdiError(
-                f"segment 1 starts with a signal of {signal:.2f}, more than max_signal = {self.max_signal}: it is not "
-                f"noise; use fewer segments than k = {self.k}, a lower floor, or raise max_signal"
+                f"segment 1 starts with a signal of {signal:.2f}, more than max_signal = {self.max_signal}: it is not noise; "
+                f"use fewer segments than k = {self.k}, a lower floor, or raise max_signal"
             )
 
     @property
@@ -196,19 +196,23 @@ def sample(
 
 
 def reptile_displacement(
-    params: Params, loss_fn: Callable[..., Tensor], batches: tuple[Tensor, ...], inner_lr: float
+    params: Params, loss_fn: Callable[..., Tensor], batches: tuple[Tensor, ...], inner_lr: float, inner: str = "sgd"
 ) -> tuple[Params, Tensor]:
     """B base learners phi_i, copies of phi, take K steps phi_i <- phi_i - eta grad L_i (Reptile, 1803.02999).
 
     `batches`: tensors (K, B, ...); loss_fn(params, *batch) -> (). Returns mean_i (phi_i - phi) and the (K, B) losses.
-    The learners are one stacked parameter dict under one vmap; a test compares them with copies trained one by one.
+    inner "adam": an Adam for each, begun anew, without momentum (beta1 = 0), as there. One stacked dict, one vmap.
     """
-    grad = torch.func.grad_and_value(loss_fn)
-    inner_steps, learners = batches[0].shape[:2]
-    phi = {n: p.detach().expand(learners, *p.shape) for n, p in params.items()}
-    losses = []
-    for j in range(inner_steps):
-        grads, loss = torch.func.vmap(grad)(phi, *(b[j] for b in batches))
+    if inner not in ("sgd", "adam"):
+        raise McdiError(f"unknown inner optimiser {inner!r}: choose sgd or adam")
+    grad, keep, losses = torch.func.grad_and_value(loss_fn), 0.999, []
+    phi = {n: p.detach().expand(batches[0].shape[1], *p.shape) for n, p in params.items()}
+    square = {n: torch.zeros_like(p) for n, p in phi.items()}
+    for j, batch in enumerate(zip(*batches, strict=True), 1):
+        grads, loss = torch.func.vmap(grad)(phi, *batch)
+        if inner == "adam":
+            square = {n: torch.lerp(g**2, square[n], keep) for n, g in grads.items()}
+            grads = {n: g / ((square[n] / (1 - keep**j)).sqrt() + 1e-8) for n, g in grads.items()}
         phi = {n: p - inner_lr * grads[n] for n, p in phi.items()}
         losses.append(loss)
     return {n: p.mean(0) - params[n].detach() for n, p in phi.items()}, torch.stack(losses)

@@ -21,15 +21,17 @@ Batch = tuple[Tensor, ...]
 class MetaTraining:
     """The paper's eta (`inner_lr`), zeta (`outer_lr`) and K (`inner_steps`); the rest it does not give.
 
-    meta "reptile": `learners` = B copies of phi, each on a batch of `tasks` tasks of its own, K SGD steps, then the
-    outer step. "none": single level, Adam on the same B * K * tasks examples at once, so that both see the same data.
-    The outer rate falls to zero along a cosine; `ema` averages phi over the iterations, and the average is kept.
+    meta "reptile": `learners` = B copies of phi, each on a batch of `tasks` tasks of its own, K steps of the `inner`
+    optimiser, then the outer step. "none": single level, Adam on the same B * K * tasks examples at once, so that both
+    see the same data. The outer rate falls to zero along a cosine; `ema` averages phi over the iterations, and the
+    average is kept.
     """
 
     meta: Literal["reptile", "none"] = "reptile"
     iterations: int = 1500
     inner_lr: float = 0.005
     inner_steps: int = 3
+    inner: Literal["sgd", "adam"] = "sgd"
     learners: int = 4
     tasks: int = 24
     outer: Literal["adam", "literal"] = "adam"
@@ -78,7 +80,7 @@ def meta_train(
         batch = batch_at(step)
         outer.optimiser.param_groups[0]["lr"] = how.outer_lr * (0.5 + 0.5 * math.cos(math.pi * step / how.iterations))
         if how.meta == "reptile":
-            displacement, losses = reptile_displacement(phi, loss_fn, batch, how.inner_lr)
+            displacement, losses = reptile_displacement(phi, loss_fn, batch, how.inner_lr, how.inner)
             outer(list(displacement.values()), how.inner_lr, how.inner_steps)
         else:
             grads, losses = torch.func.grad_and_value(loss_fn)(phi, *(b.flatten(0, 2) for b in batch))

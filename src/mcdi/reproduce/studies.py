@@ -11,6 +11,7 @@ from mcdi.methods import HEADS_ALONE, METHODS, Diffusion, make_method
 from mcdi.reproduce import adapters, measures, transfer
 from mcdi.reproduce.cells import Cell, Context, Measure, trained
 from mcdi.reproduce.charts import Chart, draw_chains
+from mcdi.reproduce.distillation import distilled
 from mcdi.reproduce.uncertainty import ensembles
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.heads import LinearHead
@@ -73,6 +74,7 @@ def _reptile(recipe: Recipe) -> list[Cell]:
         "single level": {"meta": "none"},
         "eta 0.005, outer Adam": {},
         "eta 0.1, outer Adam": {"inner_lr": 0.1},
+        "Adam inside, eta 0.001, outer Adam": {"inner": "adam", "inner_lr": 0.001},
         "eta 0.05, outer literal, zeta 1": {"inner_lr": 0.05, "outer": "literal", "outer_lr": 1.0},
         "as printed": {"outer": "literal", "outer_lr": 0.001},
     }
@@ -173,7 +175,7 @@ STUDIES: dict[str, Study] = {
         Chart("iterations", ("score", "mse"), only=("sampler", "ddim")),
     ),
     "reptile": Study(
-        "single level against bi-level, inner and outer steps, with few training tasks and with many",
+        "single level against bi-level, inner optimiser and outer step, with few training tasks and with many",
         _reptile,
         measures.accuracy,
         Chart("tasks", series=("loop",), log=True),
@@ -193,6 +195,13 @@ STUDIES: dict[str, Study] = {
         measures.levered,
         Chart("lever", series=("sampler",)),
         against=("lever", "recipe"),
+    ),
+    "distillation": Study(
+        "can one step be taught what all steps of a chain answer?",
+        _methods("mc-di"),
+        distilled,
+        Chart("answer", ("score", "mse"), ("chain",)),
+        against=("answer", "all steps"),
     ),
     "refine": Study(
         "s Adam steps on the support set from generated weights, from theta_0, from REPTILE's start and from regression",
