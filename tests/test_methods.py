@@ -112,6 +112,31 @@ class TestFineTune:
         moved = adapt(net, start, support, mask, 1, 0.01)
         torch.testing.assert_close(moved, start.detach() - 0.01 * grad / (grad.abs() + 1e-8))
 
+    def test_small_batches_go_through_every_epoch_in_one_order_for_all_tasks(self, worlds):
+        """Two of six examples at a step: seven steps equal a loop over them, and a task is the same alone."""
+        world = worlds["sines"]
+        net, (support, _, mask, _) = world.family.downstream, world.batch
+        start = net.theta0(0, 1).expand(len(mask), -1, -1)
+        moved = adapt(net, start, support, mask, 7, 0.01, batch=2, seed=3)
+        g = torch.Generator().manual_seed(3)
+        order = torch.cat([torch.randperm(6, generator=g) for _ in range(3)]).split(2)
+        w = start.clone().requires_grad_()
+        optimiser = torch.optim.Adam([w], lr=0.01)
+        for part in order[:7]:
+            optimiser.zero_grad()
+            net.loss(w, Examples(support.x[:, part], support.y[:, part]), mask).sum().backward()
+            optimiser.step()
+        torch.testing.assert_close(moved, w.detach())
+        alone = adapt(net, start[2:3], Examples(support.x[2:3], support.y[2:3]), mask[2:3], 7, 0.01, batch=2, seed=3)
+        torch.testing.assert_close(alone, moved[2:3], rtol=1e-4, atol=1e-6)
+        whole = (adapt(net, start, support, mask, 3, 0.01, batch=size) for size in (6, None))
+        assert torch.equal(*whole)
+        assert torch.equal(adapt(net, start, support, mask, 0, 0.01), start)
+
+    def test_batches_without_examples_are_refused(self):
+        with pytest.raises(McdiError, match="batch = 0 examples a step"):
+            make_method("adam", {"batch": 0})
+
     def test_shots_of_a_whole_network_are_counted_per_class(self):
         banks = {n: torch.rand(4, 7, 196 + 2, generator=torch.Generator().manual_seed(0)) for n in ("train", "val", "test")}
         family = FewShot("pixels", PixelNet(2, 3, hidden=4), banks, way=3, shots=(1, 3), queries=2)

@@ -1,6 +1,7 @@
 """Gradient training on the support set: what generated weights have to beat, and the reference for time."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,32 +9,68 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mcdi.errors import McdiError
 from mcdi.methods.base import Log, for_shots, silent
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
 from mcdi.tasks.downstream import Network
 
 
-def adapt(net: Network, weights: Tensor, support: Examples, mask: Tensor, steps: int, lr: float, decay: float = 0.0) -> Tensor:
-    """`steps` full-batch Adam steps of every task on its own support set: (B, U, D) -> (B, U, D)."""
-    with torch.enable_grad():
-        w = weights.detach().clone().requires_grad_()
-        optimiser = torch.optim.Adam([w], lr=lr, weight_decay=decay)
-        for _ in range(steps):
-            w.grad = torch.autograd.grad(net.loss(w, support, mask).sum(), w)[0]
-            optimiser.step()
-    return w.detach()
+def _batches(support: Examples, size: int | None, seed: int) -> Iterator[Examples]:
+    """Epoch after epoch, in one order for all tasks: none depends on its neighbours. The last of an epoch may be smaller."""
+    total, g = support.y.shape[1], torch.Generator().manual_seed(seed)
+    while True:
+        if size is None or size >= total:
+            yield support
+        else:
+            parts = torch.randperm(total, generator=g).split(size)
+            yield from (Examples(support.x[:, part], support.y[:, part]) for part in parts)
+
+
+def along(
+    net: Network, start: Tensor, support: Examples, mask: Tensor, lr: float, decay: float, batch: int | None, seed: int
+) -> Iterator[Tensor]:
+    """Adam on every task's own support set, (B, U, D) after each step, without end."""
+    w = start.detach().clone().requires_grad_()
+    optimiser = torch.optim.Adam([w], lr=lr, weight_decay=decay)
+    for examples in _batches(support, batch, seed):
+        with torch.enable_grad():
+            w.grad = torch.autograd.grad(net.loss(w, examples, mask).sum(), w)[0]
+        optimiser.step()
+        yield w.detach()
+
+
+def adapt(
+    net: Network,
+    weights: Tensor,
+    support: Examples,
+    mask: Tensor,
+    steps: int,
+    lr: float,
+    decay: float = 0.0,
+    *,
+    batch: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """`steps` Adam steps of every task on its own support set, on `batch` examples each (None: all): (B, U, D) -> (B, U, D)."""
+    way = along(net, weights, support, mask, lr, decay, batch, seed)
+    return next(itertools.islice(way, steps - 1, None)).clone() if steps else weights
 
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """The grid that `fit` tunes on validation tasks: Adam's rate, steps and weight decay."""
+    """The grid that `fit` tunes on validation tasks: Adam's rate, steps and decay. batch: examples a step (None: all)."""
 
     lrs: Sequence[float] = (0.003, 0.01, 0.03, 0.1)
     steps: Sequence[int] = (5, 10, 20, 50, 100, 200)
     decays: Sequence[float] = (0.0, 0.01)
     tasks: int = 300
+    batch: int | None = None
     theta0_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch is not None and self.batch < 1:
+            raise McdiError(f"batch = {self.batch} examples a step: choose at least 1, or none for all of them")
 
 
 class FineTune:
@@ -57,7 +94,10 @@ class FineTune:
             tasks = family.sample("val", range(s.tasks), shots=shots)
             best = (-1.0, (s.lrs[0], 1, 0.0))
             for number, (lr, decay) in enumerate(trials):
-                for steps, weights in self._along(net, tasks.support, tasks.mask, lr, decay):
+                way = along(net, self._start(net, tasks.mask), tasks.support, tasks.mask, lr, decay, s.batch, seed)
+                for steps, weights in enumerate(itertools.islice(way, max(s.steps)), 1):
+                    if steps not in s.steps:
+                        continue
                     score = float(net.score(weights, tasks.query, tasks.mask).mean())
                     if score > best[0] + 1e-9:
                         best = (score, (lr, steps, decay))
@@ -65,24 +105,12 @@ class FineTune:
             self.chosen[str(shots)] = best[1]
         return self
 
-    def _along(self, net: Network, support: Examples, mask: Tensor, lr: float, decay: float) -> list[tuple[int, Tensor]]:
-        """The weights after each number of steps in the grid, from one run (Adam's state goes on)."""
-        w = self._start(net, mask).requires_grad_()
-        optimiser = torch.optim.Adam([w], lr=lr, weight_decay=decay)
-        out = []
-        for step in range(1, max(self.settings.steps) + 1):
-            w.grad = torch.autograd.grad(net.loss(w, support, mask).sum(), w)[0]
-            optimiser.step()
-            if step in self.settings.steps:
-                out.append((step, w.detach().clone()))
-        return out
-
     def _start(self, net: Network, mask: Tensor) -> Tensor:
         return self.initial(net, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1).clone()
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         lr, steps, decay = for_shots(self.chosen, net, support, mask)
-        return adapt(net, self._start(net, mask), support, mask, steps, lr, decay)
+        return adapt(net, self._start(net, mask), support, mask, steps, lr, decay, batch=self.settings.batch, seed=seed)
 
     def config(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "chosen": self.chosen}

@@ -22,35 +22,35 @@ METHODS = ("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di")
 SHOTS = (16, 32, 64)
 AT_ONCE = 8  # tasks: their states are large
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
-# What takes steps through the layers, a second each on one core, is tuned on fewer tasks and measured on fewer support sets of
-# every size, up to so many shots.
-FEW, MOST = 5, 32
+# What takes steps through the layers, half a second each on one core, is tuned on fewer tasks and measured on fewer support
+# sets of every size; a step sees so many examples.
+FEW, BATCH = 5, 32
 REFINED = 10  # such steps after generation
 RATES = (0.0003, 0.001, 0.003)
-TUNING: dict[str, Any] = {"lrs": [0.001, 0.003], "steps": [20, 60], "decays": [0.0], "tasks": 4}
+TUNING: dict[str, Any] = {"lrs": [0.001, 0.003], "steps": [20, 50, 100], "decays": [0.0], "tasks": 4, "batch": BATCH}
 
 
 class Answer(NamedTuple):
-    """How the classes of queries are found; `deep`: by steps through the layers, `free`: without a gradient step."""
+    """How the classes of queries are found; `deep`: by steps through the layers."""
 
     classes: Callable[[TaskBatch], Tensor]
     deep: bool
-    free: bool
 
 
 def cells(recipe: Recipe) -> list[Cell]:
     """The methods of the recipe, and fine-tuning of rows and pairs from where peft draws them: what there is without mcdi."""
     found = [Cell({"method": n}, n) for n in METHODS if n in recipe.methods]
     lora = replace(recipe.family.lora, generate="both", start="drawn")
-    tuned = Cell({"method": "LoRA fine-tuning"}, "adam", TUNING, family={"lora": lora, "shots": recipe.family.shots[:1]})
+    shots = (recipe.family.shots[0], SHOTS[-1])
+    tuned = Cell({"method": "LoRA fine-tuning"}, "adam", TUNING, family={"lora": lora, "shots": shots})
     return [*found, tuned]
 
 
 def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """A row for every test set and shot number: accuracy of every draw of a support set, F1 of the last class, seconds for
     one task from states in front of the adapted layers to the classes of its queries. Prototypes bring the linear probe of
-    the frozen encoder with them, Mc-Di the ten steps after it. What needs no gradient is also given as many examples a class as
-    the smallest has."""
+    the frozen encoder with them, Mc-Di the ten steps after it. The largest support set has as many examples a class as the
+    smallest class has."""
     family = context.family
     if not isinstance(family, TextTasks):
         raise McdiError(f"the study adapters is for text, not for {family.name}: choose a recipe such as text-lora")
@@ -61,19 +61,24 @@ def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int
         fewest = min(int(((pool.labels == c) & ~pool.held).sum()) for c in pool.labels.unique())
         for shots in sorted({n for n in (*SHOTS, fewest) if n <= fewest}):
             for name, answer in answers.items():
-                if (shots not in SHOTS and not answer.free) or (shots > MOST and answer.deep):
-                    continue
                 batch = family.sample("test", draws[:FEW] if answer.deep else draws, shots=shots)
-                seconds = _seconds(family.downstream, answer, _part(batch, 0, 1))
-                parts = [_part(batch, n, n + AT_ONCE) for n in range(0, len(batch.seeds), AT_ONCE)]
-                predicted = torch.cat([answer.classes(part) for part in parts])
+                predicted, seconds = (_one_by_one if answer.deep else _together)(family.downstream, answer, batch)
                 factors = {"method": name, "set": pool.name, "shots": shots}
                 rows.append(_row(factors, predicted, batch.query.y, seconds))
     return rows
 
 
-def _seconds(net: LoraClassifier, answer: Answer, one: TaskBatch) -> float:
-    """Of the second of two calls; what is pooled in the bank, support and queries, costs as much as it did when it was read."""
+def _one_by_one(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Tensor, float]:
+    """The classes of all queries, and the mean seconds of a task."""
+    start = time.perf_counter()
+    predicted = [answer.classes(_part(batch, n, n + 1)) for n in range(len(batch.seeds))]
+    return torch.cat(predicted), (time.perf_counter() - start) / len(predicted)
+
+
+def _together(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Tensor, float]:
+    """The classes of all queries, and the seconds of the second call for one task alone; what is pooled in the bank, support
+    and queries, costs as much as it did when it was read."""
+    one = _part(batch, 0, 1)
     answer.classes(one)
     start = time.perf_counter()
     if not net.space.extra:
@@ -81,7 +86,9 @@ def _seconds(net: LoraClassifier, answer: Answer, one: TaskBatch) -> float:
             for x in (one.support.x, one.query.x):
                 net.encoder.tail.pooled(net.states(x.flatten()))
     answer.classes(one)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    parts = [_part(batch, n, n + AT_ONCE) for n in range(0, len(batch.seeds), AT_ONCE)]
+    return torch.cat([answer.classes(part) for part in parts]), seconds
 
 
 def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> dict[str, Answer]:
@@ -93,25 +100,25 @@ def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
     def weights(part: TaskBatch) -> Tensor:
         return method.generate(net, part.support, part.mask, seed=seed)
 
-    free = method.gradient_free
-    own = Answer(lambda part: _classes(net, weights(part), part), deep=not free and net.space.extra > 0, free=free)
+    deep = not method.gradient_free and net.space.extra > 0
+    own = Answer(lambda part: _classes(net, weights(part), part), deep)
     answers = {str(cell.factors["method"]): own}
     validation = range(context.recipe.evaluation.validation)
     if cell.method == "prototypes":
         batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
         probe = partial(_probe, net, way=family.way)
         ridge = max(RIDGES, key=lambda r: _merit([probe(b, ridge=r) for b in batches], batches))
-        answers["linear probe"] = Answer(partial(probe, ridge=ridge), deep=False, free=True)
+        answers["linear probe"] = Answer(partial(probe, ridge=ridge), deep=False)
     if cell.method == "mc-di" and seed == context.recipe.evaluation.seeds[0]:
         full, few = net.whole(), [family.sample("val", range(TUNING["tasks"]), shots=family.shots[0])]
 
         def refined(part: TaskBatch, rate: float) -> Tensor:
             start = weights(part) if full is net else full.with_pairs(weights(part))
             mask = part.mask[:, :1].expand(-1, start.shape[1])
-            return _classes(full, adapt(full, start, part.support, mask, REFINED, rate), part)
+            return _classes(full, adapt(full, start, part.support, mask, REFINED, rate, batch=BATCH), part)
 
         best = max(RATES, key=lambda rate: _merit([refined(b, rate) for b in few], few))
-        answers[f"{cell.method}, {REFINED} steps"] = Answer(partial(refined, rate=best), deep=True, free=False)
+        answers[f"{cell.method}, {REFINED} steps"] = Answer(partial(refined, rate=best), deep=True)
     return answers
 
 
