@@ -34,7 +34,8 @@ def worlds(sines: Sines) -> dict[str, World]:
 RECIPE = """
 about = "everything, tiny"
 methods = [
-    "prototypes", "linear-probe", "meta-baseline", "adam", "reptile", "maml", "vae",
+    "prototypes", "linear-probe", "meta-baseline", "adam", "reptile", "maml", "meta-hypernetwork", "metadiff", "vae",
+    "p-diff", "d2nwg", "ocd-residual", "icis",
     "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di",
 ]
 [family]
@@ -63,7 +64,31 @@ tuning = { lrs = [0.03], steps = [2, 4], decays = [0.0], tasks = 8 }
 test_steps = [1, 3]
 tuned = 8
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
+[method.meta-hypernetwork]
+test_steps = [1, 3]
+tuned = 8
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
 [method.vae]
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
+[method.icis]
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
+[method.metadiff]
+T = 20
+steps = 5
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
+[method.p-diff]
+T = 20
+steps = 5
+samples = 2
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
+[method.d2nwg]
+T = 20
+steps = 5
+samples = 2
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
+[method.ocd-residual]
+T = 20
+steps = 5
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
 [evaluation]
 tasks = 8

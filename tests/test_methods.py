@@ -25,7 +25,7 @@ class Poisoned:
     of training queries."""
 
     def __init__(self, family, name="any"):
-        self.family, self.clean = family, ("val", "train") if name == "maml" else ("val",)
+        self.family, self.clean = family, ("val", "train") if name in ("maml", "meta-hypernetwork") else ("val",)
 
     def __getattr__(self, name):
         return getattr(self.family, name)

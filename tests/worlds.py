@@ -12,6 +12,8 @@ from mcdi.tasks.toy import Sines
 
 TRAINING = {"iterations": 40, "learners": 2, "tasks": 8, "outer_lr": 0.003}
 TUNING = {"lrs": [0.03, 0.1], "steps": [5, 20], "decays": [0.0], "tasks": 20}
+ONE_LEVEL = {**TRAINING, "meta": "none", "iterations": 150}
+LONG = {**ONE_LEVEL, "iterations": 400, "outer_lr": 0.01}  # a curve's weights from noise take more
 SETTINGS = {
     "adam": TUNING,
     "reptile": {"training": {**TRAINING, "inner_lr": 0.02, "inner_steps": 5, "outer_lr": 0.01}, "tuning": TUNING},
@@ -19,7 +21,25 @@ SETTINGS = {
         "training": {**TRAINING, "meta": "none", "inner_steps": 1, "tasks": 1, "learners": 16, "outer_lr": 0.01},
         "tuned": 20,
     },
-    "vae": {"width": 32, "latent": 4, "training": {**TRAINING, "meta": "none", "iterations": 150}},
+    "meta-hypernetwork": {
+        "training": {
+            **TRAINING,
+            "meta": "none",
+            "iterations": 150,
+            "inner_steps": 1,
+            "tasks": 1,
+            "learners": 16,
+            "outer_lr": 0.01,
+        },
+        "tuned": 20,
+        "width": 32,
+    },
+    "metadiff": {"T": 100, "steps": 20, "options": {"width": 32, "depth": 1}, "training": LONG},
+    "p-diff": {"T": 100, "steps": 10, "options": {"width": 32, "depth": 1}, "width": 32, "latent": 8, "training": ONE_LEVEL},
+    "d2nwg": {"T": 100, "steps": 10, "options": {"width": 32, "depth": 1}, "width": 32, "latent": 8, "training": ONE_LEVEL},
+    "ocd-residual": {"T": 100, "options": {"width": 32, "depth": 1}, "training": LONG},
+    "icis": {"width": 32, "latent": 16, "training": ONE_LEVEL},
+    "vae": {"width": 32, "latent": 4, "training": ONE_LEVEL},
     "prototypes": {},
     "linear-probe": {},
     "meta-baseline": {},

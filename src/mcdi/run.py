@@ -125,7 +125,8 @@ def train_method(
         training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family, tasks=validation)
     write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
-    (target / "checkpoint.safetensors").unlink(missing_ok=True)
+    for path in target.glob("checkpoint*.safetensors"):
+        path.unlink()
 
 
 def evaluate_one(folder: Path, name: str, seed: int, progress: Progress) -> None:

@@ -9,7 +9,12 @@ from mcdi.methods.closed import ClosedForm, ClosedFormSettings, LinearProbe, Met
 from mcdi.methods.diffusion import Diffusion
 from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
+from mcdi.methods.from_noise import FromNoiseSettings
+from mcdi.methods.icis import Icis, IcisSettings
+from mcdi.methods.latent import Latent, LatentSettings
 from mcdi.methods.maml import Maml, MamlSettings
+from mcdi.methods.metadiff import MetaDiff
+from mcdi.methods.ocd import OcdSettings, ResidualOcd
 from mcdi.methods.reptile import Reptile, ReptileSettings
 from mcdi.methods.sampling import SAMPLERS, SHARES, Sampling
 from mcdi.methods.vae import Vae, VaeSettings
@@ -17,6 +22,7 @@ from mcdi.settings import make, merged
 
 __all__ = [
     "DIFFUSIONS",
+    "FROM_WEIGHTS",
     "HEADS_ALONE",
     "METHODS",
     "SAMPLERS",
@@ -39,6 +45,10 @@ def _diffusion(**fixed: Any) -> Callable[[Mapping[str, Any]], WeightGenerator]:
     return build
 
 
+def _latent(**fixed: Any) -> Callable[[Mapping[str, Any]], WeightGenerator]:
+    return lambda values: Latent(make(LatentSettings, {**values, **fixed}, "latent diffusion"))
+
+
 def _closed(kind: type[ClosedForm], *grid: float) -> Callable[[Mapping[str, Any]], WeightGenerator]:
     return lambda values: kind(make(ClosedFormSettings, {"grid": grid, **values}, kind.name))
 
@@ -56,12 +66,19 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
     "adam": lambda values: FineTune(make(FineTuneSettings, values, "adam")),
     "reptile": lambda values: Reptile(make(ReptileSettings, values, "reptile")),
     "maml": lambda values: Maml(make(MamlSettings, values, "maml")),
+    "meta-hypernetwork": lambda values: Maml(make(MamlSettings, {"code": 32, **values}, "meta-hypernetwork")),
+    "metadiff": lambda values: MetaDiff(make(FromNoiseSettings, values, "metadiff")),
     "vae": lambda values: Vae(make(VaeSettings, values, "vae")),
+    "p-diff": _latent(conditional=False),
+    "d2nwg": _latent(conditional=True),
+    "ocd-residual": lambda values: ResidualOcd(make(OcdSettings, values, "ocd-residual")),
+    "icis": lambda values: Icis(make(IcisSettings, values, "icis")),
 }
 HEADS_ALONE = ("prototypes", "linear-probe", "meta-baseline")  # formulas for linear heads
 DRAW_NOTHING = (*HEADS_ALONE, "adam")  # one seed says all
 DIFFUSIONS = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")  # they share a recipe's [generator] table
-LEARNS_FROM_TRAJECTORIES = (*DIFFUSIONS, "vae")
+FROM_WEIGHTS = ("vae", "p-diff", "d2nwg", "ocd-residual", "icis", "metadiff")  # other systems that learn from stored weights
+LEARNS_FROM_TRAJECTORIES = (*DIFFUSIONS, *FROM_WEIGHTS)
 
 
 def make_method(name: str, values: Mapping[str, Any]) -> WeightGenerator:

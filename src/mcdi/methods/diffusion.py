@@ -16,7 +16,7 @@ from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.loop import meta_train
 from mcdi.methods.objective import Objective
 from mcdi.methods.priors import fit_prior
-from mcdi.methods.sampling import Sampling
+from mcdi.methods.sampling import Sampling, best_fit
 from mcdi.nets import make_denoiser
 from mcdi.prior import HeadPrior, LinearPrior, Prior
 from mcdi.store import Stored
@@ -205,10 +205,7 @@ class Diffusion:
         """(B, U, D) weights; of several chains the mean, or the one that fits the support set best."""
         how = how or self.settings.sampling
         drawn = self.draws(net, support, mask, seed=seed, how=how)
-        if how.pick == "mean":
-            return drawn.mean(1)
-        losses = torch.stack([net.loss(weights, support, mask) for weights in drawn.unbind(1)], 1)
-        return drawn[torch.arange(len(drawn)), losses.argmin(1)]
+        return drawn.mean(1) if how.pick == "mean" else best_fit(net, drawn, support, mask)
 
     def _natural(self, x: Tensor) -> Tensor:
         assert self.space is not None

@@ -63,8 +63,10 @@ def meta_train(
     *,
     log: Log,
     folder: Path | None,
+    stage: int = 0,
 ) -> None:
     """Train `net` in place. loss_fn(params, *batch) -> (); batch_at(step) -> tensors (K, B, ...) decided by step alone.
+    stage: of a method that trains several networks, each with a checkpoint of its own.
 
     With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations, in one
     atomic file; a run that finds it goes on from there and ends with the same phi. Raises McdiError on a NaN loss.
@@ -72,7 +74,7 @@ def meta_train(
     phi = {n: p.detach().clone() for n, p in net.named_parameters()}
     average = {n: p.clone() for n, p in phi.items()}
     outer = OuterStep(list(phi.values()), how.outer if how.meta == "reptile" else "adam", how.outer_lr)
-    path = None if folder is None else folder / "checkpoint.safetensors"
+    path = None if folder is None else folder / f"checkpoint{stage or ''}.safetensors"
     done = 0
     if path is not None and path.exists():
         done = _restore(path, phi, average, outer)

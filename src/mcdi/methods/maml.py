@@ -1,9 +1,11 @@
 """MAML on the downstream network: a start from which a few gradient steps on the support set answer the queries (1703.03400).
 
-On a head over frozen features this is ANIL (1909.09157): its inner loop moves the head alone.
+On a head over frozen features this is ANIL (1909.09157): its inner loop moves the head alone. With a hypernetwork between, the
+inner loop moves a code of the weights: that is Meta-Hypernetwork (Zhao et al., Meta-Learning via Hypernetworks, 2020).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,12 +26,15 @@ from mcdi.tasks.downstream import Network
 class MamlSettings:
     """alpha: the inner rate to begin with; it is learnt with the start (Meta-SGD, 1707.09835, with one rate for all weights).
     steps: inner steps in training, five as in the paper; test_steps: what validation tasks choose from. A learner of `training`
-    is a task: one level, Adam outside."""
+    is a task: one level, Adam outside. code: numbers of a unit's code, and width: of the hypernetwork that makes weights of it,
+    learnt with the start; code = 0: the weights themselves are moved."""
 
     alpha: float = 0.1
     steps: int = 5
     test_steps: tuple[int, ...] = (1, 5, 10, 20)
     first_order: bool = False
+    code: int = 0
+    width: int = 64
     training: MetaTraining = field(
         default_factory=lambda: MetaTraining(meta="none", iterations=1000, inner_steps=1, learners=16, tasks=1, outer_lr=0.01)
     )
@@ -38,26 +43,44 @@ class MamlSettings:
     def __post_init__(self) -> None:
         if self.training.meta != "none":
             raise McdiError("MAML's outer loop is a gradient through its own inner loop: leave training.meta = 'none'")
-        if self.alpha <= 0 or min(self.steps, *self.test_steps) < 1:
-            raise McdiError(f"alpha = {self.alpha} must be positive, steps and test_steps at least 1")
+        if self.alpha <= 0 or min(self.steps, *self.test_steps, self.width) < 1 or self.code < 0:
+            raise McdiError(
+                f"alpha = {self.alpha} must be positive, steps, test_steps and width = {self.width} at least 1, "
+                f"code = {self.code} not negative"
+            )
 
 
 class Learnt(nn.Module):
-    def __init__(self, weights: Tensor, alpha: float) -> None:
+    """What the inner loop starts from and how fast it goes, and the way from there to weights: (B, U, code) -> (B, U, D)."""
+
+    def __init__(self, start: Tensor, alpha: float, hypernetwork: nn.Module) -> None:
         super().__init__()
-        self.weights = nn.Parameter(weights.clone())
-        self.rate = nn.Parameter(torch.tensor(alpha).log())
+        self.start = nn.Parameter(start.clone())
+        self.log_rate = nn.Parameter(torch.tensor(alpha).log())
+        self.hypernetwork = hypernetwork
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.hypernetwork(codes)
 
 
 def descend(
-    net: Network, weights: Tensor, rate: Tensor, support: Examples, mask: Tensor, steps: int, *, first_order: bool = False
+    net: Network,
+    codes: Tensor,
+    rate: Tensor,
+    support: Examples,
+    mask: Tensor,
+    steps: int,
+    *,
+    weights: Callable[[Tensor], Tensor] = lambda codes: codes,
+    first_order: bool = False,
 ) -> Tensor:
     """theta <- theta - alpha d loss / d theta on every task's own support set, `steps` times (1703.03400, eq. 1): (B, U, D),
-    rate () -> (B, U, D). Differentiable in both, through the gradients too unless `first_order`."""
+    rate () -> (B, U, D). Differentiable in both, through the gradients too unless `first_order`. With `weights` of codes it is
+    codes (B, U, code) that are moved."""
     for _ in range(steps):
-        slope = torch.func.grad(lambda w: net.loss(w, support, mask).sum())(weights)
-        weights = weights - rate * (slope.detach() if first_order else slope)
-    return weights
+        slope = torch.func.grad(lambda c: net.loss(weights(c), support, mask).sum())(codes)
+        codes = codes - rate * (slope.detach() if first_order else slope)
+    return codes
 
 
 class Maml:
@@ -68,12 +91,24 @@ class Maml:
     def __init__(self, settings: MamlSettings) -> None:
         self.settings = settings
         self.chosen: dict[str, int] = {}
-        self.start, self.rate = torch.empty(0), torch.tensor(settings.alpha)
+        self.learnt: Learnt | None = None
+
+    def _make(self, start: Tensor) -> Learnt:
+        """From theta_0 (U, D), or codes whose hypernetwork answers theta_0 or nearly so."""
+        s = self.settings
+        if not s.code:
+            return Learnt(start, s.alpha, nn.Identity())
+        last = nn.Linear(s.width, start.shape[1])
+        net = nn.Sequential(nn.Linear(s.code, s.width), nn.SiLU(), last)
+        last.bias.data.copy_(start.mean(0))
+        return Learnt(torch.randn(len(start), s.code), s.alpha, net)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net, s = family.downstream, self.settings
         units = family.sample("train", [0]).mask.shape[1]
-        learnt = Learnt(net.theta0(0, units).expand(units, -1), s.alpha)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.learnt = learnt = self._make(net.theta0(0, units).expand(units, -1))
         shape, count = s.training.shape, math.prod(s.training.shape)
 
         def batch_at(step: int) -> Batch:
@@ -83,12 +118,14 @@ class Maml:
             return tuple(c.unflatten(0, shape) for c in (x, tasks.support.y, asked, tasks.query.y, tasks.mask))
 
         def loss_fn(params: dict[str, Tensor], x: Tensor, y: Tensor, asked: Tensor, answer: Tensor, mask: Tensor) -> Tensor:
-            start, rate = params["weights"].expand(len(x), -1, -1), params["rate"].exp()
-            weights = descend(net, start, rate, Examples(x, y), mask, s.steps, first_order=s.first_order)
-            return net.loss(weights, Examples(asked, answer), mask).mean()
+            def weights(codes: Tensor) -> Tensor:
+                return torch.func.functional_call(learnt, params, (codes,))
+
+            start, rate = params["start"].expand(len(x), -1, -1), params["log_rate"].exp()
+            codes = descend(net, start, rate, Examples(x, y), mask, s.steps, weights=weights, first_order=s.first_order)
+            return net.loss(weights(codes), Examples(asked, answer), mask).mean()
 
         meta_train(learnt, loss_fn, batch_at, s.training, log=log, folder=folder)
-        self.start, self.rate = learnt.weights.detach(), learnt.rate.detach().exp()
         for shots in family.shots:
             tasks = family.sample("val", range(s.tuned), shots=shots)
             merits = {}
@@ -100,8 +137,10 @@ class Maml:
 
     @torch.no_grad()
     def _adapted(self, net: Network, support: Examples, mask: Tensor, steps: int) -> Tensor:
-        start = for_units(net, self.start, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1)
-        return descend(net, start, self.rate.to(mask.device), support, mask, steps)
+        assert self.learnt is not None
+        learnt = self.learnt.to(mask.device)
+        start = for_units(net, learnt.start, mask.shape[1]).expand(len(mask), -1, -1)
+        return learnt(descend(net, start, learnt.log_rate.exp(), support, mask, steps, weights=learnt))
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         return self._adapted(net, support, mask, for_shots(self.chosen, net, support, mask))
@@ -110,9 +149,12 @@ class Maml:
         return {"settings": asdict(self.settings), "chosen": self.chosen}
 
     def state(self) -> dict[str, Tensor]:
-        return {"start": self.start, "rate": self.rate}
+        return {} if self.learnt is None else dict(self.learnt.state_dict())
 
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
         self.chosen = {n: int(v) for n, v in config["chosen"].items()}
-        self.start, self.rate = state["start"], state["rate"]
+        start = state["start"]
+        size = len(state["hypernetwork.2.bias"]) if self.settings.code else start.shape[1]
+        self.learnt = self._make(start.new_zeros(len(start), size))
+        self.learnt.load_state_dict(state)
         return self

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from mcdi.errors import McdiError
+from mcdi.tasks.base import Examples
+from mcdi.tasks.downstream import Network
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,9 @@ SAMPLERS: dict[str, Sampling] = {
 }
 # Shares that validation tasks choose from, along with the sampler, where a network has such heads.
 SHARES = (1.0, 0.75, 0.5)
+
+
+def best_fit(net: Network, drawn: Tensor, support: Examples, mask: Tensor) -> Tensor:
+    """Of several weights of every task those with the lowest loss on its support set: (B, n, U, D) -> (B, U, D)."""
+    losses = torch.stack([net.loss(weights, support, mask) for weights in drawn.unbind(1)], 1)
+    return drawn[torch.arange(len(drawn)), losses.argmin(1)]

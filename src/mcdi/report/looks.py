@@ -15,6 +15,12 @@ KNOWN = {
     "meta-baseline": ("#1f4e79", "p"),
     "maml": ("#6b8e23", "d"),
     "vae": ("#5d3a9b", "8"),
+    "meta-hypernetwork": ("#3f5b1a", "d"),
+    "metadiff": ("#b5651d", "H"),
+    "p-diff": ("#a9a9a9", "<"),
+    "d2nwg": ("#444444", ">"),
+    "ocd-residual": ("#6f4aa0", "^"),
+    "icis": ("#d98cb3", "X"),
 }
 OTHERS = (("#8a8f2a", "<"), ("#7a8290", ">"))
 

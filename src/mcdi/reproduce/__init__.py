@@ -11,6 +11,7 @@ from typing import Any
 from mcdi.config import Recipe
 from mcdi.errors import McdiError
 from mcdi.files import write_bytes
+from mcdi.methods import FROM_WEIGHTS
 from mcdi.reproduce.cells import Context, run_cells
 from mcdi.reproduce.charts import draw
 from mcdi.reproduce.studies import STUDIES, Study, serving
@@ -25,8 +26,9 @@ def quick(recipe: Recipe) -> Recipe:
     """The recipe at a size at which a study takes seconds: it shows that everything runs, and its numbers mean nothing."""
     small, tuning = {"iterations": 4, "learners": 2, "tasks": 4}, {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}
     maml = {"training": {"meta": "none", "iterations": 4, "inner_steps": 1, "learners": 4, "tasks": 1}, "tuned": 20}
-    vae = {"training": {**small, "meta": "none", "inner_steps": 1}}
-    method = {**recipe.method, "adam": tuning, "reptile": {"training": small, "tuning": tuning}, "maml": maml, "vae": vae}
+    method = {**recipe.method, "adam": tuning, "reptile": {"training": small, "tuning": tuning}}
+    method |= {"maml": maml, "meta-hypernetwork": maml}
+    method |= {name: {"training": {**small, "meta": "none", "inner_steps": 1}} for name in FROM_WEIGHTS}
     return replace(
         recipe,
         name=f"{recipe.name}-quick",
