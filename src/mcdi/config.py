@@ -7,10 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from mcdi.embed import BackboneName, Objective
+from mcdi.embed import BACKBONES, Objective
 from mcdi.errors import McdiError
 from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.prepare import Preparation
+from mcdi.pretrained import is_pretrained
 from mcdi.settings import make
 from mcdi.tasks.encoders import LoraSettings
 from mcdi.tasks.heads import OWN_HEADS, Condition
@@ -30,7 +31,9 @@ class FamilySettings:
     small R -> R network (data "sines"); "lora": classifier rows and LoRA pairs of a language model (data "text", see `text` and
     `lora`). side: pixels of an image's side. backbone_data: the images that the backbone is
     trained on, training classes of the "same" data or of the embedded "glyphs", drawn at that side: a shift of domain.
-    backbone_steps: episodes of its training, backbone_loss: of ProtoNet, of a classifier of all training classes, or
+    backbone: "conv4" or "resnet8", trained here, or one of colour images that comes trained, "hf:ID" (or a folder) of
+    transformers or "timm:NAME", with backbone_steps = 0. backbone_steps: episodes of its training, backbone_loss: of
+    ProtoNet, of a classifier of all training classes, or
     both. split: of Omniglot, whole alphabets or characters of all of them. domain: of data "domains", the one that is never
     met before the test. limit: at most so many classes a split;
     examples: at most so many images a class. condition: what a linear head's generator reads of a class, centred: of features
@@ -50,7 +53,7 @@ class FamilySettings:
     split: Split = "alphabets"
     domain: str = ""
     side: int = 28
-    backbone: BackboneName = "conv4"
+    backbone: str = "conv4"
     backbone_data: Literal["same", "glyphs"] = "same"
     backbone_loss: Objective = "prototypes"
     backbone_steps: int = 400
@@ -160,6 +163,15 @@ def _check_images(family: FamilySettings, where: str) -> None:
     if family.backbone_data == "glyphs" and family.data in ("glyphs", "sines"):
         why = "already draws glyphs" if family.data == "glyphs" else "has no backbone"
         raise McdiError(f"{where}: backbone_data = 'glyphs' changes nothing where data = {family.data!r} {why}; leave it out")
+    if is_pretrained(family.backbone):
+        if family.data not in COLOURS or family.backbone_steps:
+            given = f"data = {family.data!r}, backbone_steps = {family.backbone_steps}"
+            raise McdiError(
+                f"{where}: {family.backbone} is pretrained on colour images, it does not go with {given}: set 0 steps"
+            )
+    elif family.backbone not in BACKBONES:
+        kinds = ", ".join([*BACKBONES, "hf:ID", "timm:NAME"])
+        raise McdiError(f"{where}: unknown backbone {family.backbone!r}: choose {kinds}")
     smallest = 16 if family.backbone == "conv4" else 1
     if family.side < smallest:
         raise McdiError(f"{where}: side = {family.side} is too small for {family.backbone}: give at least {smallest}")

@@ -9,8 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-
-BackboneName = Literal["conv4", "resnet8"]
+from mcdi.pretrained import Pretrained, is_pretrained, rebuild
 
 
 class Conv4(nn.Sequential):
@@ -20,7 +19,7 @@ class Conv4(nn.Sequential):
     traffic, 2.5x faster on a CPU together with channels-last. An image needs a side of 2^blocks.
     """
 
-    kind: BackboneName = "conv4"
+    kind = "conv4"
 
     def __init__(self, channels: int = 1, width: int = 64, blocks: int = 4) -> None:
         layers: list[nn.Module] = []
@@ -47,7 +46,7 @@ class Residual(nn.Module):
 class ResNet8(nn.Sequential):
     """A 3x3 convolution and three residual blocks of 32, 64 and 128 filters, averaged; (N, C, H, W) in [0, 1] -> (N, 128)."""
 
-    kind: BackboneName = "resnet8"
+    kind = "resnet8"
 
     def __init__(self, channels: int = 3) -> None:
         widths = (32, 64, 128)
@@ -58,9 +57,9 @@ class ResNet8(nn.Sequential):
         self.channels, self.features = channels, widths[-1]
 
 
-Backbone = Conv4 | ResNet8
+Backbone = Conv4 | ResNet8 | Pretrained
 Objective = Literal["prototypes", "classes", "both"]
-BACKBONES: dict[str, type[Backbone]] = {c.kind: c for c in (Conv4, ResNet8)}
+BACKBONES: dict[str, type[Conv4] | type[ResNet8]] = {Conv4.kind: Conv4, ResNet8.kind: ResNet8}
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -223,12 +222,15 @@ class Embedder(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> "Embedder":
         """An untrained one that `config()` described. Raises McdiError for a backbone that this version does not know."""
         name = config["backbone"]
+        if is_pretrained(name):
+            return cls(rebuild(name, config["model"]), config["side"])
         if name not in BACKBONES:
             raise McdiError(f"unknown backbone {name!r}: this version knows {', '.join(BACKBONES)}")
         return cls(BACKBONES[name](config["channels"]), config["side"])
 
     def config(self) -> dict[str, Any]:
-        return {"backbone": self.backbone.kind, "channels": self.backbone.channels, "side": self.side}
+        described = {"model": self.backbone.described} if isinstance(self.backbone, Pretrained) else {}
+        return {"backbone": self.backbone.kind, "channels": self.backbone.channels, "side": self.side, **described}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -245,6 +247,7 @@ class Embedder(nn.Module):
 
         The ReLU of it, averaged over the P pixels, is what the backbone gives.
         """
+        assert isinstance(self.backbone, Conv4)
         after = 3  # ReLU, average, flatten
         flat = features_of(nn.Sequential(*list(self.backbone)[:-after], nn.Flatten(2)), images)
         return flat.unflatten(-1, (self.backbone.features, -1)).transpose(-1, -2).flatten(-2)

@@ -17,6 +17,7 @@ from mcdi.config import COLOURS, FamilySettings
 from mcdi.embed import Embedder, features_of, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
+from mcdi.pretrained import fetch, is_pretrained
 from mcdi.tasks.base import TaskFamily
 from mcdi.tasks.corpora import read_hub, read_sets
 from mcdi.tasks.domains import by_class, domain_banks, groups_of
@@ -71,8 +72,12 @@ def _channels(settings: FamilySettings) -> int:
     return 3 if settings.data in COLOURS else 1
 
 
-def _embedder(settings: FamilySettings) -> Embedder:
-    return Embedder.from_config({"backbone": settings.backbone, "channels": _channels(settings), "side": settings.side})
+def _embedder(settings: FamilySettings, described: Mapping[str, Any] | None = None) -> Embedder:
+    """With an untrained backbone; a pretrained one is fetched, or rebuilt without its weights of what is `described`."""
+    if is_pretrained(settings.backbone) and described is None:
+        return Embedder(fetch(settings.backbone), settings.side)
+    of = {"backbone": settings.backbone, "channels": _channels(settings), "side": settings.side, "model": described}
+    return Embedder.from_config(of)
 
 
 def _few_shot(
@@ -129,7 +134,7 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
         progress("backbone", step, settings.backbone_steps, {"loss": loss})
     embedder.cpu().fit(features_of(backbone.cpu(), images["train"]))
-    write_tensors(folder / "backbone.safetensors", embedder.state_dict())
+    write_tensors(folder / "backbone.safetensors", embedder.state_dict(), {"model": embedder.config().get("model")})
     (folder / CHECKPOINT).unlink(missing_ok=True)
     banks_embedded = {}
     for n, x in images.items():
@@ -207,9 +212,10 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
         return _text_tasks(settings, network, tensors["states"], chosen)
     if settings.data == "sines":
         return Sines(shots=settings.shots[0], queries=settings.queries)
-    embedder = _embedder(settings)
+    state, said = read_tensors(folder / "backbone.safetensors")
+    embedder = _embedder(settings, said.get("model"))
     try:
-        embedder.load_state_dict(read_tensors(folder / "backbone.safetensors")[0])
+        embedder.load_state_dict(state)
     except RuntimeError as error:
         raise McdiError(
             f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again"

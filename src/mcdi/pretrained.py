@@ -1,0 +1,111 @@
+"""Which image backbones of other libraries can be used? Vision models of transformers and timm, by hub id or local folder."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+
+# What most models were trained with (ImageNet), where a folder does not say.
+PIXELS: dict[str, Any] = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+AT_ONCE = 64  # images: a large network's maps fill memory
+
+
+class Pretrained(nn.Module):
+    """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as the model saw images in its own training.
+
+    described: `pixels` (size, mean, std) and what its library makes it of anew, without its weights.
+    """
+
+    channels = 3
+
+    def __init__(self, kind: str, model: nn.Module, described: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.kind, self.described = kind, dict(described)
+        self.model: Any = model.eval().requires_grad_(False)
+        pixels = described["pixels"]
+        self.size = int(pixels["size"])
+        self.shift = [torch.tensor(pixels[n])[:, None, None] for n in ("mean", "std")]
+        with torch.no_grad():
+            self.features = self(torch.zeros(1, 3, self.size, self.size)).shape[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self._read(part) for part in images.split(AT_ONCE)])
+
+    def _read(self, images: Tensor) -> Tensor:
+        mean, std = (s.to(images) for s in self.shift)
+        x = F.interpolate(images, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        x = (x - mean) / std
+        out: Any = self.model.get_image_features(x) if hasattr(self.model, "get_image_features") else self.model(x)
+        if isinstance(out, Tensor):
+            return out.flatten(1)
+        pooled = getattr(out, "pooler_output", None)
+        if pooled is not None:
+            return pooled.flatten(1)
+        states = out.last_hidden_state
+        return states.mean((2, 3)) if states.ndim == 4 else states[:, 0]  # a map, or a token for the whole image in front
+
+
+def is_pretrained(name: str) -> bool:
+    return name.startswith(("hf:", "timm:"))
+
+
+def fetch(name: str) -> Pretrained:
+    """hf:ID (transformers; or hf:FOLDER) or timm:NAME, with its weights. Raises McdiError where it cannot be loaded."""
+    library, _, model = name.partition(":")
+    try:
+        return _of_timm(name, model, pretrained=True) if library == "timm" else _of_transformers(name, model)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise McdiError(f"backbone {name!r} cannot be loaded ({reason}): check the name, the folder or the network") from error
+
+
+def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
+    """The same network without its weights, of what `Pretrained.described` said."""
+    if name.startswith("timm:"):
+        return _of_timm(name, name.partition(":")[2], pretrained=False, pixels=described["pixels"])
+    transformers = _library("transformers", "lora")
+    values = dict(described["config"])
+    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    return Pretrained(name, transformers.AutoModel.from_config(config), described)
+
+
+def _library(name: str, extra: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise McdiError(f"this backbone needs {name} ({error}): pip install 'mcdi[{extra}]'") from error
+
+
+def _of_transformers(name: str, model: str) -> Pretrained:
+    transformers = _library("transformers", "lora")
+    found = transformers.AutoModel.from_pretrained(model)
+    described = {"pixels": _pixels(model), "config": json.loads(found.config.to_json_string(use_diff=False))}
+    return Pretrained(name, found, described)
+
+
+def _pixels(model: str) -> dict[str, Any]:
+    """Of preprocessor_config.json; its class would need torchvision."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        said, _ = ImageProcessingMixin.get_image_processor_dict(model)
+    except OSError:
+        return PIXELS
+    size = said.get("crop_size") or said.get("size") or PIXELS["size"]
+    if isinstance(size, Mapping):
+        size = size.get("height") or size.get("shortest_edge") or PIXELS["size"]
+    return {"size": int(size), **{n: list(said.get(f"image_{n}") or PIXELS[n]) for n in ("mean", "std")}}
+
+
+def _of_timm(name: str, model: str, *, pretrained: bool, pixels: Mapping[str, Any] | None = None) -> Pretrained:
+    timm = _library("timm", "vision")
+    found = timm.create_model(model, pretrained=pretrained, num_classes=0)
+    if pixels is None:
+        said = timm.data.resolve_model_data_config(found)
+        pixels = {"size": said["input_size"][-1], "mean": list(said["mean"]), "std": list(said["std"])}
+    return Pretrained(name, found, {"pixels": pixels})
