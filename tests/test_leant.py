@@ -10,6 +10,7 @@ from mcdi.embed import Conv4, Embedder
 from mcdi.errors import McdiError
 from mcdi.evaluate import choose_sampler
 from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, make_method
+from mcdi.methods.leaning import fitted_shares, folds
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.adapted import FilmHead
 from mcdi.tasks.base import Examples
@@ -161,3 +162,85 @@ class TestChoice:
         share = chosen.settings.sampling.share
         assert (f"share {share}" in label) == (share < 1)
         assert len(set(merit.values())) >= 3  # there was something to choose
+
+
+class TestFolds:
+    @pytest.mark.parametrize("shots", [2, 3, 5, 7, 12])
+    def test_every_example_is_left_out_once_and_no_class_is_lost(self, shots):
+        y = torch.stack([torch.arange(4).repeat_interleave(shots), torch.arange(4).repeat(shots)])
+        parts = list(folds(y, 4))
+        assert len(parts) == min(shots, 5)
+        left = torch.cat([out for _, out in parts], 1).sort(1).values
+        assert torch.equal(left, torch.arange(4 * shots).expand(2, -1))
+        for kept, out in parts:
+            assert torch.equal(torch.cat([kept, out], 1).sort(1).values, torch.arange(4 * shots).expand(2, -1))
+            assert all(set(row.tolist()) == {0, 1, 2, 3} for row in y.gather(1, kept))
+
+    def test_an_only_example_stays_and_few_are_left_out_again(self):
+        y = torch.tensor([[0, 1, 1, 2, 2, 2]])
+        parts = list(folds(y, 3))
+        assert [sorted(out[0].tolist()) for _, out in parts] == [[1, 3], [2, 4], [1, 5]]
+
+    def test_with_one_example_a_class_nothing_can_be_left_out(self):
+        assert list(folds(torch.arange(5)[None], 5)) == []
+
+
+class TestFitted:
+    def test_a_head_that_is_wrong_is_given_up_and_a_perfect_one_kept(self, family):
+        net, batch = family.downstream, family.sample("test", range(20), shots=3)
+        data = family.training_data("test", range(20))
+        perfect = 30 * net.closed_form(data, 3)
+        for made, low, high in ((perfect[:, [1, 2, 0]], 0.0, 0.2), (perfect, 0.55, 1.0)):
+            found = fitted_shares(lambda seen, mask, made=made: made, net, batch.support, batch.mask, 0.75)
+            assert low <= float(found.mean()) <= high
+
+    def test_the_share_is_the_mean_under_the_tempered_likelihood(self, family, method):
+        """By hand, for one task: five shares, three folds, the loss of what each leaves out."""
+        net, batch = family.downstream, family.sample("test", [4], shots=3)
+        how, (x, y) = Sampling(temperature=0.0, steps=1), batch.support
+        missed = torch.zeros(5)
+        for fold in range(3):
+            out = torch.tensor([3 * c + fold for c in range(3)])
+            kept = torch.tensor([i for i in range(9) if i not in out])
+            seen = Examples(x[:, kept], y[:, kept])
+            drawn = method.draws(net, seen, batch.mask, seed=0, how=how)
+            for j, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
+                logits = net.predict(net.leant(drawn, seen, batch.mask, share)[:, 0], x[:, out])
+                missed[j] += torch.nn.functional.cross_entropy(logits[0], y[0, out], reduction="sum")
+        want = float((-0.25 * missed).softmax(0) @ torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+        got = method.generate(net, batch.support, batch.mask, seed=0, how=replace(how, fitted=True))
+        free = method.draws(net, batch.support, batch.mask, seed=0, how=how)
+        torch.testing.assert_close(got, net.leant(free, batch.support, batch.mask, want)[:, 0], rtol=1e-4, atol=1e-5)
+
+    def test_a_task_is_the_same_alone_and_beside_one_of_other_numbers(self, family, method):
+        net, batch = family.downstream, family.sample("test", range(2), shots=3)
+        y = batch.support.y.clone()
+        y[1] = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2])
+        how = Sampling(temperature=0.0, steps=1, fitted=True)
+        both = method.generate(net, Examples(batch.support.x, y), batch.mask, seed=0, how=how)
+        for b in range(2):
+            one = Examples(batch.support.x[b, None], y[b, None])
+            torch.testing.assert_close(method.generate(net, one, batch.mask[b, None], seed=0, how=how)[0], both[b])
+
+    def test_one_shot_keeps_the_validated_share(self, family, method):
+        net, batch = family.downstream, family.sample("test", range(5), shots=1)
+        how = Sampling(temperature=0.0, share=0.5)
+        got, want = (method.generate(net, batch.support, batch.mask, seed=0, how=h) for h in (replace(how, fitted=True), how))
+        torch.testing.assert_close(got, want)
+
+    def test_centred_tasks_stay_centred(self, family, data):
+        net = LinearHead(6, 3, centred=True)
+        far = FewShot("gauss", net, family.banks, way=3, shots=(1, 3), queries=8)
+        batch, seen = far.sample("test", range(5), shots=3), []
+
+        def heads(support, mask):
+            seen.append(support.x.mean(1))
+            return net.closed_form(support, 3)
+
+        fitted_shares(heads, net, batch.support, batch.mask, 0.75)
+        assert len(seen) == 3 and all(bool((centre.abs() < 1e-5).all()) for centre in seen)
+
+    def test_what_is_no_head_is_refused(self, sines):
+        batch = sines.sample("test", range(2))
+        with pytest.raises(McdiError, match="fitted shares are for heads, and a curve is none"):
+            fitted_shares(lambda *_: torch.zeros(2, 1, 1), sines.downstream, batch.support, batch.mask, 1.0)

@@ -35,6 +35,10 @@ def generate(
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,
     stop: Annotated[int | None, typer.Option(help="End at local target theta_(i d), i in 1..k.")] = None,
+    fitted: Annotated[
+        bool | None,
+        typer.Option("--fitted", help="For tasks unlike those of training: the examples say how far to trust what was learnt."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the noise.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -47,7 +51,8 @@ def generate(
     if adapter is not None and not texts:
         raise McdiError(f"--adapter is for language models, and {model} generates a {generator.network.kind}: use --out")
     x, y, names = _texts(support) if texts else _images(support, generator)
-    weights = generator.generate((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
+    asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop, "fitted": fitted}
+    weights = generator.generate((x, y), **asked, seed=seed)  # type: ignore[arg-type]
     if adapter is not None:
         from mcdi.adapters import save_adapter
 
@@ -59,8 +64,8 @@ def generate(
         shapes = ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
         console.print(f"{out}: {shapes} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
     if query is not None:
-        asked, labels = _text_queries(query) if texts else _image_queries(query, generator)
-        for label, choice in zip(labels, generator.predict(weights, asked).argmax(-1).tolist(), strict=True):
+        new, labels = _text_queries(query) if texts else _image_queries(query, generator)
+        for label, choice in zip(labels, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
             typer.echo(f"{label}\t{names[choice]}")
 
 

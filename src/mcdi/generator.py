@@ -88,6 +88,7 @@ class Generator:
         samples: int | None = None,
         ensemble: bool = False,
         stop: int | None = None,
+        fitted: bool | None = None,
         seed: int = 0,
     ) -> Weights:
         """Weights from a support set, without a gradient step: {name: (*shape)}, or (B, *shape) for a batch of tasks.
@@ -95,11 +96,12 @@ class Generator:
         steps: denoising steps (default: as trained); temperature: scale of the noise, 0 = a chain without noise, from the mean;
         samples: chains a task, averaged, or kept apart as (samples, ...) in front of the shape with `ensemble`;
         stop: end at the local target theta_{i d}, i in 1..k. Whatever is asked, a head leans on the least-squares
-        classifier of its support set by the share that validation chose (Sampling.share). Raises McdiError for
-        inputs that do not fit the model.
+        classifier of its support set by the share that validation chose (Sampling.share), or, `fitted`, by one that is fitted
+        to the task: for tasks unlike those of training, with several examples a class. Raises McdiError for inputs that do not
+        fit the model.
         """
         examples, mask, single = self._support(support)
-        asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
+        asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop, "fitted": fitted}
         asked = {n: v for n, v in asked.items() if v is not None}
         method, centre = self.method, None
         if self.network.centred:

@@ -22,7 +22,7 @@ from mcdi.errors import McdiError
 from mcdi.families import load_family, make_family
 from mcdi.files import read_json, write_json
 from mcdi.generator import Generator
-from mcdi.methods import DRAW_NOTHING, LEARNS_FROM_TRAJECTORIES, Diffusion, make_method
+from mcdi.methods import DRAW_NOTHING, LEARNS_FROM_TRAJECTORIES, SLOW, Diffusion, make_method
 from mcdi.prepare import prepare
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskFamily
@@ -238,9 +238,12 @@ def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
 
 
 def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str]) -> list[tuple[T, int]]:
-    """Everything with every seed of the recipe; what names a method that draws nothing, once."""
-    first = recipe.evaluation.seeds[0]
-    return [(x, s) for s in recipe.evaluation.seeds for x in things if s == first or method(x) not in DRAW_NOTHING]
+    """Everything with every seed of the recipe; what names a method that draws nothing, once, and a slow one, twice."""
+
+    def runs(name: str) -> int:
+        return 1 if name in DRAW_NOTHING else 2 if name in SLOW else len(recipe.evaluation.seeds)
+
+    return [(x, s) for n, s in enumerate(recipe.evaluation.seeds) for x in things if n < runs(method(x))]
 
 
 def run(folder: Path, recipe: Recipe, *, data: Path | None, device: str, workers: int, progress: Progress) -> None:

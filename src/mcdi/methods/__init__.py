@@ -76,6 +76,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
 }
 HEADS_ALONE = ("prototypes", "linear-probe", "meta-baseline")  # formulas for linear heads
 DRAW_NOTHING = (*HEADS_ALONE, "adam")  # one seed says all
+SLOW = ("ocd-residual", "metadiff", "d2nwg", "p-diff")  # minutes of training and of sampling: two seeds
 DIFFUSIONS = ("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork")  # they share a recipe's [generator] table
 FROM_WEIGHTS = ("vae", "p-diff", "d2nwg", "ocd-residual", "icis", "metadiff")  # other systems that learn from stored weights
 LEARNS_FROM_TRAJECTORIES = (*DIFFUSIONS, *FROM_WEIGHTS)

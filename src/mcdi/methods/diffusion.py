@@ -13,6 +13,7 @@ from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.diffusion_settings import DiffusionSettings
+from mcdi.methods.leaning import fitted_shares
 from mcdi.methods.loop import meta_train
 from mcdi.methods.objective import Objective
 from mcdi.methods.priors import fit_prior
@@ -195,10 +196,19 @@ class Diffusion:
     @torch.no_grad()
     def draws(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling) -> Tensor:
         """(B, samples, U, D) weights, every chain's own. Raises McdiError for a share < 1 of what is no head."""
-        for _, x in self._states(net, support, mask, seed, how):
-            last = x
-        drawn = self._natural(last).unflatten(0, (-1, how.samples))
-        return drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
+        drawn = self._ends(net, support, mask, seed, how)
+        if not how.fitted:
+            return drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
+
+        def heads(seen: Examples, of: Tensor) -> Tensor:
+            return self._ends(net, seen, of, seed, replace(how, samples=1))[:, 0]
+
+        return net.leant(drawn, support, mask, fitted_shares(heads, net, support, mask, how.share))
+
+    def _ends(self, net: Network, support: Examples, mask: Tensor, seed: int, how: Sampling) -> Tensor:
+        """The last state of every chain, as it is generated: (B, samples, U, D)."""
+        *_, (_, last) = self._states(net, support, mask, seed, how)
+        return self._natural(last).unflatten(0, (-1, how.samples))
 
     @torch.no_grad()
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None) -> Tensor:

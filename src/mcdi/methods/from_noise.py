@@ -18,11 +18,12 @@ CLIP = 4.0  # standard deviations of what is generated
 
 @dataclass(frozen=True)
 class FromNoiseSettings(FromWeightsSettings):
-    """T linear steps, of which DDIM takes `steps`; options: of the transformer over units, whose sizes are ours."""
+    """T linear steps, of which DDIM takes `steps`; options: of the transformer over units, whose sizes are ours. It has to pass
+    the noise on, so that a width below a unit's numbers leaves it at chance."""
 
     T: int = 1000
     steps: int = 50
-    options: dict[str, Any] = field(default_factory=lambda: {"width": 64, "depth": 2})
+    options: dict[str, Any] = field(default_factory=lambda: {"width": 256, "depth": 2})
 
     def __post_init__(self) -> None:
         super().__post_init__()

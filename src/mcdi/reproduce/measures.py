@@ -71,6 +71,15 @@ def samplers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
     return _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
 
 
+def shares(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+    """How much of a generated head is kept: what validation chose, what is fitted to each task, all, half, a quarter."""
+    assert isinstance(method, Diffusion)
+    own = method.settings.sampling
+    ways = {"validated": own, "fitted to the task": replace(own, fitted=True)}
+    ways |= {str(share): replace(own, share=share) for share in (1.0, 0.5, 0.25)}
+    return _each(context, method, seed, [({"share": name}, how) for name, how in ways.items()])
+
+
 def three_chains(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
     """The validated sampler, and the two honest chains of T steps."""
     ways = {"validated": None, "ddpm": SAMPLERS["ddpm"], "ddim": SAMPLERS["ddim"]}

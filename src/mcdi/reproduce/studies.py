@@ -155,6 +155,13 @@ STUDIES: dict[str, Study] = {
         measures.samplers,
         Chart("sampler", ("score", "mse")),
     ),
+    "shares": Study(
+        "how much of a generated head to keep: what validation chose, or what is fitted to each task",
+        _methods("hypernetwork", *CHAINS),
+        measures.shares,
+        Chart("share"),
+        against=("share", "validated"),
+    ),
     "steps": Study(
         "denoising steps against distance and accuracy",
         _methods(*CHAINS),

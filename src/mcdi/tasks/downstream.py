@@ -87,8 +87,8 @@ class Network:
         """Weights (B, .., U, D) that answer on features x what these do on x - centre, (B, 1, F)."""
         raise McdiError(f"a {self.kind} reads no centred features: set centred = false")
 
-    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
-        """Weights (B, n, U, D) of which only `share` is left in their heads, see `sets.leant`."""
+    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
+        """Weights (B, n, U, D) of which only `share`, or every task's of (B,), is left in their heads, see `sets.leant`."""
         raise McdiError(f"share = {share} is for heads, and a {self.kind} is none: set share = 1")
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -83,7 +83,8 @@ class LinearHead(Network):
         rows = torch.stack([least_squares_rows(features, y, way), prototype_rows(means) / self.features], 2)
         return (rows - rows.mean(1, keepdim=True)).flatten(2)
 
-    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float) -> Tensor:
+    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
+        share = share[:, None, None, None] if isinstance(share, Tensor) else share
         way = self.classes(weights.shape[-2])
         rows, rest = weights.split([way, weights.shape[-2] - way], -2)
         heads = self.closed_form(support, way)[:, None]

@@ -43,8 +43,9 @@ def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float 
     return torch.cat([rows[..., :-1] / features.shape[-1], rows[..., -1:]], -1)
 
 
-def leant(rows: Tensor, towards: Tensor, mask: Tensor, share: float, size: int) -> Tensor:
-    """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D).
+def leant(rows: Tensor, towards: Tensor, mask: Tensor, share: float | Tensor, size: int) -> Tensor:
+    """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D); a
+    tensor of shares has the shape (.., 1, 1).
 
     What all rows have in common changes no probability: it stays, and does not count as length. The first `size` numbers of a
     row are its weights, whose length is the scale.
@@ -77,10 +78,15 @@ def beside(rows: Tensor, said: Tensor, extra: int) -> Tensor:
     return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
 
 
+def places(labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
+    """How many of its class came before an example, and how many there are of it in all: (B, S) -> (B, S), (B, S)."""
+    member = F.one_hot(labels, way)
+    return ((member.cumsum(1) - 1) * member).sum(-1), (member.sum(1, keepdim=True) * member).sum(-1)
+
+
 def single_examples(features: Tensor, labels: Tensor, way: int, most: int) -> Tensor:
     """The first `most` examples of every class, each with a 1 behind it; zeros where there are fewer: (B, way, most, F + 1)."""
-    member = F.one_hot(labels, way)
-    place = ((member.cumsum(1) - 1) * member).sum(-1)  # how many of its class came before
+    place, _ = places(labels, way)
     out = features.new_zeros(len(features), way, most + 1, features.shape[-1] + 1)
     task = torch.arange(len(features), device=features.device)[:, None]
     out[task, labels, place.clamp(max=most)] = F.pad(features, (0, 1), value=1.0)
