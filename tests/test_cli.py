@@ -168,6 +168,20 @@ class TestGenerate:
         assert names == ["ring", "stroke"] and all(torch.equal(weights[n], p) for n, p in head.state_dict().items())
         torch.testing.assert_close(generator.predict(weights, x), head(generator.embed(x)))
 
+    @pytest.mark.parametrize(
+        ("level", "said"), [(99.0, ""), (-99.0, "unlike the tasks of training: nothing of what was learnt")]
+    )
+    def test_says_where_examples_are_unlike_those_of_training(self, done, support, tmp_path, capsys, level, said):
+        model, out = tmp_path / "model", tmp_path / "w.safetensors"
+        shutil.copytree(done / "methods" / "mc-di-0", model)
+        config = json.loads((model / "config.json").read_text())
+        config["settings"]["sampling"]["usual"] = {"1": [level] * 11}
+        (model / "config.json").write_text(json.dumps(config))
+        assert mcdi("generate", model, "--support", support, "--out", out) == 0
+        assert said in (text := capsys.readouterr().err) and ("unlike" in text) == bool(said)
+        assert mcdi("generate", model, "--support", support, "--out", out, "--steps", 2) == 0
+        assert "unlike" not in capsys.readouterr().err
+
     @pytest.mark.parametrize("name", METHODS)
     def test_every_method_serves(self, done, support, name):
         x, y, _ = read_folder(support)

@@ -9,8 +9,9 @@ from tiny_models import PAIR, lora
 from mcdi.embed import Conv4, Embedder
 from mcdi.errors import McdiError
 from mcdi.evaluate import choose_sampler
+from mcdi.generator import Generator
 from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, make_method
-from mcdi.methods.leaning import fitted_shares, folds
+from mcdi.methods.leaning import surprise, trust, usual
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.adapted import FilmHead
 from mcdi.tasks.base import Examples
@@ -164,83 +165,86 @@ class TestChoice:
         assert len(set(merit.values())) >= 3  # there was something to choose
 
 
-class TestFolds:
-    @pytest.mark.parametrize("shots", [2, 3, 5, 7, 12])
-    def test_every_example_is_left_out_once_and_no_class_is_lost(self, shots):
-        y = torch.stack([torch.arange(4).repeat_interleave(shots), torch.arange(4).repeat(shots)])
-        parts = list(folds(y, 4))
-        assert len(parts) == min(shots, 5)
-        left = torch.cat([out for _, out in parts], 1).sort(1).values
-        assert torch.equal(left, torch.arange(4 * shots).expand(2, -1))
-        for kept, out in parts:
-            assert torch.equal(torch.cat([kept, out], 1).sort(1).values, torch.arange(4 * shots).expand(2, -1))
-            assert all(set(row.tolist()) == {0, 1, 2, 3} for row in y.gather(1, kept))
-
-    def test_an_only_example_stays_and_few_are_left_out_again(self):
-        y = torch.tensor([[0, 1, 1, 2, 2, 2]])
-        parts = list(folds(y, 3))
-        assert [sorted(out[0].tolist()) for _, out in parts] == [[1, 3], [2, 4], [1, 5]]
-
-    def test_with_one_example_a_class_nothing_can_be_left_out(self):
-        assert list(folds(torch.arange(5)[None], 5)) == []
+@pytest.fixture(scope="module")
+def chosen(family, method):
+    return choose_sampler(method, family, tasks=100)[1]
 
 
-class TestFitted:
-    def test_a_head_that_is_wrong_is_given_up_and_a_perfect_one_kept(self, family):
-        net, batch = family.downstream, family.sample("test", range(20), shots=3)
-        data = family.training_data("test", range(20))
-        perfect = 30 * net.closed_form(data, 3)
-        for made, low, high in ((perfect[:, [1, 2, 0]], 0.0, 0.2), (perfect, 0.55, 1.0)):
-            found = fitted_shares(lambda seen, mask, made=made: made, net, batch.support, batch.mask, 0.75)
+@pytest.fixture(scope="module")
+def far(family):
+    """The same features seen in a mirror: what tells classes apart in training says the opposite."""
+    banks = {split: -bank + 3 for split, bank in family.banks.items()}
+    return FewShot("mirror", family.downstream, banks, way=3, shots=(1, 3), queries=8)
+
+
+class TestTrust:
+    """A head that misses the examples it was made from is of a task unlike those of training."""
+
+    @pytest.mark.parametrize("classes", [2, 5, 40])
+    def test_surprise_is_the_odds_of_a_wrong_class(self, classes):
+        """Every wrong class with logit 0, the right one with 2: odds of e^-2 each, whatever their number."""
+        net = LinearHead(classes, classes)
+        rows = torch.cat([2 * torch.eye(classes), torch.zeros(classes, 1)], 1)[None]
+        support = Examples(torch.eye(classes)[None], torch.arange(classes)[None])
+        found = surprise(net, rows, support, torch.ones(1, classes, dtype=torch.bool))
+        torch.testing.assert_close(found, torch.tensor([-2.0]), rtol=1e-4, atol=1e-4)
+
+    def test_usual_tasks_are_trusted_and_the_rarest_are_not(self):
+        known = usual(torch.arange(1001.0))
+        assert (known[0], known[-1], len(known)) == (950.0, 1000.0, 11)
+        found = torch.tensor([0.0, 950.0, 951.0, 974.0, 999.0, 1000.0, 1001.0, float("inf")])
+        want = torch.tensor([11, 11, 10, 6, 1, 1, 0, 0]) / 11
+        torch.testing.assert_close(trust(found, known), want)
+
+    def test_validation_keeps_what_is_usual_by_shot_number(self, family, chosen):
+        known = chosen.settings.sampling.usual
+        assert set(known) == {"1", "3"} and all(list(v) == sorted(v) for v in known.values())
+        batch = family.sample("val", range(100), shots=3)
+        found = chosen.trust(family.downstream, batch.support, batch.mask, seed=0)
+        assert 0.94 <= float((found == 1).float().mean()) <= 0.97
+
+    def test_trusted_tasks_keep_their_share_and_others_lean_on_least_squares(self, family, chosen, far):
+        net, how = family.downstream, chosen.settings.sampling
+        for tasks, low, high in ((family, 0.8, 1.0), (far, 0.0, 0.5)):
+            batch = tasks.sample("test", range(60), shots=3)
+            found = chosen.trust(net, batch.support, batch.mask, seed=0)
             assert low <= float(found.mean()) <= high
+            free = chosen.draws(net, batch.support, batch.mask, seed=0, how=replace(how, share=1.0, usual={}))
+            want = net.leant(free, batch.support, batch.mask, how.share * found)[:, 0]
+            torch.testing.assert_close(chosen.generate(net, batch.support, batch.mask, seed=0), want)
 
-    def test_the_share_is_the_mean_under_the_tempered_likelihood(self, family, method):
-        """By hand, for one task: five shares, three folds, the loss of what each leaves out."""
-        net, batch = family.downstream, family.sample("test", [4], shots=3)
-        how, (x, y) = Sampling(temperature=0.0, steps=1), batch.support
-        missed = torch.zeros(5)
-        for fold in range(3):
-            out = torch.tensor([3 * c + fold for c in range(3)])
-            kept = torch.tensor([i for i in range(9) if i not in out])
-            seen = Examples(x[:, kept], y[:, kept])
-            drawn = method.draws(net, seen, batch.mask, seed=0, how=how)
-            for j, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0)):
-                logits = net.predict(net.leant(drawn, seen, batch.mask, share)[:, 0], x[:, out])
-                missed[j] += torch.nn.functional.cross_entropy(logits[0], y[0, out], reduction="sum")
-        want = float((-0.25 * missed).softmax(0) @ torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-        got = method.generate(net, batch.support, batch.mask, seed=0, how=replace(how, fitted=True))
-        free = method.draws(net, batch.support, batch.mask, seed=0, how=how)
-        torch.testing.assert_close(got, net.leant(free, batch.support, batch.mask, want)[:, 0], rtol=1e-4, atol=1e-5)
+    def test_doubt_helps_where_training_says_nothing(self, family, chosen, far):
+        net, batch = family.downstream, far.sample("test", range(100), shots=3)
+        how = chosen.settings.sampling
+        scores = [
+            float(net.score(chosen.generate(net, batch.support, batch.mask, seed=0, how=h), batch.query, batch.mask).mean())
+            for h in (how, replace(how, usual={}))
+        ]
+        assert scores[0] > scores[1] + 0.02
 
-    def test_a_task_is_the_same_alone_and_beside_one_of_other_numbers(self, family, method):
-        net, batch = family.downstream, family.sample("test", range(2), shots=3)
-        y = batch.support.y.clone()
-        y[1] = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2])
-        how = Sampling(temperature=0.0, steps=1, fitted=True)
-        both = method.generate(net, Examples(batch.support.x, y), batch.mask, seed=0, how=how)
-        for b in range(2):
-            one = Examples(batch.support.x[b, None], y[b, None])
-            torch.testing.assert_close(method.generate(net, one, batch.mask[b, None], seed=0, how=how)[0], both[b])
+    def test_saved_served_and_dropped_where_another_way_of_sampling_is_asked(self, family, chosen, far, tmp_path):
+        Generator("mc-di", chosen, family.downstream).save_pretrained(tmp_path)
+        generator = Generator.from_pretrained(tmp_path)
+        batch = far.sample("test", range(30), shots=3)
+        net, (x, y), mask = family.downstream, batch.support, batch.mask
+        torch.testing.assert_close(generator.trust((x, y)), chosen.trust(net, batch.support, mask, seed=0))
+        one = generator.trust((x[0], y[0]))
+        assert one.shape == () and float(one) == pytest.approx(float(generator.trust((x, y))[0]))
+        for how, asked in (
+            (chosen.settings.sampling, {}),
+            (replace(chosen.settings.sampling, usual={}, steps=3), {"steps": 3}),
+        ):
+            want = net.space.unpack(chosen.generate(net, batch.support, mask, seed=0, how=how))
+            got = generator.generate((x, y), **asked)
+            torch.testing.assert_close(got["weight"], want["weight"])
 
-    def test_one_shot_keeps_the_validated_share(self, family, method):
-        net, batch = family.downstream, family.sample("test", range(5), shots=1)
-        how = Sampling(temperature=0.0, share=0.5)
-        got, want = (method.generate(net, batch.support, batch.mask, seed=0, how=h) for h in (replace(how, fitted=True), how))
-        torch.testing.assert_close(got, want)
-
-    def test_centred_tasks_stay_centred(self, family, data):
-        net = LinearHead(6, 3, centred=True)
-        far = FewShot("gauss", net, family.banks, way=3, shots=(1, 3), queries=8)
-        batch, seen = far.sample("test", range(5), shots=3), []
-
-        def heads(support, mask):
-            seen.append(support.x.mean(1))
-            return net.closed_form(support, 3)
-
-        fitted_shares(heads, net, batch.support, batch.mask, 0.75)
-        assert len(seen) == 3 and all(bool((centre.abs() < 1e-5).all()) for centre in seen)
-
-    def test_what_is_no_head_is_refused(self, sines):
+    def test_weights_that_lean_on_nothing_are_trusted(self, family, sines):
+        batch = family.sample("test", range(4), shots=3)
+        prototypes = Generator("prototypes", make_method("prototypes", {}).fit(family, None, seed=0), family.downstream)
+        assert torch.equal(prototypes.trust(batch.support), torch.ones(4))
+        data = trajectories(sines, "train", range(20), Preparation(tasks=20, epochs=5, k=3))
+        curve = make_method("mc-di", {**SETTINGS, "denoiser": "mlp", "prior": False}).fit(sines, data, seed=0)
+        curve = choose_sampler(curve, sines, tasks=20)[1]
         batch = sines.sample("test", range(2))
-        with pytest.raises(McdiError, match="fitted shares are for heads, and a curve is none"):
-            fitted_shares(lambda *_: torch.zeros(2, 1, 1), sines.downstream, batch.support, batch.mask, 1.0)
+        assert curve.settings.sampling.usual == {}
+        assert torch.equal(curve.trust(sines.downstream, batch.support, batch.mask, seed=0), torch.ones(2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, WeightGenerator
+from mcdi.methods.leaning import surprise, usual
 from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
 from mcdi.weights import WeightSpace
 
@@ -50,7 +51,8 @@ def evaluate(
 
 def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: int = 0) -> tuple[str, Diffusion]:
     """The sampler of SAMPLERS, and for heads the share of SHARES, that are best on validation tasks over all shot numbers; of
-    equals the cheapest and the largest share. A regression has one sampler, its own."""
+    equals the cheapest and the largest share. A regression has one sampler, its own. For heads also how much a task's own
+    examples may surprise it (leaning.usual)."""
     net = family.downstream
     samplers = SAMPLERS if method.is_chain else {"one step": method.settings.sampling}
     shares = SHARES if net.leans else SHARES[:1]
@@ -68,8 +70,12 @@ def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: i
         return round(scores[found], 4), -how.samples * (how.steps or method.schedule.T), found[1]
 
     name, share = max(scores, key=merit)
-    label = name if share == 1 else f"{name}, share {share}"
-    return label, method.with_sampling(replace(samplers[name], share=share))
+    label, how = name if share == 1 else f"{name}, share {share}", samplers[name]
+    known: dict[str, tuple[float, ...]] = {}
+    for shots, batch in zip(family.shots if net.leans else (), batches, strict=False):
+        drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
+        known[str(shots)] = usual(surprise(net, drawn, batch.support, batch.mask))
+    return label, method.with_sampling(replace(how, share=share, usual=known))
 
 
 def _measure(

@@ -35,10 +35,6 @@ def generate(
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,
     stop: Annotated[int | None, typer.Option(help="End at local target theta_(i d), i in 1..k.")] = None,
-    fitted: Annotated[
-        bool | None,
-        typer.Option("--fitted", help="For tasks unlike those of training: the examples say how far to trust what was learnt."),
-    ] = None,
     seed: Annotated[int, typer.Option(help="Decides the noise.")] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -51,8 +47,10 @@ def generate(
     if adapter is not None and not texts:
         raise McdiError(f"--adapter is for language models, and {model} generates a {generator.network.kind}: use --out")
     x, y, names = _texts(support) if texts else _images(support, generator)
-    asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop, "fitted": fitted}
+    asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
     weights = generator.generate((x, y), **asked, seed=seed)  # type: ignore[arg-type]
+    if all(value is None for value in asked.values()):
+        _say_trust(float(generator.trust((x, y), seed=seed)))
     if adapter is not None:
         from mcdi.adapters import save_adapter
 
@@ -67,6 +65,13 @@ def generate(
         new, labels = _text_queries(query) if texts else _image_queries(query, generator)
         for label, choice in zip(labels, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
             typer.echo(f"{label}\t{names[choice]}")
+
+
+def _say_trust(share: float) -> None:
+    if share < 1:
+        used = f"{100 * share:.0f} % of what was learnt is used" if share else "nothing of what was learnt is used"
+        note = f"note: these examples are unlike the tasks of training: {used}, least squares on the examples instead"
+        console.print(note, soft_wrap=True, markup=False)
 
 
 def _images(folder: Path, generator: Generator) -> tuple[Tensor, Tensor, list[str]]:

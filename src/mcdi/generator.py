@@ -88,7 +88,6 @@ class Generator:
         samples: int | None = None,
         ensemble: bool = False,
         stop: int | None = None,
-        fitted: bool | None = None,
         seed: int = 0,
     ) -> Weights:
         """Weights from a support set, without a gradient step: {name: (*shape)}, or (B, *shape) for a batch of tasks.
@@ -96,19 +95,18 @@ class Generator:
         steps: denoising steps (default: as trained); temperature: scale of the noise, 0 = a chain without noise, from the mean;
         samples: chains a task, averaged, or kept apart as (samples, ...) in front of the shape with `ensemble`;
         stop: end at the local target theta_{i d}, i in 1..k. Whatever is asked, a head leans on the least-squares
-        classifier of its support set by the share that validation chose (Sampling.share), or, `fitted`, by one that is fitted
-        to the task: for tasks unlike those of training, with several examples a class. Raises McdiError for inputs that do not
-        fit the model.
+        classifier of its support set by the share that validation chose (Sampling.share); as it was trained to be asked, also
+        by more where the examples say that the task is unlike those of training (`trust`). Raises McdiError for inputs that do
+        not fit the model.
         """
-        examples, mask, single = self._support(support)
-        asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop, "fitted": fitted}
+        examples, mask, single, centre = self._task(support)
+        asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
         asked = {n: v for n, v in asked.items() if v is not None}
-        method, centre = self.method, None
-        if self.network.centred:
-            centre = centre_of(*examples)
-            examples = examples._replace(x=examples.x - centre)
+        method = self.method
         if isinstance(method, Diffusion):
-            how = replace(method.settings.sampling, **asked)  # type: ignore[arg-type]
+            how = method.settings.sampling
+            if asked:  # what is usual is known of one way of sampling alone
+                how = replace(how, **asked, usual={})  # type: ignore[arg-type]
             if ensemble:
                 flat = method.draws(self.network, examples, mask, seed=seed, how=how)
             else:
@@ -120,6 +118,24 @@ class Generator:
         else:
             flat = method.generate(self.network, examples, mask, seed=seed)
         return self._dict(flat if centre is None else self.network.placed(flat, centre), single)
+
+    def trust(self, support: tuple[Any, Tensor] | Examples, *, seed: int = 0) -> Tensor:
+        """How far a task is like those of training, 1 to 0, by whether the head generated for it misses its own examples: as
+        much is used of what was learnt, and least squares otherwise. () or (B,); 1 for weights that lean on nothing."""
+        examples, mask, single, _ = self._task(support)
+        if isinstance(self.method, Diffusion):
+            found = self.method.trust(self.network, examples, mask, seed=seed)
+        else:
+            found = torch.ones(len(mask))
+        return found[0] if single else found
+
+    def _task(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool, Tensor | None]:
+        """As the method reads it: examples, mask, whether it is one task alone, and the centre that examples were freed of."""
+        examples, mask, single = self._support(support)
+        if not self.network.centred:
+            return examples, mask, single, None
+        centre = centre_of(*examples)
+        return examples._replace(x=examples.x - centre), mask, single, centre
 
     def _dict(self, flat: Tensor, single: bool) -> Weights:
         lead = flat.shape[:-2]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, for_shots, silent
 from mcdi.methods.diffusion_settings import DiffusionSettings
-from mcdi.methods.leaning import fitted_shares
+from mcdi.methods.leaning import surprise, trust
 from mcdi.methods.loop import meta_train
 from mcdi.methods.objective import Objective
 from mcdi.methods.priors import fit_prior
@@ -197,13 +197,20 @@ class Diffusion:
     def draws(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling) -> Tensor:
         """(B, samples, U, D) weights, every chain's own. Raises McdiError for a share < 1 of what is no head."""
         drawn = self._ends(net, support, mask, seed, how)
-        if not how.fitted:
+        if not how.usual:
             return drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
+        return net.leant(drawn, support, mask, how.share * self._trust(net, drawn, support, mask, how))
 
-        def heads(seen: Examples, of: Tensor) -> Tensor:
-            return self._ends(net, seen, of, seed, replace(how, samples=1))[:, 0]
+    @torch.no_grad()
+    def trust(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+        """(B,) how far a task is like those that validation had, 1 to 0: so much of the share is left to the generated head."""
+        how = self.settings.sampling
+        if not how.usual:
+            return torch.ones(len(mask), device=mask.device)
+        return self._trust(net, self._ends(net, support, mask, seed, how), support, mask, how)
 
-        return net.leant(drawn, support, mask, fitted_shares(heads, net, support, mask, how.share))
+    def _trust(self, net: Network, drawn: Tensor, support: Examples, mask: Tensor, how: Sampling) -> Tensor:
+        return trust(surprise(net, drawn.mean(1), support, mask), for_shots(how.usual, net, support, mask))
 
     def _ends(self, net: Network, support: Examples, mask: Tensor, seed: int, how: Sampling) -> Tensor:
         """The last state of every chain, as it is generated: (B, samples, U, D)."""

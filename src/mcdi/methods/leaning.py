@@ -1,63 +1,36 @@
-"""How much of a generated head should a task keep? Its own examples are asked, some of which are left out at a time."""
+"""Is a task like those of training? Where its own examples surprise the head that was generated for it, they are right.
 
-from collections.abc import Callable, Iterator
+What is learnt on training tasks can be wrong for another kind of task, and be sure of it: a generator answers for photos where
+it is shown sketches. It then misses the very examples that it was given; on tasks like those of training it does not.
+"""
+
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from mcdi.errors import McdiError
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import Network
-from mcdi.tasks.sets import centre_of, places
 
-GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-# A power of the likelihood, the best of 1, 1/2 and 1/4 on validation tasks of photos and of drawings: what a head says of one
-# example says something of the next.
-TEMPER = 0.25
-MOST = 5  # folds
+RARE = 0.05  # of validation tasks are doubted at all, the more the rarer their surprise
+POINTS = 11  # of the distribution above that
 
 
-def folds(labels: Tensor, way: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Places of the examples that are kept and that are left out, (B, S - n), (B, n), for labels (B, S): of a class of c > 1
-    examples, one in min(c, 5) at a time, over and over where another class has more; an only one stays.
+def surprise(net: Network, weights: Tensor, support: Examples, mask: Tensor) -> Tensor:
+    """The log odds that a head (B, U, D) gives a wrong class on its task's own examples, a class: -> (B,).
 
-    All tasks of a batch have as many examples of their classes as each other, in some order of classes and examples.
+    e^loss - 1 is the odds of all wrong classes of one example; divided by their number it is comparable between tasks of few
+    classes and of many.
     """
-    place, count = places(labels, way)
-    parts = count.clamp(max=MOST)
-    for fold in range(int(parts.max()) if bool((count > 1).any()) else 0):
-        out = (place % parts == fold % parts) & (count > 1)
-        order = out.int().argsort(dim=1, stable=True)
-        kept = labels.shape[1] - int(out[0].sum())
-        yield order[:, :kept], order[:, kept:]
+    wrong = mask[:, : net.classes(mask.shape[1])].sum(1) - 1
+    return (net.loss(weights, support, mask).expm1() / wrong.clamp(min=1)).clamp(min=1e-12).log()
 
 
-def fitted_shares(
-    heads: Callable[[Examples, Tensor], Tensor], net: Network, support: Examples, mask: Tensor, share: float
-) -> Tensor:
-    """(B,) the mean of GRID under the tempered likelihood of what is left out; `share` where nothing can be. Raises McdiError
-    for what is no head.
+def usual(found: Tensor) -> tuple[float, ...]:
+    """What is kept of the surprises of validation tasks (N,): the quantiles from 1 - RARE to the largest."""
+    return tuple(found.quantile(torch.linspace(1 - RARE, 1, POINTS)).tolist())
 
-    heads: generated weights, (B, U, D), of (support sets, mask). No gradient is taken. A head that is sure of classes as
-    training had them, and wrong here, is given up by the first examples that it misses.
-    """
-    if not net.leans:
-        raise McdiError(f"fitted shares are for heads, and a {net.kind} is none: set fitted = false")
-    way = net.classes(mask.shape[1])
-    counts = F.one_hot(support.y, way).sum(1).sort(1).values
-    if bool((counts != counts[:1]).any()):  # tasks with other numbers of examples: one by one
-        alone = ((Examples(support.x[b, None], support.y[b, None]), mask[b, None]) for b in range(len(mask)))
-        return torch.cat([fitted_shares(heads, net, *task, share) for task in alone])
-    rows, missed = torch.arange(len(mask), device=mask.device)[:, None], []
-    for kept, out in folds(support.y, way):
-        seen, asked = (Examples(support.x[rows, part], support.y[rows, part]) for part in (kept, out))
-        if net.centred:
-            centre = centre_of(*seen)
-            seen, asked = (e._replace(x=e.x - centre) for e in (seen, asked))
-        drawn = heads(seen, mask)[:, None]
-        each = [net.loss(net.leant(drawn, seen, mask, s)[:, 0], asked, mask) for s in GRID]
-        missed.append(out.shape[1] * torch.stack(each, 1))
-    if not missed:
-        return torch.full((len(mask),), share, device=mask.device)
-    return (-TEMPER * torch.stack(missed).sum(0)).softmax(1) @ torch.tensor(GRID, device=mask.device)
+
+def trust(found: Tensor, known: Sequence[float]) -> Tensor:
+    """1 for a task whose surprise is usual, 0 for one above all that validation had, by rank in between: (B,) -> (B,)."""
+    return (found[:, None] <= torch.tensor(known, device=found.device)).to(found.dtype).mean(1)

@@ -1,6 +1,7 @@
 """How is a chain run, once a generator is trained?"""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -18,9 +19,9 @@ class Sampling:
     are averaged ("mean"), or those with the lowest loss on the support set are kept ("support loss"). guidance g goes
     from the answer without a condition g times as far as to the one with it (2207.12598; for settings.drop > 0).
     share: of a head, how much is the generated one; the rest is the least-squares classifier of the support set (sets.leant).
-    What was learnt on training classes is a little too sure on unseen ones, and the two err apart from each other. fitted:
-    where classes have several examples, every task's share is fitted to it instead (leaning.fitted_shares): for tasks unlike
-    those of training, for a few more milliseconds."""
+    What was learnt on training classes is a little too sure on unseen ones, and the two err apart from each other.
+    usual: by shot number, how much a task's own examples may surprise the head before the share is lowered, to nothing for a
+    task unlike any that validation had (leaning.trust); {} = it never is."""
 
     steps: int | None = None
     temperature: float = 1.0
@@ -32,7 +33,7 @@ class Sampling:
     guidance: float = 1.0
     stop: int | None = None
     share: float = 1.0
-    fitted: bool = False
+    usual: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.temperature < 0:

@@ -72,11 +72,12 @@ def samplers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
 
 
 def shares(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """How much of a generated head is kept: what validation chose, what is fitted to each task, all, half, a quarter."""
+    """How much of a generated head is kept: what validation chose, less for tasks that are doubted, as it is used; the same for
+    all tasks; all, half, a quarter."""
     assert isinstance(method, Diffusion)
-    own = method.settings.sampling
-    ways = {"validated": own, "fitted to the task": replace(own, fitted=True)}
-    ways |= {str(share): replace(own, share=share) for share in (1.0, 0.5, 0.25)}
+    never = replace(method.settings.sampling, usual={})
+    ways: dict[str, Sampling | None] = {"as it is used": None, "never doubted": never}
+    ways |= {str(share): replace(never, share=share) for share in (1.0, 0.5, 0.25)}
     return _each(context, method, seed, [({"share": name}, how) for name, how in ways.items()])
 
 
@@ -194,7 +195,7 @@ def latency(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
     if isinstance(method, Diffusion) and method.is_chain:
         numbers = [n for n in (20, 5, 2, 1) if n <= method.settings.T]
         cold = replace(SAMPLERS["cold"], share=method.settings.sampling.share)
-        ways = {f"{n} steps" if n > 1 else "1 step": replace(cold, steps=n) for n in numbers}
+        ways = {"as it is used": None} | {f"{n} steps" if n > 1 else "1 step": replace(cold, steps=n) for n in numbers}
     rows = _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
     for number, row in enumerate(rows):
         how = ways[row.factors["sampler"]]

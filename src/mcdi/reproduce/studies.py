@@ -156,11 +156,11 @@ STUDIES: dict[str, Study] = {
         Chart("sampler", ("score", "mse")),
     ),
     "shares": Study(
-        "how much of a generated head to keep: what validation chose, or what is fitted to each task",
+        "how much of a generated head to keep, and what it brings to doubt tasks unlike those of training",
         _methods("hypernetwork", *CHAINS),
         measures.shares,
         Chart("share"),
-        against=("share", "validated"),
+        against=("share", "never doubted"),
     ),
     "steps": Study(
         "denoising steps against distance and accuracy",

@@ -7,13 +7,12 @@ generated from a few labelled images of the target, for five of its classes and 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
-from mcdi.methods import Diffusion, WeightGenerator
+from mcdi.methods import WeightGenerator
 from mcdi.reproduce.cells import Cell, Context, Measured
 from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.targets import target_bank
@@ -65,26 +64,19 @@ def cells_for(cells: Sequence[Cell], targets: Sequence[str]) -> list[Cell]:
 
 @torch.no_grad()
 def transferred(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy on tasks of as many classes as were trained for, and of all that the target has; where classes have several
-    examples, also of heads whose share is fitted to the task."""
+    """Accuracy on tasks of as many classes as were trained for, and of all that the target has."""
     if "target" not in cell.factors:
         raise McdiError("this study is the command `mcdi transfer`, which takes --target NAME=PATH")
     name, settings = str(cell.factors["target"]), context.recipe.family
     features = read_tensors(_place(context, name))[0]["features"]
     net, rows = context.family.downstream, []
-    ways: dict[str, dict[str, Any]] = {str(cell.factors["method"]): {}}
-    if isinstance(method, Diffusion) and net.leans:
-        ways[f"{cell.factors['method']}, fitted share"] = {"how": replace(method.settings.sampling, fitted=True)}
     for label, way in (("as trained", min(settings.way, len(features))), ("all classes", len(features))):
         family = FewShot(name, net, {"test": features}, way=way, shots=settings.shots, queries=settings.queries)
         for shots in settings.shots:
-            for said, how in ways.items():
-                if how and shots == 1:  # nothing to fit it to
-                    continue
-                scores = []
-                for seeds in torch.arange(context.tasks).split(max(1, QUERIES // way // settings.queries)):
-                    batch = family.sample("test", seeds.tolist(), shots=shots)
-                    weights = method.generate(net, batch.support, batch.mask, seed=seed, **how)
-                    scores.append(net.score(weights, batch.query, batch.mask))
-                rows.append(Measured({"method": said, "classes": label, "way": way, "shots": shots}, {}, torch.cat(scores)))
+            scores = []
+            for seeds in torch.arange(context.tasks).split(max(1, QUERIES // way // settings.queries)):
+                batch = family.sample("test", seeds.tolist(), shots=shots)
+                weights = method.generate(net, batch.support, batch.mask, seed=seed)
+                scores.append(net.score(weights, batch.query, batch.mask))
+            rows.append(Measured({"classes": label, "way": way, "shots": shots}, {}, torch.cat(scores)))
     return rows

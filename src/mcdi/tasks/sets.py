@@ -78,15 +78,10 @@ def beside(rows: Tensor, said: Tensor, extra: int) -> Tensor:
     return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
 
 
-def places(labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
-    """How many of its class came before an example, and how many there are of it in all: (B, S) -> (B, S), (B, S)."""
-    member = F.one_hot(labels, way)
-    return ((member.cumsum(1) - 1) * member).sum(-1), (member.sum(1, keepdim=True) * member).sum(-1)
-
-
 def single_examples(features: Tensor, labels: Tensor, way: int, most: int) -> Tensor:
     """The first `most` examples of every class, each with a 1 behind it; zeros where there are fewer: (B, way, most, F + 1)."""
-    place, _ = places(labels, way)
+    member = F.one_hot(labels, way)
+    place = ((member.cumsum(1) - 1) * member).sum(-1)  # how many of its class came before
     out = features.new_zeros(len(features), way, most + 1, features.shape[-1] + 1)
     task = torch.arange(len(features), device=features.device)[:, None]
     out[task, labels, place.clamp(max=most)] = F.pad(features, (0, 1), value=1.0)
