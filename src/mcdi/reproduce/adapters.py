@@ -41,8 +41,7 @@ def cells(recipe: Recipe) -> list[Cell]:
     """The methods of the recipe, and fine-tuning of rows and pairs from where peft draws them: what there is without mcdi."""
     found = [Cell({"method": n}, n) for n in METHODS if n in recipe.methods]
     lora = replace(recipe.family.lora, generate="both", start="drawn")
-    shots = (recipe.family.shots[0], SHOTS[-1])
-    tuned = Cell({"method": "LoRA fine-tuning"}, "adam", TUNING, family={"lora": lora, "shots": shots})
+    tuned = Cell({"method": "LoRA fine-tuning"}, "adam", TUNING, family={"lora": lora})
     return [*found, tuned]
 
 
