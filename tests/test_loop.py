@@ -1,5 +1,7 @@
 """Meta-training: interrupted anywhere it ends with the same weights, and it says when it cannot go on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,13 @@ class TestMetaTrain:
             losses = []
             self.train(MetaTraining(meta=meta, iterations=200, outer_lr=0.05), log=lambda d, t, f: losses.append(f["loss"]))
             assert losses[-1] < 0.5 * losses[0]
+
+    def test_the_inner_optimiser_is_the_one_that_is_asked_for(self):
+        """One step of Adam inside, and the outer step as printed at full rate: every weight moves by eta."""
+        how = MetaTraining(outer="literal", outer_lr=1.0, iterations=1, learners=1, inner_steps=1, inner_lr=0.01, ema=0.0)
+        plain, adam = self.train(replace(how, inner_lr=1e-12)), self.train(replace(how, inner="adam"))
+        for before, after in zip(plain.parameters(), adam.parameters(), strict=True):
+            torch.testing.assert_close((after - before).abs(), torch.full_like(before, 0.01), rtol=1e-3, atol=1e-5)
 
     def test_nan_loss_and_foreign_checkpoint(self, tmp_path):
         with pytest.raises(McdiError, match=r"the loss became .* at iteration 1: lower outer_lr"):

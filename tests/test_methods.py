@@ -9,7 +9,7 @@ from worlds import GENERATOR, HEADS, TRAINING, TUNING, settings
 
 from mcdi.errors import McdiError
 from mcdi.generator import Generator
-from mcdi.methods import METHODS, Diffusion, adapt, make_method
+from mcdi.methods import METHODS, Diffusion, adapt, finetune, make_method
 from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.loop import MetaTraining
 from mcdi.methods.sampling import Sampling
@@ -132,6 +132,19 @@ class TestFineTune:
         whole = (adapt(net, start, support, mask, 3, 0.01, batch=size) for size in (6, None))
         assert torch.equal(*whole)
         assert torch.equal(adapt(net, start, support, mask, 0, 0.01), start)
+
+    def test_it_tunes_and_answers_with_its_batches(self, worlds, monkeypatch):
+        world, seen, along = worlds["gauss"], [], finetune.along
+
+        def watched(*given):
+            seen.append(given[-2:])
+            return along(*given)
+
+        monkeypatch.setattr(finetune, "along", watched)
+        method = make_method("adam", {**TUNING, "batch": 2}).fit(world.family, None, seed=4)
+        assert seen == [(2, 4)] * len(TUNING["lrs"])
+        world.weights(method)
+        assert seen[-1] == (2, 3)
 
     def test_batches_without_examples_are_refused(self):
         with pytest.raises(McdiError, match="batch = 0 examples a step"):
