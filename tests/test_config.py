@@ -73,7 +73,16 @@ TEXT = '[family]\ndata = "text"\nnetwork = "lora"'
 class TestRecipes:
     def test_every_shipped_one_resolves(self):
         assert recipe_names() == [
-            *("glue-lora", "glyphs", "glyphs-conv4", "glyphs-whole", "natural"),
+            *(
+                "domainnet-sketch",
+                "domainnet-sketch-20way",
+                "glue-lora",
+                "glue-roberta",
+                "glyphs",
+                "glyphs-conv4",
+                "glyphs-whole",
+            ),
+            *("imagenet", "mini-imagenet", "natural"),
             *("natural-centred", "natural-film", "natural-protonet", "natural-resnet8", "natural-span"),
             *("omniglot", "omniglot-20way", "omniglot-characters"),
             *("pacs-sketch", "pacs-sketch-centred", "pacs-sketch-span", "shift", "shift-film", "sines", "text-lora"),
@@ -156,6 +165,6 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose glue-lora, glyphs, .* sines, text-lora, or give",
+                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, text-lora, or give",
             ):
                 read_recipe(name)

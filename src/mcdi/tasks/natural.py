@@ -2,7 +2,8 @@
 
 - a `.npz` of encoded images: `encoded` (uint8, all files one after another), `offset` (N + 1), `label` (N), `classes`;
 - Mini-ImageNet as Ravi and Larochelle published it (2017): `train.csv`, `val.csv`, `test.csv` (filename,label) and `images/`;
-- `train/`, `val/`, `test/`, a folder a class in each: Tiered-ImageNet (1803.00676), CUB, any collection of one's own.
+- `train/`, `val/`, `test/`, a folder a class in each: Tiered-ImageNet (1803.00676), CUB, any collection of one's own;
+- a folder a class: the train/ of ImageNet-1k, any collection of one's own.
 """
 
 import csv
@@ -23,7 +24,10 @@ from mcdi.tasks.images import IMAGE_SUFFIXES, ImageBank, read_image
 
 Source = Path | memoryview  # of one encoded image
 Classes = dict[str, list[Source]]
-LAYOUTS = "a .npz of encoded images, train.csv / val.csv / test.csv beside images/, or train/ val/ test/ with a folder a class"
+LAYOUTS = (
+    "a .npz of encoded images, train.csv / val.csv / test.csv beside images/, train/ val/ test/ with a folder a class, "
+    "or a folder a class"
+)
 KEYS = ("encoded", "offset", "label", "classes")
 
 
@@ -32,8 +36,8 @@ def natural_banks(
 ) -> dict[str, ImageBank]:
     """Banks "train", "val", "test" of colour images (C, M, 3, size, size), resized and cropped to the centre.
 
-    M is the smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. A
-    `.npz` has no split of classes: of every 25 in order 16 are for training, 4 for validation and 5 for the test. `limit`
+    M is the smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. Where
+    there is no split of classes, of every 25 in order 16 are for training, 4 for validation and 5 for the test. `limit`
     keeps so many classes of a split. All images are held in memory as uint8, 3 size^2 bytes each: up to 2.4 GB for the
     779,165 of Tiered-ImageNet at 32 pixels, 16.5 GB at 84. Raises McdiError naming what is missing or broken.
     """
@@ -77,16 +81,20 @@ def _check(splits: Mapping[str, Classes], path: Path) -> None:
 
 def _npz(path: Path) -> dict[str, Classes]:
     encoded, offset, label, classes = encoded_arrays(path).values()
-    if len(classes) < 21:
-        rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
-        raise McdiError(f"{path} holds {len(classes)} classes, but {rule}: give at least 21, or folders of your own split")
     ordered: list[list[Source]] = [[] for _ in classes]
     for of, start, end in zip(label.tolist(), offset[:-1].tolist(), offset[1:].tolist(), strict=True):
         ordered[of].append(encoded.data[start:end])
+    return _split(dict(zip(map(str, classes), ordered, strict=True)), path)
+
+
+def _split(classes: Classes, path: Path) -> dict[str, Classes]:
+    if len(classes) < 21:
+        rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
+        raise McdiError(f"{path} holds {len(classes)} classes, but {rule}: give at least 21, or folders of your own split")
     splits: dict[str, Classes] = {split: {} for split in SPLITS}
-    for number, sources in enumerate(ordered):
+    for number, (name, sources) in enumerate(classes.items()):
         place = number % 25
-        splits["train" if place < 16 else "val" if place < 20 else "test"][str(classes[number])] = sources
+        splits["train" if place < 16 else "val" if place < 20 else "test"][name] = sources
     return splits
 
 
@@ -142,9 +150,15 @@ def _rows(table: Path, images: Path) -> Classes:
 
 def _folders(path: Path) -> dict[str, Classes]:
     missing = [split for split in SPLITS if not (path / split).is_dir()]
+    if len(missing) == len(SPLITS) and (classes := _classes(path)):
+        return _split(classes, path)
     if missing:
         raise McdiError(f"{path} has no {missing[0]}/: it must be {LAYOUTS}")
-    return {split: {p.name: list(files_of(p)) for p in (path / split).iterdir() if p.is_dir()} for split in SPLITS}
+    return {split: _classes(path / split) for split in SPLITS}
+
+
+def _classes(path: Path) -> Classes:
+    return {p.name: list(files_of(p)) for p in sorted(path.iterdir()) if p.is_dir()} if path.is_dir() else {}
 
 
 def files_of(folder: Path) -> Iterable[Source]:
