@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import mcdi
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
@@ -18,6 +19,7 @@ from mcdi.config import read_recipe
 from mcdi.embed import Embedder
 from mcdi.errors import McdiError
 from mcdi.pretrained import Pretrained, fetch, is_pretrained
+from mcdi.resnet import RESNETS, ResNet
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 MADE = {
@@ -85,6 +87,66 @@ def test_rebuilt_from_its_description(folders, name):
     assert isinstance(other.backbone, Pretrained) and not any(p.requires_grad for p in other.parameters())
 
 
+def as_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """torchvision's names as those of transformers' ResNetModel."""
+    out = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] in ("conv1", "bn1"):
+            where, kind = "embedder.embedder", parts[0][:-1]
+        else:
+            where = f"encoder.stages.{int(parts[0][-1]) - 1}.layers.{parts[1]}"
+            if parts[2] == "downsample":
+                where, kind = f"{where}.shortcut", "conv" if parts[3] == "0" else "bn"
+            else:
+                where, kind = f"{where}.layer.{int(parts[2][-1]) - 1}", parts[2][:-1]
+        out[f"{where}.{'convolution' if kind == 'conv' else 'normalization'}.{parts[-1]}"] = tensor
+    return out
+
+
+class TestTorchvision:
+    @pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
+    def test_its_architecture_is_that_of_transformers(self, kind):
+        torch.manual_seed(0)
+        depths, bottleneck = RESNETS[kind]
+        net = ResNet(kind).eval()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2.0)
+        sizes = [s * (4 if bottleneck else 1) for s in (64, 128, 256, 512)]
+        layer = "bottleneck" if bottleneck else "basic"
+        other = ResNetModel(ResNetConfig(embedding_size=64, hidden_sizes=sizes, depths=list(depths), layer_type=layer)).eval()
+        other.load_state_dict(as_transformers(net.state_dict()))
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(net(x), other(x).pooler_output.flatten(1), rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_its_checkpoints_load_and_the_file_is_not_needed_again(self, tmp_path, suffix):
+        torch.manual_seed(0)
+        state = {**ResNet("resnet18").state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+        path = tmp_path / f"resnet18{suffix}"
+        torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+        one = Embedder(fetch(f"torchvision:resnet18={path}"), 20)
+        other = Embedder.from_config(json.loads(json.dumps(one.config())))
+        other.load_state_dict(one.state_dict())
+        assert str(tmp_path) not in json.dumps(one.config())
+        x = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
+        torch.testing.assert_close(other(x), one(x))
+        assert one.backbone.features == 512
+
+    def test_files_that_are_none(self, tmp_path):
+        (tmp_path / "a.pth").write_bytes(b"no checkpoint")
+        torch.save({"x": torch.zeros(1)}, tmp_path / "b.pth")
+        for file in ("a.pth", "b.pth", "c.pth"):
+            with pytest.raises(McdiError, match="cannot be loaded"):
+                fetch(f"torchvision:resnet18={tmp_path / file}")
+        for name in ("torchvision:resnet19=x", "torchvision:resnet18"):
+            with pytest.raises(McdiError, match="must be torchvision:KIND=FILE, KIND one of resnet18"):
+                fetch(name)
+
+
 def test_timm_is_asked_for_a_model_without_its_head(monkeypatch):
     """Its own wheel needs torchvision: a stand-in says what it was called with."""
     asked = []
@@ -117,7 +179,10 @@ class TestRefused:
         [
             ('data = "natural"\nbackbone = "hf:x"', "does not go with data = 'natural', backbone_steps = 400: set 0 steps"),
             ('backbone = "hf:x"\nbackbone_steps = 0', "does not go with data = 'glyphs'"),
-            ('backbone = "resnet9"', "unknown backbone 'resnet9': choose conv4, resnet8, hf:ID, timm:NAME"),
+            (
+                'backbone = "resnet9"',
+                "unknown backbone 'resnet9': choose conv4, resnet8, hf:ID, timm:NAME, torchvision:KIND=FILE",
+            ),
         ],
     )
     def test_recipes_that_make_no_sense(self, tmp_path, more, said):

@@ -32,10 +32,10 @@ class FamilySettings:
     `lora`). side: pixels of an image's side. backbone_data: the images that the backbone is
     trained on, training classes of the "same" data or of the embedded "glyphs", drawn at that side: a shift of domain.
     backbone: "conv4" or "resnet8", trained here, or one of colour images that comes trained, "hf:ID" (or a folder) of
-    transformers or "timm:NAME", with backbone_steps = 0. backbone_steps: episodes of its training, backbone_loss: of
-    ProtoNet, of a classifier of all training classes, or
-    both. split: of Omniglot, whole alphabets or characters of all of them. domain: of data "domains", the one that is never
-    met before the test. limit: at most so many classes a split;
+    transformers, "timm:NAME" or "torchvision:resnet50=FILE", with backbone_steps = 0. backbone_steps: episodes of its
+    training, backbone_loss: of ProtoNet, of a classifier of all training classes, or both. split: of Omniglot, whole
+    alphabets or characters of all of them. domain: of data "domains", the one that is never met before the test. limit: at
+    most so many classes a split;
     examples: at most so many images a class. condition: what a linear head's generator reads of a class, centred: of features
     less the centre of the support set, see LinearHead.
     """
@@ -170,7 +170,7 @@ def _check_images(family: FamilySettings, where: str) -> None:
                 f"{where}: {family.backbone} is pretrained on colour images, it does not go with {given}: set 0 steps"
             )
     elif family.backbone not in BACKBONES:
-        kinds = ", ".join([*BACKBONES, "hf:ID", "timm:NAME"])
+        kinds = ", ".join([*BACKBONES, "hf:ID", "timm:NAME", "torchvision:KIND=FILE"])
         raise McdiError(f"{where}: unknown backbone {family.backbone!r}: choose {kinds}")
     smallest = 16 if family.backbone == "conv4" else 1
     if family.side < smallest:

@@ -1,14 +1,18 @@
-"""Which image backbones of other libraries can be used? Vision models of transformers and timm, by hub id or local folder."""
+"""Which image backbones of other libraries can be used? Vision models of transformers and timm, ResNets of torchvision."""
 
 import json
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
+from mcdi.resnet import RESNETS, ResNet
 
 # What most models were trained with (ImageNet), where a folder does not say.
 PIXELS: dict[str, Any] = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -51,21 +55,29 @@ class Pretrained(nn.Module):
 
 
 def is_pretrained(name: str) -> bool:
-    return name.startswith(("hf:", "timm:"))
+    return name.startswith(("hf:", "timm:", "torchvision:"))
 
 
 def fetch(name: str) -> Pretrained:
-    """hf:ID (transformers; or hf:FOLDER) or timm:NAME, with its weights. Raises McdiError where it cannot be loaded."""
+    """With its weights: hf:ID (transformers; or hf:FOLDER), timm:NAME, or torchvision:resnet50=FILE, a checkpoint of its
+    ResNets. Raises McdiError where it cannot be loaded."""
     library, _, model = name.partition(":")
     try:
+        if library == "torchvision":
+            return _of_torchvision(model)
         return _of_timm(name, model, pretrained=True) if library == "timm" else _of_transformers(name, model)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except McdiError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise McdiError(f"backbone {name!r} cannot be loaded ({reason}): check the name, the folder or the network") from error
 
 
 def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
     """The same network without its weights, of what `Pretrained.described` said."""
+    if name.startswith("torchvision:"):
+        kind = name.partition(":")[2].partition("=")[0]  # not the file: it is not needed again
+        return Pretrained(f"torchvision:{kind}", ResNet(kind), described)
     if name.startswith("timm:"):
         return _of_timm(name, name.partition(":")[2], pretrained=False, pixels=described["pixels"])
     transformers = _library("transformers", "lora")
@@ -79,6 +91,17 @@ def _library(name: str, extra: str) -> Any:
         return __import__(name)
     except ImportError as error:
         raise McdiError(f"this backbone needs {name} ({error}): pip install 'mcdi[{extra}]'") from error
+
+
+def _of_torchvision(model: str) -> Pretrained:
+    """What is saved with a run says nothing of the file: the weights are there."""
+    kind, _, file = model.partition("=")
+    if kind not in RESNETS or not file:
+        raise McdiError(f"backbone 'torchvision:{model}' must be torchvision:KIND=FILE, KIND one of {', '.join(RESNETS)}")
+    path, net = Path(file), ResNet(kind)
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+    net.load_state_dict({n: t for n, t in state.items() if not n.startswith("fc.")})
+    return Pretrained(f"torchvision:{kind}", net, {"pixels": PIXELS})
 
 
 def _of_transformers(name: str, model: str) -> Pretrained:
