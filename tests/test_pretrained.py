@@ -135,6 +135,8 @@ class TestTorchvision:
         x = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
         torch.testing.assert_close(other(x), one(x))
         assert one.backbone.features == 512
+        again = Embedder.from_config({**one.config(), "backbone": f"torchvision:resnet18={path}"})  # as a recipe names it
+        assert again.config() == one.config()
 
     def test_files_that_are_none(self, tmp_path):
         (tmp_path / "a.pth").write_bytes(b"no checkpoint")
