@@ -72,9 +72,10 @@ def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: i
     name, share = max(scores, key=merit)
     label, how = name if share == 1 else f"{name}, share {share}", samplers[name]
     known: dict[str, tuple[float, ...]] = {}
-    for shots, batch in zip(family.shots if net.leans else (), batches, strict=False):
-        drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
-        known[str(shots)] = usual(surprise(net, drawn, batch.support, batch.mask))
+    if net.leans:
+        for shots, batch in zip(family.shots, batches, strict=True):
+            drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
+            known[str(shots)] = usual(surprise(net, drawn, batch.support, batch.mask))
     return label, method.with_sampling(replace(how, share=share, usual=known))
 
 
