@@ -195,8 +195,8 @@ class Diffusion:
 
     @torch.no_grad()
     def draws(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling) -> Tensor:
-        """(B, samples, U, D) weights, every chain's own; heads lean by the share, and by more where they are not trusted. Raises
-        McdiError for a share < 1 of what is no head."""
+        """(B, samples, U, D) weights, every chain's own; heads lean by the share, and by more where they are not trusted.
+        Raises McdiError for a share < 1 of what is no head."""
         drawn = self._ends(net, support, mask, seed, how)
         if not how.usual:
             return drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
