@@ -139,9 +139,10 @@ class TestTorchvision:
         assert again.config() == one.config()
 
     def test_files_that_are_none(self, tmp_path):
-        (tmp_path / "a.pth").write_bytes(b"no checkpoint")
+        for name in ("a.pth", "a.safetensors"):
+            (tmp_path / name).write_bytes(b"no checkpoint")
         torch.save({"x": torch.zeros(1)}, tmp_path / "b.pth")
-        for file in ("a.pth", "b.pth", "c.pth"):
+        for file in ("a.pth", "a.safetensors", "b.pth", "c.pth"):
             with pytest.raises(McdiError, match="cannot be loaded"):
                 fetch(f"torchvision:resnet18={tmp_path / file}")
         for name in ("torchvision:resnet19=x", "torchvision:resnet18"):

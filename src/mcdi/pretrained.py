@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -68,8 +69,8 @@ def fetch(name: str) -> Pretrained:
         return _of_timm(name, model, pretrained=True) if library == "timm" else _of_transformers(name, model)
     except McdiError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise McdiError(f"backbone {name!r} cannot be loaded ({reason}): check the name, the folder or the network") from error
 
 
