@@ -85,6 +85,14 @@ class TestCompare:
         assert by["maml"]["parameters"] == 3 * 65 + 1 and by["adam"]["parameters"] == by["linear-probe"]["parameters"] == 0
         assert by["mc-di"]["peak (MiB)"] > by["prototypes"]["peak (MiB)"]
 
+    def test_what_is_slow_is_measured_on_the_first_tasks(self, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(measures, "FIRST", 3)
+        context = Context(done)
+        for name, count in (("p-diff", 3), ("prototypes", 8)):
+            method = load_method(done / "methods" / f"{name}-0")
+            (row,) = measures.accuracy(context, Cell({"method": name}, name), method, 0)
+            assert row.scores is not None and len(row.scores) == count
+
     def test_some_of_them(self, recipe: Path, studied: Path, capfd: pytest.CaptureFixture[str]) -> None:
         arguments = ("compare", recipe, "--out", studied, "--results", studied / "some", "--workers", 1, "--methods")
         assert mcdi(*arguments, "prototypes, maml") == 0

@@ -27,6 +27,7 @@ __all__ = [
     "METHODS",
     "SAMPLERS",
     "SHARES",
+    "SLOW",
     "Diffusion",
     "FineTune",
     "Log",
