@@ -35,6 +35,14 @@ def test_chains_begin_where_the_published_betas_do(kind, low, high):
     assert kind.floor == pytest.approx(float(published), rel=0.02)
 
 
+def test_what_a_step_takes_for_the_clean_end_is_clipped(worlds):
+    method = worlds["gauss"].method("d2nwg")
+    oracle = Oracle(torch.tensor([-9.0, -1.0, 0.5, 9.0]).expand(2, 3, 4), method.schedule)
+    found = method.denoised(lambda x, t: oracle(x, t, None, None), torch.ones(2, 3, dtype=torch.bool), 4, 0)
+    want = torch.tensor([-4.0, -1.0, 0.5, 4.0]).expand(2, 3, 4)
+    torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3)
+
+
 class TestMetaDiff:
     def test_it_is_told_the_softmax_gradient(self, worlds):
         """d loss / d row_c = mean over examples of (p_c - y_c) [x, 1], times the std that the weights are standardised by."""
