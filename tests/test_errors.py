@@ -31,7 +31,7 @@ def fails(capsys):
 
 class TestArguments:
     def test_recipes_and_devices(self, fails, recipe, tmp_path):
-        assert "unknown recipe 'glyph': choose glue-lora, glyphs," in fails("run", "glyph")
+        assert "unknown recipe 'glyph': choose domainnet-sketch," in fails("run", "glyph")
         assert "unknown recipe" in fails("recipes", "nothing")
         out = ("--out", tmp_path / "x")
         assert "unknown device 'tpu': choose auto, cpu, cuda" in fails("run", recipe, *out, "--device", "tpu")
