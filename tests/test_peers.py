@@ -43,6 +43,21 @@ def test_what_a_step_takes_for_the_clean_end_is_clipped(worlds):
     torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["d2nwg", "ocd-residual"])
+def test_what_a_diffusion_is_trained_on_has_unit_size(worlds, name):
+    """Latents divided by their spread over all tasks; residuals by their own of each."""
+    world = worlds["gauss"]
+    method, net = world.method(name), world.family.downstream
+    *_, stage = method.stages(net, method.space, world.data)
+    tasks = world.family.sample("train", world.data.seeds.tolist())
+    theta = method.space.standardise(world.data.targets[:, -1])
+    with torch.no_grad():
+        x, eps, t, *_ = stage.draw(theta, tasks, torch.Generator().manual_seed(0))
+    clean = core.to_x0(eps, x, t, method.schedule).square().mean((1, 2)).sqrt()
+    want = clean.mean() if name == "d2nwg" else clean
+    torch.testing.assert_close(want, torch.ones_like(want), rtol=0.1, atol=0.0)
+
+
 class TestMetaDiff:
     def test_it_is_told_the_softmax_gradient(self, worlds):
         """d loss / d row_c = mean over examples of (p_c - y_c) [x, 1], times the std that the weights are standardised by."""
