@@ -18,8 +18,10 @@ from mcdi import pretrained
 from mcdi.config import read_recipe
 from mcdi.embed import Embedder
 from mcdi.errors import McdiError
+from mcdi.families import load_family
 from mcdi.pretrained import Pretrained, fetch, is_pretrained
 from mcdi.resnet import RESNETS, ResNet
+from mcdi.run import read_run
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 MADE = {
@@ -233,6 +235,7 @@ validation = 6
     text = kept.read_text()
     kept.unlink()
     try:
+        assert load_family(read_run(run).family, run).downstream.features == 16
         generator = package.load(run / "methods" / "mc-di-0")
         x = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
         weights = generator.generate((x, torch.tensor([0, 1, 0, 1])))

@@ -223,11 +223,12 @@ class TestEnsembles:
         assert before["one"]["NLL"] != after["one"]["NLL"]
 
 
-def test_what_draws_nothing_runs_once(done: Path) -> None:
-    recipe = replace(read_run(done), evaluation=Evaluation(seeds=(3, 5)))
-    assert with_seeds(recipe, ["adam", "mc-di", "prototypes"], str) == [
-        *(("adam", 3), ("mc-di", 3), ("prototypes", 3)),
-        ("mc-di", 5),
+def test_what_draws_nothing_runs_once_and_what_is_slow_twice(done: Path) -> None:
+    recipe = replace(read_run(done), evaluation=Evaluation(seeds=(3, 5, 7)))
+    assert with_seeds(recipe, ["adam", "mc-di", "p-diff", "prototypes"], str) == [
+        *(("adam", 3), ("mc-di", 3), ("p-diff", 3), ("prototypes", 3)),
+        *(("mc-di", 5), ("p-diff", 5)),
+        ("mc-di", 7),
     ]
 
 
