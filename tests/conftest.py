@@ -124,6 +124,12 @@ def done(recipe: Path) -> Path:
     return recipe.parent / "done"
 
 
+@pytest.fixture(scope="module")
+def studied(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run for all studies, so that they share generators as a user's do."""
+    return Path(shutil.copytree(done, tmp_path_factory.mktemp("studies") / "run"))
+
+
 @pytest.fixture
 def copy(done: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(done, tmp_path / "copy"))

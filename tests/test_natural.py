@@ -157,20 +157,6 @@ class TestLayouts:
         assert all(torch.equal(one[split].images, two[split].images) for split in SPLITS)
 
 
-def test_a_folder_a_class_is_split_as_a_file_is(tmp_path):
-    for c in range(25):
-        (tmp_path / f"c{c:02}").mkdir()
-        for n in range(2):
-            (tmp_path / f"c{c:02}" / f"{n}.png").write_bytes(photo(10 * c + n, 8, 8))
-    banks = natural_banks(tmp_path, size=4)
-    names = [f"c{c:02}" for c in range(25)]
-    assert [banks[split].names for split in SPLITS] == [tuple(names[:16]), tuple(names[16:20]), tuple(names[20:])]
-    with pytest.raises(McdiError, match="holds 20 classes, but of every 25 classes 16 are for training"):
-        for c in range(5):
-            (tmp_path / f"c{c:02}").rename(tmp_path.parent / f"away{c}")
-        natural_banks(tmp_path, size=4)
-
-
 class TestRefusals:
     def refused(self, path: Path | None, message: str) -> None:
         with pytest.raises(McdiError, match=message):

@@ -12,6 +12,10 @@ from PIL import Image
 from tiny_models import make_models
 from transformers import ResNetConfig, ResNetModel
 
+from mcdi.errors import McdiError
+from mcdi.tasks.base import SPLITS
+from mcdi.tasks.natural import natural_banks
+
 GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
 
 
@@ -67,6 +71,20 @@ def test_image_presets(name: str, resnet: Path, tmp_path: Path) -> None:
     assert mcdi("reproduce", "ablation", recipe, "--quick", "--data", data, *out) == 0
     text = (tmp_path / "results" / f"ablation-{name}-quick.md").read_text()
     assert "| mc-di |" in text
+
+
+def test_a_folder_a_class_is_split_as_a_file_is(tmp_path):
+    for c in range(25):
+        (tmp_path / f"c{c:02}").mkdir()
+        for n in range(2):
+            (tmp_path / f"c{c:02}" / f"{n}.png").write_bytes(photo(10 * c + n))
+    banks = natural_banks(tmp_path, size=4)
+    names = [f"c{c:02}" for c in range(25)]
+    assert [banks[split].names for split in SPLITS] == [tuple(names[:16]), tuple(names[16:20]), tuple(names[20:])]
+    with pytest.raises(McdiError, match="holds 20 classes, but of every 25 classes 16 are for training"):
+        for c in range(5):
+            (tmp_path / f"c{c:02}").rename(tmp_path.parent / f"away{c}")
+        natural_banks(tmp_path, size=4)
 
 
 @pytest.mark.skipif(not GLUE.is_dir(), reason="needs the GLUE sets in ../shared/data/glue")

@@ -1,7 +1,7 @@
 """What do other systems' diffusions have in common? One chain, a network that predicts the noise, DDIM (2010.02502)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -66,9 +66,11 @@ class FromNoise(FromWeights[N]):
         g = torch.Generator(like.device).manual_seed(seed)
         x = torch.randn(*like.shape, size, generator=g, device=like.device)
 
-        def clipped(x: Tensor, t: Tensor) -> Tensor:
-            clean = core.to_x0(f(x, t / self.settings.T), x, t, self.schedule).clamp(-CLIP, CLIP)
-            return core.to_f(clean, x, t, self.schedule, "x0")
+        schedule = replace(self.schedule, alpha=self.schedule.alpha.to(like.device))
 
-        *_, (_, last) = core.sample(clipped, x, self.schedule, steps=self.settings.steps, eta=0.0)
+        def clipped(x: Tensor, t: Tensor) -> Tensor:
+            clean = core.to_x0(f(x, t / self.settings.T), x, t, schedule).clamp(-CLIP, CLIP)
+            return core.to_f(clean, x, t, schedule, "x0")
+
+        *_, (_, last) = core.sample(clipped, x, schedule, steps=self.settings.steps, eta=0.0)
         return last

@@ -93,6 +93,7 @@ class FromWeights(Generic[S]):
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         if self.net is None or self.space is None:
             raise McdiError("this generator is not trained yet: call fit, or load a trained one")
+        self.net.to(mask.device)
         found = self.answer(net, support, mask, seed)
         if found.ndim == 3:
             return self.space.restore(found)

@@ -28,7 +28,7 @@ def surprise(net: Network, weights: Tensor, support: Examples, mask: Tensor) -> 
 
 def usual(found: Tensor) -> tuple[float, ...]:
     """What is kept of the surprises of validation tasks (N,): the quantiles from 1 - RARE to the largest."""
-    return tuple(found.quantile(torch.linspace(1 - RARE, 1, POINTS)).tolist())
+    return tuple(found.quantile(torch.linspace(1 - RARE, 1, POINTS, device=found.device)).tolist())
 
 
 def trust(found: Tensor, known: Sequence[float]) -> Tensor:

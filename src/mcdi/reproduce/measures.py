@@ -17,7 +17,6 @@ from mcdi.prepare import trajectories
 from mcdi.reproduce.cells import Cell, Context, Measured, model_folder
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskBatch
-from mcdi.tasks.downstream import Network
 from mcdi.workers import one_thread
 
 Factors = dict[str, Any]
@@ -144,8 +143,9 @@ def refined(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
         test = family.sample("test", range(context.tasks), shots=shots)
         starts = [_start(method, context, b, seed) for b in (val, test)]
         for s in REFINED:
-            best = max(RATES, key=lambda lr: float(net.score(_after(net, starts[0], val, s, lr), val.query, val.mask).mean()))
-            weights = _after(net, starts[1], test, s, best)
+            tried = {lr: adapt(net, starts[0], val.support, val.mask, s, lr) for lr in RATES}
+            best = max(RATES, key=lambda lr: float(net.score(tried[lr], val.query, val.mask).mean()))
+            weights = adapt(net, starts[1], test.support, test.mask, s, best)
             figures = {"loss": float(net.loss(weights, test.query, test.mask).mean()), "rate": best if s else 0.0}
             rows.append(Measured({"shots": shots, "steps": s}, figures, net.score(weights, test.query, test.mask)))
     return rows
@@ -155,10 +155,6 @@ def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: in
     if isinstance(method, FineTune):  # its own start, before any step
         return method.initial(context.family.downstream, batch.mask.shape[1]).expand(len(batch.mask), -1, -1)
     return method.generate(context.family.downstream, batch.support, batch.mask, seed=seed)
-
-
-def _after(net: Network, start: Tensor, batch: TaskBatch, s: int, lr: float) -> Tensor:
-    return adapt(net, start, batch.support, batch.mask, s, lr) if s else start
 
 
 def prepared(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
