@@ -237,10 +237,10 @@ def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
     return with_seeds(recipe, recipe.methods, str)
 
 
-def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str]) -> list[tuple[T, int]]:
+def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str | None]) -> list[tuple[T, int]]:
     """Everything with every seed of the recipe; what names a method that draws nothing, once, and a slow one, twice."""
 
-    def runs(name: str) -> int:
+    def runs(name: str | None) -> int:
         return 1 if name in DRAW_NOTHING else 2 if name in SLOW else len(recipe.evaluation.seeds)
 
     return [(x, s) for n, s in enumerate(recipe.evaluation.seeds) for x in things if n < runs(method(x))]

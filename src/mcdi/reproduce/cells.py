@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mcdi.config import Recipe
 from mcdi.errors import McdiError
 from mcdi.families import load_family
 from mcdi.files import read_tensors, write_tensors
@@ -30,21 +31,25 @@ from mcdi.workers import Progress, work_through
 @dataclass(frozen=True)
 class Cell:
     """One variant: `factors` are its first columns in the table; settings, preparation and family lie over the recipe's,
-    of the family only what leaves its images and features as they are."""
+    of the family only what leaves its images and features as they are. every_seed: measured with every seed of the recipe,
+    though its training draws nothing and happens once."""
 
     factors: Mapping[str, Any]
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     preparation: Mapping[str, Any] = field(default_factory=dict)
     family: Mapping[str, Any] = field(default_factory=dict)
+    every_seed: bool = False
 
 
 class Measured(NamedTuple):
-    """One row of one seed: further factors, plain figures, and the score of every test task where there is one."""
+    """One row of one seed: further factors, plain figures, and the scores of test tasks where there are some: of all, or of
+    those from number `first` on."""
 
     factors: dict[str, Any]
     figures: dict[str, float]
     scores: Tensor | None = None  # (tasks,)
+    first: int = 0
 
 
 class Context:
@@ -99,6 +104,7 @@ def model_folder(context: Context, cell: Cell, seed: int) -> Path:
 
 def trained(context: Context, cell: Cell, seed: int, progress: Progress) -> WeightGenerator:
     """The cell's generator, trained unless an earlier study has done so; its store must be prepared."""
+    seed = context.recipe.evaluation.seeds[0] if cell.every_seed else seed
     target = model_folder(context, cell, seed)
     label = " ".join([*(str(v) for v in cell.factors.values()), str(seed)])
     train_method(
@@ -133,13 +139,18 @@ def _do(share: Share, job: tuple[Cell, int], progress: Progress) -> None:
     method = trained(context, cell, seed, progress)
     rows = share.measure(context, cell, method, seed)
     scores = {str(i): row.scores for i, row in enumerate(rows) if row.scores is not None}
-    described = [[{**cell.factors, **row.factors}, row.figures] for row in rows]
+    described = [[{**cell.factors, **row.factors}, row.figures, row.first] for row in rows]
     write_tensors(path, scores, {"rows": described, "seed": seed, "provenance": provenance()})
 
 
 def result_path(context: Context, study: str, cell: Cell, seed: int) -> Path:
     decides = [context.settings(cell), asdict(context.preparation(cell)), context.tasks, dict(cell.factors), *_changed(cell)]
     return context.folder / "studies" / study / f"{cell.method}-{digest(decides)}-{seed}.safetensors"
+
+
+def seeds_of(recipe: Recipe, cells: Sequence[Cell]) -> list[tuple[Cell, int]]:
+    """Every (cell, seed) of a study."""
+    return with_seeds(recipe, cells, lambda cell: None if cell.every_seed else cell.method)
 
 
 def run_cells(
@@ -152,12 +163,12 @@ def run_cells(
         if store != context.folder / "trajectories":  # the run has prepared its own
             name = "trajectories"
             prepare(context.family, store, how, split="train", device="cpu", workers=workers, name=name, progress=progress)
-    jobs = with_seeds(context.recipe, cells, lambda cell: cell.method)
+    jobs = seeds_of(context.recipe, cells)
     for _ in work_through(_do, Share(context.folder, study, measure), jobs, workers=workers, progress=progress):
         pass
     found = []
     for cell, seed in jobs:
         tensors, metadata = read_tensors(result_path(context, study, cell, seed))
-        rows = [Measured(f, g, tensors.get(str(i))) for i, (f, g) in enumerate(metadata["rows"])]
+        rows = [Measured(f, g, tensors.get(str(i)), *first) for i, (f, g, *first) in enumerate(metadata["rows"])]
         found.append((seed, rows, metadata["provenance"]))
     return found

@@ -53,28 +53,34 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def _summary(scores: Sequence[Tensor]) -> tuple[float, float, float]:
-    parts = [interval(s) for s in scores]
-    return over_seeds([p["mean"] for p in parts], fmean(p["ci95"] for p in parts))
+def _summary(scores: Sequence[Tensor], within: float) -> tuple[float, float, float]:
+    return over_seeds([float(s.mean()) for s in scores], within)
 
 
 def _score(rows: Sequence[Measured]) -> tuple[float, float, float] | None:
     scores = [r.scores for r in rows if r.scores is not None]
-    return _summary(scores) if len(scores) == len(rows) else None
+    if len(scores) < len(rows):
+        return None
+    if len({r.first for r in rows}) > 1:  # every seed has tasks of its own
+        return _summary(scores, interval(torch.cat(scores))["ci95"])
+    return _summary(scores, fmean(interval(s)["ci95"] for s in scores))
 
 
 def _difference(mine: dict[int, Measured], rival: dict[int, Measured]) -> tuple[float, float, float] | None:
     """Mine minus the rival's, task by task; a method of one seed is compared with every seed of the other."""
-    pairs = []
+    pairs, starts = [], set()
     for seed in sorted(set(mine) | set(rival)):
-        a, b = (m.get(seed, next(iter(m.values()))).scores for m in (mine, rival))
-        if a is None or b is None:
+        a, b = (m.get(seed, next(iter(m.values()))) for m in (mine, rival))
+        if a.scores is None or b.scores is None:
             return None
-        both = min(len(a), len(b))  # what takes long is measured on the first tasks only
-        pairs.append(a[:both] - b[:both])
-    # Tasks are the same for all seeds: the interval over tasks is that of their mean difference over seeds.
-    within = interval(torch.stack(pairs).mean(0))["ci95"]
-    return over_seeds([float(p.mean()) for p in pairs], within)
+        # What takes long is measured on some of the tasks only.
+        start = max(a.first, b.first)
+        end = min(a.first + len(a.scores), b.first + len(b.scores))
+        pairs.append(a.scores[start - a.first : end - a.first] - b.scores[start - b.first : end - b.first])
+        starts.add(start)
+    # Where tasks are the same for all seeds, the interval over tasks is that of their mean difference over seeds.
+    tasks = torch.cat(pairs) if len(starts) > 1 else torch.stack(pairs).mean(0)
+    return _summary(pairs, interval(tasks)["ci95"])
 
 
 def columns(table: Sequence[Line]) -> tuple[list[str], list[str]]:

@@ -26,9 +26,9 @@ class TextSettings:
     """Which sets are for what. test: never met in training; validation: they tune; all others train, and `pairs` more sets are
     made of each set of single sentences: do two have one label ("same"), do two halves belong together ("halves"). words: and
     one whose classes are so many words, their texts without them: which was there (SMLMT, 2009.08445)? Labels are few,
-    words are many kinds of tasks. texts: examples kept of a set, and as many for queries where a set has a test or validation
-    file; examples: texts a class that a training task is made of. hub: data sets of Hugging Face's hub beside those of --data
-    (corpora.read_hub), "owner/name" or "owner/name:configuration".
+    words are many kinds of tasks. texts: examples kept of a set, test_texts: of one for test, and as many for its queries where
+    it has a test or validation file; examples: texts a class that a training task is made of. hub: data sets of Hugging Face's
+    hub beside those of --data (corpora.read_hub), "owner/name" or "owner/name:configuration".
     """
 
     test: tuple[str, ...] = ("opinion", "same-opinion")
@@ -36,12 +36,13 @@ class TextSettings:
     pairs: tuple[Literal["same", "halves"], ...] = ("same", "halves")
     words: int = 16
     texts: int = 400
+    test_texts: int = 400
     examples: int = 64
     hub: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.texts, self.examples) < 1 or not (self.words == 0 or 2 <= self.words <= MOST_WORDS):
-            given = f"texts = {self.texts}, examples = {self.examples}, words = {self.words}"
+        if min(self.texts, self.test_texts, self.examples) < 1 or not (self.words == 0 or 2 <= self.words <= MOST_WORDS):
+            given = f"texts = {self.texts}, test_texts = {self.test_texts}, examples = {self.examples}, words = {self.words}"
             raise McdiError(f"{given}: texts and examples must be at least 1, words 0 or 2 to {MOST_WORDS}")
 
 
@@ -70,10 +71,11 @@ def choose(sets: Sets, settings: TextSettings, way: int, seed: int) -> list[Chos
         r = random.Random(f"{seed} {name}")
         source = next(parts[n] for n in ("train", "validation", "test", *parts) if n in parts)
         apart = next((parts[n] for n in ("test", "validation") if n in parts and parts[n] is not source), None)
-        texts, labels = _some(source, settings.texts, r)
+        most = settings.test_texts if split == "test" else settings.texts
+        texts, labels = _some(source, most, r)
         held = [False] * len(texts)
         if split == "test" and apart is not None:
-            more = _some(apart, settings.texts, r)
+            more = _some(apart, most, r)
             texts, labels, held = texts + more[0], labels + more[1], held + [True] * len(more[0])
         elif split == "test":  # one file: half of it is for queries
             held = [2 * j >= len(texts) for j in range(len(texts))]
