@@ -53,6 +53,19 @@ class TestLines:
         assert difference[0] == pytest.approx(0.2)
         assert difference[2] == pytest.approx(12.706 * difference[1] / 2**0.5)
 
+    def test_seeds_that_have_tasks_of_their_own(self) -> None:
+        """Pairs are of the same tasks, and all tasks together decide the interval."""
+        full, gain = torch.tensor([0.1, 0.9, 0.2, 0.4]), torch.tensor([0.3, 0.1, 0.2, 0.2])
+        found = []
+        for seed, part in ((0, slice(0, 2)), (1, slice(2, 4))):
+            mine = Measured({"method": "b"}, {}, (full + gain)[part], part.start)
+            found.append((seed, [Measured({"method": "a"}, {}, full), mine]))
+        line = lines(found, ("method", "a"))[1]
+        assert line.difference is not None and line.score is not None
+        assert line.difference == pytest.approx((0.2, 0.0, interval(gain)["ci95"]), abs=1e-6)
+        assert line.score[0] == pytest.approx(0.6)
+        assert line.score[2] >= interval(full + gain)["ci95"]
+
     def test_csv_and_markdown_hold_the_same_rows(self) -> None:
         found = [(s, [measured("a", [0.5, 1.0], mse=1.0), measured("b", [0.5, 0.5])]) for s in (0, 1)]
         table = lines(found, ("method", "a"))

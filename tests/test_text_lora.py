@@ -41,6 +41,7 @@ queries = 4
 backbone_steps = 3
 [family.text]
 texts = 80
+test_texts = 80
 examples = 8
 [family.lora]
 model = {model!r}
@@ -80,6 +81,13 @@ def done(models, tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few steps in the study."""
+    monkeypatch.setattr(adapters, "LONG", 3)
+    monkeypatch.setattr(adapters, "CHOOSING", 1)
+
+
 @pytest.fixture
 def examples(tmp_path) -> Path:
     path = tmp_path / "mine.csv"
@@ -107,14 +115,17 @@ class TestCommandLine:
         )
 
     def test_the_study_measures_every_unseen_set(self, done, tmp_path):
-        recipe = done.parent / "tiny.toml"
+        recipe = tmp_path / "tiny.toml"
+        recipe.write_text((done.parent / "tiny.toml").read_text() + "seeds = [0, 1]\n")
         arguments = ("reproduce", "adapters", recipe, "--out", done, "--results", tmp_path, "--workers", 1)
         assert mcdi(*arguments) == 0
         rows = list(csv.DictReader((tmp_path / "adapters-tiny.csv").read_text().splitlines()))
         assert {r["set"] for r in rows} == {"opinion", "same-opinion"}
         names = {"prototypes", "linear probe", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"}
         at_16, at_most = ({r["method"] for r in rows if (r["shots"] == "16") == few} for few in (True, False))
-        assert at_16 == at_most == {*names, "mc-di, 10 steps", "LoRA fine-tuning"}
+        assert at_16 == {*names, "mc-di, 10 steps", "LoRA fine-tuning"}
+        assert at_most == {*at_16, "LoRA fine-tuning, 3 steps"}
+        assert {r["seeds"] for r in rows if r["method"] == "LoRA fine-tuning"} == {"2"}
         assert all(0 <= float(r["score_mean"]) <= 1 and float(r["seconds_mean"]) > 0 for r in rows)
         assert (tmp_path / "adapters-tiny.png").exists()
 
@@ -150,15 +161,16 @@ class TestCommandLine:
 def test_steps_through_layers_are_taken_on_few_support_sets(done, monkeypatch):
     """The tiny run generates pairs: Adam goes through the layers, Mc-Di does not."""
     monkeypatch.setattr(adapters, "SHOTS", (2, 4))
-    monkeypatch.setattr(adapters, "FEW", 1)
     context = Context(done)
+    evaluation = replace(context.recipe.evaluation, tasks=8, seeds=(0, 1))
+    context.recipe = replace(context.recipe, evaluation=evaluation)
     counts = {}
     for name in ("adam", "mc-di"):
         cell, method = Cell({"method": name}, name), load(done / "methods" / f"{name}-0").method
-        for row in adapters.unseen_sets(context, cell, method, 0):
-            counts[row.factors["method"], row.factors["shots"]] = len(row.scores)
+        for row in adapters.unseen_sets(context, cell, method, 1):
+            counts[row.factors["method"], row.factors["shots"]] = (row.first, len(row.scores))
     most = {shots for _, shots in counts} - {2, 4}  # as many as a set's smallest class has
-    few = {"adam": 1, "mc-di, 10 steps": 1, "mc-di": 2}
+    few = {"adam": (2, 2), "mc-di, 10 steps": (2, 2), "mc-di": (0, 4)}  # the second seed has the second half
     assert most and counts == {(name, shots): draws for name, draws in few.items() for shots in (2, 4, *most)}
 
 

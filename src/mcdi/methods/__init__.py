@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, WeightGenerator, silent
+from mcdi.methods.base import Log, WeightGenerator, for_shots, silent
 from mcdi.methods.closed import ClosedForm, ClosedFormSettings, LinearProbe, MetaBaseline, Prototypes
 from mcdi.methods.diffusion import Diffusion
 from mcdi.methods.diffusion_settings import DiffusionSettings
@@ -34,6 +34,7 @@ __all__ = [
     "Sampling",
     "WeightGenerator",
     "adapt",
+    "for_shots",
     "make_method",
     "silent",
 ]

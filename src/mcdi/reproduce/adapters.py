@@ -11,83 +11,115 @@ from torch import Tensor
 
 from mcdi.config import Recipe
 from mcdi.errors import McdiError
-from mcdi.methods import WeightGenerator, adapt
+from mcdi.methods import FineTune, WeightGenerator, adapt, for_shots
 from mcdi.reproduce.cells import Cell, Context, Measured
 from mcdi.tasks.base import Examples, TaskBatch
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.sentences import TextTasks
 from mcdi.tasks.sets import least_squares
 
+FINE_TUNED = "LoRA fine-tuning"
 METHODS = ("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di")
 SHOTS = (16, 32, 64)
 AT_ONCE = 8  # tasks: their states are large
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
-# What takes steps through the layers, half a second each on one core, is tuned on fewer tasks and measured on fewer support
-# sets of every size; a step sees so many examples.
-FEW, BATCH = 5, 32
-REFINED = 10  # such steps after generation
-RATES = (0.0003, 0.001, 0.003)
+READ, TIMED = 32, 8  # texts that are pooled at once, and so many times where pooling is timed
+# What takes steps through the layers, half a second each on one core, is tuned on fewer tasks, and each seed has its part of
+# the support sets; a step sees so many examples.
+BATCH = 32
+LONG = 300  # steps of fine-tuning on whole sets, beside as many as validation chose for 32 shots
+REFINED = 10  # steps after generation, on rows and pairs or on rows alone, at a rate that some tasks choose
+RATES = {False: (0.001, 0.003, 0.01), True: (0.0001, 0.0003, 0.001)}  # {with pairs: rates}
+CHOOSING = 8
 TUNING: dict[str, Any] = {"lrs": [0.001, 0.003], "steps": [20, 50, 100], "decays": [0.0], "tasks": 4, "batch": BATCH}
 
 
 class Answer(NamedTuple):
-    """How the classes of queries are found; `deep`: by steps through the layers."""
+    """How the classes of queries are found; `deep`: by steps through the layers; `whole`: on whole sets alone."""
 
     classes: Callable[[TaskBatch], Tensor]
     deep: bool
+    whole: bool = False
 
 
 def cells(recipe: Recipe) -> list[Cell]:
     """The methods of the recipe, and fine-tuning of rows and pairs from where peft draws them: what there is without mcdi."""
-    found = [Cell({"method": n}, n) for n in METHODS if n in recipe.methods]
+    through = recipe.family.lora.generate == "both"
+    found = [Cell({"method": n}, n, every_seed=through and n == "adam") for n in METHODS if n in recipe.methods]
     lora = replace(recipe.family.lora, generate="both", start="drawn")
-    tuned = Cell({"method": "LoRA fine-tuning"}, "adam", TUNING, family={"lora": lora})
+    tuned = Cell({"method": FINE_TUNED}, "adam", TUNING, family={"lora": lora}, every_seed=True)
     return [*found, tuned]
 
 
 def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """A row for every test set and shot number: accuracy of every draw of a support set, F1 of the last class, seconds for
+    """A row for every test set and shot number: accuracy of every draw of a support set, F1 of the last class, CPU seconds for
     one task from states in front of the adapted layers to the classes of its queries. Prototypes bring the linear probe of
-    the frozen encoder with them, Mc-Di the ten steps after it. The largest support set has as many examples a class as the
-    smallest class has."""
+    the frozen encoder with them, Mc-Di the ten steps after it, fine-tuning the long one. The largest support set has as many
+    examples a class as the smallest class has."""
     family = context.family
     if not isinstance(family, TextTasks):
         raise McdiError(f"the study adapters is for text, not for {family.name}: choose a recipe such as text-lora")
-    sets, rows = family.pools["test"], []
+    sets, rows, seeds = family.pools["test"], [], context.recipe.evaluation.seeds
     answers = _answers(context, cell, method, seed)
+    draws = max(1, context.tasks // len(sets))
+    few = max(1, draws // len(seeds))
+    first = seeds.index(seed) * few % draws
     for number, pool in enumerate(sets):
-        draws = [number + len(sets) * n for n in range(max(1, context.tasks // len(sets)))]  # task seed modulo sets is the set
-        fewest = min(int(((pool.labels == c) & ~pool.held).sum()) for c in pool.labels.unique())
-        for shots in sorted({n for n in (*SHOTS, fewest) if n <= fewest}):
+        most = min(int(((pool.labels == c) & ~pool.held).sum()) for c in pool.labels.unique())
+        for shots in sorted({n for n in (*SHOTS, most) if n <= most}):
             for name, answer in answers.items():
-                batch = family.sample("test", draws[:FEW] if answer.deep else draws, shots=shots)
-                predicted, seconds = (_one_by_one if answer.deep else _together)(family.downstream, answer, batch)
+                if answer.whole and shots < most:
+                    continue
+                mine = range(first, first + few) if answer.deep else range(draws)
+                tasks = [number + len(sets) * n for n in mine]  # task seed modulo sets is the set
+                batch = family.sample("test", tasks, shots=shots)
+                if answer.deep:
+                    predicted, seconds = _one_by_one(family.downstream, answer, batch, whole=shots == most)
+                else:
+                    predicted, seconds = _together(family.downstream, answer, batch)
                 factors = {"method": name, "set": pool.name, "shots": shots}
-                rows.append(_row(factors, predicted, batch.query.y, seconds))
+                rows.append(_row(factors, predicted, batch.query.y, seconds)._replace(first=mine[0]))
     return rows
 
 
-def _one_by_one(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Tensor, float]:
-    """The classes of all queries, and the mean seconds of a task."""
-    start = time.perf_counter()
-    predicted = [answer.classes(_part(batch, n, n + 1)) for n in range(len(batch.seeds))]
-    return torch.cat(predicted), (time.perf_counter() - start) / len(predicted)
+def _one_by_one(net: LoraClassifier, answer: Answer, batch: TaskBatch, *, whole: bool) -> tuple[Tensor, float]:
+    """The classes of all queries, and the mean CPU seconds of a task. whole: all support sets are nearly one, so that it is
+    the first that is asked for all queries."""
+    parts = [_part(batch, n, n + 1) for n in range(len(batch.seeds))]
+    if whole:
+        query = Examples(batch.query.x.flatten(0, 1)[None], batch.query.y.flatten()[None])
+        parts = [parts[0]._replace(query=query)]
+    start = time.process_time()
+    predicted = [answer.classes(part) for part in parts]
+    seconds = (time.process_time() - start) / len(parts) + _pooling(net, parts[0].support.x)
+    return torch.cat(predicted).view_as(batch.query.y), seconds
 
 
 def _together(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Tensor, float]:
-    """The classes of all queries, and the seconds of the second call for one task alone; what is pooled in the bank, support
-    and queries, costs as much as it did when it was read."""
+    """The classes of all queries, and the CPU seconds of the second call for one task alone; what is pooled in the bank,
+    support and queries, costs as much as it did when it was read."""
     one = _part(batch, 0, 1)
     answer.classes(one)
-    start = time.perf_counter()
-    if not net.space.extra:
-        with torch.no_grad():
-            for x in (one.support.x, one.query.x):
-                net.encoder.tail.pooled(net.states(x.flatten()))
+    start = time.process_time()
     answer.classes(one)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
+    seconds += _pooling(net, one.support.x, one.query.x)
     parts = [_part(batch, n, n + AT_ONCE) for n in range(0, len(batch.seeds), AT_ONCE)]
     return torch.cat([answer.classes(part) for part in parts]), seconds
+
+
+@torch.no_grad()
+def _pooling(net: LoraClassifier, *x: Tensor) -> float:
+    """CPU seconds to pool the texts of a task, READ at once; of many, some are timed: their cost is one of each text. None
+    where pairs are generated too: states are all that is read."""
+    if net.space.extra:
+        return 0.0
+    texts = torch.cat([t.flatten() for t in x])
+    timed = texts[torch.linspace(0, len(texts) - 1, min(len(texts), READ * TIMED)).long()]
+    start = time.process_time()
+    for part in timed.split(READ):
+        net.encoder.tail.pooled(net.states(part))
+    return (time.process_time() - start) * len(texts) / len(timed)
 
 
 def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> dict[str, Answer]:
@@ -99,26 +131,51 @@ def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
     def weights(part: TaskBatch) -> Tensor:
         return method.generate(net, part.support, part.mask, seed=seed)
 
+    name = str(cell.factors["method"])
     deep = not method.gradient_free and net.space.extra > 0
-    own = Answer(lambda part: _classes(net, weights(part), part), deep)
-    answers = {str(cell.factors["method"]): own}
-    validation = range(context.recipe.evaluation.validation)
+    answers = {name: Answer(lambda part: _classes(net, weights(part), part), deep)}
     if cell.method == "prototypes":
-        batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
-        probe = partial(_probe, net, way=family.way)
-        ridge = max(RIDGES, key=lambda r: _merit([probe(b, ridge=r) for b in batches], batches))
-        answers["linear probe"] = Answer(partial(probe, ridge=ridge), deep=False)
-    if cell.method == "mc-di" and seed == context.recipe.evaluation.seeds[0]:
-        full, few = net.whole(), [family.sample("val", range(TUNING["tasks"]), shots=family.shots[0])]
+        answers["linear probe"] = Answer(_tuned_probe(context, family), deep=False)
+    if cell.method == "mc-di":
+        answers[f"{name}, {REFINED} steps"] = Answer(_refined(family, weights, seed), deep=True)
+    if name == FINE_TUNED:
+        assert isinstance(method, FineTune)
 
-        def refined(part: TaskBatch, rate: float) -> Tensor:
-            start = weights(part) if full is net else full.with_pairs(weights(part))
-            mask = part.mask[:, :1].expand(-1, start.shape[1])
-            return _classes(full, adapt(full, start, part.support, mask, REFINED, rate, batch=BATCH), part)
+        def long(part: TaskBatch) -> Tensor:
+            lr, _, decay = for_shots(method.chosen, net, part.support, part.mask)
+            start = method.initial(net, part.mask.shape[1])[None]
+            return _classes(net, adapt(net, start, part.support, part.mask, LONG, lr, decay, batch=BATCH, seed=seed), part)
 
-        best = max(RATES, key=lambda rate: _merit([refined(b, rate) for b in few], few))
-        answers[f"{cell.method}, {REFINED} steps"] = Answer(partial(refined, rate=best), deep=True)
+        answers[f"{name}, {LONG} steps"] = Answer(long, deep=True, whole=True)
     return answers
+
+
+def _tuned_probe(context: Context, family: TextTasks) -> Callable[[TaskBatch], Tensor]:
+    """The linear probe with the ridge that is best on validation tasks."""
+    validation = range(context.recipe.evaluation.validation)
+    batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
+    probe = partial(_probe, family.downstream, way=family.way)
+    ridge = max(RIDGES, key=lambda r: _merit([probe(b, ridge=r) for b in batches], batches))
+    return partial(probe, ridge=ridge)
+
+
+def _refined(family: TextTasks, weights: Callable[[TaskBatch], Tensor], seed: int) -> Callable[[TaskBatch], Tensor]:
+    """REFINED steps after generation, of rows and pairs or of rows alone: what is best on validation tasks of a shot number."""
+    rows, whole = family.downstream, family.downstream.whole()
+
+    def stepped(part: TaskBatch, pairs: bool, rate: float) -> Tensor:
+        net, start = (whole if pairs else rows), weights(part)
+        if net is not rows:
+            start = whole.with_pairs(start)
+        mask = part.mask[:, :1].expand(-1, start.shape[1])
+        return _classes(net, adapt(net, start, part.support, mask, REFINED, rate, batch=BATCH, seed=seed), part)
+
+    ways = [(pairs, rate) for pairs, rates in RATES.items() for rate in rates if pairs or whole is not rows]
+    chosen = {}
+    for shots in family.shots:
+        few = [_part(family.sample("val", range(CHOOSING), shots=shots), n, n + 1) for n in range(CHOOSING)]
+        chosen[str(shots)] = max(ways, key=lambda way: _merit([stepped(b, *way) for b in few], few))
+    return lambda part: stepped(part, *for_shots(chosen, rows, part.support, part.mask))
 
 
 def _merit(predicted: Sequence[Tensor], batches: Sequence[TaskBatch]) -> float:

@@ -232,7 +232,7 @@ STUDIES: dict[str, Study] = {
         picture=_landscape,
     ),
     "adapters": Study(
-        "LoRA adapters for sets of text that no training has seen, at 16, 32 and 64 shots: accuracy, F1, seconds",
+        "LoRA adapters for sets of text that no training has seen, from 16 shots to whole sets: accuracy, F1, seconds",
         adapters.cells,
         adapters.unseen_sets,
         Chart("shots", series=("method",), panel="set"),
