@@ -27,7 +27,7 @@ READ, TIMED = 32, 8  # texts that are pooled at once, and so many times where po
 # What takes steps through the layers, half a second each on one core, is tuned on fewer tasks, and each seed has its part of
 # the support sets; a step sees so many examples.
 BATCH = 32
-LONG = 300  # steps of fine-tuning on whole sets, beside as many as validation chose for 32 shots
+LONG = 200  # steps of fine-tuning on whole sets, some three epochs, beside as many as validation chose for 32 shots
 REFINED = 10  # steps after generation, on rows and pairs or on rows alone, at a rate that some tasks choose
 RATES = {False: (0.001, 0.003, 0.01), True: (0.0001, 0.0003, 0.001)}  # {with pairs: rates}
 CHOOSING = 8
