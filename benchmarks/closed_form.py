@@ -35,6 +35,8 @@ def main() -> None:
     net = family.downstream
     if type(net) is not LinearHead:
         parser.error("this compares heads on features: give the run of a recipe with network = 'linear-head'")
+    if net.embedding:
+        parser.error("this reads class means of the backbone off the condition: give the run of a recipe without embedding")
     stored = TrajectoryStore.open(arguments.run / "trajectories").read()
     space = net.space.fitted([(stored.targets[:, -1], stored.mask)])
     z = space.standardise(stored.targets[:, -1])

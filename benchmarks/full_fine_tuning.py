@@ -84,7 +84,7 @@ def main() -> None:
     counts = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
     images = FewShot(settings.data, family.downstream, {n: b.pixels for n, b in banks.items()}, **counts)
     embedder, way = family.downstream.embedder, settings.way
-    assert isinstance(embedder, Embedder) and not family.downstream.centred
+    assert isinstance(embedder, Embedder) and embedder.embedding is None and not family.downstream.centred
     made = provenance()
     table = Table(
         title=f"{arguments.tasks} test tasks; {made['hardware']}, one thread, {made['date']}, commit {made['commit']}"

@@ -44,16 +44,20 @@ def preset(name: str, path: Path, changes: dict[str, str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """In place of ResNet-50 and ResNet-101, by their ids."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("resnet")
-    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text('{"size": 16}')
-    return folder
+    folders = {}
+    for name, sizes in (("resnet-50", [8, 12]), ("resnet-101", [8, 16])):
+        folders[f"microsoft/{name}"] = folder = tmp_path_factory.mktemp(name)
+        config = ResNetConfig(embedding_size=8, hidden_sizes=sizes, depths=[1, 1], layer_type="bottleneck")
+        ResNetModel(config).save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text('{"size": 16}')
+    return folders
 
 
 @pytest.mark.parametrize("name", ["imagenet", "mini-imagenet", "domainnet-sketch", "domainnet-sketch-20way"])
-def test_image_presets(name: str, resnet: Path, tmp_path: Path) -> None:
+def test_image_presets(name: str, resnets: dict[str, Path], tmp_path: Path) -> None:
     data = tmp_path / "data"
     if name.startswith("domainnet"):
         for number, domain in enumerate(("clipart", "quickdraw", "real", "sketch")):
@@ -65,7 +69,7 @@ def test_image_presets(name: str, resnet: Path, tmp_path: Path) -> None:
         put(data, 75, 16, 0)
     changes = {"side = 84": "side = 16"} if name == "mini-imagenet" else {"side = 224": "side = 16"}
     if name != "mini-imagenet":
-        changes["microsoft/resnet-50"] = str(resnet)
+        changes |= {model: str(folder) for model, folder in resnets.items()}
     recipe = preset(name, tmp_path, changes)
     out = ("--out", tmp_path / "run", "--results", tmp_path / "results", "--workers", 1)
     assert mcdi("reproduce", "ablation", recipe, "--quick", "--data", data, *out) == 0

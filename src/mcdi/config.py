@@ -20,6 +20,7 @@ from mcdi.tasks.omniglot import Split
 from mcdi.tasks.textbank import TextSettings
 
 COLOURS = ("natural", "domains")  # data of three channels
+KINDS = ", ".join([*BACKBONES, "hf:ID", "timm:NAME", "torchvision:KIND=FILE"])
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class FamilySettings:
     trained on, training classes of the "same" data or of the embedded "glyphs", drawn at that side: a shift of domain.
     backbone: "conv4" or "resnet8", trained here, or one of colour images that comes trained, "hf:ID" (or a folder) of
     transformers, "timm:NAME" or "torchvision:resnet50=FILE", with backbone_steps = 0. backbone_steps: episodes of its
-    training, backbone_loss: of ProtoNet, of a classifier of all training classes, or both. split: of Omniglot, whole
+    training, backbone_loss: of ProtoNet, of a classifier of all training classes, or both. embedding: another such network, by
+    whose features the tasks of a linear head are embedded, while the head reads the backbone's ("": these too); one that is
+    trained here is trained as the backbone is, with the next seed. split: of Omniglot, whole
     alphabets or characters of all of them. domain: of data "domains", the one that is never met before the test. limit: at
     most so many classes a split;
     examples: at most so many images a class. condition: what a linear head's generator reads of a class, centred: of features
@@ -58,6 +61,7 @@ class FamilySettings:
     backbone_loss: Objective = "prototypes"
     backbone_steps: int = 400
     backbone_way: int = 60
+    embedding: str = ""
     text: TextSettings = TextSettings()
     lora: LoraSettings = LoraSettings()
     seed: int = 0
@@ -128,7 +132,7 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         kind = recipe.family.network
         alone = recipe.family.lora.generate == "rows" if kind == "lora" else kind == "linear-head"
         heads = OWN_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].heads
-        method.settings.check(kind, heads=heads, rows_alone=alone)
+        method.settings.check(kind, heads=heads, rows_alone=alone, embedding=bool(recipe.family.embedding))
         if recipe.preparation.k % method.settings.k:
             raise McdiError(
                 f"{where}: {name} takes k = {method.settings.k} targets evenly from preparation.k = {recipe.preparation.k}: "
@@ -140,6 +144,7 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     if family.lora.start == "drawn":
         raise McdiError(f"{where}: lora.start = 'drawn' is where the study adapters fine-tunes from, no recipe: leave it out")
     _check_images(family, where)
+    _check_embedding(family, where)
     if not (recipe.methods and family.shots and recipe.evaluation.seeds):
         raise McdiError(f"{where}: methods, shots and seeds need at least one entry each")
     counts = (*family.shots, family.queries, recipe.evaluation.tasks, recipe.evaluation.validation, recipe.preparation.tasks)
@@ -170,11 +175,25 @@ def _check_images(family: FamilySettings, where: str) -> None:
                 f"{where}: {family.backbone} is pretrained on colour images, it does not go with {given}: set 0 steps"
             )
     elif family.backbone not in BACKBONES:
-        kinds = ", ".join([*BACKBONES, "hf:ID", "timm:NAME", "torchvision:KIND=FILE"])
-        raise McdiError(f"{where}: unknown backbone {family.backbone!r}: choose {kinds}")
-    smallest = 16 if family.backbone == "conv4" else 1
+        raise McdiError(f"{where}: unknown backbone {family.backbone!r}: choose {KINDS}")
+    smallest = 16 if "conv4" in (family.backbone, family.embedding) else 1
     if family.side < smallest:
-        raise McdiError(f"{where}: side = {family.side} is too small for {family.backbone}: give at least {smallest}")
+        raise McdiError(f"{where}: side = {family.side} is too small for conv4: give at least {smallest}")
     for name, number in (("limit", family.limit), ("examples", family.examples)):
         if number is not None and number < 1:
             raise McdiError(f"{where}: {name} = {number} must be at least 1, or left out for all there are")
+
+
+def _check_embedding(family: FamilySettings, where: str) -> None:
+    given = f"{where}: embedding = {family.embedding!r}"
+    if not family.embedding:
+        return
+    if family.network != "linear-head":
+        raise McdiError(f"{given} is for network = 'linear-head', not {family.network!r}: leave it out")
+    if is_pretrained(family.embedding):
+        if family.embedding == family.backbone:
+            raise McdiError(f"{given} is the backbone already: leave it out")
+    elif family.embedding not in BACKBONES:
+        raise McdiError(f"{given} is unknown: choose {KINDS}, or leave it out for the backbone")
+    elif not family.backbone_steps:
+        raise McdiError(f"{given} is trained here, and backbone_steps = 0: choose one that comes trained, hf:ID say")

@@ -62,6 +62,16 @@ Objective = Literal["prototypes", "classes", "both"]
 BACKBONES: dict[str, type[Conv4] | type[ResNet8]] = {Conv4.kind: Conv4, ResNet8.kind: ResNet8}
 
 
+def make_backbone(name: str, channels: int, described: Mapping[str, Any] | None = None) -> Backbone:
+    """An untrained backbone by name; described: what a pretrained one is rebuilt of, without its weights."""
+    if is_pretrained(name):
+        assert described is not None
+        return rebuild(name, described)
+    if name not in BACKBONES:
+        raise McdiError(f"unknown backbone {name!r}: this version knows {', '.join(BACKBONES)}")
+    return BACKBONES[name](channels)
+
+
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """A random affine view of each image (N, C, H, W): up to 10 degrees, 15 % scale, 20 % shear, 10 % shift.
 
@@ -210,27 +220,26 @@ class Embedder(nn.Module):
 
     Without the common length Adam spends its steps on the many features that are nearly always 0, and heads learnt on
     training classes say little about unseen ones: regression of them stays 1 to 2 points behind nearest prototypes.
+
+    embedding: another one of the same images, whose features stand behind the own ones: tasks are embedded by these.
     """
 
-    def __init__(self, backbone: Backbone, side: int = 28) -> None:
+    def __init__(self, backbone: Backbone, side: int = 28, embedding: "Embedder | None" = None) -> None:
         super().__init__()
-        self.backbone, self.side = backbone, side
+        self.backbone, self.side, self.embedding = backbone, side, embedding
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(backbone.features))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Embedder":
         """An untrained one that `config()` described. Raises McdiError for a backbone that this version does not know."""
-        name = config["backbone"]
-        if is_pretrained(name):
-            return cls(rebuild(name, config["model"]), config["side"])
-        if name not in BACKBONES:
-            raise McdiError(f"unknown backbone {name!r}: this version knows {', '.join(BACKBONES)}")
-        return cls(BACKBONES[name](config["channels"]), config["side"])
+        embedding = cls.from_config(config["embedding"]) if "embedding" in config else None
+        return cls(make_backbone(config["backbone"], config["channels"], config.get("model")), config["side"], embedding)
 
     def config(self) -> dict[str, Any]:
-        described = {"model": self.backbone.described} if isinstance(self.backbone, Pretrained) else {}
-        return {"backbone": self.backbone.kind, "channels": self.backbone.channels, "side": self.side, **described}
+        more = {"model": self.backbone.described} if isinstance(self.backbone, Pretrained) else {}
+        more |= {} if self.embedding is None else {"embedding": self.embedding.config()}
+        return {"backbone": self.backbone.kind, "channels": self.backbone.channels, "side": self.side, **more}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -252,6 +261,11 @@ class Embedder(nn.Module):
         flat = features_of(nn.Sequential(*list(self.backbone)[:-after], nn.Flatten(2)), images)
         return flat.unflatten(-1, (self.backbone.features, -1)).transpose(-1, -2).flatten(-2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 images (..., channels, side, side) -> (..., F)."""
+    def own(self, images: Tensor) -> Tensor:
+        """Of the backbone alone: uint8 images (..., channels, side, side) -> (..., F)."""
         return cl2n(features_of(self.backbone, images), self.mean)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """-> (..., F), or (..., F + E) with those of the embedding."""
+        own = self.own(images)
+        return own if self.embedding is None else torch.cat([own, self.embedding(images)], -1)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mcdi.config import COLOURS, FamilySettings
-from mcdi.embed import Embedder, features_of, train_backbone
+from mcdi.embed import Backbone, Embedder, features_of, make_backbone, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
-from mcdi.pretrained import fetch, is_pretrained
+from mcdi.pretrained import Pretrained, fetch, is_pretrained
 from mcdi.tasks.base import TaskFamily
 from mcdi.tasks.corpora import read_hub, read_sets
 from mcdi.tasks.domains import by_class, domain_banks, groups_of
@@ -33,7 +33,7 @@ from mcdi.tasks.textbank import Chosen, choose, pools_of
 from mcdi.tasks.toy import Sines
 from mcdi.workers import Progress
 
-CHECKPOINT, TEXTS = "backbone.checkpoint.safetensors", "texts"  # what a stopped run goes on from
+CHECKPOINT, TEXTS = "checkpoint.safetensors", "texts"  # what a stopped run goes on from
 READ = 64  # texts at a time, between two words of progress
 
 
@@ -73,11 +73,21 @@ def _channels(settings: FamilySettings) -> int:
 
 
 def _embedder(settings: FamilySettings, described: Mapping[str, Any] | None = None) -> Embedder:
-    """With an untrained backbone; a pretrained one is fetched, or rebuilt without its weights of what is `described`."""
-    if is_pretrained(settings.backbone) and described is None:
-        return Embedder(fetch(settings.backbone), settings.side)
-    of = {"backbone": settings.backbone, "channels": _channels(settings), "side": settings.side, "model": described}
-    return Embedder.from_config(of)
+    """With untrained networks; pretrained ones are fetched, or rebuilt without their weights of what is `described`."""
+    known = described or {}
+    embedding = None
+    if settings.embedding:
+        other = _backbone(settings, settings.embedding, settings.seed + 1, known.get("embedding"))
+        embedding = Embedder(other, settings.side)
+    return Embedder(_backbone(settings, settings.backbone, settings.seed, known.get("model")), settings.side, embedding)
+
+
+def _backbone(settings: FamilySettings, name: str, seed: int, described: Mapping[str, Any] | None) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if is_pretrained(name) and described is None:
+            return fetch(name)
+        return make_backbone(name, _channels(settings), described)
 
 
 def _few_shot(
@@ -99,7 +109,8 @@ def _few_shot(
 
 
 def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
-    """The family of a recipe: images, a backbone meta-trained on training classes, and its features of every image."""
+    """The family of a recipe: images, a backbone meta-trained on training classes, perhaps a second network for the task
+    embedding, and the features of every image."""
     if data is not None and settings.data in ("glyphs", "sines"):
         source = "drawn from fonts" if settings.data == "glyphs" else "drawn at random"
         raise McdiError(f"{settings.data} are {source} and read no --data: leave it out, or run the omniglot or natural recipe")
@@ -114,28 +125,19 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     banks = _images(settings, data, folder)
     images = {n: b.pixels for n, b in banks.items()}
     progress("images", 1, 1, {"classes": float(sum(len(b.names) for b in banks.values()))})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        embedder = _embedder(settings)
+    embedder = _embedder(settings)
     # A task is of one domain: its styles would tell its classes apart.
     groups = {n: groups_of(b) for n, b in banks.items()} if settings.data == "domains" else None
-    network, backbone = _few_shot(settings, embedder, images, groups).downstream, embedder.backbone.to(device)
-    start, save = _resumed(folder)
-    losses = train_backbone(
-        backbone,
-        _seen(settings, banks),
-        steps=settings.backbone_steps,
-        seed=settings.seed,
-        objective=settings.backbone_loss,
-        way=settings.backbone_way,
-        start=start,
-        checkpoint=save,
-    )
-    for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
-        progress("backbone", step, settings.backbone_steps, {"loss": loss})
-    embedder.cpu().fit(features_of(backbone.cpu(), images["train"]))
-    write_tensors(folder / "backbone.safetensors", embedder.state_dict(), {"model": embedder.config().get("model")})
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    network, seen = _few_shot(settings, embedder, images, groups).downstream, _seen(settings, banks)
+    readers = {"backbone": embedder} | ({} if embedder.embedding is None else {"embedding": embedder.embedding})
+    for number, (name, reader) in enumerate(readers.items()):
+        how = replace(settings, seed=settings.seed + number)
+        _train(reader.backbone.to(device), seen, how, folder, name, progress)
+        reader.fit(features_of(reader.backbone.cpu(), images["train"]))
+    described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
+    write_tensors(folder / "backbone.safetensors", embedder.state_dict(), described)
+    for name in readers:
+        (folder / f"{name}.{CHECKPOINT}").unlink(missing_ok=True)
     banks_embedded = {}
     for n, x in images.items():
         banks_embedded[n] = network.embed(x)
@@ -143,9 +145,29 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     write_tensors(folder / "banks.safetensors", banks_embedded, {"groups": groups})
 
 
-def _resumed(folder: Path) -> tuple[tuple[int, dict[str, Tensor]] | None, Callable[[int, dict[str, Tensor]], object]]:
+def _train(backbone: Backbone, seen: Tensor, settings: FamilySettings, folder: Path, name: str, progress: Progress) -> None:
+    """Train a backbone in place; one that comes trained stays as it is."""
+    steps = 0 if isinstance(backbone, Pretrained) else settings.backbone_steps
+    start, save = _resumed(folder, name)
+    losses = train_backbone(
+        backbone,
+        seen,
+        steps=steps,
+        seed=settings.seed,
+        objective=settings.backbone_loss,
+        way=settings.backbone_way,
+        start=start,
+        checkpoint=save,
+    )
+    for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
+        progress(name, step, steps, {"loss": loss})
+
+
+def _resumed(
+    folder: Path, name: str = "backbone"
+) -> tuple[tuple[int, dict[str, Tensor]] | None, Callable[[int, dict[str, Tensor]], object]]:
     """Steps done and state of a backbone's training that was stopped, if there is one, and how to keep them."""
-    path, start = folder / CHECKPOINT, None
+    path, start = folder / f"{name}.{CHECKPOINT}", None
     if path.exists():
         state, metadata = read_tensors(path)
         start = (int(metadata["step"]), state)
@@ -191,7 +213,7 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     write_tensors(folder / "backbone.safetensors", network.state())
     described = [c._replace(texts=[])._asdict() for c in chosen]
     write_tensors(folder / "banks.safetensors", {"states": bank}, {"sets": described, "base": network.base})
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    (folder / f"backbone.{CHECKPOINT}").unlink(missing_ok=True)
     shutil.rmtree(folder / TEXTS, ignore_errors=True)
 
 
@@ -213,7 +235,7 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     if settings.data == "sines":
         return Sines(shots=settings.shots[0], queries=settings.queries)
     state, said = read_tensors(folder / "backbone.safetensors")
-    embedder = _embedder(settings, said.get("model"))
+    embedder = _embedder(settings, said)
     try:
         embedder.load_state_dict(state)
     except RuntimeError as error:

@@ -39,19 +39,23 @@ class Generator:
             raise McdiError(f"this generator's {self.network.kind} reads no images: give it tensors, from Python")
         return self.network.embedder.shape
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Inputs (..., *shape) -> what the downstream network and the task embedding read (..., X)."""
+    def embed(self, x: Tensor, *, query: bool = False) -> Tensor:
+        """Inputs (..., *shape) -> what the downstream network and the task embedding read (..., X); of a query, only the former
+        where the latter is another network's."""
         x = x.to(self.device)
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise McdiError("the examples hold NaN or infinite values: clean them first")
         if isinstance(self.network, downstream.Curve):
             return x.float()
-        width, shape = self.network.input_size, None if self.network.embedder is None else self.image_shape
+        net, shape = self.network, None if self.network.embedder is None else self.image_shape
         if shape is not None and x.ndim >= 4 and tuple(x.shape[-3:]) == shape:
-            return self.network.embed(x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8))
+            images = x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8)
+            return net.embed_query(images) if query else net.embed(images)
+        alone = net.input_size - net.embedding
+        width = alone if query and x.shape[-1] == alone else net.input_size
         if x.shape[-1] != width or (x.ndim >= 4 and x.shape[-2] == width):  # square: images of another size
-            images = "not" if shape is None else f"neither images (..., {', '.join(map(str, shape))}) nor"
-            raise McdiError(f"examples of shape {tuple(x.shape)} are {images} features (..., {width})")
+            neither = "not" if shape is None else f"neither images (..., {', '.join(map(str, shape))}) nor"
+            raise McdiError(f"examples of shape {tuple(x.shape)} are {neither} features (..., {width})")
         return x.float()
 
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
@@ -150,7 +154,7 @@ class Generator:
         """Outputs of the generated network: (*weights of one task), (S, ...) -> (S, classes), or batches of both."""
         x = self.network.read(x)
         single = next(iter(weights.values())).ndim == len(next(iter(self.network.space.spec.values()))[0])
-        out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x))
+        out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x, query=True))
         return out[0] if single else out
 
     def refine(

@@ -21,7 +21,7 @@ AT_ONCE = 64  # images: a large network's maps fill memory
 
 
 class Pretrained(nn.Module):
-    """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as the model saw images in its own training.
+    """(N, 3 or 1, H, W) in [0, 1] -> (N, features), resized and normalised as the model saw images in its own training.
 
     described: `pixels` (size, mean, std) and what its library makes it of anew, without its weights.
     """
@@ -44,7 +44,7 @@ class Pretrained(nn.Module):
     def _read(self, images: Tensor) -> Tensor:
         mean, std = (s.to(images) for s in self.shift)
         x = F.interpolate(images, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        x = (x - mean) / std
+        x = (x.expand(-1, 3, -1, -1) - mean) / std
         out: Any = self.model.get_image_features(x) if hasattr(self.model, "get_image_features") else self.model(x)
         if isinstance(out, Tensor):
             return out.flatten(1)
@@ -71,7 +71,7 @@ def fetch(name: str) -> Pretrained:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise McdiError(f"backbone {name!r} cannot be loaded ({reason}): check the name, the folder or the network") from error
+        raise McdiError(f"{name!r} cannot be loaded ({reason}): check the name, the folder or the network") from error
 
 
 def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
@@ -91,14 +91,14 @@ def _library(name: str, extra: str) -> Any:
     try:
         return __import__(name)
     except ImportError as error:
-        raise McdiError(f"this backbone needs {name} ({error}): pip install 'mcdi[{extra}]'") from error
+        raise McdiError(f"this network needs {name} ({error}): pip install 'mcdi[{extra}]'") from error
 
 
 def _of_torchvision(model: str) -> Pretrained:
     """What is saved with a run says nothing of the file: the weights are there."""
     kind, _, file = model.partition("=")
     if kind not in RESNETS or not file:
-        raise McdiError(f"backbone 'torchvision:{model}' must be torchvision:KIND=FILE, KIND one of {', '.join(RESNETS)}")
+        raise McdiError(f"'torchvision:{model}' must be torchvision:KIND=FILE, KIND one of {', '.join(RESNETS)}")
     path, net = Path(file), ResNet(kind)
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
     net.load_state_dict({n: t for n, t in state.items() if not n.startswith("fc.")})

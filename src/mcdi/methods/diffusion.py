@@ -87,7 +87,7 @@ class Diffusion:
         net = family.downstream
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
         self.condition_size, self.summary_size, self.heads = net.condition_size, net.summary_size, net.heads
-        s.check(net.kind, heads=net.heads, rows_alone=not net.space.extra)
+        s.check(net.kind, heads=net.heads, rows_alone=not net.space.extra, embedding=bool(net.embedding))
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
             self.net = self._make(self.space)

@@ -62,9 +62,20 @@ class DiffusionSettings:
         if self.denoiser == "span" and not (self.prior and self.around == "heads" and self.parameterisation == "x0"):
             raise McdiError("denoiser 'span' adds up heads: set around = 'heads', prior = true and parameterisation = 'x0'")
 
-    def check(self, network: str, *, heads: int, rows_alone: bool) -> None:
-        """Raises McdiError where weights of a network cannot be generated so: its condition begins with `heads` heads."""
+    def check(self, network: str, *, heads: int, rows_alone: bool, embedding: bool) -> None:
+        """Raises McdiError where weights of a network cannot be generated so: its condition begins with `heads` heads, and the
+        rest of it is of features that the network does not read, with an `embedding`."""
         if self.prior and self.around == "heads" and not heads:
             raise McdiError(f"the condition of a {network} holds no heads: set around = 'summary'")
         if self.denoiser == "span" and not rows_alone:
             raise McdiError("denoiser 'span' knows rows alone: set lora.generate = 'rows', or take transformer")
+        if embedding and self.denoiser in ("cross", "span"):
+            reads = "examples as long as rows" if self.denoiser == "cross" else "heads alone"
+            raise McdiError(
+                f"denoiser {self.denoiser!r} reads {reads}, not features of another network: leave out embedding, or take "
+                "transformer"
+            )
+        if embedding and self.prior and self.around == "prototypes":
+            raise McdiError(
+                "prototypes of another network's features are no heads of this one: set around = 'summary' or 'heads'"
+            )

@@ -27,6 +27,7 @@ class Network:
     kind = "network"
     condition_size: int
     input_size: int  # numbers an embedded example has
+    embedding = 0  # how many of them, the last ones, are of another network, which the condition alone reads
     way: int  # classes of the template; a head may be generated for any number
     heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
     centred = False  # whether tasks see features less the centre of their support set; `placed` undoes it
@@ -75,6 +76,10 @@ class Network:
 
     def embed(self, x: Tensor) -> Tensor:
         return x if self.embedder is None else self.embedder(x)
+
+    def embed_query(self, x: Tensor) -> Tensor:
+        """Of inputs that are to be answered, from which no task is learnt: what `forward` reads is enough."""
+        return self.embed(x)
 
     def inputs(self, x: Tensor) -> Tensor:
         """What `forward` reads, of examples as their family names them; called before anything is vmapped."""

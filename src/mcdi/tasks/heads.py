@@ -28,6 +28,9 @@ class LinearHead(Network):
 
     centred: tasks see features less the centre of their support set, so that a generator knows nothing of where in feature
     space a task lies: moved features give moved heads. It is what another data set or style changes first.
+
+    embedding: E features of another network stand behind the F of the backbone. The condition is then made of these alone, but
+    for the `own_heads`; the head and whatever else is a head reads the backbone's.
     """
 
     kind = "linear-head"
@@ -41,18 +44,22 @@ class LinearHead(Network):
         condition: Condition = "means",
         examples: int = 5,
         centred: bool = False,
+        embedding: int = 0,
     ) -> None:
         super().__init__(nn.Linear(features, way), embedder, unit="row")
-        self.features = self.input_size = features
+        if embedder is not None and embedder.embedding is not None:
+            embedding = embedder.embedding.backbone.features
+        self.features, self.embedding, self.input_size = features, embedding, features + embedding
         self.way, self.reads, self.centred = way, condition, centred
         self.heads = OWN_HEADS if condition == "heads" else self.heads
         self.examples = examples if condition == "examples" else 0
-        self.condition_size = self.summary_size + self.examples * (features + 1)
+        self.condition_size = self.summary_size + self.examples * ((embedding or features) + 1)
 
     @property
     def summary_size(self) -> int:
-        beside = self.features if self.reads == "spread" else 0
-        return self.heads * self.space.D + 3 * self.features + 3 + beside
+        seen = self.embedding or self.features
+        beside = seen if self.reads == "spread" else 0
+        return self.heads * self.space.D + 3 * seen + 3 + beside
 
     def theta0(self, seed: int, units: int) -> Tensor:
         # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
@@ -61,13 +68,17 @@ class LinearHead(Network):
 
     def frozen(self, x: Tensor) -> Tensor:
         """What the head reads of a network as it stands, before anything is generated: -> (B, S, F)."""
-        return x
+        return x[..., : self.features]
+
+    def embed_query(self, x: Tensor) -> Tensor:
+        return self.embed(x) if self.embedder is None or not self.embedding else self.embedder.own(x)
 
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         """The least-squares classifier of the support set as rows of this head: -> (B, way, D)."""
         return least_squares_rows(self.frozen(support.x), support.y, way, ridge)
 
     def placed(self, weights: Tensor, centre: Tensor) -> Tensor:
+        centre = centre[..., : self.features]
         moved = (weights[..., :-1] * centre.reshape(len(centre), *[1] * (weights.ndim - 2), -1)).sum(-1, keepdim=True)
         return torch.cat([weights[..., :-1], weights[..., -1:] - moved], -1)
 
@@ -91,37 +102,40 @@ class LinearHead(Network):
         return torch.cat([leant(rows, heads, mask[:, None, :way], share, self.features), rest], -2)
 
     def condition(self, support: Examples, units: int) -> Tensor:
-        mean, count = class_means(support.x, support.y, units)
+        x = support.x[..., -self.embedding :]  # all of it where there is no other network
+        mean, count = class_means(x, support.y, units)
         count = count.clamp(min=1)[..., None]
-        rows = least_squares(support.x, support.y, units) * (1 - 1 / count)
+        rows = least_squares(x, support.y, units) * (1 - 1 / count)
         # c / n beside c: a linear map of both may trust the mean of more examples more.
         parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
         if self.heads:
-            parts.insert(0, self.own_heads(support.x, support.y, units))
+            parts.insert(0, self.own_heads(support.x[..., : self.features], support.y, units))
         if self.reads == "spread":
-            square, _ = class_means(support.x.square(), support.y, units)
+            square, _ = class_means(x.square(), support.y, units)
             parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
         if self.reads == "examples":
-            parts.append(single_examples(support.x, support.y, units, self.examples).flatten(2))
+            parts.append(single_examples(x, support.y, units, self.examples).flatten(2))
         return torch.cat(parts, -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
-        return torch.baddbmm(state["bias"][:, None], x, state["weight"].transpose(1, 2))
+        return torch.baddbmm(state["bias"][:, None], x[..., : self.features], state["weight"].transpose(1, 2))
 
     def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
         """Closed form, p - y: classes lie in rows, so that softmax and both products run along the many examples."""
         if type(self).criterion is not Network.criterion:
             return super().gradients(state, data, mask, keys)
-        logits = torch.baddbmm(state["bias"][..., None], state["weight"], data.x.transpose(1, 2))
+        x = data.x[..., : self.features]
+        logits = torch.baddbmm(state["bias"][..., None], state["weight"], x.transpose(1, 2))
         wrong = logits.masked_fill_(~mask[..., None], float("-inf")).softmax(1)
         wrong.scatter_add_(1, data.y[:, None], wrong.new_full((1, 1, 1), -1.0).expand(*data.y[:, None].shape))
         wrong /= data.y.shape[1]
-        return {"weight": torch.bmm(wrong, data.x), "bias": wrong.sum(-1)}
+        return {"weight": torch.bmm(wrong, x), "bias": wrong.sum(-1)}
 
     def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
         return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
 
     def config(self) -> dict[str, Any]:
         fields = {"features": self.features, "way": self.way, "condition": self.reads, "centred": self.centred}
+        fields |= {"embedding": self.embedding} if self.embedding else {}
         return {"kind": self.kind, **fields, "examples": self.examples, "embedder": self.embedder_config()}
