@@ -220,7 +220,9 @@ class TestBackbone:
             return list(train_backbone(model, self.IMAGES, **how, **given)), model.state_dict()
 
         kept = {}
-        losses, whole = train(checkpoint=lambda step, state: kept.update({step: {n: t.clone() for n, t in state.items()}}))
+        losses, whole = train(
+            checkpoint=lambda step, state: kept.update({step: {n: t.contiguous().clone() for n, t in state.items()}})
+        )
         assert list(kept) == [2, 4] and len(losses) == 6
         for step, state in kept.items():
             rest, resumed = train(start=(step, state))

@@ -196,8 +196,9 @@ def restore_training(module: nn.Module, optimiser: torch.optim.Optimizer, state:
     """Inverse of `training_state`, in place."""
     module.load_state_dict({n: t for n, t in state.items() if not n.startswith("optimiser.")})
     for i, p in enumerate(module.parameters()):
-        names = ("step", "exp_avg", "exp_avg_sq")
-        optimiser.state[p] = {n: state[f"optimiser.{i}.{n}"].to(p.device if n != "step" else "cpu") for n in names}
+        # Laid out as the parameter is, which files do not keep: fused Adam goes through both in the order of memory.
+        moments = {n: torch.empty_like(p).copy_(state[f"optimiser.{i}.{n}"]) for n in ("exp_avg", "exp_avg_sq")}
+        optimiser.state[p] = {"step": state[f"optimiser.{i}.step"], **moments}
 
 
 @torch.no_grad()
