@@ -21,7 +21,8 @@ AT_ONCE = 64  # images: a large network's maps fill memory
 
 
 class Pretrained(nn.Module):
-    """(N, 3 or 1, H, W) in [0, 1] -> (N, features), resized and normalised as the model saw images in its own training.
+    """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as the model saw images in its own training; one channel
+    is taken for three equal ones.
 
     described: `pixels` (size, mean, std) and what its library makes it of anew, without its weights.
     """
@@ -44,7 +45,7 @@ class Pretrained(nn.Module):
     def _read(self, images: Tensor) -> Tensor:
         mean, std = (s.to(images) for s in self.shift)
         x = F.interpolate(images, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        x = (x.expand(-1, 3, -1, -1) - mean) / std
+        x = (x - mean) / std
         out: Any = self.model.get_image_features(x) if hasattr(self.model, "get_image_features") else self.model(x)
         if isinstance(out, Tensor):
             return out.flatten(1)
