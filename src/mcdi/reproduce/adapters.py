@@ -24,9 +24,9 @@ SHOTS = (16, 32, 64)
 AT_ONCE = 8  # tasks: their states are large
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
 READ, TIMED = 32, 8  # texts that are pooled at once, and so many times where pooling is timed
-# What takes steps through the layers, half a second each on one core, is tuned on fewer tasks, and each seed has its part of
-# the support sets; a step sees so many examples.
-BATCH = 32
+# What takes steps through the layers, half a second each on one core, is tuned on fewer tasks, and each seed has FEW of the
+# support sets to itself; a step sees so many examples.
+FEW, BATCH = 2, 32
 LONG = 200  # steps of fine-tuning on whole sets, some three epochs, beside as many as validation chose for 32 shots
 REFINED = 10  # steps after generation, on rows and pairs or on rows alone, at a rate that some tasks choose
 RATES = {False: (0.001, 0.003, 0.01), True: (0.0001, 0.0003, 0.001)}  # {with pairs: rates}
@@ -62,7 +62,7 @@ def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int
     sets, rows, seeds = family.pools["test"], [], context.recipe.evaluation.seeds
     answers = _answers(context, cell, method, seed)
     draws = max(1, context.tasks // len(sets))
-    few = max(1, draws // len(seeds))
+    few = min(FEW, draws)
     first = seeds.index(seed) * few % draws
     for number, pool in enumerate(sets):
         most = min(int(((pool.labels == c) & ~pool.held).sum()) for c in pool.labels.unique())
@@ -70,7 +70,7 @@ def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int
             for name, answer in answers.items():
                 if answer.whole and shots < most:
                     continue
-                mine = range(first, first + few) if answer.deep else range(draws)
+                mine = range(first, min(first + few, draws)) if answer.deep else range(draws)
                 tasks = [number + len(sets) * n for n in mine]  # task seed modulo sets is the set
                 batch = family.sample("test", tasks, shots=shots)
                 if answer.deep:
