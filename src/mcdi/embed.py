@@ -62,14 +62,14 @@ Objective = Literal["prototypes", "classes", "both"]
 BACKBONES: dict[str, type[Conv4] | type[ResNet8]] = {Conv4.kind: Conv4, ResNet8.kind: ResNet8}
 
 
-def make_backbone(name: str, channels: int, described: Mapping[str, Any] | None = None) -> Backbone:
-    """An untrained backbone by name; described: what a pretrained one is rebuilt of, without its weights."""
+def make_backbone(config: Mapping[str, Any]) -> Backbone:
+    """An untrained backbone, of what `Embedder.config` says of it."""
+    name = config["backbone"]
     if is_pretrained(name):
-        assert described is not None
-        return rebuild(name, described)
+        return rebuild(name, config["model"])
     if name not in BACKBONES:
         raise McdiError(f"unknown backbone {name!r}: this version knows {', '.join(BACKBONES)}")
-    return BACKBONES[name](channels)
+    return BACKBONES[name](config["channels"])
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -235,7 +235,7 @@ class Embedder(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> "Embedder":
         """An untrained one that `config()` described. Raises McdiError for a backbone that this version does not know."""
         embedding = cls.from_config(config["embedding"]) if "embedding" in config else None
-        return cls(make_backbone(config["backbone"], config["channels"], config.get("model")), config["side"], embedding)
+        return cls(make_backbone(config), config["side"], embedding)
 
     def config(self) -> dict[str, Any]:
         more = {"model": self.backbone.described} if isinstance(self.backbone, Pretrained) else {}

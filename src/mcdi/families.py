@@ -87,7 +87,7 @@ def _backbone(settings: FamilySettings, name: str, seed: int, described: Mapping
         torch.manual_seed(seed)
         if is_pretrained(name) and described is None:
             return fetch(name)
-        return make_backbone(name, _channels(settings), described)
+        return make_backbone({"backbone": name, "channels": _channels(settings), "model": described})
 
 
 def _few_shot(
