@@ -19,6 +19,7 @@ from torch import nn
 import mcdi as package
 from mcdi import demo
 from mcdi.errors import McdiError
+from mcdi.logs import read_log
 from mcdi.methods import METHODS, Diffusion
 from mcdi.tasks.images import read_folder
 
@@ -33,6 +34,12 @@ def figures(folder: Path) -> dict[str, dict]:
     """The results without times and dates."""
     results = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "results").glob("*.json"))}
     return {n: {k: r[k] for k in ("shots", "curve", "parameters", "tasks", "seed")} for n, r in results.items()}
+
+
+def logs(folder: Path) -> dict[str, list]:
+    """What every training said, without its times."""
+    paths = [*sorted(folder.glob("methods/*/log.jsonl")), folder / "logs" / "backbone.jsonl"]
+    return {str(p.relative_to(folder)): [(*q[:3], q.figures) for q in read_log(p)] for p in paths}
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -96,6 +103,7 @@ class TestRun:
             wait_for(None, lambda: not alive(process.pid))
         assert mcdi("run", recipe, "--out", folder, "--workers", 2) == 0
         assert models(folder) == models(done) and figures(folder) == figures(done)
+        assert logs(folder) == logs(done)
 
     def test_an_idle_worker_does_not_outlive_a_killed_command(self, copy, recipe):
         shutil.rmtree(copy / "methods")
@@ -104,7 +112,7 @@ class TestRun:
         (copy / "recipe.json").write_text(json.dumps(long))
         options = ["--method", "prototypes", "--method", "mc-di", "--workers", "2"]
         process = start("train", copy, *options)
-        wait_for(process, lambda: len(list(copy.glob("methods/*/*.*"))) == 4)  # prototypes saved, mc-di under way
+        wait_for(process, lambda: list(copy.glob("methods/p*/config.json")) and list(copy.glob("methods/mc*/checkpoint*")))
         process.kill()
         process.communicate()
         wait_for(None, lambda: not alive(process.pid))

@@ -13,7 +13,8 @@ from mcdi import run as job
 from mcdi.config import read_recipe, recipe_names
 from mcdi.errors import McdiError
 from mcdi.generate_cli import generate
-from mcdi.options import Data, Device, Out, RecipeName, Seed, Workers, bars, console, recipe_of, workers_of
+from mcdi.options import Data, Device, Out, RecipeName, Seed, TensorBoard, Workers, bars, console, recipe_of, workers_of
+from mcdi.report_cli import report
 from mcdi.store_cli import app as store_app
 from mcdi.study_cli import compare, reproduce, transfer
 from mcdi.workers import Backend, pick_device
@@ -44,10 +45,10 @@ def _jobs(folder: Path, methods: list[str] | None) -> list[tuple[str, int]]:
 
 
 def _report(folder: Path) -> None:
-    from mcdi import report
+    from mcdi.report import rich_table, rows, write_report
 
-    path = report.write_report(folder)
-    Console().print(report.rich_table(report.rows(folder)))
+    path = write_report(folder)
+    Console().print(rich_table(rows(folder)))
     typer.echo(f"report: {path}")
 
 
@@ -59,6 +60,7 @@ def run(
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """The whole job: prepare, train, evaluate, and a report. Stop it whenever you like; the same command resumes.
 
@@ -66,8 +68,9 @@ def run(
     """
     chosen, where = recipe_of(recipe, seed), pick_device(device)
     folder = out or Path("runs") / chosen.name
+    many = workers_of(workers, where)
     with bars() as show:
-        job.run(folder, chosen, data=data, device=where, workers=workers_of(workers, where), progress=show)
+        job.run(folder, chosen, data=data, device=where, workers=many, progress=show, tensorboard=tensorboard)
     _report(folder)
 
 
@@ -92,13 +95,18 @@ def prepare(
 
 
 @app.command()
-def train(folder: Folder, method: Method = None, device: Device = "auto", workers: Workers = None) -> None:
-    """Meta-train the methods of a prepared run; they are saved under FOLDER/methods/NAME-SEED."""
+def train(
+    folder: Folder,
+    method: Method = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    tensorboard: TensorBoard = False,
+) -> None:
+    """Meta-train the methods of a prepared run; they are saved under FOLDER/methods/NAME-SEED, with a log of every training."""
     where = pick_device(device)
+    jobs, many = _jobs(folder, method), workers_of(workers, where)
     with bars() as show:
-        job.train_and_evaluate(
-            folder, _jobs(folder, method), workers=workers_of(workers, where), device=where, progress=show, score=False
-        )
+        job.train_and_evaluate(folder, jobs, workers=many, device=where, progress=show, score=False, tensorboard=tensorboard)
     console.print(f"trained: {folder}/methods; next: mcdi evaluate {folder}", soft_wrap=True, markup=False)
 
 
@@ -112,7 +120,7 @@ def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> 
     _report(folder)
 
 
-for command in (reproduce, compare, transfer, generate):
+for command in (reproduce, compare, transfer, generate, report):
     app.command()(command)
 
 

@@ -5,7 +5,7 @@ Both results are kept in the folder of the run; what is there already is not mad
 
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mcdi.config import COLOURS, FamilySettings
 from mcdi.embed import Backbone, Embedder, features_of, make_backbone, train_backbone
 from mcdi.errors import McdiError
 from mcdi.files import read_tensors, write_tensors
+from mcdi.logs import TrainingLog
 from mcdi.pretrained import Pretrained, fetch, is_pretrained
 from mcdi.tasks.base import TaskFamily
 from mcdi.tasks.corpora import read_hub, read_sets
@@ -159,8 +160,7 @@ def _train(backbone: Backbone, seen: Tensor, settings: FamilySettings, folder: P
         start=start,
         checkpoint=save,
     )
-    for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
-        progress(name, step, steps, {"loss": loss})
+    _follow(losses, start[0] if start else 0, steps, folder, progress, name)
 
 
 def _resumed(
@@ -172,6 +172,14 @@ def _resumed(
         state, metadata = read_tensors(path)
         start = (int(metadata["step"]), state)
     return start, lambda step, state: write_tensors(path, state, {"step": step})
+
+
+def _follow(losses: Iterable[float], done: int, steps: int, folder: Path, progress: Progress, name: str = "backbone") -> None:
+    """Train to the end, by taking the losses of the steps after `done`, and say so."""
+    log = TrainingLog(folder / "logs" / f"{name}.jsonl")
+    for step, loss in enumerate(losses, done + 1):
+        log(step, steps, {"loss": loss})
+        progress(name, step, steps, {"loss": loss})
 
 
 def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, progress: Progress) -> Tensor:
@@ -205,8 +213,7 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     tasks = _text_tasks(settings, network, bank, chosen)
     start, save = _resumed(folder)
     losses = train_start(tasks, steps=settings.backbone_steps, seed=settings.seed, device=device, start=start, checkpoint=save)
-    for step, loss in enumerate(losses, 1 + (start[0] if start else 0)):
-        progress("backbone", step, settings.backbone_steps, {"loss": loss})
+    _follow(losses, start[0] if start else 0, settings.backbone_steps, folder, progress)
     for done in pool_again(network, bank, device):
         progress("features", done, len(bank), {})
     network.hold(bank, torch.cat([p.bank for p in tasks.pools["train"]]))  # the features have moved, so has their centre

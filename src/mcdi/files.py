@@ -35,6 +35,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
 
 
+def append_bytes(path: Path, data: bytes) -> None:
+    """Add to the end of `path`, for logs only: a kill may leave a part of `data`."""
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+    except OSError as error:
+        raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
+
+
 def write_json(path: Path, data: Any) -> None:
     write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 

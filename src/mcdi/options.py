@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from mcdi.config import Recipe, read_recipe
+from mcdi.logs import summary_writer
 from mcdi.workers import Progress as Steps
 
 console = Console(stderr=True)
@@ -33,6 +34,19 @@ Seed = Annotated[int | None, typer.Option("--seed", help="First generator seed; 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it (default: all cores).")
+]
+
+
+def _tensorboard(asked: bool) -> bool:
+    """Whether it is there is found out now, not after hours of preparation."""
+    if asked:
+        summary_writer()
+    return asked
+
+
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", callback=_tensorboard, help="Also write event files for it, under tensorboard/ of the run."),
 ]
 
 
@@ -58,7 +72,7 @@ def bars() -> Iterator[Steps]:
             task, first = known[what]
             bar = next(t for t in shown.tasks if t.id == task)
             rate = f"{(done - first) / bar.elapsed:.1f}/s" if bar.elapsed and done > first else ""
-            text = "  ".join(f"{n} {v:.4g}" for n, v in figures.items())
+            text = "".join(f"{n} {v:.4g}" for n, v in list(figures.items())[:1])  # a line has room for one; logs have all
             shown.update(bar.id, completed=done, total=total, figures=text, rate=rate)
 
         try:

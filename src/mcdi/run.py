@@ -22,6 +22,7 @@ from mcdi.errors import McdiError
 from mcdi.families import load_family, make_family
 from mcdi.files import read_json, write_json
 from mcdi.generator import Generator
+from mcdi.logs import LOG, EventFiles, TrainingLog, read_log
 from mcdi.methods import DRAW_NOTHING, LEARNS_FROM_TRAJECTORIES, SLOW, Diffusion, make_method
 from mcdi.prepare import prepare
 from mcdi.store import TrajectoryStore
@@ -75,9 +76,10 @@ def prepare_run(
     return family
 
 
-def train_one(folder: Path, name: str, seed: int, device: str, progress: Progress) -> None:
+def train_one(folder: Path, name: str, seed: int, device: str, progress: Progress, *, tensorboard: bool = False) -> None:
     """Fit one method with one seed and save it to methods/<name>-<seed>; a later call finds it and returns."""
     recipe = read_run(folder)
+    label = f"{name}-{seed}"
     train_method(
         name,
         recipe.settings_of(name),
@@ -85,10 +87,11 @@ def train_one(folder: Path, name: str, seed: int, device: str, progress: Progres
         TrajectoryStore.open(folder / "trajectories"),
         seed=seed,
         validation=recipe.evaluation.validation,
-        target=folder / "methods" / f"{name}-{seed}",
+        target=folder / "methods" / label,
         device=device,
-        label=f"{name}-{seed}",
+        label=label,
         progress=progress,
+        events=folder / "tensorboard" / label if tensorboard else None,
     )
 
 
@@ -104,22 +107,31 @@ def train_method(
     device: str,
     label: str,
     progress: Progress,
+    events: Path | None = None,
 ) -> None:
-    """Fit a method and save it to the folder `target`, with what its training was like; a later call finds it and returns."""
+    """Fit a method and save it to the folder `target`, with what its training was like; a later call finds it and returns.
+
+    log.jsonl grows there while it is trained; TensorBoard's files in the folder `events` hold the same.
+    """
     if (target / "config.json").exists():
+        if events is not None and not events.exists():
+            EventFiles(events, read_log(target / LOG)).close()
         return
     method = make_method(name, settings)
     if isinstance(method, Diffusion):
         method.to(device)
     losses: list[list[float]] = []
+    written = TrainingLog(target / LOG, events)
 
     def log(done: int, total: int, figures: dict[str, float]) -> None:
         if "loss" in figures and (done % max(1, total // 100) == 0):
             losses.append([done, round(figures["loss"], 5)])
+        written(done, total, figures)
         progress(label, done, total, figures)
 
     start = time.perf_counter()
-    method.fit(family, stored if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
+    with written:
+        method.fit(family, stored if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
     if isinstance(method, Diffusion) and "sampling" not in settings:
         training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family, tasks=validation)
@@ -179,11 +191,12 @@ class Share(NamedTuple):
     device: str
     train: bool
     score: bool
+    tensorboard: bool
 
 
 def _do(share: Share, job: tuple[str, int], progress: Progress) -> None:
     if share.train:
-        train_one(share.folder, *job, share.device, progress)
+        train_one(share.folder, *job, share.device, progress, tensorboard=share.tensorboard)
     if share.score:
         evaluate_one(share.folder, *job, progress)
 
@@ -197,9 +210,11 @@ def train_and_evaluate(
     progress: Progress,
     train: bool = True,
     score: bool = True,
+    tensorboard: bool = False,
 ) -> None:
     """Train and/or evaluate every (method, seed), `workers` at a time: results do not depend on how many."""
-    for _ in work_through(_do, Share(folder, device, train, score), jobs, workers=workers, progress=progress):
+    share = Share(folder, device, train, score, tensorboard)
+    for _ in work_through(_do, share, jobs, workers=workers, progress=progress):
         pass
 
 
@@ -246,9 +261,19 @@ def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str | 
     return [(x, s) for n, s in enumerate(recipe.evaluation.seeds) for x in things if n < runs(method(x))]
 
 
-def run(folder: Path, recipe: Recipe, *, data: Path | None, device: str, workers: int, progress: Progress) -> None:
+def run(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    data: Path | None,
+    device: str,
+    workers: int,
+    progress: Progress,
+    tensorboard: bool = False,
+) -> None:
     """Prepare, train, evaluate; the report is the caller's."""
     open_run(folder, recipe)
     prepare_run(folder, data=data, device=device, workers=workers, progress=progress)
-    train_and_evaluate(folder, jobs_of(recipe), workers=workers, device=device, progress=progress)
+    jobs = jobs_of(recipe)
+    train_and_evaluate(folder, jobs, workers=workers, device=device, progress=progress, tensorboard=tensorboard)
     finish(folder, progress=progress)

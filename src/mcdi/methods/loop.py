@@ -69,7 +69,8 @@ def meta_train(
     stage: of a method that trains several networks, each with a checkpoint of its own.
 
     With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations, in one
-    atomic file; a run that finds it goes on from there and ends with the same phi. Raises McdiError on a NaN loss.
+    atomic file; a run that finds it goes on from there and ends with the same phi. The log hears the loss, the rate lr of
+    the outer step and, of several inner steps, the loss at the last. Raises McdiError on a NaN loss.
     """
     phi = {n: p.detach().clone() for n, p in net.named_parameters()}
     average = {n: p.clone() for n, p in phi.items()}
@@ -80,7 +81,8 @@ def meta_train(
         done = _restore(path, phi, average, outer)
     for step in range(done, how.iterations):
         batch = batch_at(step)
-        outer.optimiser.param_groups[0]["lr"] = how.outer_lr * (0.5 + 0.5 * math.cos(math.pi * step / how.iterations))
+        lr = how.outer_lr * (0.5 + 0.5 * math.cos(math.pi * step / how.iterations))
+        outer.optimiser.param_groups[0]["lr"] = lr
         if how.meta == "reptile":
             displacement, losses = reptile_displacement(phi, loss_fn, batch, how.inner_lr, how.inner)
             outer(list(displacement.values()), how.inner_lr, how.inner_steps)
@@ -96,7 +98,8 @@ def meta_train(
         torch._foreach_lerp_(list(average.values()), list(phi.values()), 1 - keep)
         if path is not None and (step + 1) % how.checkpoint_every == 0 and step + 1 < how.iterations:
             _save(path, step + 1, phi, average, outer)
-        log(step + 1, how.iterations, {"loss": loss})
+        inner = {"inner_loss": float(losses[-1].mean())} if len(losses.shape) == 2 and len(losses) > 1 else {}
+        log(step + 1, how.iterations, {"loss": loss, **inner, "lr": lr})
     with torch.no_grad():
         for n, p in net.named_parameters():
             p.copy_(average[n])

@@ -1,10 +1,23 @@
 """What did the run find, in tables and plots that one person can read and another can check?
 
 `rows` aggregates `results/<method>-<seed>.json` over seeds; `write_report` puts the rows into `table.json`, `table.md` and one
-HTML page that needs nothing from outside. Every sentence on the page is computed from the numbers and says no more than they.
+HTML page that needs nothing from outside; `write_comparison` puts several runs beside each other on such a page. Every sentence
+on a page is computed from the numbers and says no more than they.
 """
 
+from mcdi.report.compare import rich_comparison, write_comparison
 from mcdi.report.page import write_report
+from mcdi.report.runs import read_runs
 from mcdi.report.table import Row, Score, markdown, rich_table, rows
 
-__all__ = ["Row", "Score", "markdown", "rich_table", "rows", "write_report"]
+__all__ = [
+    "Row",
+    "Score",
+    "markdown",
+    "read_runs",
+    "rich_comparison",
+    "rich_table",
+    "rows",
+    "write_comparison",
+    "write_report",
+]

@@ -1,6 +1,8 @@
 """What does a method look like? The same colour and marker in every plot and every report."""
 
+import itertools
 import zlib
+from collections.abc import Sequence
 
 KNOWN = {
     "mc-di": ("#3b82c4", "o"),
@@ -28,3 +30,8 @@ OTHERS = (("#8a8f2a", "<"), ("#7a8290", ">"))
 def look(method: str) -> tuple[str, str]:
     """Colour and marker of a method; of one that is not known, by its name."""
     return KNOWN[method] if method in KNOWN else OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
+
+
+def among(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colours and markers of things that are no methods, one after the other."""
+    return dict(zip(names, itertools.cycle(KNOWN.values()), strict=False))

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,17 @@ def provenance(rows: Sequence[Row]) -> str:
     return warning + html_table(["what", "value"], body + seeds, "text")
 
 
+def html_page(title: str, about: str, sections: Mapping[str, str]) -> bytes:
+    """A page that needs nothing from outside: a paragraph, and the sections (HTML) that have a content."""
+    title = html.escape(title)
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>{CSS}</style>'
+    )
+    body = "\n".join(f"<section><h2>{name}</h2>\n{content}</section>" for name, content in sections.items() if content)
+    page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><h1>{title}</h1>\n<p>{html.escape(about)}</p>\n'
+    return f"{page}{body}\n</body></html>\n".encode()
+
+
 def write_report(folder: Path) -> Path:
     """Write `table.json`, `table.md` and `report.html` into the run folder; returns the path of the page.
 
@@ -87,15 +98,8 @@ def write_report(folder: Path) -> Path:
         "Provenance": provenance(found),
         "Recipe": f"<details><summary>Resolved configuration</summary><pre>{text}</pre></details>" if recipe else "",
     }
-    title = html.escape(f"{recipe.get('name', folder.resolve().name)}: weights generated for {found[0].family}")
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>{CSS}</style>'
-    )
-    body = "\n".join(f"<section><h2>{name}</h2>\n{content}</section>" for name, content in sections.items() if content)
-    page = (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><h1>{title}</h1>\n<p>{html.escape(summary(found))}</p>\n'
-    )
+    title = f"{recipe.get('name', folder.resolve().name)}: weights generated for {found[0].family}"
     write_json(folder / "table.json", {"rule": RULE, "rows": [asdict(row) for row in found]})
     write_bytes(folder / "table.md", markdown(found).encode())
-    write_bytes(folder / "report.html", f"{page}{body}\n</body></html>\n".encode())
+    write_bytes(folder / "report.html", html_page(title, summary(found), sections))
     return folder / "report.html"

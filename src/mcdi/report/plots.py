@@ -50,7 +50,7 @@ def legend(figure: "Figure") -> None:
     figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=columns, fontsize=9, columnspacing=1)
 
 
-def _plain(axis: "Axis") -> None:
+def plain(axis: "Axis") -> None:
     """Numbers on a logarithmic axis without powers, which would need formulae."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -68,15 +68,20 @@ def html_table(header: Sequence[str], body: Sequence[Sequence[str]], kind: str =
     return f'<div class="wide"><table class="{kind}"><thead>{line(header, "th")}</thead><tbody>{lines}</tbody></table></div>'
 
 
-def dots(figure: "Figure", panels: Mapping[str, Mapping[str, Mapping[str, Score]]], rows: Sequence[Row]) -> None:
-    """Panel by panel: a line of points with intervals for every name on the y axis; `panels[title][method][name]`."""
+def dots(
+    figure: "Figure",
+    panels: Mapping[str, Mapping[str, Mapping[str, Score]]],
+    rows: Sequence[Row],
+    looks: Callable[[str], tuple[str, str]] = look,
+) -> None:
+    """Panel by panel: a line of points with intervals for every name on the y axis; `panels[title][series][name]`."""
     name, factor, _, unit, _ = metric(rows[0].family)
     for axes, (title, series) in zip(
         figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
     ):
         names = list(dict.fromkeys(n for scores in series.values() for n in scores))
         for i, (method, scores) in enumerate(series.items()):
-            colour, marker = look(method)
+            colour, marker = looks(method)
             shift = 0.0 if len(series) == len(names) == sum(map(len, series.values())) else (i + 0.5) / len(series) - 0.5
             axes.errorbar(
                 [factor * s.mean for s in scores.values()],
@@ -159,7 +164,7 @@ def losses(rows: Sequence[Row]) -> str:
                 axes.plot(steps, values, color=look(row.method)[0], linewidth=1, alpha=0.8, label=row.method)
         axes.set(yscale="log", xlabel="training step", ylabel="training loss")
         axes.grid(alpha=0.25)
-        _plain(axes.yaxis)
+        plain(axes.yaxis)
         legend(figure)
 
     note = "One line per seed. The methods minimise different losses, so compare whether lines still fall, not their heights."
@@ -183,7 +188,7 @@ def latency(rows: Sequence[Row]) -> str:
         axes.set(xlabel="ms for one task", ylim=(len(rows) - 0.4, -0.6))
         if wide:
             axes.set_xscale("log")
-            _plain(axes.xaxis)
+            plain(axes.xaxis)
         axes.grid(axis="x", alpha=0.25)
         legend(figure)
 

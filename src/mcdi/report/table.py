@@ -65,7 +65,7 @@ class Row:
     gradient_free: bool
     parameters: int
     fit_seconds: float  # mean over seeds, like the latencies
-    latency_ms: dict[str, float]  # embed, generate, apply
+    latency_ms: dict[str, float]  # embed, generate, apply; empty where it was not measured yet
     shots: dict[int, Score]
     samplers: dict[int, dict[str, Score]]
     curve: list[dict[str, float | None]]  # t, score and mse along the chain, mean over seeds
@@ -111,12 +111,13 @@ def check(value: Any, shape: Any, path: Path, key: str = "") -> None:
         check(v, item, path, f"{key}{n}.")
 
 
-def _results(folder: Path) -> list[dict[str, Any]]:
+def _results(folder: Path, finished: bool) -> list[dict[str, Any]]:
     """Every result, checked; those of one folder must be of one family and number of tasks, else they compare nothing."""
+    shape = RESULT if finished else {("latency_ms?" if n == "latency_ms" else n): item for n, item in RESULT.items()}
     results: list[dict[str, Any]] = []
     for path in sorted((folder / "results").glob("*.json")):
         result = read_json(path)
-        check(result, RESULT, path)
+        check(result, shape, path)
         if path.stem != f"{result['method']}-{result['seed']}":
             raise bad(path, f"method and seed are {result['method']!r} and {result['seed']}, not those of its name")
         if not result["shots"] or not all(shot.isdecimal() for shot in result["shots"]):
@@ -125,7 +126,7 @@ def _results(folder: Path) -> list[dict[str, Any]]:
             if results and result[key] != results[0][key]:
                 raise bad(path, f"{key} is {result[key]!r}, but {results[0][key]!r} in the other results")
         results.append(result)
-    if not results:
+    if not results and finished:
         raise McdiError(f"{folder / 'results'} holds no results: run `mcdi evaluate` first")
     return results
 
@@ -166,7 +167,9 @@ def _row(seeds: list[dict[str, Any]], folder: Path) -> Row:
         **{key: first[key] for key in ("method", "family", "tasks", "gradient_free", "parameters")},
         seeds=tuple(r["seed"] for r in seeds),
         fit_seconds=fmean(r["fit_seconds"] for r in seeds),
-        latency_ms={part: fmean(r["latency_ms"][part] for r in seeds) for part in PARTS},
+        latency_ms={
+            part: fmean(r["latency_ms"][part] for r in seeds) for part in PARTS if all("latency_ms" in r for r in seeds)
+        },
         shots={shot: _score(scores) for shot, scores in shots.items()},
         samplers={
             shot: {name: _score([s["samplers"][name] for s in scores]) for name in sorted(scores[0]["samplers"])}
@@ -187,17 +190,18 @@ def at(shot: int) -> str:
     return f"{shot} shot" if shot == 1 else f"{shot} shots"
 
 
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path, *, finished: bool = True) -> list[Row]:
     """Results of `folder` aggregated over seeds, best score at the lowest shot number first.
 
     Raises:
-        McdiError: no results, or a file that is corrupt, incomplete or of another family; it names the file and the key.
+        McdiError: a file that is corrupt, incomplete or of another family; it names the file and the key. Unless the run is not
+            `finished` also for no results, or latencies that are missing.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for result in sorted(_results(folder), key=lambda r: int(r["seed"])):
+    for result in sorted(_results(folder, finished), key=lambda r: int(r["seed"])):
         groups.setdefault(result["method"], []).append(result)
     found = [_row(seeds, folder) for seeds in groups.values()]
-    lowest = shot_numbers(found)[0]
+    lowest = min(shot_numbers(found), default=0)
     return sorted(found, key=lambda r: (-r.shots[lowest].mean if lowest in r.shots else math.inf, r.method))
 
 

@@ -1,0 +1,132 @@
+"""How does a training go, and how did it? A line of JSON a reported step, put in order again by whoever resumes it.
+
+    {"stage": 0, "step": 40, "of": 1500, "seconds": 3.2, "loss": 0.71, "lr": 0.00099}
+
+stage counts the networks and searches that one method goes through; seconds are of training, without the time that it lay
+stopped.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from mcdi.errors import McdiError
+from mcdi.files import append_bytes, write_bytes
+
+LOG = "log.jsonl"  # its name in a method's folder
+LINES = 1000  # of a stage, about
+
+
+class Point(NamedTuple):
+    """What was reported after `step` of `of` steps."""
+
+    stage: int
+    step: int
+    of: int
+    seconds: float
+    figures: dict[str, float]
+
+    def line(self) -> bytes:
+        known = {"stage": self.stage, "step": self.step, "of": self.of, "seconds": round(self.seconds, 3)}
+        return (json.dumps(known | self.figures) + "\n").encode()
+
+
+def _point(line: bytes) -> Point:
+    said = json.loads(line)
+    stage, step, of, seconds = (said.pop(name) for name in ("stage", "step", "of", "seconds"))
+    return Point(int(stage), int(step), int(of), float(seconds), {n: float(v) for n, v in said.items()})
+
+
+def read_log(path: Path) -> list[Point]:
+    """The points of a log in order; a last line that a kill has torn is left out, and no file is no points.
+
+    Raises:
+        McdiError: another line cannot be read.
+    """
+    points: list[Point] = []
+    *whole, _torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(whole, 1):
+        try:
+            points.append(_point(line))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise McdiError(
+                f"{path}: line {number} is no point of a training: delete that file, nothing but plots needs it"
+            ) from error
+    return sorted(points, key=lambda p: p[:2])
+
+
+class TrainingLog(AbstractContextManager["TrainingLog"]):
+    """A Log that writes to `path`, and with `events` to TensorBoard's files in that folder. At most about LINES points a stage,
+    evenly spaced. What a resumed training does again replaces what the stopped one had said of it."""
+
+    def __init__(self, path: Path, events: Path | None = None) -> None:
+        self.path, self.events = path, events
+        self.stage, self.done, self.total = -1, 0, 0
+        self.start = time.perf_counter()
+        self.board: EventFiles | None = None
+
+    def __call__(self, done: int, total: int, figures: dict[str, float]) -> None:
+        if self.stage < 0 or done <= self.done or self.done == self.total:
+            self._begin(done)
+        self.done, self.total = done, total
+        if done % math.ceil(total / LINES) and done != total:
+            return
+        point = Point(self.stage, done, total, time.perf_counter() - self.start, figures)
+        append_bytes(self.path, point.line())
+        if self.board is not None:
+            self.board.write([point])
+
+    def _begin(self, done: int) -> None:
+        """The next stage, from step `done` on: lines that are there of these steps go, those of later stages stay."""
+        self.stage += 1
+        points = [p for p in read_log(self.path) if p.stage != self.stage or p.step < done]
+        before = max((p.seconds for p in points if p.stage <= self.stage), default=0.0)
+        # A stage that was begun before a stop goes on at the time of its last line.
+        self.start -= before if self.stage == 0 else max(0.0, before - (time.perf_counter() - self.start))
+        write_bytes(self.path, b"".join(p.line() for p in points))
+        if self.events is not None:
+            self.close()
+            self.board = EventFiles(self.events, points)
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer, a class. Raises McdiError where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise McdiError("--tensorboard needs TensorBoard: pip install 'mcdi[tensorboard]', or leave the option out") from error
+    return SummaryWriter
+
+
+class EventFiles:
+    """What TensorBoard reads: a scalar a figure, in `folder`. Begun anew with `points`, so that it shows what the log holds."""
+
+    def __init__(self, folder: Path, points: Sequence[Point] = ()) -> None:
+        make = summary_writer()
+        for path in folder.glob("events.out.tfevents.*"):
+            path.unlink()
+        # purge_step: a TensorBoard that is open forgets what it has read of the files before.
+        self.writer = make(str(folder), purge_step=0, flush_secs=5)
+        self.start = time.time() - (points[-1].seconds if points else 0.0)
+        self.write(points)
+
+    def write(self, points: Iterable[Point]) -> None:
+        for p in points:
+            for name, value in p.figures.items():
+                tag = f"stage-{p.stage}/{name}" if p.stage else name
+                self.writer.add_scalar(tag, value, p.step, walltime=self.start + p.seconds)
+
+    def close(self) -> None:
+        self.writer.close()

@@ -1,0 +1,178 @@
+"""How do several runs stand beside each other? One page, one CSV file, one table for the terminal; one run alone will do."""
+
+import csv
+import html
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcdi.errors import McdiError
+from mcdi.files import write_bytes
+from mcdi.report.looks import among, look
+from mcdi.report.page import html_page
+from mcdi.report.plots import dots, figure, html_table, legend, plain, scores
+from mcdi.report.runs import Entry, Line, Run, differences, provenance
+from mcdi.report.table import PARTS, RULE, Row, at, metric, shot_numbers, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+PROVENANCE = ("commit", "version", "hardware", "torch", "date")
+TERMINAL = ("total (ms)", "parameters", "seeds")  # columns that only the page has room for
+
+
+def all_rows(runs: Sequence[Run]) -> list[Row]:
+    return [row for run in runs for row in run.rows]
+
+
+def entries(runs: Sequence[Run]) -> Iterator[tuple[Run, Entry]]:
+    """Method by method, so that a method's runs stand below each other; within it the runs as they were given."""
+    for method in dict.fromkeys(e.method for run in runs for e in run.entries):
+        yield from ((run, e) for run in runs for e in run.entries if e.method == method)
+
+
+def cells(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    found = all_rows(runs)
+    kinds = {metric(row.family)[0::3] for row in found}
+    name, unit = kinds.pop() if len(kinds) == 1 else ("score", "")
+    shots = shot_numbers(found)
+    per_shot = [f"{name}, {at(shot)}{unit and ' (%)'}" for shot in shots]
+    header = ["method", "run", *per_shot, "generate (ms)", "total (ms)", "training (s)", "parameters", "seeds", "state"]
+    body = []
+    for run, e in entries(runs):
+        row = e.row
+        text = [""] * (len(shots) + 5)
+        if row is not None:
+            own = "" if unit else metric(row.family)[3]  # where families differ, every score says its unit
+            text = [show(s, [row]) + own if (s := row.shots.get(shot)) else "-" for shot in shots]
+            text += [f"{row.latency_ms['generate']:.3g}", f"{row.total_ms:.3g}"] if row.latency_ms else ["-", "-"]
+            text += [f"{row.fit_seconds:.1f}", f"{row.parameters:,}", str(len(row.seeds))]
+        body.append([e.method, run.name, *text, e.state])
+    kept = [i for i, title in enumerate(header) if title != "state" or any(line[i] for line in body)]
+    return [header[i] for i in kept], [[line[i] for i in kept] for line in body]
+
+
+def rich_comparison(runs: Sequence[Run]) -> "Table":
+    """The table for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    header, body = cells(runs)
+    table = Table(title=about(runs).partition(". ")[0], title_justify="left")
+    kept = [i for i, name in enumerate(header) if name not in TERMINAL]
+    for i in kept:
+        table.add_column(Text(header[i]), justify="left" if header[i] in ("method", "run", "state") else "right")
+    for line in body:
+        table.add_row(*(Text(line[i]) for i in kept))  # Text: names from files are not markup
+    return table
+
+
+def about(runs: Sequence[Run]) -> str:
+    """What is compared, and what stands in the way of comparing it."""
+    all_entries = list(entries(runs))
+    names = ", ".join(run.name for run in runs)
+    measured = sum(e.row is not None for _, e in all_entries)
+    text = [f"{len(runs)} run{'s'[: len(runs) > 1]} ({names}), {measured} of {len(all_entries)} methods measured."]
+    tasks = [key for key in differences(runs) if key.startswith("family.") or key == "evaluation.tasks"]
+    if tasks:
+        text.append(f"The runs do not meet the same tasks ({', '.join(tasks)} differ): compare their scores with care.")
+    mixed = [key for key in ("hardware", "torch") if len({str(p.get(key)) for r in all_rows(runs) for p in r.provenance}) > 1]
+    if mixed:
+        text.append(f"They were measured with different {' and '.join(mixed)}: compare their times with care.")
+    return " ".join(text)
+
+
+def accuracies(runs: Sequence[Run]) -> str:
+    found = all_rows(runs)
+    if len(runs) == 1 or len({metric(row.family) for row in found}) != 1:
+        return scores(found) if len(runs) == 1 and found else ""
+    looks = among([run.name for run in runs])
+    panels = {
+        at(shot): {run.name: {r.method: r.shots[shot] for r in run.rows if shot in r.shots} for run in runs}
+        for shot in shot_numbers(found)
+    }
+    height = 1.1 + sum(0.5 + 0.1 * len(runs) + 0.17 * sum(map(len, series.values())) for series in panels.values())
+
+    def draw(figure: "Figure") -> None:
+        dots(figure, panels, found, looks.__getitem__)
+        legend(figure)
+
+    note = f"Points are the mean {metric(found[0].family)[0]} on unseen tasks, bars the 95 % interval; further right is better."
+    return figure("Score of every method in every run with its interval", note, height, draw)
+
+
+def draw_losses(figure: "Figure", runs: Sequence[Run]) -> None:
+    """One run: all methods in one panel. Several: a panel for every method, as losses of two methods are not comparable."""
+    looks = among([run.name for run in runs])
+    panels: dict[str, list[tuple[str, str, Line]]] = {}
+    for run, e in entries(runs):
+        label, colour = (e.method, look(e.method)[0]) if len(runs) == 1 else (run.name, looks[run.name][0])
+        for line in e.losses:
+            panels.setdefault("" if len(runs) == 1 else e.method, []).append((label, colour, line))
+    columns = min(2, len(panels))
+    grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for label, colour, line in lines:
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1, alpha=0.8, label=label)
+        axes.set(yscale="log", title=title)
+        axes.grid(alpha=0.25)
+        plain(axes.yaxis)
+    figure.supxlabel("training step", fontsize=10)
+    figure.supylabel("training loss", fontsize=10)
+    legend(figure)
+
+
+def losses(runs: Sequence[Run]) -> str:
+    count = len({e.method for _, e in entries(runs) if e.losses})
+    if not count:
+        return ""
+    height = 3.2 if len(runs) == 1 else 0.9 + 1.8 * math.ceil(count / 2)
+    note = "One line per seed, every point the mean of a hundredth of its steps. A gap is where a method's next network begins."
+    if len(runs) == 1:
+        note += " The methods minimise different losses, so compare whether lines still fall, not their heights."
+    return figure("Training loss against training step", note, height, lambda figure: draw_losses(figure, runs))
+
+
+def comparison_csv(runs: Sequence[Run]) -> str:
+    """A line a method of a run, every number unrounded; the settings that differ are columns of their own."""
+    differing = differences(runs)
+    lines: list[dict[str, Any]] = []
+    for run, e in entries(runs):
+        line: dict[str, Any] = {"run": run.name, "method": e.method, "state": e.state or "finished"}
+        if (row := e.row) is not None:
+            line |= {"family": row.family, "tasks": row.tasks, "seeds": " ".join(map(str, row.seeds))}
+            line |= {"parameters": row.parameters, "fit_seconds": row.fit_seconds}
+            line |= {f"{part}_ms": row.latency_ms.get(part, "") for part in PARTS}
+            for shot, score in row.shots.items():
+                line |= {f"mean_{shot}": score.mean, f"ci95_{shot}": score.ci95, f"std_{shot}": score.std}
+        line |= dict(zip(PROVENANCE, provenance(run, PROVENANCE), strict=True))
+        line |= {key: values[runs.index(run)] for key, values in differing.items()}
+        lines.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def write_comparison(runs: Sequence[Run], path: Path) -> list[Path]:
+    """The page at `path`, an .html file, and the numbers in a .csv file beside it."""
+    if path.suffix != ".html":
+        raise McdiError(f"--out {path} must end in .html; the CSV file goes beside it")
+    names = [run.name for run in runs]
+    settings = html_table(["setting", *names], [[key, *values] for key, values in differences(runs).items()], "text")
+    sections = {
+        "Results": html_table(*cells(runs)) + f'<p class="note">{html.escape(RULE)}</p>',
+        "Scores": accuracies(runs),
+        "Settings that differ": settings if differences(runs) else "",
+        "Training": losses(runs),
+        "Provenance": html_table(["run", *PROVENANCE], [[r.name, *provenance(r, PROVENANCE)] for r in runs], "text"),
+    }
+    write_bytes(path, html_page(f"Comparison of {', '.join(names)}", about(runs), sections))
+    write_bytes(path.with_suffix(".csv"), comparison_csv(runs).encode())
+    return [path, path.with_suffix(".csv")]
