@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PROVENANCE = ("commit", "version", "hardware", "torch", "date")
-TERMINAL = ("total (ms)", "parameters", "seeds")  # columns that only the page has room for
+PAGE_ONLY = ("total (ms)", "parameters", "seeds")  # columns that a terminal has no room for
 
 
 def all_rows(runs: Sequence[Run]) -> list[Row]:
@@ -40,7 +40,7 @@ def cells(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     name, unit = kinds.pop() if len(kinds) == 1 else ("score", "")
     shots = shot_numbers(found)
     per_shot = [f"{name}, {at(shot)}{unit and ' (%)'}" for shot in shots]
-    header = ["method", "run", *per_shot, "generate (ms)", "total (ms)", "training (s)", "parameters", "seeds", "state"]
+    header = ["method", "run", *per_shot, "generate (ms)", "total (ms)", "training (s)", "parameters", "seeds"]
     body = []
     for run, e in entries(runs):
         row = e.row
@@ -50,23 +50,29 @@ def cells(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
             text = [show(s, [row]) + own if (s := row.shots.get(shot)) else "-" for shot in shots]
             text += [f"{row.latency_ms['generate']:.3g}", f"{row.total_ms:.3g}"] if row.latency_ms else ["-", "-"]
             text += [f"{row.fit_seconds:.1f}", f"{row.parameters:,}", str(len(row.seeds))]
-        body.append([e.method, run.name, *text, e.state])
-    kept = [i for i, title in enumerate(header) if title != "state" or any(line[i] for line in body)]
-    return [header[i] for i in kept], [[line[i] for i in kept] for line in body]
+        body.append([e.method, run.name, *text])
+    return header, body
+
+
+def states(runs: Sequence[Run]) -> list[list[str]]:
+    """Of every method that is not finished: its name, its run and how far it is."""
+    return [[e.method, run.name, e.state] for run, e in entries(runs) if e.state]
 
 
 def rich_comparison(runs: Sequence[Run]) -> "Table":
-    """The table for a terminal."""
+    """The table for a terminal of 80 columns; what is still to be done stands below it."""
     from rich.table import Table
     from rich.text import Text
 
     header, body = cells(runs)
-    table = Table(title=about(runs).partition(". ")[0], title_justify="left")
-    kept = [i for i, name in enumerate(header) if name not in TERMINAL]
+    left = Text("\n".join(f"{method} of {run}: {state}" for method, run, state in states(runs)))
+    table = Table(title=Text(about(runs)), caption=left, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    kept = [i for i, name in enumerate(header) if name not in PAGE_ONLY]
     for i in kept:
-        table.add_column(Text(header[i]), justify="left" if header[i] in ("method", "run", "state") else "right")
+        title = header[i].replace(", ", ",\n").replace(" (", "\n(")
+        table.add_column(Text(title), justify="right" if i > 1 else "left", vertical="bottom")
     for line in body:
-        table.add_row(*(Text(line[i]) for i in kept))  # Text: names from files are not markup
+        table.add_row(*(Text(line[i], no_wrap=True) for i in kept))  # Text: names from files are not markup
     return table
 
 
@@ -119,7 +125,8 @@ def draw_losses(figure: "Figure", runs: Sequence[Run]) -> None:
     for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
         for label, colour, line in lines:
             axes.plot(*zip(*line, strict=True), color=colour, linewidth=1, alpha=0.8, label=label)
-        axes.set(yscale="log", title=title)
+        axes.set_yscale("log")
+        axes.set_title(title, loc="left", fontsize=10)
         axes.grid(alpha=0.25)
         plain(axes.yaxis)
     figure.supxlabel("training step", fontsize=10)
@@ -132,7 +139,9 @@ def losses(runs: Sequence[Run]) -> str:
     if not count:
         return ""
     height = 3.2 if len(runs) == 1 else 0.9 + 1.8 * math.ceil(count / 2)
-    note = "One line per seed, every point the mean of a hundredth of its steps. A gap is where a method's next network begins."
+    note = (
+        "One line per seed, a point the mean of up to a hundredth of its steps. A gap is where a method's next network begins."
+    )
     if len(runs) == 1:
         note += " The methods minimise different losses, so compare whether lines still fall, not their heights."
     return figure("Training loss against training step", note, height, lambda figure: draw_losses(figure, runs))
@@ -167,7 +176,8 @@ def write_comparison(runs: Sequence[Run], path: Path) -> list[Path]:
     names = [run.name for run in runs]
     settings = html_table(["setting", *names], [[key, *values] for key, values in differences(runs).items()], "text")
     sections = {
-        "Results": html_table(*cells(runs)) + f'<p class="note">{html.escape(RULE)}</p>',
+        "Results": html_table(*cells(runs), "runs") + f'<p class="note">{html.escape(RULE)}</p>',
+        "Under way": html_table(["method", "run", "state"], states(runs), "text") if states(runs) else "",
         "Scores": accuracies(runs),
         "Settings that differ": settings if differences(runs) else "",
         "Training": losses(runs),

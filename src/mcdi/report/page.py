@@ -18,7 +18,8 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin:2.2rem 0 .6rem;border-bottom:1px 
 p,figcaption,summary{max-width:44rem}figure{margin:0 0 1rem;max-width:36rem}svg{width:100%;height:auto;display:block}
 figcaption,.note{font-size:.9rem;opacity:.85}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child{text-align:left}thead th{vertical-align:bottom;white-space:normal;min-width:4.5rem}
+th:first-child,td:first-child,.runs :is(td,th):nth-child(2){text-align:left}
+thead th{vertical-align:bottom;white-space:normal;min-width:4.5rem}
 .text td,.text th{text-align:left;white-space:normal;overflow-wrap:anywhere}
 pre{overflow-x:auto;background:var(--soft);padding:.8rem}@media(prefers-color-scheme:dark){body{background:#15171a;color:#e6e6e6}}"""
 
