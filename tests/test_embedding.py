@@ -195,7 +195,9 @@ class TestFamily:
         found, want = (load_file(tmp_path / folder / "backbone.safetensors") for folder in ("a", "b"))
         assert found.keys() == want.keys() and all(torch.equal(found[n], want[n]) for n in want)
         assert not torch.equal(found["backbone.0.weight"], found["embedding.backbone.0.weight"])
-        assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["backbone.safetensors", "banks.safetensors"]
+        left = sorted(p.name for p in (tmp_path / "a").iterdir())
+        assert left == ["backbone.safetensors", "banks.safetensors", "logs"]
+        assert {p.stem for p in (tmp_path / "a" / "logs").iterdir()} == {"backbone", "embedding"}
 
 
 @pytest.fixture(scope="module")
