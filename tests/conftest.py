@@ -35,7 +35,7 @@ RECIPE = """
 about = "everything, tiny"
 methods = [
     "prototypes", "linear-probe", "meta-baseline", "adam", "reptile", "maml", "meta-hypernetwork", "metadiff", "vae",
-    "p-diff", "d2nwg", "ocd-residual", "icis",
+    "p-diff", "d2nwg", "ocd-residual", "icis", "ghn-3",
     "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di",
 ]
 [family]
@@ -67,6 +67,8 @@ training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks
 [method.meta-hypernetwork]
 test_steps = [1, 3]
 tuned = 8
+training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
+[method.ghn-3]
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
 [method.vae]
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }

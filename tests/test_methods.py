@@ -21,11 +21,12 @@ SAME = [(m, f) for m in METHODS for f in ("sines", "gauss") if not (m in HEADS a
 
 
 class Poisoned:
-    """The family with NaN for every query of train and test tasks; validation queries are for tuning, and MAML's outer loss is
-    of training queries."""
+    """The family with NaN for every query of train and test tasks; validation queries are for tuning, and the outer loss of
+    MAML and the loss of GHN-3 are of training queries."""
 
     def __init__(self, family, name="any"):
-        self.family, self.clean = family, ("val", "train") if name in ("maml", "meta-hypernetwork") else ("val",)
+        self.family = family
+        self.clean = ("val", "train") if name in ("maml", "meta-hypernetwork", "ghn-3") else ("val",)
 
     def __getattr__(self, name):
         return getattr(self.family, name)

@@ -38,6 +38,12 @@ SETTINGS = {
     "p-diff": {"T": 100, "steps": 10, "options": {"width": 32, "depth": 1}, "width": 32, "latent": 8, "training": ONE_LEVEL},
     "d2nwg": {"T": 100, "steps": 10, "options": {"width": 32, "depth": 1}, "width": 32, "latent": 8, "training": ONE_LEVEL},
     "ocd-residual": {"T": 100, "options": {"width": 32, "depth": 1}, "training": LONG},
+    "ghn-3": {
+        "width": 16,
+        "heads": 4,
+        "layers": 2,
+        "training": {**ONE_LEVEL, "inner_steps": 1, "learners": 16, "tasks": 1, "outer_lr": 0.01},
+    },
     "icis": {"width": 32, "latent": 16, "training": ONE_LEVEL},
     "vae": {"width": 32, "latent": 4, "training": ONE_LEVEL},
     "prototypes": {},

@@ -10,6 +10,7 @@ from mcdi.methods.diffusion import Diffusion
 from mcdi.methods.diffusion_settings import DiffusionSettings
 from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
 from mcdi.methods.from_noise import FromNoiseSettings
+from mcdi.methods.ghn import Ghn, GhnSettings
 from mcdi.methods.icis import Icis, IcisSettings
 from mcdi.methods.latent import Latent, LatentSettings
 from mcdi.methods.maml import Maml, MamlSettings
@@ -69,6 +70,7 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], WeightGenerator]] = {
     "reptile": lambda values: Reptile(make(ReptileSettings, values, "reptile")),
     "maml": lambda values: Maml(make(MamlSettings, values, "maml")),
     "meta-hypernetwork": lambda values: Maml(make(MamlSettings, {"code": 32, **values}, "meta-hypernetwork")),
+    "ghn-3": lambda values: Ghn(make(GhnSettings, values, "ghn-3")),
     "metadiff": lambda values: MetaDiff(make(FromNoiseSettings, values, "metadiff")),
     "vae": lambda values: Vae(make(VaeSettings, values, "vae")),
     "p-diff": _latent(conditional=False),

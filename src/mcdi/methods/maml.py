@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, for_shots, silent
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
+from mcdi.methods.objective import fresh_tasks
 from mcdi.methods.reptile import for_units
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
@@ -109,11 +110,10 @@ class Maml:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.learnt = learnt = self._make(net.theta0(0, units).expand(units, -1))
-        shape, count = s.training.shape, math.prod(s.training.shape)
+        shape = s.training.shape
 
         def batch_at(step: int) -> Batch:
-            seeds = [seed * 1_000_003 + step * count + j for j in range(count)]
-            tasks = family.sample("train", seeds, draw=1 + step, shots=family.shots[step % len(family.shots)])
+            tasks = fresh_tasks(family, math.prod(shape), step, seed)
             x, asked = net.inputs(tasks.support.x), net.inputs(tasks.query.x)
             return tuple(c.unflatten(0, shape) for c in (x, tasks.support.y, asked, tasks.query.y, tasks.mask))
 

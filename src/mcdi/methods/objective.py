@@ -23,6 +23,12 @@ def stored_tasks(family: TaskFamily, data: Stored, count: int, step: int, g: tor
     return rows, family.sample("train", rows.seeds.tolist(), draw=1 + step, shots=shots)
 
 
+def fresh_tasks(family: TaskFamily, count: int, step: int, seed: int) -> TaskBatch:
+    """`count` training tasks that no store holds and no other step sees, of the shot number whose turn the step is."""
+    seeds = [seed * 1_000_003 + step * count + j for j in range(count)]
+    return family.sample("train", seeds, draw=1 + step, shots=family.shots[step % len(family.shots)])
+
+
 class Objective:
     """Batches (K, B, tasks, ...) decided by the step alone, and the loss of a base learner on one of them.
 

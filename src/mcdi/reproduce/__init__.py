@@ -27,7 +27,7 @@ def quick(recipe: Recipe) -> Recipe:
     small, tuning = {"iterations": 4, "learners": 2, "tasks": 4}, {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}
     maml = {"training": {"meta": "none", "iterations": 4, "inner_steps": 1, "learners": 4, "tasks": 1}, "tuned": 20}
     method = {**recipe.method, "adam": tuning, "reptile": {"training": small, "tuning": tuning}}
-    method |= {"maml": maml, "meta-hypernetwork": maml}
+    method |= {"maml": maml, "meta-hypernetwork": maml, "ghn-3": {"training": maml["training"]}}
     method |= {name: {"training": {**small, "meta": "none", "inner_steps": 1}} for name in FROM_WEIGHTS}
     return replace(
         recipe,
