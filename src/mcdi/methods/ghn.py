@@ -42,7 +42,7 @@ class GhnSettings:
     smoothing: float = 0.1
     data: bool = True
     training: MetaTraining = field(
-        default_factory=lambda: MetaTraining(meta="none", iterations=1500, inner_steps=1, learners=32, tasks=1, outer_lr=0.003)
+        default_factory=lambda: MetaTraining(meta="none", iterations=1500, inner_steps=1, learners=32, tasks=1, outer_lr=0.001)
     )
 
     def __post_init__(self) -> None:
