@@ -1,8 +1,8 @@
 """The method: how is a chain of denoising steps made to pass through points of an optimiser's trajectory?
 
 Time runs as in the paper, from noise (t = 0) to weights (t = T). Segment i of k ends at e_i = round(i T / k), where
-the chain is to stand on the local target theta_{i d}. Only torch is imported: this file knows nothing of tasks, files
-or networks; a denoiser is any callable f(x, t) whose condition the caller has bound.
+the chain is to stand on the local target theta_{i d}. Only torch and Gaussian noise are imported: this file knows nothing of
+tasks, files or networks; a denoiser is any callable f(x, t) whose condition the caller has bound.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
+from mcdi.noise import Noise, normal
 
 Params = dict[str, Tensor]
 Parameterisation = Literal["eps", "x0", "v"]
@@ -159,7 +160,7 @@ def sample(
     noise: float = 1.0,
     chain: str = "segment",
     stop: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Denoise x (B, U, D), drawn at t = 0, in `steps` <= T steps; yields (time reached, x) after each.
 
@@ -182,16 +183,14 @@ def sample(
     times = [round(j * last / steps) for j in range(steps + 1)]
     for t, u in itertools.pairwise(times):
         now, then = (torch.tensor([s], device=x.device) for s in (t, u))
-        i = schedule.segment(then) if chain == "segment" else None
-        if chain == "global" and stop is not None:
-            i = torch.tensor([stop], device=x.device)
+        i = schedule.segment(then) if chain == "segment" else None if stop is None else torch.tensor([stop], device=x.device)
         b_now, b_then, bar = (_like(b, x) for b in (schedule.bar(now, i), schedule.bar(then, i), schedule.bar(now)))
         eps = ((1 - b_now) / (1 - bar)).sqrt() * f(x, now.expand(len(x)))
         theta = (x - (1 - b_now).sqrt() * eps) / b_now.sqrt()
         s = eta * ((1 - b_then) / (1 - b_now) * (1 - b_now / b_then)).clamp(min=0).sqrt()
         x = b_then.sqrt() * theta + (1 - b_then - s**2).clamp(min=0).sqrt() * eps
         if noise and eta and u < last:
-            x = x + noise * s * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + noise * s * normal(x.shape, generator, x)
         yield u, x
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, WeightGenerator
 from mcdi.methods.leaning import surprise, usual
 from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
+from mcdi.tasks.downstream import Network
 from mcdi.weights import WeightSpace
 
 # Student's t at 0.975 for 1, 2, ... degrees of freedom.
@@ -188,26 +189,31 @@ def landscape(
         for n, m in methods.items()
     }
     trajectory = torch.cat([theta0[None], targets])
-    cloud = torch.cat([trajectory, *chains.values()]).flatten(1)
-    centre = trajectory[-1].flatten()
     # The paper's figure: PCA, here around theta_M so that the optimum lies in the plane.
-    basis = torch.linalg.svd(cloud - centre, full_matrices=False).Vh[:2]
-    flat = {n: ((c.flatten(1) - centre) @ basis.T) for n, c in {**chains, "trajectory": trajectory}.items()}
+    drawn, flat = plane(net, {"trajectory": trajectory, **chains}, trajectory[-1], data, one.mask, grid)
+    names = ["theta_0", *(f"theta_{i}d" for i in range(1, len(targets))), "theta_M"]
+    points = dict(zip(names, flat["trajectory"], strict=True))
+    return {**drawn, "chains": {n: flat[n] for n in methods}, "points": points}
+
+
+def plane(
+    net: Network, paths: Mapping[str, Tensor], centre: Tensor, data: Examples, mask: Tensor, grid: int
+) -> tuple[dict[str, Any], dict[str, list[list[float]]]]:
+    """The loss on one task's `data` over the plane through `centre` (U, D) along the two directions in which paths (n, U, D) vary
+    most: {x, y, loss (grid, grid), a row for every y}, and the paths' points in it."""
+    cloud, origin = torch.cat(list(paths.values())).flatten(1), centre.flatten()
+    basis = torch.linalg.svd(cloud - origin, full_matrices=False).Vh[:2]
+    flat = {n: ((c.flatten(1) - origin) @ basis.T) for n, c in paths.items()}
     everything = torch.cat(list(flat.values()))
     low, high = everything.min(0).values, everything.max(0).values
     margin = 0.15 * (high - low)
     x, y = (torch.linspace(float(low[d] - margin[d]), float(high[d] + margin[d]), grid) for d in (0, 1))
-    plane = centre + x.repeat(grid)[:, None] * basis[0] + y.repeat_interleave(grid)[:, None] * basis[1]
-    weights = plane.reshape(-1, *trajectory.shape[1:])
-    loss = torch.cat([_loss(net, w, data, one.mask) for w in weights.split(200)])
-    names = ["theta_0", *(f"theta_{i}d" for i in range(1, len(targets))), "theta_M"]
-    return {
-        "x": x.tolist(),
-        "y": y.tolist(),
-        "loss": loss.reshape(grid, grid).tolist(),
-        "chains": {n: flat[n].tolist() for n in methods},
-        "points": dict(zip(names, flat["trajectory"].tolist(), strict=True)),
-    }
+    x, y = x.to(basis.device), y.to(basis.device)
+    points = origin + x.repeat(grid)[:, None] * basis[0] + y.repeat_interleave(grid)[:, None] * basis[1]
+    weights = points.reshape(-1, *centre.shape)
+    loss = torch.cat([_loss(net, w, data, mask) for w in weights.split(200)])
+    drawn = {"x": x.tolist(), "y": y.tolist(), "loss": loss.reshape(grid, grid).tolist()}
+    return drawn, {n: p.tolist() for n, p in flat.items()}
 
 
 def _loss(net: Any, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:

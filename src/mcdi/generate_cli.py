@@ -47,10 +47,10 @@ def generate(
     if adapter is not None and not texts:
         raise McdiError(f"--adapter is for language models, and {model} generates a {generator.network.kind}: use --out")
     x, y, names = _texts(support) if texts else _images(support, generator)
-    asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
-    weights = generator.generate((x, y), **asked, seed=seed)  # type: ignore[arg-type]
-    if all(value is None for value in asked.values()):
-        _say_trust(float(generator.trust((x, y), seed=seed)))
+    weights, trusted = generator.generate_trusted(
+        (x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed
+    )
+    _say_trust(float(trusted))
     if adapter is not None:
         from mcdi.adapters import save_adapter
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -12,13 +12,25 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.files import read_json, read_tensors, write_json, write_tensors
-from mcdi.methods import Diffusion, WeightGenerator, adapt, make_method
+from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator, adapt, make_method
+from mcdi.methods.from_weights import FromWeights
+from mcdi.noise import Seed
 from mcdi.tasks import downstream, networks
 from mcdi.tasks.base import Examples
 from mcdi.tasks.sets import centre_of
 
 FORMAT = 2
 Weights = dict[str, Tensor]
+
+
+class Chain(NamedTuple):
+    """Where a chain of one task stood: times (n), and the weights (n, U, D) with their losses (n,) on the support set."""
+
+    times: list[int]
+    weights: Tensor
+    losses: Tensor
+    support: Examples
+    mask: Tensor
 
 
 class Generator:
@@ -92,7 +104,7 @@ class Generator:
         samples: int | None = None,
         ensemble: bool = False,
         stop: int | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> Weights:
         """Weights from a support set, without a gradient step: {name: (*shape)}, or (B, *shape) for a batch of tasks.
 
@@ -100,13 +112,20 @@ class Generator:
         samples: chains a task, averaged, or kept apart as (samples, ...) in front of the shape with `ensemble`;
         stop: end at the local target theta_{i d}, i in 1..k. Whatever is asked, a head leans on the least-squares
         classifier of its support set by the share that validation chose (Sampling.share); as it was trained to be asked, also
-        by more where the examples say that the task is unlike those of training (`trust`). Raises McdiError for inputs that do
-        not fit the model.
+        by more where the examples say that the task is unlike those of training (`trust`). seed: of a batch, or one of every
+        task where `own_seeds`. Raises McdiError for inputs that do not fit the model.
         """
-        examples, mask, single, centre = self._task(support)
         asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
-        asked = {n: v for n, v in asked.items() if v is not None}
-        method = self.method
+        return self.generate_trusted(support, seed=seed, ensemble=ensemble, **asked)[0]
+
+    @torch.no_grad()
+    def generate_trusted(
+        self, support: tuple[Any, Tensor] | Examples, *, seed: Seed = 0, ensemble: bool = False, **options: float | None
+    ) -> tuple[Weights, Tensor]:
+        """`generate`, and how far it was trusted: () or (B,), what `trust` says, 1 where options are asked."""
+        examples, mask, single, centre = self._task(support)
+        asked = {n: v for n, v in options.items() if v is not None}
+        method, trusted = self.method, torch.ones(len(mask))
         if isinstance(method, Diffusion):
             how = method.settings.sampling
             if asked:  # what is usual is known of one way of sampling alone
@@ -114,14 +133,34 @@ class Generator:
             if ensemble:
                 flat = method.draws(self.network, examples, mask, seed=seed, how=how)
             else:
-                flat = method.generate(self.network, examples, mask, seed=seed, how=how)
+                flat, trusted = method.generate_trusted(self.network, examples, mask, seed=seed, how=how)
         elif asked or ensemble:
             raise McdiError(
                 f"{self.name} has no chain to sample: {', '.join(asked) or 'ensemble'} is for the diffusion methods"
             )
         else:
-            flat = method.generate(self.network, examples, mask, seed=seed)
-        return self._dict(flat if centre is None else self.network.placed(flat, centre), single)
+            flat = method.generate(self.network, examples, mask, seed=seed)  # type: ignore[arg-type]
+        weights = self._dict(flat if centre is None else self.network.placed(flat, centre), single)
+        return weights, trusted[0] if single else trusted
+
+    @property
+    def own_seeds(self) -> bool:
+        """Whether every task of a batch may have a seed of its own. Others draw nothing, or one order of examples for all."""
+        return isinstance(self.method, Diffusion | FromWeights)
+
+    @torch.no_grad()
+    def chain(self, support: tuple[Any, Tensor] | Examples, *, seed: int = 0, **options: float | None) -> Chain:
+        """One chain of one task, from noise in T steps where nothing else is asked (steps, temperature), before it leans on
+        anything. Raises McdiError where there is no chain."""
+        if not isinstance(self.method, Diffusion) or not self.method.is_chain:
+            raise McdiError(f"{self.name} has no chain to look at: take a diffusion method, mc-di for instance")
+        examples, mask, single, _ = self._task(support)
+        if not single:
+            raise McdiError("a chain is looked at for one task: give x (S, ...) and y (S,)")
+        how = replace(SAMPLERS["ddpm"], **{n: v for n, v in options.items() if v is not None})  # type: ignore[arg-type]
+        states = self.method.chain(self.network, examples, mask, seed=seed, how=how)
+        losses = torch.cat([self.network.loss(w, examples, mask) for _, w in states])
+        return Chain([t for t, _ in states], torch.cat([w for _, w in states]), losses, examples, mask)
 
     def trust(self, support: tuple[Any, Tensor] | Examples, *, seed: int = 0) -> Tensor:
         """How far a task is like those of training, 1 to 0, by whether the head generated for it misses its own examples: as

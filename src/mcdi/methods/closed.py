@@ -108,12 +108,12 @@ class MetaBaseline(ClosedForm):
     def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
         x = net.frozen(support.x)
         lengths = x.norm(dim=-1)
-        if float(lengths.max()) > 1.01 * float(lengths.min()):
+        if bool((lengths.amax(1) > 1.01 * lengths.amin(1)).any()):
             raise McdiError(
                 "a linear head has no cosines of features of several lengths: leave meta-baseline out for this network"
             )
         means, _ = class_means(x, support.y, way)
-        weight = number * F.normalize(means, dim=-1) / lengths.mean()
+        weight = number * F.normalize(means, dim=-1) / lengths.mean(1)[:, None, None]  # of every task alone, not of the batch
         return torch.cat([weight, torch.zeros_like(weight[..., :1])], -1)
 
     def merit(self, net: LinearHead, weights: Tensor, query: Examples, mask: Tensor) -> float:

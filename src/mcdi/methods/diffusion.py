@@ -19,6 +19,7 @@ from mcdi.methods.objective import Objective
 from mcdi.methods.priors import fit_prior
 from mcdi.methods.sampling import Sampling, best_fit
 from mcdi.nets import make_denoiser
+from mcdi.noise import Seed, noise_of, normal
 from mcdi.prior import HeadPrior, LinearPrior, Prior
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskFamily
@@ -164,14 +165,14 @@ class Diffusion:
 
         return f
 
-    def _states(self, net: Network, support: Examples, mask: Tensor, seed: int, how: Sampling) -> Iterator[tuple[int, Tensor]]:
+    def _states(self, net: Network, support: Examples, mask: Tensor, seed: Seed, how: Sampling) -> Iterator[tuple[int, Tensor]]:
         """(t, x (samples * B, U, D)) along the chain, standardised."""
         if self.net is None or self.space is None:
             raise McdiError("this generator is not trained yet: call fit, or load a trained one")
         cond = net.condition(support, mask.shape[1]).repeat_interleave(how.samples, 0)
         mask = mask.repeat_interleave(how.samples, 0)
-        g = torch.Generator(cond.device).manual_seed(seed)
-        x = how.temperature * torch.randn(len(cond), mask.shape[1], self.space.D, generator=g, device=cond.device)
+        g = noise_of(seed, cond.device)
+        x = how.temperature * normal((len(cond), mask.shape[1], self.space.D), g, cond)
         yield 0, x
         yield from core.sample(
             self._along(cond, mask, how.guidance),
@@ -187,23 +188,29 @@ class Diffusion:
 
     @torch.no_grad()
     def chain(
-        self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None
+        self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, how: Sampling | None = None
     ) -> list[tuple[int, Tensor]]:
         """Every state of the chain, [(t, weights (samples * B, U, D))], on the natural scale; samples lie task by task."""
         states = self._states(net, support, mask, seed, how or self.settings.sampling)
         return [(t, self._natural(x)) for t, x in states]
 
     @torch.no_grad()
-    def draws(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling) -> Tensor:
+    def draws(self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, how: Sampling) -> Tensor:
         """(B, samples, U, D) weights, every chain's own; heads lean by the share, and by more where they are not trusted.
         Raises McdiError for a share < 1 of what is no head."""
+        return self._doubted(net, support, mask, seed, how)[0]
+
+    def _doubted(self, net: Network, support: Examples, mask: Tensor, seed: Seed, how: Sampling) -> tuple[Tensor, Tensor]:
+        """`draws` and the trust that they are given, (B,)."""
         drawn = self._ends(net, support, mask, seed, how)
         if not how.usual:
-            return drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
-        return net.leant(drawn, support, mask, how.share * self._trust(net, drawn, support, mask, how))
+            leant = drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
+            return leant, torch.ones(len(mask), device=mask.device)
+        trusted = self._trust(net, drawn, support, mask, how)
+        return net.leant(drawn, support, mask, how.share * trusted), trusted
 
     @torch.no_grad()
-    def trust(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+    def trust(self, net: Network, support: Examples, mask: Tensor, *, seed: Seed) -> Tensor:
         """(B,) how far a task is like those that validation had, 1 to 0: so much of the share is left to the generated head."""
         how = self.settings.sampling
         if not how.usual:
@@ -213,17 +220,23 @@ class Diffusion:
     def _trust(self, net: Network, drawn: Tensor, support: Examples, mask: Tensor, how: Sampling) -> Tensor:
         return trust(surprise(net, drawn.mean(1), support, mask), for_shots(how.usual, net, support, mask))
 
-    def _ends(self, net: Network, support: Examples, mask: Tensor, seed: int, how: Sampling) -> Tensor:
+    def _ends(self, net: Network, support: Examples, mask: Tensor, seed: Seed, how: Sampling) -> Tensor:
         """The last state of every chain, as it is generated: (B, samples, U, D)."""
         *_, (_, last) = self._states(net, support, mask, seed, how)
         return self._natural(last).unflatten(0, (-1, how.samples))
 
     @torch.no_grad()
-    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int, how: Sampling | None = None) -> Tensor:
+    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, how: Sampling | None = None) -> Tensor:
         """(B, U, D) weights; of several chains the mean, or the one that fits the support set best."""
-        how = how or self.settings.sampling
-        drawn = self.draws(net, support, mask, seed=seed, how=how)
-        return drawn.mean(1) if how.pick == "mean" else best_fit(net, drawn, support, mask)
+        return self.generate_trusted(net, support, mask, seed=seed, how=how or self.settings.sampling)[0]
+
+    @torch.no_grad()
+    def generate_trusted(
+        self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, how: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """What `generate` and `trust` say, of one chain: (B, U, D), (B,)."""
+        drawn, trusted = self._doubted(net, support, mask, seed, how)
+        return drawn.mean(1) if how.pick == "mean" else best_fit(net, drawn, support, mask), trusted
 
     def _natural(self, x: Tensor) -> Tensor:
         assert self.space is not None

@@ -11,6 +11,7 @@ from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.from_weights import FromWeights, FromWeightsSettings, over_units
 from mcdi.nets import make_denoiser
+from mcdi.noise import Seed, noise_of, normal
 from mcdi.weights import WeightSpace
 
 CLIP = 4.0  # standard deviations of what is generated
@@ -60,13 +61,11 @@ class FromNoise(FromWeights[N]):
         f = torch.func.functional_call(denoiser, params, (x, t / self.settings.T, read, mask))
         return over_units((f - eps).square().mean(-1), mask)
 
-    def denoised(self, f: Callable[[Tensor, Tensor], Tensor], like: Tensor, size: int, seed: int) -> Tensor:
+    def denoised(self, f: Callable[[Tensor, Tensor], Tensor], like: Tensor, size: int, seed: Seed) -> Tensor:
         """The end of a DDIM chain from noise, (B, U, size) for a mask `like` (B, U). What a step takes for the clean end is
         clipped, as image diffusions do: near noise a small error of f is a large one of it."""
-        g = torch.Generator(like.device).manual_seed(seed)
-        x = torch.randn(*like.shape, size, generator=g, device=like.device)
-
         schedule = replace(self.schedule, alpha=self.schedule.alpha.to(like.device))
+        x = normal((*like.shape, size), noise_of(seed, like.device), schedule.alpha)
 
         def clipped(x: Tensor, t: Tensor) -> Tensor:
             clean = core.to_x0(f(x, t / self.settings.T), x, t, schedule).clamp(-CLIP, CLIP)

@@ -15,6 +15,7 @@ from mcdi.methods.base import Log, silent
 from mcdi.methods.loop import Batch, MetaTraining, meta_train
 from mcdi.methods.objective import stored_tasks
 from mcdi.methods.sampling import best_fit
+from mcdi.noise import Seed
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
 from mcdi.tasks.downstream import Network
@@ -62,7 +63,7 @@ class FromWeights(Generic[S]):
         """One after the other: a later stage may read what an earlier one has learnt."""
         raise NotImplementedError
 
-    def answer(self, net: Network, support: Examples, mask: Tensor, seed: int) -> Tensor:
+    def answer(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
         """Standardised weights, (B, U, D), or (B, n, U, D) of which the best on the support set is taken."""
         raise NotImplementedError
 
@@ -90,7 +91,7 @@ class FromWeights(Generic[S]):
         return tuple(part.unflatten(0, shape) for part in drawn)
 
     @torch.no_grad()
-    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
+    def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: Seed) -> Tensor:
         if self.net is None or self.space is None:
             raise McdiError("this generator is not trained yet: call fit, or load a trained one")
         self.net.to(mask.device)

@@ -15,6 +15,7 @@ from mcdi.core import Params
 from mcdi.errors import McdiError
 from mcdi.methods.from_weights import FromWeights, FromWeightsSettings, Stage, over_units
 from mcdi.methods.loop import Batch
+from mcdi.noise import Seed
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskBatch
 from mcdi.tasks.downstream import Network
@@ -79,7 +80,7 @@ class Icis(FromWeights[IcisSettings]):
 
         yield Stage(coders, draw, loss)
 
-    def answer(self, net: Network, support: Examples, mask: Tensor, seed: int) -> Tensor:
+    def answer(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
         assert self.net is not None
         rows = self.net.say_weights(self.net.read_descriptor(net.condition(support, mask.shape[1])))
         return self.net.length * F.normalize(rows, dim=-1)

@@ -13,6 +13,7 @@ from mcdi.methods.autoencoder import Autoencoder, bound
 from mcdi.methods.from_noise import FromNoise, FromNoiseSettings
 from mcdi.methods.from_weights import Stage
 from mcdi.methods.loop import Batch
+from mcdi.noise import Seed
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskBatch
 from mcdi.tasks.downstream import Network
@@ -86,7 +87,7 @@ class Latent(FromNoise[LatentSettings]):
             count, square = count + z.numel(), square + z.square().sum()
         return (square / count).sqrt()
 
-    def answer(self, net: Network, support: Examples, mask: Tensor, seed: int) -> Tensor:
+    def answer(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
         assert self.net is not None
         s, parts = self.settings, self.net
         cond = self._condition(net, support, mask.shape[1]).repeat_interleave(s.samples, 0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mcdi.methods.from_noise import FromNoise, FromNoiseSettings
 from mcdi.methods.from_weights import Stage
 from mcdi.methods.loop import Batch
+from mcdi.noise import Seed
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskBatch
 from mcdi.tasks.downstream import Network
@@ -43,7 +44,7 @@ class MetaDiff(FromNoise[FromNoiseSettings]):
 
         yield Stage(self.net, draw, partial(self.noise_loss, self.net))
 
-    def answer(self, net: Network, support: Examples, mask: Tensor, seed: int) -> Tensor:
+    def answer(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
         assert self.net is not None and self.space is not None
         denoiser, space = self.net, self.space
         told = partial(slope, net, space)

@@ -16,6 +16,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.from_noise import FromNoise, FromNoiseSettings
 from mcdi.methods.from_weights import Stage, over_units
 from mcdi.methods.loop import Batch
+from mcdi.noise import Seed
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskBatch
 from mcdi.tasks.downstream import Network
@@ -93,7 +94,7 @@ class ResidualOcd(FromNoise[OcdSettings]):
         f, told = torch.func.functional_call(self.net, params, (x, t / self.settings.T, read, mask))
         return over_units((f - eps).square().mean(-1), mask) + (told - log_scale).square().mean()
 
-    def answer(self, net: Network, support: Examples, mask: Tensor, seed: int) -> Tensor:
+    def answer(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
         assert self.net is not None and self.space is not None
         parts = self.net
         base, read = self._base(net, self.space, support, mask)

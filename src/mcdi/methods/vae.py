@@ -11,6 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.autoencoder import Autoencoder, bound
 from mcdi.methods.from_weights import FromWeights, FromWeightsSettings, Stage
 from mcdi.methods.loop import Batch
+from mcdi.noise import Seed
 from mcdi.store import Stored
 from mcdi.tasks.base import Examples, TaskBatch
 from mcdi.tasks.downstream import Network
@@ -48,7 +49,7 @@ class Vae(FromWeights[VaeSettings]):
 
         yield Stage(self.net, draw, partial(bound, self.net, beta=self.settings.beta))
 
-    def answer(self, net: Network, support: Examples, mask: Tensor, seed: int) -> Tensor:
+    def answer(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
         assert self.net is not None
         cond = net.condition(support, mask.shape[1])
         return self.net.decode(cond.new_zeros(*cond.shape[:2], self.settings.latent), cond)
