@@ -15,6 +15,7 @@ from mcdi.errors import McdiError
 from mcdi.generate_cli import generate
 from mcdi.options import Data, Device, Out, RecipeName, Seed, TensorBoard, Workers, bars, console, recipe_of, workers_of
 from mcdi.report_cli import report
+from mcdi.serve_cli import serve
 from mcdi.store_cli import app as store_app
 from mcdi.study_cli import compare, reproduce, transfer
 from mcdi.workers import Backend, pick_device
@@ -120,7 +121,7 @@ def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> 
     _report(folder)
 
 
-for command in (reproduce, compare, transfer, generate, report):
+for command in (reproduce, compare, transfer, generate, report, serve):
     app.command()(command)
 
 

@@ -199,8 +199,8 @@ def landscape(
 def plane(
     net: Network, paths: Mapping[str, Tensor], centre: Tensor, data: Examples, mask: Tensor, grid: int
 ) -> tuple[dict[str, Any], dict[str, list[list[float]]]]:
-    """The loss on one task's `data` over the plane through `centre` (U, D) along the two directions in which paths (n, U, D) vary
-    most: {x, y, loss (grid, grid), a row for every y}, and the paths' points in it."""
+    """The loss on one task's `data` over the plane through `centre` (U, D) along the two directions in which paths (n, U, D)
+    vary most: {x, y, loss (grid, grid), a row for every y}, and the paths' points in it."""
     cloud, origin = torch.cat(list(paths.values())).flatten(1), centre.flatten()
     basis = torch.linalg.svd(cloud - origin, full_matrices=False).Vh[:2]
     flat = {n: ((c.flatten(1) - origin) @ basis.T) for n, c in paths.items()}

@@ -59,12 +59,17 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
     """Tensors and JSON-able metadata in one safetensors file, replaced atomically; returns the bytes written."""
-    data = save(
+    data = tensor_bytes(tensors, metadata)
+    write_bytes(path, data)
+    return data
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
+    """What `write_tensors` writes."""
+    return save(
         {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
         {n: json.dumps(v) for n, v in (metadata or {}).items()} or None,
     )
-    write_bytes(path, data)
-    return data
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

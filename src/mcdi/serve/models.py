@@ -1,0 +1,112 @@
+"""Which models are served, and how is one replaced while it serves?"""
+
+import logging
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcdi.errors import McdiError
+from mcdi.generator import Generator, load
+from mcdi.methods import Diffusion
+from mcdi.serve.limits import Limits
+from mcdi.serve.refusals import Refused
+from mcdi.serve.wire import ModelInfo
+from mcdi.tasks.downstream import Curve
+from mcdi.tasks.lora import LoraClassifier
+
+log = logging.getLogger("mcdi.serve")
+FILES = ("config.json", "model.safetensors")
+NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,99})=(.+)", re.DOTALL)
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+@dataclass
+class Served:
+    generator: Generator
+    folder: Path
+    stamp: Stamp
+
+
+def stamp_of(folder: Path) -> Stamp:
+    """Changes whenever one of the files is replaced. Raises McdiError for what is no folder of a generator."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise McdiError(f"{folder} {what}: give the folder of a trained generator, which holds {' and '.join(FILES)}")
+    try:
+        found = [(folder / name).stat() for name in FILES]
+    except OSError as error:
+        raise McdiError(f"{folder} holds no {' and '.join(FILES)}: give the folder of a trained generator") from error
+    return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in found)
+
+
+def named(models: Iterable[str]) -> dict[str, Path]:
+    """FOLDER or NAME=FOLDER, by name; a folder's own name where none is given."""
+    found: dict[str, Path] = {}
+    for text in models:
+        match = NAMED.fullmatch(text)
+        name, folder = (match[1], Path(match[2])) if match else (Path(text).resolve().name, Path(text))
+        if name in found:
+            raise McdiError(f"two models are called {name!r}: name them, NAME=FOLDER")
+        found[name] = folder
+    return found
+
+
+class Models:
+    """Generators by name. Names of requests are looked up here and nowhere else: no file is opened for one."""
+
+    def __init__(self, folders: Mapping[str, Path], device: str = "cpu") -> None:
+        self.device = device
+        self._served = {name: self._load(folder) for name, folder in folders.items()}
+        self._reloading = threading.Lock()
+
+    def _load(self, folder: Path) -> Served:
+        stamp = stamp_of(folder)
+        return Served(load(folder, self.device), folder, stamp)
+
+    def get(self, name: str) -> Generator:
+        if name not in self._served:
+            raise Refused(404, f"there is no model of this name: choose {', '.join(self._served)}")
+        return self._served[name].generator
+
+    def reload(self) -> dict[str, str]:
+        """Load every model whose files have changed, whole, before it takes the old one's place; one that cannot be loaded
+        leaves the old one serving. What happened, by name: "same", "new" or "failed"."""
+        done = {}
+        with self._reloading:
+            for name, old in list(self._served.items()):
+                try:
+                    if stamp_of(old.folder) == old.stamp:
+                        done[name] = "same"
+                        continue
+                    self._served[name] = self._load(old.folder)
+                    done[name] = "new"
+                    log.warning("%s: the new files of %s serve from now on", name, old.folder)
+                except McdiError as error:
+                    done[name] = "failed"
+                    log.error("%s: the old model serves on, as the new one cannot be loaded: %s", name, error)
+        return done
+
+    def info(self, limits: Limits) -> list[ModelInfo]:
+        return [describe(name, served.generator, limits) for name, served in self._served.items()]
+
+
+def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
+    network, method = generator.network, generator.method
+    texts, curve = isinstance(network, LoraClassifier), isinstance(network, Curve)
+    chain = isinstance(method, Diffusion)
+    most = method.schedule.T if isinstance(method, Diffusion) else None
+    return ModelInfo(
+        name=name,
+        method=generator.name,
+        network=network.kind,
+        images=None if network.embedder is None else network.embedder.shape,
+        features=None if texts else network.input_size,
+        texts=texts,
+        labels="numbers" if curve else "classes",
+        classes=None if curve else [2, limits.classes] if network.space.unit == "row" else [network.way] * 2,
+        chain=chain,
+        steps=(method.settings.sampling.steps or most) if isinstance(method, Diffusion) else None,
+        T=most,
+    )

@@ -1,0 +1,70 @@
+"""How does the service live as a process? One socket, uvicorn, and three signals."""
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from mcdi.errors import McdiError
+from mcdi.serve.app import create_app
+from mcdi.serve.limits import Keys, Limits
+from mcdi.serve.models import Models, named
+from mcdi.serve.service import Service
+
+
+def serve(
+    models: Sequence[str],
+    *,
+    host: str,
+    port: int,
+    device: str,
+    limits: Limits,
+    keys: Path | None,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT: what runs is finished, nothing new accepted. SIGHUP: look for new files of the models.
+
+    ready is called with the address once the socket listens; port 0 takes a free one.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    known = Keys(keys)
+    service = Service(Models(named(models), device), limits, known)
+    listening = _socket(host, port)
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload, daemon=True).start())
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, _ended)
+    config = uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
+    )
+    address = f"[{host}]" if ":" in host else host
+    ready(f"http://{address}:{listening.getsockname()[1]}")
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        service.close()
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    """uvicorn raises the signal that stopped it once more when all is done: it was meant, and the exit code is 0."""
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    """Bound here, so that a port in use is a sentence. Raises McdiError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(1024)
+    except OSError as error:
+        raise McdiError(f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another --port") from error
+    return found
