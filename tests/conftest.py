@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +159,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tiny_models import make_models  # skips its tests where transformers or peft are not installed
 
     return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, worlds: dict[str, World]) -> dict[str, Path]:
+    from serving import make_folders  # skips its tests where fastapi is not installed
+
+    return make_folders(tmp_path_factory.mktemp("served"), worlds)
+
+
+@pytest.fixture(scope="module")
+def client(folders: dict[str, Path]) -> Iterator[Any]:
+    from serving import serving
+
+    with serving(folders) as found:
+        yield found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -48,6 +49,15 @@ def write_json(path: Path, data: Any) -> None:
     write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
+    except OSError as error:
+        raise McdiError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from error
+
+
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
@@ -82,6 +92,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise McdiError(f"{path} is not a readable safetensors file ({error}): delete it and run its step again") from error
+
+
+def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `read_tensors` says of a file, of its bytes: tensors in memory, which nobody can change by writing to the file."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = {n: json.loads(v) for n, v in header.get("__metadata__", {}).items()}
+        return load_bytes(data), metadata
+    except (SafetensorError, ValueError, AttributeError, TypeError, OverflowError) as error:
+        raise McdiError(f"{where} is not a readable safetensors file ({error}): restore it") from error
 
 
 def remove_temporaries(folder: Path) -> None:

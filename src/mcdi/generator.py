@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import read_json, read_tensors, write_json, write_tensors
+from mcdi.files import read_bytes, read_json, tensors_of, write_json, write_tensors
 from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator, adapt, make_method
 from mcdi.methods.from_weights import FromWeights
 from mcdi.noise import Seed
@@ -239,7 +239,7 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
         cure = "it was saved by another version or program; train it again"
         raise McdiError(f"{folder}/config.json is not a generator of format {FORMAT}: {cure}")
-    tensors, _ = read_tensors(folder / "model.safetensors")
+    tensors, _ = tensors_of(read_bytes(folder / "model.safetensors"), f"{folder}/model.safetensors")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise McdiError(f"{folder}/model.safetensors holds NaN or infinite weights: train again or restore the file")
     return config, {

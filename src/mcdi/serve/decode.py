@@ -120,6 +120,8 @@ def _pixels(data: bytes, name: str, limits: Limits) -> int:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             width, height = file.size
+    except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
+        raise McdiError(f"{name} has too many pixels: send at most {limits.pixels}") from error
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
         raise McdiError(f"{name} is no image file: send {', '.join(FORMATS)}") from error
     if width * height > limits.pixels:

@@ -1,0 +1,147 @@
+"""How does a Python program ask a server for weights? With the standard library, and tensors come back."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.files import tensors_of
+from mcdi.generator import Weights
+from mcdi.serve.refusals import Refused
+
+Inputs = Mapping[str, Any]  # {"images": [path or bytes]}, {"features": tensor or rows} or {"texts": [(s,) or (s, s)]}
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Weights that stay on the server. names: the shape of each; trust: see Generator.trust."""
+
+    handle: str
+    model: str
+    classes: list[Any]
+    names: dict[str, list[int]]
+    milliseconds: float
+    trust: float
+
+
+@dataclass(frozen=True)
+class Generated:
+    weights: Weights
+    classes: list[Any]
+    milliseconds: float
+    trust: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """labels and probabilities (Q, classes) of a classifier; outputs (Q,) of a curve."""
+
+    labels: list[Any]
+    probabilities: Tensor
+    classes: list[Any]
+    outputs: Tensor
+    milliseconds: float
+
+
+class Client:
+    """One connection, kept open: one client a thread. Whatever the server refuses is raised as Refused, an McdiError, with its
+    sentence and `status`; a server that cannot be reached as McdiError."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise McdiError(f"{url!r} is no address of a server: give http://HOST:PORT")
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self.url, self._connection = url, kind(parts.hostname, parts.port, timeout=timeout)
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def health(self) -> dict[str, Any]:
+        return self._json("GET", "/healthz")
+
+    def models(self) -> list[dict[str, Any]]:
+        """What is served, see GET /v1/models."""
+        return list(self._json("GET", "/v1/models")["models"])
+
+    def generate(self, model: str, support: Inputs, labels: Sequence[Any], **options: Any) -> Generated:
+        """Weights, ready for load_state_dict. options: steps, seed, temperature, samples."""
+        body = {**_task(model, support, labels), **options, "format": "safetensors"}
+        response, data = self._call("POST", "/v1/generate", body)
+        weights, metadata = tensors_of(data, f"what {self.url} answered")
+        took, trust = (float(response.headers[f"X-Mcdi-{n}"]) for n in ("Milliseconds", "Trust"))
+        return Generated(weights, metadata["classes"], took, trust)
+
+    def keep(self, model: str, support: Inputs, labels: Sequence[Any], **options: Any) -> Handle:
+        """The same weights, kept on the server for `predict`."""
+        return Handle(**self._json("POST", "/v1/generate", {**_task(model, support, labels), **options, "format": "handle"}))
+
+    def predict(self, handle: Handle | str, queries: Inputs) -> Prediction:
+        name = handle.handle if isinstance(handle, Handle) else handle
+        found = self._json("POST", "/v1/predict", {"handle": name, "queries": _inputs(queries)})
+        return Prediction(**found | {n: torch.tensor(found[n]) for n in ("probabilities", "outputs")})
+
+    def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        _, data = self._call(method, path, body)
+        found: dict[str, Any] = json.loads(data)
+        return found
+
+    def _call(self, method: str, path: str, body: Any = None) -> tuple[HTTPResponse, bytes]:
+        data = None if body is None else json.dumps(body).encode()
+        kept = self._connection.sock is not None
+        try:
+            response, answer = self._exchange(method, path, data)
+        except (HTTPException, OSError) as error:
+            self._connection.close()
+            if not kept or isinstance(error, TimeoutError):
+                raise McdiError(f"{self.url} does not answer ({error or type(error).__name__}): is it running?") from error
+            return self._call(method, path, body)  # the server has closed the connection meanwhile
+        if response.status >= 400:
+            raise Refused(response.status, _sentence(response, answer), dict(response.headers))
+        return response, answer
+
+    def _exchange(self, method: str, path: str, data: bytes | None) -> tuple[HTTPResponse, bytes]:
+        with suppress(BrokenPipeError, ConnectionResetError):  # what is too large is refused before it is read
+            self._connection.request(method, path, data, self._headers)
+        response = self._connection.getresponse()
+        return response, response.read()
+
+
+def _sentence(response: HTTPResponse, answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {response.status} {response.reason}"
+
+
+def _task(model: str, support: Inputs, labels: Sequence[Any]) -> dict[str, Any]:
+    plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    return {"model": model, "support": _inputs(support), "labels": plain}
+
+
+def _inputs(inputs: Inputs) -> dict[str, Any]:
+    return {kind: _values(kind, values) for kind, values in inputs.items()}
+
+
+def _values(kind: str, values: Any) -> list[Any]:
+    if kind == "images":
+        return [base64.b64encode(v if isinstance(v, bytes) else Path(v).read_bytes()).decode() for v in values]
+    if isinstance(values, Tensor):
+        return list(values.tolist())
+    return [list(v) for v in values]

@@ -1,0 +1,100 @@
+"""Tiny trained generators of every kind in folders, and a service of them in this process."""
+
+import base64
+import io
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from worlds import settings
+
+from mcdi.embed import Conv4, Embedder, cl2n
+from mcdi.generator import Generator
+from mcdi.methods import make_method
+from mcdi.prepare import Preparation, trajectories
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.heads import LinearHead
+
+pytest.importorskip("fastapi", reason="needs mcdi[serve]")
+from fastapi.testclient import TestClient
+
+from mcdi.serve.app import create_app
+from mcdi.serve.limits import Keys, Limits
+from mcdi.serve.models import Models
+from mcdi.serve.service import Service
+
+
+def png(kind, size=(56, 56), shift=0, form="PNG"):
+    """A ring or a stroke, as the bytes of an image file."""
+    image = Image.new("L", size, 255)
+    draw = ImageDraw.Draw(image)
+    if kind == "ring":
+        draw.ellipse((8 + shift, 8, 44, 44 + shift), outline=0, width=4)
+    else:
+        draw.line((28 + shift, 6, 28, 50 - shift), fill=0, width=4)
+    out = io.BytesIO()
+    image.save(out, form)
+    return out.getvalue()
+
+
+def images(*kinds):
+    return {"images": [base64.b64encode(png(k, shift=i)).decode() for i, k in enumerate(kinds)]}
+
+
+def task(model="drawings", **changes):
+    labels = ["ring", "ring", "stroke", "stroke"]
+    return {"model": model, "support": images(*labels), "labels": labels, **changes}
+
+
+def vectors(seed=0, count=6, width=6):
+    x = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+    return {"features": x.tolist()}
+
+
+def _drawings():
+    """Mc-Di of heads over a backbone that nothing has trained: fast, and all that a service reads of one."""
+    g = torch.Generator().manual_seed(0)
+    banks = {s: cl2n(torch.randn(8, 10, 64, generator=g), torch.zeros(64)) for s in ("train", "val", "test")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = LinearHead(64, 3, Embedder(Conv4()))
+    family = FewShot("drawings", network, banks, way=3, shots=(2,), queries=4)
+    data = trajectories(family, "train", range(16), Preparation(tasks=16, epochs=6, k=3, lr=0.03))
+    method = make_method("mc-di", settings("mc-di", T=10)).fit(family, data, seed=0)
+    return Generator("mc-di", method, network)
+
+
+def make_folders(root, worlds):
+    """Folders by the name that they are served under."""
+    drawings = _drawings()
+    made = {
+        "drawings": drawings,
+        "closed": Generator("prototypes", make_method("prototypes", {}), drawings.network),
+        "vectors": Generator("mc-di", worlds["gauss"].method("mc-di"), worlds["gauss"].family.downstream),
+        "curves": Generator("mc-di", worlds["sines"].method("mc-di"), worlds["sines"].family.downstream),
+    }
+    for name, generator in made.items():
+        generator.save_pretrained(root / name)
+    return {name: root / name for name in made}
+
+
+@contextmanager
+def serving(folders, keys=None, **limits):
+    """A client of a service in this process; the service as client.service."""
+    service = Service(Models(folders), Limits(**limits), Keys(keys))
+    client = TestClient(create_app(service), raise_server_exceptions=False)
+    client.service = service
+    try:
+        yield client
+    finally:
+        service.close()
+
+
+def sentence(response, status):
+    """The error of an answer with this status."""
+    assert response.status_code == status, (response.status_code, response.text[:300])
+    said = json.loads(response.content)
+    assert list(said) == ["error"] and isinstance(said["error"], str) and said["error"]
+    return said["error"]
