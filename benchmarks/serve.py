@@ -1,0 +1,167 @@
+"""How many requests a second does `mcdi serve` answer, how long do they take, and does its memory stay level?
+
+    python benchmarks/serve.py --model runs/glyphs/methods/mc-di-0
+
+The server is a process of its own on loopback, driven from this one with `mcdi.serve.client` at 1, 16 and 64 clients; a request
+is a support set of five classes, five images each, and asks for a handle. The same once more without batches (one task a pass),
+with a queue too short for the clients, and then --requests in all, with the server's memory after every 2,000 of them. Without
+--model a small generator is trained first, over a backbone of random weights: its answers mean nothing, its times do.
+"""
+
+import argparse
+import io
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from mcdi.embed import Conv4, Embedder, cl2n
+from mcdi.errors import McdiError
+from mcdi.generator import Generator
+from mcdi.methods import make_method
+from mcdi.prepare import Preparation, trajectories
+from mcdi.run import provenance
+from mcdi.serve.client import Client
+from mcdi.serve.refusals import Refused
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.heads import LinearHead
+
+WAY, SHOTS, BLOCK = 5, 5, 2000
+
+
+def small_model(folder: Path) -> Path:
+    g = torch.Generator().manual_seed(0)
+    banks = {s: cl2n(torch.randn(20, 20, 64, generator=g), torch.zeros(64)) for s in ("train", "val", "test")}
+    family = FewShot("drawings", LinearHead(64, WAY, Embedder(Conv4())), banks, way=WAY, shots=(SHOTS,), queries=5)
+    data = trajectories(family, "train", range(64), Preparation(tasks=64, epochs=12, k=3, lr=0.03))
+    training = {"iterations": 20, "learners": 2, "tasks": 8}
+    method = make_method("mc-di", {"training": training, "sampling": {"steps": 2, "temperature": 0.0}}).fit(
+        family, data, seed=0
+    )
+    Generator("mc-di", method, family.downstream).save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def server(model: Path, **options: object) -> Iterator[tuple[str, int]]:
+    """Its address and process id; SIGTERM and exit code 0 in the end."""
+    asked = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", "mcdi.cli", "serve", f"m={model}", "--port", "0", *asked]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    address = process.stderr.readline().split()[0]
+    if not address.startswith("http"):
+        raise McdiError(f"the server did not start: {address} {process.stderr.read()}")
+    try:
+        yield address, process.pid
+    finally:
+        process.terminate()
+        code = process.wait()
+        if code:
+            raise McdiError(f"the server ended with code {code}: {process.stderr.read()}")
+
+
+def memory(pid: int) -> float:
+    """MiB of the process that are in memory."""
+    line = next(n for n in Path(f"/proc/{pid}/status").read_text().splitlines() if n.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def support(seed: int) -> tuple[list[bytes], list[int]]:
+    rng, files = np.random.default_rng(seed), []
+    for _ in range(WAY * SHOTS):
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(out, "PNG")
+        files.append(out.getvalue())
+    return files, [i % WAY for i in range(WAY * SHOTS)]
+
+
+def drive(address: str, clients: int, requests: int) -> tuple[list[float], Counter[str], float]:
+    """Seconds of every answer, what happened how often, and seconds in all."""
+    took: list[float] = []
+    happened: Counter[str] = Counter()
+    left, lock = iter(range(requests)), threading.Lock()
+
+    def one() -> None:
+        files, labels = support(random.Random(threading.get_ident()).randrange(10**6))
+        with Client(address) as client:
+            while True:
+                with lock:
+                    number = next(left, None)
+                if number is None:
+                    return
+                start = time.perf_counter()
+                try:
+                    client.keep("m", {"images": files}, labels, seed=number)
+                    result = "200"
+                except Refused as refused:
+                    result = str(refused.status)
+                except McdiError:
+                    result = "no answer"
+                with lock:
+                    took.append(time.perf_counter() - start)
+                    happened[result] += 1
+
+    threads = [threading.Thread(target=one) for _ in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(took), happened, time.perf_counter() - start
+
+
+def row(name: str, address: str, clients: int, requests: int) -> tuple[list[str], float]:
+    took, happened, seconds = drive(address, clients, requests)
+    rate = happened["200"] / seconds
+    median, slow = (1000 * took[min(len(took) - 1, int(q * len(took)))] for q in (0.5, 0.99))
+    errors = sum(n for what, n in happened.items() if what not in ("200", "429"))
+    return [name, str(clients), f"{rate:.0f}", f"{median:.1f}", f"{slow:.1f}", str(happened["429"]), str(errors)], rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of a generator that reads images")
+    parser.add_argument("--requests", type=int, default=20_000, help="in all, for the memory")
+    parser.add_argument("--each", type=int, default=2000, help="of a row of the table")
+    parser.add_argument("--wait", type=float, default=2, help="milliseconds, as mcdi serve has it")
+    arguments = parser.parse_args()
+    table = Table(title=f"{provenance()['hardware']}, {WAY} classes, {SHOTS} images each, a handle")
+    for column in ("server", "clients", "requests / s", "p50 ms", "p99 ms", "429", "errors"):
+        table.add_column(column, justify="right")
+    rates: dict[tuple[str, int], float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = arguments.model or small_model(Path(scratch) / "m")
+        for name, options in {"batches": {"wait": arguments.wait}, "one by one": {"batch": 1, "wait": 0}}.items():
+            with server(model, **options) as (address, _):
+                drive(address, 4, 50)
+                for clients in (1, 16, 64):
+                    cells, rates[name, clients] = row(name, address, clients, arguments.each)
+                    table.add_row(*cells)
+        with server(model, queue=8) as (address, _):
+            table.add_row(*row("queue of 8", address, 64, arguments.each)[0])
+        with server(model, wait=arguments.wait) as (address, pid):
+            levels = [("start", memory(pid))]
+            for done in range(0, arguments.requests, BLOCK):
+                drive(address, 16, min(BLOCK, arguments.requests - done))
+                levels.append((f"{min(done + BLOCK, arguments.requests):,}", memory(pid)))
+    Console().print(table)
+    for clients in (1, 16, 64):
+        print(f"batches / one by one, {clients} clients: {rates['batches', clients] / rates['one by one', clients]:.2f}")
+    print("memory of the server, MiB: " + ", ".join(f"{name} {level:.0f}" for name, level in levels))
+
+
+if __name__ == "__main__":
+    main()
