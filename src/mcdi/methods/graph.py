@@ -84,7 +84,8 @@ def _in_order(module: nn.Module) -> list[Step]:
     steps = [Step("placeholder", "placeholder", [], [])]
     for name, part in module.named_modules():
         owns = _own(name, part, recurse=False)
-        if owns or not any(True for _ in part.children()):
+        computes = type(part).forward is not nn.Module.forward  # an empty list of modules does not
+        if owns or (computes and not any(True for _ in part.children())):
             steps.append(Step(f"module {name}", type(part).__name__, owns, [steps[-1].name]))
     return [*steps, Step("output", "output", [], [steps[-1].name])]
 
