@@ -46,10 +46,8 @@ def small_model(folder: Path) -> Path:
     banks = {s: cl2n(torch.randn(20, 20, 64, generator=g), torch.zeros(64)) for s in ("train", "val", "test")}
     family = FewShot("drawings", LinearHead(64, WAY, Embedder(Conv4())), banks, way=WAY, shots=(SHOTS,), queries=5)
     data = trajectories(family, "train", range(64), Preparation(tasks=64, epochs=12, k=3, lr=0.03))
-    training = {"iterations": 20, "learners": 2, "tasks": 8}
-    method = make_method("mc-di", {"training": training, "sampling": {"steps": 2, "temperature": 0.0}}).fit(
-        family, data, seed=0
-    )
+    how = {"training": {"iterations": 20, "learners": 2, "tasks": 8}, "sampling": {"steps": 2, "temperature": 0.0}}
+    method = make_method("mc-di", how).fit(family, data, seed=0)
     Generator("mc-di", method, family.downstream).save_pretrained(folder)
     return folder
 

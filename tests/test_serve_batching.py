@@ -83,6 +83,16 @@ class TestSameAsAlone:
         for k, t, found in zip(kept, tasks, calls[0].run([c.payload for c in calls]), strict=True):
             torch.testing.assert_close(found, generator.predict(k.weights, t.x).softmax(-1))
 
+    def test_numbers_that_are_not_finite_are_one_tasks_own_fault(self, worlds, batcher):
+        world = worlds["gauss"]
+        generator = Generator("mc-di", world.method("mc-di"), world.family.downstream)
+        good, bad = some_tasks(2)
+        calls = [generation(generator, t, 0, Options()) for t in (good, bad._replace(x=bad.x * 1e30))]
+        fine, unfit = [batcher.submit(*call) for call in calls]
+        assert fine.result(10).weights["weight"].isfinite().all()
+        with pytest.raises(McdiError, match="not finite"):
+            unfit.result(10)
+
     def test_over_http(self, client, folders):
         bodies = [{"model": "vectors", "support": vectors(s), "labels": [0, 0, 1, 1, 2, 2], "seed": s} for s in range(12)]
         alone = [client.post("/v1/generate", json={**b, "format": "safetensors"}).content for b in bodies]

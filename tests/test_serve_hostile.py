@@ -7,6 +7,7 @@ import struct
 import zlib
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from serving import images, png, sentence, serving, task, vectors
 
@@ -104,6 +105,19 @@ def test_a_bad_task(client, name):
 def test_bad_bytes(client, name):
     data, status = RAW[name]
     sentence(client.post("/v1/generate", content=data, headers=JSON), status)
+
+
+@pytest.mark.parametrize("route", ["generate", "chain", "landscape"])
+def test_systems_of_equations_that_become_singular(client, route, monkeypatch):
+    large = [[1e6, 0, 0, 0, 0, 0], [1e6, 1e-6, 0, 0, 0, 0], [-1e6, 0, 0, 0, 0, 0], [0, 1e6, 0, 0, 0, 0]]
+    body = {**rows(*large), "labels": [0, 0, 1, 1]}
+    assert client.post(f"/v1/{route}", json=body).status_code in (200, 422)
+
+    def singular(*_):
+        raise torch.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(torch.linalg, "solve", singular)
+    assert "not finite" in sentence(client.post(f"/v1/{route}", json=body), 422)
 
 
 class TestLimits:

@@ -97,10 +97,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `read_tensors` says of a file, of its bytes: tensors in memory, which nobody can change by writing to the file."""
     try:
+        tensors = load_bytes(data)  # refuses whatever is no such header
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = {n: json.loads(v) for n, v in header.get("__metadata__", {}).items()}
-        return load_bytes(data), metadata
-    except (SafetensorError, ValueError, AttributeError, TypeError, OverflowError) as error:
+        return tensors, {n: json.loads(v) for n, v in header.get("__metadata__", {}).items()}
+    except (SafetensorError, ValueError) as error:
         raise McdiError(f"{where} is not a readable safetensors file ({error}): restore it") from error
 
 

@@ -48,7 +48,7 @@ def generation(generator: Generator, examples: Examples, seed: int, options: Opt
     shape = tuple(examples.x.shape) if isinstance(examples.x, Tensor) else (len(examples.x), len(examples.x[0]))
     alike = None if generator.own_seeds else seed
     key = ("generate", id(generator), shape, len(examples.classes), options, alike)
-    run = partial(_generate, generator, options)
+    run = _solvable(partial(_generate, generator, options))
     return Call(key, run, (examples, seed), options.samples or 1)
 
 
@@ -62,7 +62,23 @@ def prediction(kept: Kept, x: Any) -> Call:
 def look(generator: Generator, examples: Examples, seed: int, options: Options, grid: int | None) -> Call:
     """Call whose result is a Chain, or with a grid a Landscape; never shared."""
     run = partial(_chain if grid is None else partial(_landscape, grid), generator, options)
-    return Call(object(), run, (examples, seed))
+    return Call(object(), _solvable(run), (examples, seed))
+
+
+def unfit() -> McdiError:
+    return McdiError("what was sent leads to numbers that are not finite: scale the examples as those of training are")
+
+
+def _solvable(run: Run) -> Run:
+    """Systems of equations that large numbers make singular are the sender's, too."""
+
+    def guarded(jobs: list[Any]) -> list[Any]:
+        try:
+            return run(jobs)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise unfit() from error
+
+    return guarded
 
 
 def _stacked(generator: Generator, inputs: list[Any]) -> Any:
@@ -78,7 +94,7 @@ def _generate(generator: Generator, options: Options, jobs: list[tuple[Examples,
     seeds = [seed for _, seed in jobs]
     made, trusted = generator.generate_trusted((x, y), seed=seeds if generator.own_seeds else seeds[0], **options._asdict())
     tasks = [{n: w[i].cpu().clone() for n, w in made.items()} for i in range(len(jobs))]  # no view of the others' weights
-    return [Made(w, t) if _finite(*w.values()) else UNFIT for w, t in zip(tasks, trusted.tolist(), strict=True)]
+    return [Made(w, t) if _finite(*w.values()) else unfit() for w, t in zip(tasks, trusted.tolist(), strict=True)]
 
 
 def _predict(generator: Generator, jobs: list[tuple[Kept, Any]]) -> list[Tensor | McdiError]:
@@ -86,10 +102,7 @@ def _predict(generator: Generator, jobs: list[tuple[Kept, Any]]) -> list[Tensor 
     out = generator.predict(weights, _stacked(generator, [x for _, x in jobs])).cpu()
     if jobs[0][0].classes:
         out = F.softmax(out, -1)
-    return [one if _finite(one) else UNFIT for one in out]
-
-
-UNFIT = McdiError("what was sent leads to numbers that are not finite: scale the examples as those of training are")
+    return [one if _finite(one) else unfit() for one in out]
 
 
 def _finite(*tensors: Tensor) -> bool:
@@ -101,7 +114,7 @@ def _chain(generator: Generator, options: Options, jobs: list[tuple[Examples, in
     ((examples, seed),) = jobs
     chain = generator.chain((examples.x, examples.y), seed=seed, **options._asdict())
     if not _finite(chain.weights, chain.losses):
-        return [UNFIT]
+        return [unfit()]
     units, size = chain.weights.shape[1:]
     small = chain.weights
     if units > SENT[0] or size > SENT[1]:
@@ -125,11 +138,11 @@ def _landscape(grid: int, generator: Generator, options: Options, jobs: list[tup
     ((examples, seed),) = jobs
     chain = generator.chain((examples.x, examples.y), seed=seed, **options._asdict())
     if not _finite(chain.weights, chain.losses):
-        return [UNFIT]
+        return [unfit()]
     with torch.no_grad():
         drawn, paths = plane(generator.network, {"chain": chain.weights}, chain.weights[-1], chain.support, chain.mask, grid)
     if not _finite(torch.tensor(drawn["loss"])):
-        return [UNFIT]
+        return [unfit()]
     taken = 1000 * (time.perf_counter() - start)
     losses = chain.losses.tolist()
     return [wire.Landscape(**drawn, path=paths["chain"], times=chain.times, losses=losses, milliseconds=taken)]
