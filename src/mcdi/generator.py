@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.files import read_bytes, read_json, tensors_of, write_json, write_tensors
@@ -17,6 +17,7 @@ from mcdi.methods.from_weights import FromWeights
 from mcdi.noise import Seed
 from mcdi.tasks import downstream, networks
 from mcdi.tasks.base import Examples
+from mcdi.tasks.own import Describe, Loss
 from mcdi.tasks.sets import centre_of
 
 FORMAT = 2
@@ -57,9 +58,12 @@ class Generator:
         x = x.to(self.device)
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise McdiError("the examples hold NaN or infinite values: clean them first")
-        if isinstance(self.network, downstream.Curve):
-            return x.float()
         net, shape = self.network, None if self.network.embedder is None else self.image_shape
+        raw = net.example_shape
+        if raw is not None:
+            if tuple(x.shape[x.ndim - len(raw) :]) != raw:
+                raise McdiError(f"examples of shape {tuple(x.shape)} do not end in {raw}, the shape of one")
+            return net.embed(x.float() if x.is_floating_point() else x)
         if shape is not None and x.ndim >= 4 and tuple(x.shape[-3:]) == shape:
             images = x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8)
             return net.embed_query(images) if query else net.embed(images)
@@ -72,15 +76,16 @@ class Generator:
 
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
         x, y = self.network.read(support[0]), torch.as_tensor(support[1]).to(self.device)
-        single = y.ndim == 1
+        target = self.network.target_shape
+        single = y.ndim == 1 + len(target)
         if single:
             x, y = x[None], y[None]
-        if y.ndim != 2 or x.shape[:2] != y.shape or y.shape[1] == 0:
+        if y.ndim != 2 + len(target) or x.shape[:2] != y.shape[:2] or y.shape[2:] != target or y.shape[1] == 0:
             raise McdiError(
                 f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both"
             )
         space, way = self.network.space, self.network.way
-        if y.is_floating_point() != isinstance(self.network, downstream.Curve):
+        if y.is_floating_point() != self.network.real:
             raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
         if not y.is_floating_point():
             way = int(y.max()) + 1
@@ -214,11 +219,20 @@ class Generator:
         write_json(folder / "config.json", config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "Generator":
-        """Inverse of `save_pretrained`. Raises McdiError for a folder that is missing, corrupt or of another version."""
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str = "cpu",
+        *,
+        module: nn.Module | None = None,
+        loss: Loss | None = None,
+        describe: Describe | None = None,
+    ) -> "Generator":
+        """Inverse of `save_pretrained`. module, and loss and describe if they were given: those of `OwnTasks`.
+        Raises McdiError for a folder that is missing, corrupt or of another version."""
         config, parts = _saved(Path(folder))
         with _belonging(Path(folder)):
-            network = networks.build(config["network"], parts["network"])
+            network = networks.build(config["network"], parts["network"], module=module, loss=loss, describe=describe)
             method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
         saved = config.get("space")
         if saved is not None and network.space.config() != saved:
@@ -265,6 +279,13 @@ def load_method(folder: Path) -> WeightGenerator:
         return make_method(config["method"], config["settings"]).restore(config, parts["method"])
 
 
-def load(folder: str | Path, device: str = "cpu") -> Generator:
-    """The generator saved in `folder`, for instance `runs/glyphs/methods/mc-di-0`."""
-    return Generator.from_pretrained(folder, device)
+def load(
+    folder: str | Path,
+    device: str = "cpu",
+    *,
+    module: nn.Module | None = None,
+    loss: Loss | None = None,
+    describe: Describe | None = None,
+) -> Generator:
+    """The generator saved in `folder`, for instance `runs/glyphs/methods/mc-di-0`; one for your own module needs `module`."""
+    return Generator.from_pretrained(folder, device, module=module, loss=loss, describe=describe)

@@ -30,6 +30,9 @@ class Network:
     embedding = 0  # how many of them, the last ones, are of another network, which the condition alone reads
     way: int  # classes of the template; a head may be generated for any number
     heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
+    example_shape: tuple[int, ...] | None = None  # of one example that is not embedded
+    target_shape: tuple[int, ...] = ()  # of its y
+    real = False  # whether y are real numbers, no classes
     centred = False  # whether tasks see features less the centre of their support set; `placed` undoes it
     leans = False  # whether its weights hold a head that can be `leant`
     init_std = 0.05
@@ -133,8 +136,9 @@ class Network:
         """Accuracy, or R^2 clipped to [0, 1], of each task: -> (B,)."""
         out = self.logits(weights, data.x, mask)
         if data.y.is_floating_point():
-            residual = ((out - data.y) ** 2).sum(1)
-            return (1 - residual / ((data.y - data.y.mean(1, keepdim=True)) ** 2).sum(1).clamp(min=1e-9)).clamp(0, 1)
+            out, y = (values.reshape(*values.shape[:2], -1) for values in (out, data.y))
+            residual, spread = ((out - y) ** 2).sum(1), ((y - y.mean(1, keepdim=True)) ** 2).sum(1)
+            return (1 - residual / spread.clamp(min=1e-9)).clamp(0, 1).mean(-1)
         return (out.argmax(-1) == data.y).float().mean(1)
 
     def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
@@ -218,6 +222,7 @@ class Curve(Network):
     """All weights of a small network R -> R; the condition is a kernel estimate of the curve on a fixed grid."""
 
     kind = "curve"
+    example_shape, real = (1,), True
     grid, bandwidth = 24, 0.35
 
     def __init__(self, hidden: int = 24, low: float = -3.0, high: float = 3.0) -> None:

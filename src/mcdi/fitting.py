@@ -1,0 +1,50 @@
+"""How does a network of your own get a generator? mcdi.fit(mcdi.OwnTasks(module, x, y)).generate(support)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcdi.evaluate import choose_sampler
+from mcdi.generator import Generator
+from mcdi.methods import DIFFUSIONS, Diffusion, Log, make_method, silent
+from mcdi.prepare import Preparation, trajectories
+from mcdi.settings import merged
+from mcdi.store import Stored
+from mcdi.tasks.own import OwnTasks
+
+VALIDATION = 200  # support sets of held-out tasks that choose a sampler
+# For networks of up to a few thousand weights. The functional term decides: weights are many, what they compute is little. A
+# single level, as our studies found two to be worth no more, and they take twice as long.
+SMALL: dict[str, Any] = {
+    "denoiser": "mlp",
+    "prior": False,
+    "weight": "x0",
+    "functional": 1.0,
+    "options": {"width": 128, "depth": 2},
+    "training": {"meta": "none", "iterations": 500, "learners": 2, "tasks": 16, "outer_lr": 0.006},
+}
+ADAM = Preparation(epochs=60, lr=0.03)
+
+
+def fit(
+    tasks: OwnTasks,
+    method: str = "mc-di",
+    *,
+    how: Preparation = ADAM,
+    stored: Stored | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    log: Log = silent,
+) -> Generator:
+    """The generator of a method, trained on all tasks but those held out, on which its sampler is chosen.
+
+    how: the optimiser whose trajectories are learnt from, and k of its points; its `tasks` is not read, all are used.
+    stored: trajectories that are there already, of `prepare(tasks, folder, how)`, say. settings: of the method, over
+    `SMALL` for a diffusion: {"training": {"iterations": 2000}} trains longer, {"training": {"meta": "reptile"}} is the paper's
+    bi-level training. Runs on the CPU.
+    """
+    data = trajectories(tasks, "train", range(len(tasks)), how) if stored is None else stored
+    values = merged(SMALL if method in DIFFUSIONS else {}, settings or {})
+    made = make_method(method, values).fit(tasks, data, seed=seed, log=log)
+    if isinstance(made, Diffusion) and "sampling" not in values:
+        made = choose_sampler(made, tasks, tasks=VALIDATION, seed=seed)[1]
+    return Generator(method, made, tasks.downstream)
