@@ -3,7 +3,7 @@
 const range = (n) => Array.from({ length: n + 1 }, (_, i) => i / n);
 const circle = range(40).map((s) => [Math.cos(6.6 * s - 1.4), Math.sin(6.6 * s - 1.4)]);
 const wave = range(40).map((s) => [2 * s - 1, -0.45 * Math.sin(12.6 * s)]);
-const spiral = range(60).map((s) => [(0.08 + 0.92 * s) * Math.cos(14 * s), (0.08 + 0.92 * s) * Math.sin(14 * s)]);
+const spiral = range(120).map((s) => [(0.08 + 0.92 * s) * Math.cos(14 * s), (0.08 + 0.92 * s) * Math.sin(14 * s)]);
 const line = (...points) =>
   points.slice(1).flatMap(([x, y], i) => range(12).map((s) => [points[i][0] * (1 - s) + x * s, points[i][1] * (1 - s) + y * s]));
 

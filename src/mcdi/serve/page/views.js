@@ -2,8 +2,8 @@
 
 const LOW = [12, 52, 84]; // colours of the least and the largest loss
 const HIGH = [236, 243, 246];
-const NEGATIVE = [23, 92, 158];
-const POSITIVE = [190, 84, 10];
+const LIGHT = { zero: [255, 255, 255], negative: [23, 92, 158], positive: [190, 84, 10] };
+const DARK = { zero: [29, 35, 38], negative: [104, 176, 245], positive: [255, 160, 84] };
 const LEVELS = 14;
 const FIELD = 400; // pixels along each side of the loss, before it is scaled to its place
 
@@ -109,12 +109,12 @@ export class Matrix {
     const [context, width, height] = sized(this.canvas);
     const rows = this.weights.get(t);
     const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-    const zero = dark ? [29, 35, 38] : [255, 255, 255];
+    const { zero, negative, positive } = dark ? DARK : LIGHT;
     const [high, wide] = [height / rows.length, width / rows[0].length];
     rows.forEach((row, i) =>
       row.forEach((value, j) => {
         const share = Math.max(-1, Math.min(1, value / this.most));
-        context.fillStyle = `rgb(${mix(zero, share < 0 ? NEGATIVE : POSITIVE, Math.abs(share)).map(Math.round).join(",")})`;
+        context.fillStyle = `rgb(${mix(zero, share < 0 ? negative : positive, Math.abs(share)).map(Math.round).join(",")})`;
         const [x, y] = [Math.floor(j * wide), Math.floor(i * high)];
         context.fillRect(x, y, Math.floor((j + 1) * wide) - x, Math.floor((i + 1) * high) - y);
       }),

@@ -1,0 +1,82 @@
+"""A small generator of drawn letters, a server of it as a process, and a hand that draws on the page."""
+
+import math
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import torch
+
+from mcdi.embed import Conv4, Embedder, features_of, train_backbone
+from mcdi.generator import Generator
+from mcdi.methods import make_method
+from mcdi.prepare import Preparation, trajectories
+from mcdi.tasks.fewshot import FewShot
+from mcdi.tasks.glyphs import glyph_banks
+from mcdi.tasks.heads import LinearHead
+
+SETTINGS = {"options": {"width": 32, "depth": 1}, "training": {"iterations": 30, "learners": 2, "tasks": 16}}
+
+
+def trained(root):
+    """Folders of generators, by the names they are served under: of letters, and one that reads vectors."""
+    banks = {n: b.pixels for n, b in glyph_banks(0, limit=60, examples=10).items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        embedder = Embedder(Conv4())
+    for _ in train_backbone(embedder.backbone, banks["train"], steps=30, seed=0, way=20):
+        pass
+    embedder.fit(features_of(embedder.backbone, banks["train"]))
+    network = LinearHead(64, 5, embedder)
+    family = FewShot("glyphs", network, {n: network.embed(x) for n, x in banks.items()}, way=5, shots=(1, 2), queries=5)
+    data = trajectories(family, "train", range(200), Preparation(tasks=200, epochs=30, k=3))
+    made = {
+        "letters": Generator("mc-di", make_method("mc-di", SETTINGS).fit(family, data, seed=0), network),
+        "means": Generator("prototypes", make_method("prototypes", {}), network),
+        "vectors": Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)),
+    }
+    for name, generator in made.items():
+        generator.save_pretrained(root / name)
+    return [root / name for name in made]
+
+
+@contextmanager
+def process(folders):
+    """The address of `mcdi serve` of these folders."""
+    command = [sys.executable, "-m", "mcdi.cli", "serve", *map(str, folders), "--port", "0"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        first = running.stderr.readline()
+        assert " serves" in first, first + running.stderr.read()
+        yield first.split()[0]
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def _arc(points, turns, inner=1.0):
+    angles = [(i / points, turns * 2 * math.pi * i / points) for i in range(points + 1)]
+    return [((inner + (1 - inner) * s) * math.cos(a), (inner + (1 - inner) * s) * math.sin(a)) for s, a in angles]
+
+
+STROKES = {
+    "ring": [_arc(14, 1.05)],
+    "plus": [[(-1, 0), (1, 0)], [(0, -1), (0, 1)]],
+    "tent": [[(0, -1), (1, 0.8), (-1, 0.8), (0, -1)]],
+    "snake": [[(i / 6 - 1, -0.45 * math.sin(12.6 * i / 12)) for i in range(13)]],
+    "shell": [_arc(26, 2.2, inner=0.08)],
+}
+
+
+def draw(page, canvas, name, turn=0.0, size=0.6):
+    """The strokes of a symbol by mouse."""
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    half, cos, sin = box["width"] / 2, math.cos(turn), math.sin(turn)
+    for stroke in STROKES[name]:
+        places = [(half + size * half * (cos * x - sin * y), half + size * half * (sin * x + cos * y)) for x, y in stroke]
+        page.mouse.move(box["x"] + places[0][0], box["y"] + places[0][1])
+        page.mouse.down()
+        for x, y in places[1:]:
+            page.mouse.move(box["x"] + x, box["y"] + y)
+        page.mouse.up()
