@@ -15,7 +15,7 @@ from mcdi.tasks.fewshot import FewShot
 from mcdi.tasks.glyphs import glyph_banks
 from mcdi.tasks.heads import LinearHead
 
-SETTINGS = {"options": {"width": 32, "depth": 1}, "training": {"iterations": 30, "learners": 2, "tasks": 16}}
+SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterations": 30, "learners": 2, "tasks": 16}}
 
 
 def trained(root):

@@ -1,12 +1,17 @@
 """The page of `mcdi serve` in a browser: draw, see the weights made and the prediction, by mouse, finger and keyboard."""
 
+import base64
 import importlib.resources
 import json
 import re
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from mcdi.tasks.glyphs import glyph_banks
+from mcdi.tasks.images import DRAWING, read_image
 
 PAGE = importlib.resources.files("mcdi.serve") / "page"
 WAIT = 30_000  # milliseconds, on a machine that has much else to do
@@ -39,7 +44,7 @@ def browser():
     play = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("needs chromium")
+        pytest.skip("needs Debian's browser: apt-get install chromium")
     with play.sync_playwright() as started:
         yield started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
@@ -59,7 +64,7 @@ def visit(address, browser):
         page.on("request", lambda r: page.wrong.append(r.url) if not r.url.startswith((address, "blob:")) else None)
         opened.append(page)
         page.goto(address)
-        page.wait_for_function("document.querySelector('#model').options.length === 3")
+        page.locator("#model").wait_for()
         return page
 
     yield open_page
@@ -77,6 +82,23 @@ def shows(page, selector, text):
 def fill(page):
     page.click("#fill")
     shows(page, "#prediction", "Taken for")
+
+
+def test_ink_is_as_in_training(visit):
+    page = visit()
+    with page.expect_request("**/v1/generate") as asked:
+        page.click("#fill")
+    files = [memoryview(base64.b64decode(i)) for i in asked.value.post_data_json["support"]["images"]]
+    drawn = torch.stack([read_image(f, DRAWING, "") for f in files]).float() / 255
+    letters = glyph_banks(0, limit=10)["test"].images.float() / 255
+    for measure in (lambda x: x.mean(), lambda x: x[x > 0.3].mean(), sides):
+        assert float(measure(drawn)) == pytest.approx(float(measure(letters)), rel=0.3)
+
+
+def sides(images):
+    """The longer side of the ink, in pixels, on average."""
+    ink = images.reshape(-1, 28, 28) > 0.3
+    return torch.stack([ink.any(d).sum(1) for d in (1, 2)]).amax(0).float().mean()
 
 
 class TestByMouse:
@@ -127,17 +149,18 @@ class TestChain:
     def test_is_drawn_as_the_slider_moves(self, visit):
         page = visit()
         fill(page)
-        shows(page, "#at-out", "step 1000 of 1000" if page.get_attribute("#steps", "max") == "1000" else "step")
+        shows(page, "#at-out", "step 20 of 20, loss")
         pictures = set()
-        for at in ("0", "3", page.get_attribute("#at", "max")):
+        for at in ("0", "3", "20"):
             page.locator("#at").fill(at)
+            shows(page, "#at-out", f"step {at} of 20")
             pictures.add(tuple(page.evaluate("[landscape, matrix].map((c) => c.toDataURL())")))
         assert len({p[0] for p in pictures}) == len({p[1] for p in pictures}) == 3
-        assert "loss" in page.get_attribute("#landscape", "aria-label")
+        assert "at step 20 of 20, loss" in page.get_attribute("#landscape", "aria-label")
         page.click("#play")
         shows(page, "#play", "Stop")
         shows(page, "#play", "Play")
-        assert page.input_value("#at") == page.get_attribute("#at", "max")
+        assert page.input_value("#at") == "20"
 
     def test_steps_and_noise_can_be_chosen(self, visit):
         page = visit()
@@ -145,7 +168,8 @@ class TestChain:
         with page.expect_request("**/v1/generate") as asked:
             page.locator("#steps").fill("3")
         assert asked.value.post_data_json["steps"] == 3
-        shows(page, "#at-out", "of 3" if page.get_attribute("#steps", "max") == "3" else "loss")
+        shows(page, "#steps-out", "3 of 20")
+        page.locator("#at[max='3']").wait_for()
         with page.expect_request("**/v1/generate") as asked:
             page.click("#again")
         assert asked.value.post_data_json["seed"] == 1

@@ -226,7 +226,7 @@ async function open() {
   choose(first);
 }
 
-const on = (id, event, act) => $(id).addEventListener(event, (e) => Promise.resolve(act(e)).catch(fail));
+const on = (id, event, act) => $(id).addEventListener(event, (e) => (async () => act(e))().catch(fail));
 
 for (let i = 0; i < 5; i += 1) add();
 on("key-form", "submit", (event) => {

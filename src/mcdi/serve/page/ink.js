@@ -2,7 +2,7 @@
 // a pen of the usual width, dark on light: the server then averages it down to the model's side and turns it into light on dark.
 
 export const PEN = 1.3 / 28; // of the side, as tasks/glyphs.py draws: a radius of 1.3 half pixels at 28 x 28
-const SHARE = 0.66; // of the side that the longer side of a glyph takes, on average
+const SHARE = 0.53; // of the side: the longer side of a letter there, on average, as the pen runs
 const MOST = 3; // times that a small drawing is enlarged
 const FINE = 4; // pixels drawn for one of the model's
 const LARGEST = 512; // side of an uploaded picture
