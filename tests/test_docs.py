@@ -1,23 +1,126 @@
-"""What the documents tell a reader to type does what they say."""
+"""What the documents tell a reader to type does what they say: Python blocks run, commands are commands of the program."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
-DOCS = Path(__file__).parents[1] / "docs"
+from mcdi.cli import app
+from mcdi.config import recipe_names
+from mcdi.reproduce import STUDIES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")) if p.exists())
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w+)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"(?<!`)`(mcdi [a-z][^`\n]*)`(?!`)")
+SEVERAL = re.compile(r"[|\[]|, |COMMAND")  # `mcdi store info, verify` is no command
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "docs").exists(), reason="docs/ is in the repository, not in the source distribution"
+)
 
 
-@pytest.mark.skipif(not DOCS.exists(), reason="docs/ is in the repository, not in the source distribution")
-def test_the_example_of_preparation_runs(tmp_path, monkeypatch, capsys):
+def named(paths):
+    return [pytest.param(p, id=str(p.relative_to(ROOT))) for p in paths]
+
+
+def blocks(page, kind):
+    return [b for b in BLOCK.finditer(page.read_text()) if b["kind"] == kind]
+
+
+def commands(page):
+    """Lines that begin with `mcdi` in bash blocks, and what the text says as `mcdi ...`, with whether it is such a mention."""
+    lines = [line.strip() for block in blocks(page, "bash") for line in block["code"].splitlines()]
+    mentions = [c for c in INLINE.findall(BLOCK.sub("", page.read_text())) if not SEVERAL.search(c)]
+    return [(line, False) for line in lines if line.startswith("mcdi ")] + [(c, True) for c in mentions]
+
+
+def parse(line, mention=False):
+    """As the program would, up to values: sub-command, names of options, arguments, recipes and studies. A mention may leave
+    out what a command needs."""
+    command, words = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
+    while hasattr(command, "commands"):
+        if not words and mention:
+            return
+        name = words.pop(0) if words else None
+        assert name in command.commands, f"{line}: no command {name!r}"
+        command = command.commands[name]
+    context = typer.Context(command)
+    try:
+        values, rest, _ = command.make_parser(context).parse_args(words)
+    except Exception as error:  # typer brings its own click, whose errors have no public name
+        raise AssertionError(f"{line}: {error.format_message()}") from error
+    assert not rest, f"{line}: {rest} is too much"
+    missing = [p.name for p in command.params if p.required and not values.get(p.name)]
+    assert mention or not missing, f"{line}: {missing} is missing"
+    recipe = values.get("recipe") or values.get("show")
+    known = (*recipe_names(), "RECIPE", "NAME")
+    assert not isinstance(recipe, str) or recipe.endswith(".toml") or recipe in known, f"{line}: no such recipe"
+    study = values.get("study")
+    assert not isinstance(study, str) or study in ("list", "STUDY", *STUDIES), f"{line}: no such study"
+
+
+@pytest.mark.parametrize("page", named(p for p in PAGES if blocks(p, "python")))
+def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "preparation.md").read_text(), re.DOTALL)
     names = {"__name__": "docs"}
-    exec(code, names)
+    for block in blocks(page, "python"):
+        line = page.read_text()[: block.start("code")].count("\n")
+        code = compile("\n" * line + block["code"], str(page), "exec")  # so that an error names the line of the page
+        if not block["reason"]:
+            exec(code, names)
+    check = CHECKS.get(page.name)
+    if check:
+        check(names)
+
+
+def _preparation(names):
     store = names["store"]
     scores = store.read().scores.mean(0)
     assert len(store) == 200 and bool((scores[1:] >= scores[:-1]).all()) and float(scores[-1]) > 0.9
-    said = capsys.readouterr().out
-    assert said.startswith("torch.Size([3, 3, 1, ") and said.endswith("[]\n")
     assert torch.equal(names["part"].seeds, torch.tensor([3, 141, 7]))
+
+
+def _use(names):
+    assert names["accuracy"] > 0.7 and names["one"]["weight"].shape == (2, 2)
+    assert all(torch.equal(w, names["weights"][n]) for n, w in names["again"].generate(names["support"]).items())
+
+
+def _tutorial(names):
+    scores = [names["accuracy"](names[which]) for which in ("generated", "trained", "start")]
+    assert scores[0] > 0.93 > 0.9 > scores[1] > scores[2], scores
+    assert (Path("tutorial.png")).stat().st_size > 10_000
+
+
+def _index(names):
+    truth, found = names["y"][450:], names["generator"].predict(names["weights"], names["x"][450])
+    assert (found - truth[0]).square().mean() < 0.3 * truth[0].square().mean()
+
+
+CHECKS = {"preparation.md": _preparation, "use.md": _use, "tutorial.md": _tutorial, "index.md": _index}
+
+
+@pytest.mark.parametrize("page", named(p for p in PAGES if commands(p)))
+def test_commands_of_a_page_are_commands(page):
+    for line, mention in commands(page):
+        parse(line, mention)
+
+
+@pytest.mark.parametrize(
+    "line, wrong",
+    [
+        ("mcdi fly natural", "no command 'fly'"),
+        ("mcdi run natural --wings 2", "No such option"),
+        ("mcdi run natural --data", "requires an argument"),
+        ("mcdi store info a b", "too much"),
+        ("mcdi generate model", "['support'] is missing"),
+        ("mcdi store", "no command None"),
+        ("mcdi run nowhere", "no such recipe"),
+        ("mcdi reproduce nothing natural", "no such study"),
+    ],
+)
+def test_a_wrong_command_would_be_noticed(line, wrong):
+    with pytest.raises(AssertionError, match=re.escape(wrong)):
+        parse(line)
