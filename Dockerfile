@@ -1,4 +1,4 @@
-# mcdi on the CPU. Build and use: docs/use.md. Extras: --build-arg EXTRAS='[lora]'
+# mcdi on the CPU, with the server. Build and use: docs/use.md. Other extras: --build-arg EXTRAS='[lora,serve]'
 FROM python:3.11-slim AS wheel
 WORKDIR /src
 RUN pip install --no-cache-dir "build>=1.2"
@@ -7,7 +7,7 @@ COPY src ./src
 RUN python -m build --wheel --outdir /dist
 
 FROM python:3.11-slim
-ARG EXTRAS=""
+ARG EXTRAS="[serve]"
 # The index of CPU builds gives torch alone; what it depends on comes with mcdi.
 RUN pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu "torch==2.13.0"
 COPY --from=wheel /dist /dist
