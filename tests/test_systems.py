@@ -184,7 +184,7 @@ class TestCentred:
     def test_the_centre_does_not_depend_on_the_number_of_examples(self):
         x, y = torch.randn(1, 6, 4), torch.tensor([[0, 0, 0, 0, 1, 2]])
         means = torch.stack([x[0, y[0] == c].mean(0) for c in range(3)])
-        torch.testing.assert_close(centre_of(x, y)[0, 0], means.mean(0))
+        torch.testing.assert_close(centre_of(x, y, 3)[0, 0], means.mean(0))
 
     def test_a_recipe_asks_for_them(self):
         embedder = Embedder(Conv4(), 28)

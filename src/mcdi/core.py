@@ -33,17 +33,18 @@ class Schedule:
     max_signal: float = 0.1
     ends: Tensor = field(init=False)  # (k + 1,) e_0 = 0, e_1, .., e_k = T; e_i = round(i T / k), k need not divide T
     _log_bar: Tensor = field(init=False, repr=False)  # (T + 1,) log abar_t
+    _log_end: Tensor = field(init=False, repr=False)  # (k + 1,) log abar_{e_i}
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.T:
             raise McdiError(f"k = {self.k} segments do not fit T = {self.T} steps: choose 1 <= k <= T")
         if not bool(((self.alpha > 0) & (self.alpha < 1)).all()):
             raise McdiError("a schedule needs 0 < alpha < 1 at every step; usual betas scaled to few steps reach beta = 1")
-        # Both are read at every step of every chain: computed once (the class is frozen, hence the detour).
+        # All are read at every step of every chain: computed once (the class is frozen, hence the detour).
         ends = torch.tensor([round(i * self.T / self.k) for i in range(self.k + 1)], device=self.alpha.device)
         log_bar = torch.cat([self.alpha.log().flip(0).cumsum(0).flip(0), self.alpha.new_zeros(1)])
-        object.__setattr__(self, "ends", ends)
-        object.__setattr__(self, "_log_bar", log_bar)
+        for name, value in (("ends", ends), ("_log_bar", log_bar), ("_log_end", log_bar[ends])):
+            object.__setattr__(self, name, value)
         zero, first = (torch.full((1,), n, device=self.alpha.device) for n in (0, 1))
         signal = float(self.bar(zero, first).sqrt())
         if signal > self.max_signal:
@@ -58,13 +59,13 @@ class Schedule:
 
     def segment(self, t: Tensor) -> Tensor:
         """The segment whose half-open interval (e_{i-1}, e_i] holds arrival time t: the smallest i with e_i >= t."""
-        return torch.searchsorted(self.ends[1:], t).clamp(max=self.k - 1) + 1
+        return (self.ends[1:-1] < t[..., None]).sum(-1) + 1  # counted: ONNX has no searchsorted
 
     def bar(self, t: Tensor, i: Tensor | None = None) -> Tensor:
         """abar^i_t = prod_{j=t}^{e_i - 1} alpha_j, of t's shape; i = None is the global chain, i = k. 1 at t = e_i."""
         if i is None:  # log_bar ends at 0 = log abar_T
             return self._log_bar[t].exp()
-        return (self._log_bar[t] - self._log_bar[self.ends[i]]).exp()
+        return (self._log_bar[t] - self._log_end[i]).exp()
 
 
 def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 2e-3, **check: float) -> Schedule:
@@ -175,17 +176,17 @@ def sample(
         raise McdiError(f"unknown chain {chain!r}: choose segment or global")
     if stop is not None and not 1 <= stop <= schedule.k:
         raise McdiError(f"stop = {stop} names no local target: choose 1 <= stop <= k = {schedule.k}")
-    last = int(schedule.ends[schedule.k if stop is None else stop])
+    last = schedule.T if stop is None else int(schedule.ends[stop])
     steps = last if steps is None else steps
     if not 1 <= steps <= schedule.T:
         raise McdiError(f"steps = {steps} is outside 1..T = {schedule.T}")
     steps = min(steps, last)
     times = [round(j * last / steps) for j in range(steps + 1)]
     for t, u in itertools.pairwise(times):
-        now, then = (torch.tensor([s], device=x.device) for s in (t, u))
-        i = schedule.segment(then) if chain == "segment" else None if stop is None else torch.tensor([stop], device=x.device)
+        now, then = (torch.full((1,), s, device=x.device) for s in (t, u))
+        i = schedule.segment(then) if chain == "segment" else None if stop is None else torch.full((1,), stop, device=x.device)
         b_now, b_then, bar = (_like(b, x) for b in (schedule.bar(now, i), schedule.bar(then, i), schedule.bar(now)))
-        eps = ((1 - b_now) / (1 - bar)).sqrt() * f(x, now.expand(len(x)))
+        eps = ((1 - b_now) / (1 - bar)).sqrt() * f(x, now.expand(x.shape[0]))
         theta = (x - (1 - b_now).sqrt() * eps) / b_now.sqrt()
         s = eta * ((1 - b_then) / (1 - b_now) * (1 - b_now / b_then)).clamp(min=0).sqrt()
         x = b_then.sqrt() * theta + (1 - b_then - s**2).clamp(min=0).sqrt() * eps

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.files import read_bytes, read_json, tensors_of, write_json, write_tensors
-from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator, adapt, make_method
+from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
 from mcdi.methods.from_weights import FromWeights
 from mcdi.noise import Seed
 from mcdi.tasks import downstream, networks
 from mcdi.tasks.base import Examples
 from mcdi.tasks.own import Describe, Loss
-from mcdi.tasks.sets import centre_of
+from mcdi.tasks.sets import centre_of, labelled
 
 FORMAT = 2
 Weights = dict[str, Tensor]
@@ -75,28 +75,10 @@ class Generator:
         return x.float()
 
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
-        x, y = self.network.read(support[0]), torch.as_tensor(support[1]).to(self.device)
-        target = self.network.target_shape
-        single = y.ndim == 1 + len(target)
-        if single:
-            x, y = x[None], y[None]
-        if y.ndim != 2 + len(target) or x.shape[:2] != y.shape[:2] or y.shape[2:] != target or y.shape[1] == 0:
-            raise McdiError(
-                f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both"
-            )
-        space, way = self.network.space, self.network.way
-        if y.is_floating_point() != self.network.real:
-            raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
-        if not y.is_floating_point():
-            way = int(y.max()) + 1
-            present = torch.nn.functional.one_hot(y.clamp(min=0), way).sum(1)
-            missing = (present == 0).any(0).nonzero().flatten().tolist()
-            if int(y.min()) < 0 or missing:
-                wrong = f"{missing[0]} has no example in some task" if missing else f"{int(y.min())} is negative"
-                raise McdiError(f"labels must be 0..{way - 1}, each with an example in every task; {wrong}")
-            if space.unit != "row" and way != self.network.way:
-                raise McdiError(f"this generator makes networks for {self.network.way} classes, not {way}")
-        mask = torch.ones(len(y), space.units(way), dtype=torch.bool, device=self.device)
+        net, given = self.network, (self.network.read(support[0]), torch.as_tensor(support[1]).to(self.device))
+        rows = net.space.unit == "row"
+        x, y, way, single = labelled(*given, way=net.way, any_way=rows, real=net.real, target=net.target_shape)
+        mask = torch.ones(len(y), net.space.units(way), dtype=torch.bool, device=self.device)
         return Examples(self.embed(x), y), mask, single
 
     @torch.no_grad()
@@ -120,33 +102,47 @@ class Generator:
         by more where the examples say that the task is unlike those of training (`trust`). seed: of a batch, or one of every
         task where `own_seeds`. Raises McdiError for inputs that do not fit the model.
         """
-        asked = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
-        return self.generate_trusted(support, seed=seed, ensemble=ensemble, **asked)[0]
+        options = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
+        return self.generate_trusted(support, seed=seed, ensemble=ensemble, **options)[0]
 
     @torch.no_grad()
     def generate_trusted(
         self, support: tuple[Any, Tensor] | Examples, *, seed: Seed = 0, ensemble: bool = False, **options: float | None
     ) -> tuple[Weights, Tensor]:
         """`generate`, and how far it was trusted: () or (B,), what `trust` says, 1 where options are asked."""
-        examples, mask, single, centre = self._task(support)
-        asked = {n: v for n, v in options.items() if v is not None}
-        method, trusted = self.method, torch.ones(len(mask))
-        if isinstance(method, Diffusion):
-            how = method.settings.sampling
-            if asked:  # what is usual is known of one way of sampling alone
-                how = replace(how, **asked, usual={})  # type: ignore[arg-type]
-            if ensemble:
-                flat = method.draws(self.network, examples, mask, seed=seed, how=how)
-            else:
-                flat, trusted = method.generate_trusted(self.network, examples, mask, seed=seed, how=how)
-        elif asked or ensemble:
-            raise McdiError(
-                f"{self.name} has no chain to sample: {', '.join(asked) or 'ensemble'} is for the diffusion methods"
-            )
+        examples, mask, single = self._support(support)
+        how = self.sampling(**options)
+        if ensemble and how is None:
+            raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
+        flat, trusted = self.packed(examples, mask, how, seed, ensemble=ensemble)
+        return self._dict(flat, single), trusted[0] if single else trusted
+
+    def sampling(self, **asked: float | None) -> Sampling | None:
+        """The way of sampling with what is asked (not None) changed; None for a method without one, of which nothing may be."""
+        asked = {n: v for n, v in asked.items() if v is not None}
+        if isinstance(self.method, Diffusion):
+            how = self.method.settings.sampling
+            # What is usual is known of one way of sampling alone.
+            return replace(how, **asked, usual={}) if asked else how  # type: ignore[arg-type]
+        if asked:
+            raise McdiError(f"{self.name} has no chain to sample: {', '.join(asked)} is for the diffusion methods")
+        return None
+
+    def packed(
+        self, support: Examples, mask: Tensor, how: Sampling | None, seed: Seed = 0, *, ensemble: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Weights (B, U, D), or (B, samples, U, D) with `ensemble`, of embedded examples, and their trust (B,). What is
+        computed depends on no value: an export traces it."""
+        support, centre = self._centred(support, mask)
+        trusted = torch.ones(mask.shape[0], device=mask.device)
+        if not isinstance(self.method, Diffusion):
+            flat = self.method.generate(self.network, support, mask, seed=seed)  # type: ignore[arg-type]
+        elif ensemble:
+            flat = self.method.draws(self.network, support, mask, seed=seed, how=how or self.method.settings.sampling)
         else:
-            flat = method.generate(self.network, examples, mask, seed=seed)  # type: ignore[arg-type]
-        weights = self._dict(flat if centre is None else self.network.placed(flat, centre), single)
-        return weights, trusted[0] if single else trusted
+            how = how or self.method.settings.sampling
+            flat, trusted = self.method.generate_trusted(self.network, support, mask, seed=seed, how=how)
+        return flat if centre is None else self.network.placed(flat, centre), trusted
 
     @property
     def own_seeds(self) -> bool:
@@ -159,9 +155,10 @@ class Generator:
         anything. Raises McdiError where there is no chain."""
         if not isinstance(self.method, Diffusion) or not self.method.is_chain:
             raise McdiError(f"{self.name} has no chain to look at: take a diffusion method, mc-di for instance")
-        examples, mask, single, _ = self._task(support)
+        given, mask, single = self._support(support)
         if not single:
             raise McdiError("a chain is looked at for one task: give x (S, ...) and y (S,)")
+        examples, _ = self._centred(given, mask)
         how = replace(SAMPLERS["ddpm"], **{n: v for n, v in options.items() if v is not None})  # type: ignore[arg-type]
         states = self.method.chain(self.network, examples, mask, seed=seed, how=how)
         losses = torch.cat([self.network.loss(w, examples, mask) for _, w in states])
@@ -170,20 +167,20 @@ class Generator:
     def trust(self, support: tuple[Any, Tensor] | Examples, *, seed: int = 0) -> Tensor:
         """How far a task is like those of training, 1 to 0, by whether the head generated for it misses its own examples: as
         much is used of what was learnt, and least squares otherwise. () or (B,); 1 for weights that lean on nothing."""
-        examples, mask, single, _ = self._task(support)
+        given, mask, single = self._support(support)
+        examples, _ = self._centred(given, mask)
         if isinstance(self.method, Diffusion):
             found = self.method.trust(self.network, examples, mask, seed=seed)
         else:
             found = torch.ones(len(mask))
         return found[0] if single else found
 
-    def _task(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool, Tensor | None]:
-        """As the method reads it: examples, mask, whether it is one task alone, and the centre that examples were freed of."""
-        examples, mask, single = self._support(support)
+    def _centred(self, examples: Examples, mask: Tensor) -> tuple[Examples, Tensor | None]:
+        """As the method reads them, and the centre that they were freed of, where its network wants that."""
         if not self.network.centred:
-            return examples, mask, single, None
-        centre = centre_of(*examples)
-        return examples._replace(x=examples.x - centre), mask, single, centre
+            return examples, None
+        centre = centre_of(*examples, self.network.classes(mask.shape[1]))
+        return examples._replace(x=examples.x - centre), centre
 
     def _dict(self, flat: Tensor, single: bool) -> Weights:
         lead = flat.shape[:-2]

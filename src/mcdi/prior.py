@@ -131,7 +131,7 @@ class HeadPrior(Prior):
     def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
         """The heads' answer for rows, theta_0 for other units, standardised: (B, U, J D) -> (B, U, D)."""
         rows = torch.einsum("burd,r->bud", cond[:, : self._rows(cond)].unflatten(-1, (len(self.scale), -1)), self.scale)
-        return torch.cat([(rows - self.mean) / self.std, self.start.expand(len(rows), -1, -1)], 1)
+        return torch.cat([(rows - self.mean) / self.std, self.start.expand(rows.shape[0], -1, -1)], 1)
 
     def directions(self, cond: Tensor) -> Tensor:
         """The heads in standardised units, of rows without others beside them: (B, U, J D) -> (B, U, J D)."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, for_shots, silent
+from mcdi.methods.base import Log, silent
 from mcdi.methods.diffusion_settings import DiffusionSettings
-from mcdi.methods.leaning import surprise, trust
+from mcdi.methods.leaning import surprise, trust, usual_of
 from mcdi.methods.loop import meta_train
 from mcdi.methods.objective import Objective
 from mcdi.methods.priors import fit_prior
@@ -172,7 +172,8 @@ class Diffusion:
         cond = net.condition(support, mask.shape[1]).repeat_interleave(how.samples, 0)
         mask = mask.repeat_interleave(how.samples, 0)
         g = noise_of(seed, cond.device)
-        x = how.temperature * normal((len(cond), mask.shape[1], self.space.D), g, cond)
+        start = cond.new_zeros(*cond.shape[:2], self.space.D)
+        x = how.temperature * normal(start.shape, g, start) if how.temperature else start
         yield 0, x
         yield from core.sample(
             self._along(cond, mask, how.guidance),
@@ -218,7 +219,8 @@ class Diffusion:
         return self._trust(net, self._ends(net, support, mask, seed, how), support, mask, how)
 
     def _trust(self, net: Network, drawn: Tensor, support: Examples, mask: Tensor, how: Sampling) -> Tensor:
-        return trust(surprise(net, drawn.mean(1), support, mask), for_shots(how.usual, net, support, mask))
+        known = usual_of(how.usual, support.y.shape[1] // net.classes(mask.shape[1]))
+        return trust(surprise(net, drawn.mean(1), support, mask), known)
 
     def _ends(self, net: Network, support: Examples, mask: Tensor, seed: Seed, how: Sampling) -> Tensor:
         """The last state of every chain, as it is generated: (B, samples, U, D)."""

@@ -94,7 +94,8 @@ class FromWeights(Generic[S]):
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: Seed) -> Tensor:
         if self.net is None or self.space is None:
             raise McdiError("this generator is not trained yet: call fit, or load a trained one")
-        self.net.to(mask.device)
+        if next(self.net.parameters()).device != mask.device:  # an export cannot trace a move
+            self.net.to(mask.device)
         found = self.answer(net, support, mask, seed)
         if found.ndim == 3:
             return self.space.restore(found)

@@ -4,7 +4,7 @@ What is learnt on training tasks can be wrong for another kind of task, and be s
 it is shown sketches. It then misses the very examples that it was given; on tasks like those of training it does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,12 @@ def usual(found: Tensor) -> tuple[float, ...]:
     return tuple(found.quantile(torch.linspace(1 - RARE, 1, POINTS, device=found.device)).tolist())
 
 
-def trust(found: Tensor, known: Sequence[float]) -> Tensor:
+def usual_of(known: Mapping[str, Sequence[float]], shots: int) -> Tensor:
+    """What is known of the nearest shot number, (POINTS,). Looked up by arithmetic: an export keeps the shot number open."""
+    numbers = torch.tensor([int(n) for n in known])
+    return torch.tensor(list(known.values()))[(numbers - shots).abs().argmin()]
+
+
+def trust(found: Tensor, known: Sequence[float] | Tensor) -> Tensor:
     """1 for a task whose surprise is usual, 0 for one above all that validation had, by rank in between: (B,) -> (B,)."""
-    return (found[:, None] <= torch.tensor(known, device=found.device)).to(found.dtype).mean(1)
+    return (found[:, None] <= torch.as_tensor(known, device=found.device)).to(found.dtype).mean(1)

@@ -59,4 +59,4 @@ SHARES = (1.0, 0.75, 0.5)
 def best_fit(net: Network, drawn: Tensor, support: Examples, mask: Tensor) -> Tensor:
     """Of several weights of every task those with the lowest loss on its support set: (B, n, U, D) -> (B, U, D)."""
     losses = torch.stack([net.loss(weights, support, mask) for weights in drawn.unbind(1)], 1)
-    return drawn[torch.arange(len(drawn)), losses.argmin(1)]
+    return drawn[torch.arange(drawn.shape[0]), losses.argmin(1)]

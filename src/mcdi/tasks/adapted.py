@@ -94,7 +94,7 @@ class FilmHead(LinearHead):
 
     def frozen(self, x: Tensor) -> Tensor:
         """The features of the backbone as it stands: (B, S, P * C) -> (B, S, C)."""
-        nothing = x.new_zeros(len(x), self.features)
+        nothing = x.new_zeros(x.shape[0], self.features)
         return self._features(x, nothing, nothing)
 
     def condition(self, support: Examples, units: int) -> Tensor:
@@ -104,7 +104,7 @@ class FilmHead(LinearHead):
 
     def _channels(self, support: Examples, way: int) -> Tensor:
         """`statistics` numbers of every channel: (B, statistics * C)."""
-        nothing = support.x.new_zeros(len(support.x), self.features)
+        nothing = support.x.new_zeros(support.x.shape[0], self.features)
         seen = film(support.x, nothing, nothing)
         pixels = support.x.unflatten(-1, (self.pixels, self.features))
         parts = (

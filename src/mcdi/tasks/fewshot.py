@@ -82,7 +82,7 @@ class FewShot:
         support = Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1))
         query = Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1))
         if self.downstream.centred:
-            centre = centre_of(*support)
+            centre = centre_of(*support, self.way)
             support, query = (e._replace(x=e.x - centre) for e in (support, query))
         return TaskBatch(support, query, mask, torch.as_tensor(seeds))
 
@@ -91,7 +91,7 @@ class FewShot:
         x = bank[self.classes(split, seeds)]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(x.shape[:3])
         data = Examples(x.flatten(1, 2), y.flatten(1))
-        return data._replace(x=data.x - centre_of(*data)) if self.downstream.centred else data
+        return data._replace(x=data.x - centre_of(*data, self.way)) if self.downstream.centred else data
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         return {"classes": self.classes(split, seeds)}

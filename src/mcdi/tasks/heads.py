@@ -79,13 +79,13 @@ class LinearHead(Network):
 
     def placed(self, weights: Tensor, centre: Tensor) -> Tensor:
         centre = centre[..., : self.features]
-        moved = (weights[..., :-1] * centre.reshape(len(centre), *[1] * (weights.ndim - 2), -1)).sum(-1, keepdim=True)
+        moved = (weights[..., :-1] * centre.reshape(-1, *[1] * (weights.ndim - 2), centre.shape[-1])).sum(-1, keepdim=True)
         return torch.cat([weights[..., :-1], weights[..., -1:] - moved], -1)
 
     def alone(self, rows: Tensor, units: int) -> Tensor:
         """Weights of rows (B, way, D) alone: what stands beside them is where it starts, FiLM that changes nothing, say."""
         rest = self.theta0(0, units)[rows.shape[1] :].to(rows)
-        return torch.cat([rows, rest.expand(len(rows), -1, -1)], 1)
+        return torch.cat([rows, rest.expand(rows.shape[0], -1, -1)], 1)
 
     def own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
         """Rows of the least-squares classifier and of prototypes for a head that reads `features`, without what all classes

@@ -4,17 +4,52 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
+from mcdi.errors import McdiError
+
+
+def labelled(
+    x: Tensor, y: Tensor, *, way: int, any_way: bool, real: bool, target: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor, int, bool]:
+    """A user's support set, as batches x (B, S, ...), y (B, S), with its number of classes and whether it was one task alone.
+
+    any_way: whether weights can be made for other numbers of classes than `way`; real: whether y are real numbers; target: the
+    shape of one y. Raises McdiError for labels that do not fit.
+    """
+    single = y.ndim == 1 + len(target)
+    if single:
+        x, y = x[None], y[None]
+    if y.ndim != 2 + len(target) or x.shape[:2] != y.shape[:2] or y.shape[2:] != target or y.shape[1] == 0:
+        raise McdiError(
+            f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both"
+        )
+    if y.is_floating_point() != real:
+        raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
+    if not real:
+        given, way = way, int(y.max()) + 1
+        missing = (~members(y, way).any(1)).any(0).nonzero().flatten().tolist()
+        if int(y.min()) < 0 or missing:
+            wrong = f"{missing[0]} has no example in some task" if missing else f"{int(y.min())} is negative"
+            raise McdiError(f"labels must be 0..{way - 1}, each with an example in every task; {wrong}")
+        if not any_way and way != given:
+            raise McdiError(f"this generator makes networks for {given} classes, not {way}")
+    return x, y, way, single
+
+
+def members(labels: Tensor, way: int) -> Tensor:
+    """Which class every example is of: (B, S) -> (B, S, way) bool. F.one_hot would fix the number of classes of an export."""
+    return labels[..., None] == torch.arange(way, device=labels.device)
+
 
 def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
     """Mean feature and number of examples of every class: (B, S, F), (B, S) -> (B, way, F), (B, way)."""
-    member = F.one_hot(labels, way).to(features.dtype)
+    member = members(labels, way).to(features.dtype)
     count = member.sum(1)
     return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
 
 
-def centre_of(features: Tensor, labels: Tensor) -> Tensor:
+def centre_of(features: Tensor, labels: Tensor, way: int) -> Tensor:
     """The mean of the class means, whatever the number of examples of each: (B, S, F), (B, S) -> (B, 1, F)."""
-    means, count = class_means(features, labels, int(labels.max()) + 1)
+    means, count = class_means(features, labels, way)
     return means.sum(1, keepdim=True) / (count > 0).sum(1)[:, None, None]
 
 
@@ -29,11 +64,12 @@ def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0
     Closed form in the S x S dual (R2-D2, 1805.08136). `ridge` is in units of a feature vector's mean square; the weights
     are times F, which brings them to the features' scale, the bias comes last.
     """
-    member = F.one_hot(labels, way).to(features.dtype)
+    member = members(labels, way).to(features.dtype)
     centre, share = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
     x, size = features - centre, features.shape[-1]
     gram = x @ x.transpose(1, 2) / size + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weights = (x.transpose(1, 2) @ torch.linalg.solve(gram, member - share)).transpose(1, 2)
+    # The ridge makes gram positive definite: there is no error to look for, which an export could not do.
+    weights = (x.transpose(1, 2) @ torch.linalg.solve_ex(gram, member - share).result).transpose(1, 2)
     return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
 
 
@@ -75,14 +111,14 @@ def beside(rows: Tensor, said: Tensor, extra: int) -> Tensor:
     blocks = torch.cat([F.pad(rows, (0, said.shape[-1])), F.pad(said, (rows.shape[-1], 0))[:, None].expand(-1, extra, -1)], 1)
     flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
     flags = torch.cat([flags[:1].expand(rows.shape[1], -1), flags[1:]])
-    return torch.cat([blocks, flags.expand(len(blocks), -1, -1)], -1)
+    return torch.cat([blocks, flags.expand(blocks.shape[0], -1, -1)], -1)
 
 
 def single_examples(features: Tensor, labels: Tensor, way: int, most: int) -> Tensor:
     """The first `most` examples of every class, each with a 1 behind it; zeros where there are fewer: (B, way, most, F + 1)."""
-    member = F.one_hot(labels, way)
+    member = members(labels, way).to(labels.dtype)
     place = ((member.cumsum(1) - 1) * member).sum(-1)  # how many of its class came before
-    out = features.new_zeros(len(features), way, most + 1, features.shape[-1] + 1)
-    task = torch.arange(len(features), device=features.device)[:, None]
+    out = features.new_zeros(features.shape[0], way, most + 1, features.shape[-1] + 1)
+    task = torch.arange(features.shape[0], device=features.device)[:, None]
     out[task, labels, place.clamp(max=most)] = F.pad(features, (0, 1), value=1.0)
     return out[:, :, :most]
