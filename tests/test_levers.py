@@ -10,13 +10,14 @@ from mcdi.config import FamilySettings
 from mcdi.embed import Embedder
 from mcdi.errors import McdiError
 from mcdi.families import _few_shot
-from mcdi.generator import Generator, load_method
+from mcdi.generator import Generator
 from mcdi.methods import Diffusion, Sampling, make_method
 from mcdi.methods.objective import Objective
 from mcdi.nets import make_denoiser
 from mcdi.prepare import Preparation, trajectories
 from mcdi.reproduce import measures
 from mcdi.reproduce.cells import Cell, Context
+from mcdi.saved import load_method
 from mcdi.store import Trajectories
 from mcdi.tasks.base import Examples
 from mcdi.tasks.fewshot import FewShot

@@ -17,7 +17,6 @@ from mcdi import evaluate
 from mcdi.config import Evaluation, read_recipe
 from mcdi.errors import McdiError
 from mcdi.evaluate import distance
-from mcdi.generator import load_method
 from mcdi.methods import METHODS, SAMPLERS, Diffusion, Sampling
 from mcdi.methods.loop import MetaTraining
 from mcdi.reproduce import STUDIES, measures, quick, reproduce
@@ -25,6 +24,7 @@ from mcdi.reproduce.cells import Cell, Context, model_folder, trained
 from mcdi.reproduce.distillation import distil
 from mcdi.reproduce.studies import serving
 from mcdi.run import read_run, with_seeds
+from mcdi.saved import load_method
 from mcdi.workers import silent
 
 ON_IMAGES = [s for s in STUDIES if s not in ("adapters", "transfer")]  # these: test_text_lora.py, test_targets.py

@@ -8,9 +8,9 @@ import torch
 from conftest import mcdi
 
 from mcdi.errors import McdiError
-from mcdi.generator import load_method
 from mcdi.reproduce.cells import Cell, Context, model_folder, trained
 from mcdi.reproduce.uncertainty import auroc, ensembles, expected_calibration_error, strangers
+from mcdi.saved import load_method
 from mcdi.tasks.fewshot import FewShot
 from mcdi.workers import silent
 

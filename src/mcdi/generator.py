@@ -1,26 +1,23 @@
 """How does a user get weights? load(folder).generate(support) -> a dict ready for load_state_dict or functional_call."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.files import read_bytes, read_json, tensors_of, write_json, write_tensors
+from mcdi.files import write_json, write_tensors
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
 from mcdi.methods.from_weights import FromWeights
 from mcdi.noise import Seed
+from mcdi.saved import FORMAT, belonging, read_saved
 from mcdi.tasks import downstream, networks
 from mcdi.tasks.base import Examples
 from mcdi.tasks.own import Describe, Loss
 from mcdi.tasks.sets import centre_of, labelled
 
-FORMAT = 2
 Weights = dict[str, Tensor]
 
 
@@ -227,8 +224,8 @@ class Generator:
     ) -> "Generator":
         """Inverse of `save_pretrained`. module, and loss and describe if they were given: those of `OwnTasks`.
         Raises McdiError for a folder that is missing, corrupt or of another version."""
-        config, parts = _saved(Path(folder))
-        with _belonging(Path(folder)):
+        config, parts = read_saved(Path(folder))
+        with belonging(Path(folder)):
             network = networks.build(config["network"], parts["network"], module=module, loss=loss, describe=describe)
             method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
         saved = config.get("space")
@@ -242,38 +239,6 @@ class Generator:
             self.method.to(device)
         self.network.to(device)
         return self
-
-
-def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """config.json, and the tensors of the method and of the network."""
-    config: Any = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
-        cure = "it was saved by another version or program; train it again"
-        raise McdiError(f"{folder}/config.json is not a generator of format {FORMAT}: {cure}")
-    tensors, _ = tensors_of(read_bytes(folder / "model.safetensors"), f"{folder}/model.safetensors")
-    if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-        raise McdiError(f"{folder}/model.safetensors holds NaN or infinite weights: train again or restore the file")
-    return config, {
-        p: {n.removeprefix(p + "."): t for n, t in tensors.items() if n.startswith(p + ".")} for p in ("method", "network")
-    }
-
-
-@contextmanager
-def _belonging(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise McdiError(
-            f"{folder}: config.json and model.safetensors do not belong together ({reason}): restore both"
-        ) from error
-
-
-def load_method(folder: Path) -> WeightGenerator:
-    """The method of a saved generator, for whoever has its network at hand already."""
-    config, parts = _saved(folder)
-    with _belonging(folder):
-        return make_method(config["method"], config["settings"]).restore(config, parts["method"])
 
 
 def load(

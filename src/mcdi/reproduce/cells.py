@@ -18,10 +18,10 @@ from mcdi.config import Recipe
 from mcdi.errors import McdiError
 from mcdi.families import load_family
 from mcdi.files import read_tensors, write_tensors
-from mcdi.generator import load_method
 from mcdi.methods import WeightGenerator
 from mcdi.prepare import Preparation, prepare
 from mcdi.run import provenance, read_run, train_method, with_seeds
+from mcdi.saved import load_method
 from mcdi.settings import make, merged
 from mcdi.store import TrajectoryStore
 from mcdi.tasks.base import TaskFamily
