@@ -12,6 +12,7 @@ from rich.markup import escape
 from mcdi import run as job
 from mcdi.config import read_recipe, recipe_names
 from mcdi.errors import McdiError
+from mcdi.export_cli import export, push
 from mcdi.generate_cli import generate
 from mcdi.options import Data, Device, Out, RecipeName, Seed, TensorBoard, Workers, bars, console, recipe_of, workers_of
 from mcdi.report_cli import report
@@ -121,7 +122,7 @@ def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> 
     _report(folder)
 
 
-for command in (reproduce, compare, transfer, generate, report, serve):
+for command in (reproduce, compare, transfer, generate, export, push, report, serve):
     app.command()(command)
 
 

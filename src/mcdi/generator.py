@@ -1,5 +1,6 @@
 """How does a user get weights? load(folder).generate(support) -> a dict ready for load_state_dict or functional_call."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mcdi import hub
+from mcdi.card import model_card
 from mcdi.errors import McdiError
 from mcdi.files import write_json, write_tensors
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
@@ -212,20 +215,42 @@ class Generator:
         config = {"format": FORMAT, "method": self.name, "network": self.network.config(), **self.method.config()}
         write_json(folder / "config.json", config)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a generator of mcdi",
+    ) -> str:
+        """Put this generator on the Hugging Face Hub under "user/name", with a card; returns its address (`mcdi[hub]`).
+        `mcdi push` does so with one that lies in its run, of which the card then tells more. Raises McdiError on failure."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "generator"
+            self.save_pretrained(folder)
+            card, how = model_card(repo_id, folder), {"private": private, "token": token, "revision": revision}
+            return hub.push(folder, repo_id, card=card, message=commit_message, **how)  # type: ignore[arg-type]
+
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        model: str | Path,
         device: str = "cpu",
         *,
         module: nn.Module | None = None,
         loss: Loss | None = None,
         describe: Describe | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
     ) -> "Generator":
-        """Inverse of `save_pretrained`. module, and loss and describe if they were given: those of `OwnTasks`.
-        Raises McdiError for a folder that is missing, corrupt or of another version."""
-        config, parts = read_saved(Path(folder))
-        with belonging(Path(folder)):
+        """Inverse of `save_pretrained`: of a folder, or of "user/name" on the Hugging Face Hub (`mcdi[hub]`), which revision,
+        token and cache_dir are for. module, and loss and describe if they were given: those of `OwnTasks`. Raises McdiError for
+        what is missing, corrupt or of another version."""
+        folder = hub.located(model, revision=revision, token=token, cache_dir=cache_dir)
+        config, parts = read_saved(folder)
+        with belonging(folder):
             network = networks.build(config["network"], parts["network"], module=module, loss=loss, describe=describe)
             method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
         saved = config.get("space")
@@ -241,13 +266,7 @@ class Generator:
         return self
 
 
-def load(
-    folder: str | Path,
-    device: str = "cpu",
-    *,
-    module: nn.Module | None = None,
-    loss: Loss | None = None,
-    describe: Describe | None = None,
-) -> Generator:
-    """The generator saved in `folder`, for instance `runs/glyphs/methods/mc-di-0`; one for your own module needs `module`."""
-    return Generator.from_pretrained(folder, device, module=module, loss=loss, describe=describe)
+def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:
+    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`, or on the Hugging Face Hub: `user/name`. options:
+    of `Generator.from_pretrained`; one for your own module needs `module`."""
+    return Generator.from_pretrained(model, device, **options)

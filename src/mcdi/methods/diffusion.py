@@ -206,7 +206,7 @@ class Diffusion:
         drawn = self._ends(net, support, mask, seed, how)
         if not how.usual:
             leant = drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
-            return leant, torch.ones(len(mask), device=mask.device)
+            return leant, torch.ones(mask.shape[0], device=mask.device)
         trusted = self._trust(net, drawn, support, mask, how)
         return net.leant(drawn, support, mask, how.share * trusted), trusted
 

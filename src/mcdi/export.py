@@ -1,0 +1,223 @@
+"""How does a trained generator run without this package's code? As one file, ONNX or torch.export, that was checked to give the
+same weights: from the features and labels of support sets to named parameters, prior, leaning and standardisation included."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcdi import __version__
+from mcdi.errors import McdiError
+from mcdi.exported import FILES, Exported, Feeds, Run, fingerprint, noise_of, onnx_run, onnx_session, torch_run
+from mcdi.files import write_bytes, write_json
+from mcdi.generator import Generator
+from mcdi.methods import Diffusion
+from mcdi.methods.closed import Prototypes
+from mcdi.methods.icis import Icis
+from mcdi.methods.vae import Vae
+from mcdi.nets import Flat
+from mcdi.tasks.base import Examples
+from mcdi.tasks.lora import LoraClassifier
+from mcdi.tasks.own import OwnNetwork
+
+__all__ = ["FILES", "Exported", "export"]
+
+PURE = (Diffusion, Prototypes, Icis, Vae)  # neither gradients nor draws of their own
+LIMIT = 1e-5  # of the largest number of a parameter
+EXAMPLE = (3, 2)  # tasks, examples a class that are traced; sizes of one are not traced as any size
+CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, more classes than the template's, examples a class
+
+
+class Sampler(nn.Module):
+    """What is exported: x (B, S, ...), y (B, S), for heads mask (B, U), and for a chain with noise that noise
+    (n, B, samples, U, D) -> {name: (B, *shape)}."""
+
+    def __init__(self, generator: Generator, **asked: float | None) -> None:
+        super().__init__()
+        method, net = generator.method, generator.network
+        if not isinstance(method, PURE) or isinstance(net, LoraClassifier | OwnNetwork):
+            what = generator.name if not isinstance(method, PURE) else f"a generator of {net.kind}"
+            raise McdiError(
+                f"{what} cannot be exported: no pure function of features; diffusion methods, prototypes, icis and vae are"
+            )
+        self.generator, self.how = generator, generator.sampling(**asked)
+        held = (getattr(method, "net", None), getattr(method, "prior", None), net.embedder)
+        self.parts = nn.ModuleList(m for m in held if isinstance(m, nn.Module))
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, noise: Tensor | None = None) -> dict[str, Tensor]:
+        net = self.generator.network
+        if mask is None:
+            mask = torch.ones(x.shape[0], net.space.U, dtype=torch.bool, device=x.device)
+        seed = 0 if noise is None else iter(noise.flatten(1, 2).unbind(0))
+        return net.space.unpack(self.generator.packed(Examples(x, y), mask, self.how, seed)[0])
+
+    @property
+    def any_way(self) -> bool:
+        """Whether it serves any number of classes: rows do, unless the denoiser sees all of them as one vector."""
+        return self.generator.network.space.unit == "row" and not isinstance(getattr(self.generator.method, "net", None), Flat)
+
+    def described(self) -> dict[str, Any]:
+        """What a reader has to know."""
+        net, method = self.generator.network, self.generator.method
+        chain: dict[str, Any] = {"steps": None, "samples": 1, "noise": 0}
+        if isinstance(method, Diffusion) and self.how is not None:
+            steps = self.how.steps or int(method.schedule.ends[self.how.stop or method.schedule.k])
+            between = steps - 1 if self.how.noise and self.how.eta else 0
+            noise = (1 + between) if self.how.temperature else 0
+            chain = {"steps": steps, "samples": self.how.samples, "noise": noise, "temperature": self.how.temperature}
+        parameters = [[n, list(s), d] for n, (s, d) in net.space.spec.items()]
+        shape = {"way": net.way, "units": net.space.U, "extra": net.space.extra, "numbers": net.space.D}
+        kind = {
+            "features": net.input_size,
+            "rows": net.space.unit == "row",
+            "any_way": self.any_way,
+            "real": net.real,
+            "network": net.kind,
+        }
+        return {"version": __version__, "method": self.generator.name, "parameters": parameters, **shape, **kind, **chain}
+
+    def drawn(self, tasks: int, way: int, shots: int, seed: int) -> Feeds:
+        """A random support set of classes that are a little apart."""
+        net, g = self.generator.network, torch.Generator().manual_seed(seed)
+        described, y = self.described(), torch.arange(way).repeat(shots).expand(tasks, -1).contiguous()
+        apart = torch.randn(tasks, way, net.input_size, generator=g).repeat(1, shots, 1)
+        x = apart + torch.randn(tasks, way * shots, net.input_size, generator=g)
+        feeds = {"x": x, "y": x[..., 0].sin() if described["real"] else y}
+        units = net.space.units(way)
+        if described["rows"]:
+            feeds["mask"] = torch.ones(tasks, units, dtype=torch.bool)
+        if described["noise"]:
+            feeds["noise"] = noise_of(described, tasks, units, seed)
+        return feeds
+
+
+def export(generator: Generator, path: Path, kind: str, *, weights: Path | None = None, **asked: float | None) -> float:
+    """Write the sampler of `generator` to `path`, as "onnx" or "torch" (.pt2 and a .json beside it), and return by how much its
+    weights differ from those of `generate` at most, relative to the largest of a parameter.
+
+    asked: a way of sampling other than the trained one. weights: the model.safetensors that it was loaded from; a reader of the
+    exported file refuses others beside it. Raises McdiError, and writes nothing, for a method that is no pure function, and
+    where the difference is above LIMIT.
+    """
+    if kind not in FILES:
+        raise McdiError(f"unknown format {kind!r}: choose {' or '.join(FILES)}")
+    if path.suffix != Path(FILES[kind]).suffix:
+        raise McdiError(f"{path} is no name for format {kind}: end it with {Path(FILES[kind]).suffix}")
+    sampler = Sampler(generator.to("cpu"), **asked).eval()
+    described = {**sampler.described(), "weights": None if weights is None else fingerprint(weights)}
+    with torch.no_grad():
+        program = _traced(sampler)
+        described["inputs"] = program.graph_signature.user_inputs
+        data = _onnx(program, described) if kind == "onnx" else _archive(program)
+        difference = checked(sampler, onnx_run(onnx_session(data)) if kind == "onnx" else torch_run(data))
+    if not difference <= LIMIT:
+        raise McdiError(
+            f"the {kind} export differs from this generator by {difference:.1e} of its weights, more than {LIMIT:.0e}: "
+            "nothing was written; export with fewer steps, or in the other format"
+        )
+    described["difference"] = difference
+    if kind == "onnx":
+        data = _with_metadata(data, described)
+    else:
+        write_json(path.with_suffix(".json"), {**described, "sha256": fingerprint(data)})
+    write_bytes(path, data)
+    return difference
+
+
+def checked(sampler: Sampler, run: Run) -> float:
+    """The largest difference on support sets of several sizes, relative to the largest number of a parameter."""
+    worst = 0.0
+    for seed, (tasks, more, shots) in enumerate(CHECKED):
+        feeds = sampler.drawn(tasks, sampler.generator.network.way + (more if sampler.any_way else 0), shots, seed)
+        got = run(feeds)
+        for name, want in sampler(**feeds).items():
+            if got[name].shape != want.shape:
+                return float("inf")
+            worst = max(worst, float((got[name] - want).abs().max() / want.abs().max().clamp(min=1e-12)))
+    return worst
+
+
+def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
+    tasks, shots = EXAMPLE
+    feeds = sampler.drawn(tasks, sampler.generator.network.way, shots, seed=0)
+    size = torch.export.Dim.DYNAMIC
+    units = size if sampler.any_way else None
+    sizes: dict[str, Any] = {"x": {0: size, 1: size}, "y": {0: size, 1: size}, "mask": {0: size, 1: units}}
+    sizes["noise"] = {1: size, 3: units}
+    with _told("traced"):
+        program = torch.export.export(
+            sampler, (), feeds, dynamic_shapes={n: sizes[n] if n in feeds else None for n in feeds}, strict=False
+        )
+    for module in program.graph_module.modules():  # where on this machine each line was traced is nobody's business
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def _archive(program: torch.export.ExportedProgram) -> bytes:
+    buffer = io.BytesIO()
+    with _told("saved"):
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _onnx(program: torch.export.ExportedProgram, described: dict[str, Any]) -> bytes:
+    try:
+        import onnx  # noqa: F401
+
+        from mcdi.onnx_solve import SOLVE
+    except ImportError as error:
+        raise McdiError("ONNX needs the onnx package: pip install 'mcdi[onnx]', or choose format torch") from error
+    with _told("translated to ONNX"):
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            input_names=described["inputs"],
+            output_names=[n for n, _, _ in described["parameters"]],
+            custom_translation_table=SOLVE,
+        )
+        assert made is not None
+        model = made.model_proto
+    for part in (model.graph, *model.functions):
+        del part.value_info[:]
+        for node in part.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    return model.SerializeToString()
+
+
+def _with_metadata(data: bytes, described: dict[str, Any]) -> bytes:
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    onnx.helper.set_model_props(model, {"mcdi": json.dumps(described, sort_keys=True)})
+    return model.SerializeToString()
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A failure inside torch as one sentence; its notes about itself are not for our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except McdiError:
+            raise
+        except Exception as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise McdiError(f"this generator cannot be {what} ({reason[:200]}): use its folder as it is") from error
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,46 @@
+"""How does a trained generator leave its folder? As one file that runs without our code, or on the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")]
+
+
+def export(
+    model: Model,
+    out: Annotated[
+        Path | None, typer.Argument(help="The file (default: sampler.onnx or sampler.pt2 in MODEL).", show_default=False)
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", help="onnx, or torch: a torch.export program (.pt2).")] = "onnx",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T (default: as trained).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = no noise (default: as trained).")] = None,
+) -> None:
+    """One file from the features and labels of a support set to weights, checked to give what the generator gives.
+
+    Example: [bold]mcdi export runs/glyphs/methods/mc-di-0 --format onnx[/]
+    """
+    from mcdi import export as exporting
+    from mcdi.generator import load
+
+    path = out or model / exporting.FILES.get(kind, kind)
+    weights = model / "model.safetensors"
+    difference = exporting.export(load(model), path, kind, weights=weights, steps=steps, temperature=temperature)
+    typer.echo(f"{path}: differs from the generator's weights by {difference:.1e} of the largest at most")
+
+
+def push(
+    model: Model,
+    name: Annotated[str, typer.Argument(help="Its name on the Hub: user/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Seen by you alone (default: as your account has it).")] = False,
+) -> None:
+    """Put a trained generator on the Hugging Face Hub: config.json, model.safetensors and a card, or the README.md in MODEL.
+
+    Example: [bold]mcdi push runs/glyphs/methods/mc-di-0 me/letters --private[/]
+    """
+    from mcdi import hub
+    from mcdi.card import model_card
+
+    url = hub.push(model, name, card=model_card(name, model), private=private or None)
+    typer.echo(f"{url}: load it with mcdi.load({name!r})")
