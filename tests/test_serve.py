@@ -11,6 +11,7 @@ from torch import nn
 import mcdi as package
 from mcdi.serve.decode import examples_of
 from mcdi.serve.limits import Limits
+from mcdi.serve.models import describe
 from mcdi.serve.wire import Task
 
 
@@ -158,6 +159,14 @@ class TestOperation:
         assert drawings["images"] == [1, 28, 28] and drawings["features"] == 64 and drawings["classes"] == [2, 100]
         assert drawings["chain"] and drawings["T"] == 10 and drawings["steps"] == 10 and not found["closed"]["chain"]
         assert curves["labels"] == "numbers" and curves["classes"] is None and found["vectors"]["images"] is None
+
+    def test_a_regression_has_no_chain(self, worlds):
+        """It is asked for no steps, and POST /v1/chain refuses it."""
+        gauss = worlds["gauss"]
+        about = describe(
+            "h", package.Generator("hypernetwork", gauss.method("hypernetwork"), gauss.family.downstream), Limits()
+        )
+        assert (about.chain, about.steps, about.T) == (False, None, None)
 
     def test_health_and_metrics(self, client):
         assert client.get("/healthz").json() == {"status": "ok", "version": package.__version__}

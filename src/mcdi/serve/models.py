@@ -95,8 +95,8 @@ class Models:
 def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
     network, method = generator.network, generator.method
     texts, curve = isinstance(network, LoraClassifier), isinstance(network, Curve)
-    chain = isinstance(method, Diffusion)
-    most = method.schedule.T if isinstance(method, Diffusion) else None
+    chain = method if isinstance(method, Diffusion) and method.is_chain else None
+    most = None if chain is None else chain.schedule.T
     return ModelInfo(
         name=name,
         method=generator.name,
@@ -106,7 +106,7 @@ def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
         texts=texts,
         labels="numbers" if curve else "classes",
         classes=None if curve else [2, limits.classes] if network.space.unit == "row" else [network.way] * 2,
-        chain=chain,
-        steps=(method.settings.sampling.steps or most) if isinstance(method, Diffusion) else None,
+        chain=chain is not None,
+        steps=None if chain is None else chain.settings.sampling.steps or most,
         T=most,
     )
