@@ -236,7 +236,7 @@ STUDIES: dict[str, Study] = {
         "LoRA adapters for sets of text that no training has seen, from 16 shots to whole sets: accuracy, F1, seconds",
         adapters.cells,
         adapters.unseen_sets,
-        Chart("shots", series=("method",), panel="set"),
+        Chart("shots", series=("method",), panel="set", log=True),
         quiet=True,
     ),
     "latency": Study(
