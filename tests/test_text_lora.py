@@ -212,7 +212,7 @@ class TestStopped:
         for name in ("banks.safetensors", "backbone.safetensors"):
             (one, _), (other, _) = (read_tensors(tmp_path / f / name) for f in ("whole", "stop"))
             assert all(torch.equal(t, other[n]) for n, t in one.items())
-        assert sorted(p.name for p in (tmp_path / "stop").iterdir()) == ["backbone.safetensors", "banks.safetensors"]
+        assert sorted(p.name for p in (tmp_path / "stop").iterdir()) == ["backbone.safetensors", "banks.safetensors", "logs"]
 
 
 class TestRowsAlone:
