@@ -61,7 +61,8 @@ def _socket(host: str, port: int) -> socket.socket:
     """Bound here, so that a port in use is a sentence. Raises McdiError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named: asyncio sends small parts at once (TCP_NODELAY) only where it is, else 40 ms too late.
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(1024)
