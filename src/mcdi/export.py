@@ -3,8 +3,6 @@ same weights: from the features and labels of support sets to named parameters, 
 
 import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from mcdi import __version__
 from mcdi.errors import McdiError
-from mcdi.exported import FILES, Exported, Feeds, Run, fingerprint, noise_of, onnx_run, onnx_session, torch_run
+from mcdi.exported import FILES, Exported, Feeds, Run, fingerprint, noise_of, onnx_run, onnx_session, quiet, torch_run
 from mcdi.files import write_bytes, write_json
 from mcdi.generator import Generator
 from mcdi.methods import Diffusion
@@ -206,18 +204,12 @@ def _with_metadata(data: bytes, described: dict[str, Any]) -> bytes:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """A failure inside torch as one sentence; its notes about itself are not for our users."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    """A failure inside torch as one sentence."""
+    try:
+        with quiet():
             yield
-        except McdiError:
-            raise
-        except Exception as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise McdiError(f"this generator cannot be {what} ({reason[:200]}): use its folder as it is") from error
-        finally:
-            logger.setLevel(level)
+    except McdiError:
+        raise
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise McdiError(f"this generator cannot be {what} ({reason[:200]}): use its folder as it is") from error

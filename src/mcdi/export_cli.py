@@ -22,11 +22,14 @@ def export(
     Example: [bold]mcdi export runs/glyphs/methods/mc-di-0 --format onnx[/]
     """
     from mcdi import export as exporting
+    from mcdi import hub
     from mcdi.generator import load
 
-    path = out or model / exporting.FILES.get(kind, kind)
-    weights = model / "model.safetensors"
-    difference = exporting.export(load(model), path, kind, weights=weights, steps=steps, temperature=temperature)
+    folder = hub.located(model)
+    # One of the Hub lies in its cache, which is not ours to add to.
+    path = out or (folder if folder == model else Path()) / exporting.FILES.get(kind, kind)
+    weights = folder / "model.safetensors"
+    difference = exporting.export(load(folder), path, kind, weights=weights, steps=steps, temperature=temperature)
     typer.echo(f"{path}: differs from the generator's weights by {difference:.1e} of the largest at most")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,8 +113,7 @@ def onnx_run(session: Any) -> Run:
 
 def torch_run(data: bytes) -> Run:
     """A function of named inputs, run by torch as it is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         module = torch.export.load(io.BytesIO(data)).module()
 
     def run(feeds: Feeds) -> dict[str, Tensor]:
@@ -121,6 +121,22 @@ def torch_run(data: bytes) -> Run:
             return module(**feeds)
 
     return run
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's notes about itself while it writes or reads a program."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def fingerprint(data: bytes | Path) -> str:
