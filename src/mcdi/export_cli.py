@@ -24,12 +24,12 @@ def export(
     from mcdi import export as exporting
     from mcdi import hub
     from mcdi.generator import load
+    from mcdi.saved import MODEL
 
     folder = hub.located(model)
     # One of the Hub lies in its cache, which is not ours to add to.
     path = out or (folder if folder == model else Path()) / exporting.FILES.get(kind, kind)
-    weights = folder / "model.safetensors"
-    difference = exporting.export(load(folder), path, kind, weights=weights, steps=steps, temperature=temperature)
+    difference = exporting.export(load(folder), path, kind, weights=folder / MODEL, steps=steps, temperature=temperature)
     typer.echo(f"{path}: differs from the generator's weights by {difference:.1e} of the largest at most")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.files import read_json
 from mcdi.noise import normal
+from mcdi.saved import MODEL
 from mcdi.tasks.sets import labelled
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
@@ -55,7 +56,7 @@ class Exported:
                 if described["sha256"] != fingerprint(data):
                     raise McdiError(f"{path} and {path.with_suffix('.json').name} do not belong together: export again")
                 run = torch_run(data)
-            beside = path.with_name("model.safetensors")
+            beside = path.with_name(MODEL)
             if described["weights"] is not None and beside.exists() and fingerprint(beside) != described["weights"]:
                 raise McdiError(f"{path} was made from other weights than {beside.name} beside it: export again")
         return cls(described, run)

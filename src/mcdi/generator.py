@@ -15,7 +15,7 @@ from mcdi.files import write_json, write_tensors
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
 from mcdi.methods.from_weights import FromWeights
 from mcdi.noise import Seed
-from mcdi.saved import FORMAT, belonging, read_saved
+from mcdi.saved import CONFIG, FORMAT, MODEL, belonging, read_saved
 from mcdi.tasks import downstream, networks
 from mcdi.tasks.base import Examples
 from mcdi.tasks.own import Describe, Loss
@@ -211,9 +211,9 @@ class Generator:
         folder = Path(folder)
         tensors = {f"method.{n}": t for n, t in self.method.state().items()}
         tensors |= {f"network.{n}": t for n, t in self.network.state().items()}
-        write_tensors(folder / "model.safetensors", tensors)
+        write_tensors(folder / MODEL, tensors)
         config = {"format": FORMAT, "method": self.name, "network": self.network.config(), **self.method.config()}
-        write_json(folder / "config.json", config)
+        write_json(folder / CONFIG, config)
 
     def push_to_hub(
         self,

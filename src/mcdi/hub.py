@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mcdi.errors import McdiError
+from mcdi.saved import FILES
 
-FILES = ("config.json", "model.safetensors")
 CARD = "README.md"
 INSTALL = "pip install 'mcdi[hub]'"
 

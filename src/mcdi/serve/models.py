@@ -10,14 +10,13 @@ from pathlib import Path
 from mcdi.errors import McdiError
 from mcdi.generator import Generator, load
 from mcdi.methods import Diffusion
+from mcdi.saved import FILES
 from mcdi.serve.limits import Limits
 from mcdi.serve.refusals import Refused
 from mcdi.serve.wire import ModelInfo
-from mcdi.tasks.downstream import Curve
 from mcdi.tasks.lora import LoraClassifier
 
 log = logging.getLogger("mcdi.serve")
-FILES = ("config.json", "model.safetensors")
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,99})=(.+)", re.DOTALL)
 Stamp = tuple[tuple[int, int, int], ...]
 
@@ -94,7 +93,7 @@ class Models:
 
 def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
     network, method = generator.network, generator.method
-    texts, curve = isinstance(network, LoraClassifier), isinstance(network, Curve)
+    texts, curve = isinstance(network, LoraClassifier), network.real
     chain = method if isinstance(method, Diffusion) and method.is_chain else None
     most = None if chain is None else chain.schedule.T
     return ModelInfo(

@@ -27,7 +27,15 @@ class Inputs(Strict):
     )
 
 
-class Task(Strict):
+class How(Strict):
+    """What is asked of a chain."""
+
+    steps: Steps = None
+    seed: Seed = 0
+    temperature: Temperature = None
+
+
+class Task(How):
     """A model, and the examples that it is to make weights for."""
 
     model: str = Field(max_length=200, description="A name that GET /v1/models lists.", examples=["mc-di-0"])
@@ -35,9 +43,6 @@ class Task(Strict):
     labels: Labels = Field(
         description="One an example: all integers or all names, real numbers for a curve.", examples=[["ring", "stroke"]]
     )
-    steps: Steps = None
-    seed: Seed = 0
-    temperature: Temperature = None
 
 
 class GenerateBody(Task):
@@ -45,7 +50,7 @@ class GenerateBody(Task):
     format: Literal["safetensors", "handle"] = Field("handle", description="The weights, or a name under which they are kept.")
 
 
-class PredictBody(Strict):
+class PredictBody(How):
     """Queries, and either a handle, or a task: weights are made for these queries alone then."""
 
     queries: Inputs
@@ -53,9 +58,6 @@ class PredictBody(Strict):
     model: str | None = Field(None, max_length=200)
     support: Inputs | None = None
     labels: Labels | None = None
-    steps: Steps = None
-    seed: Seed = 0
-    temperature: Temperature = None
 
     @model_validator(mode="after")
     def _either(self) -> Self:
