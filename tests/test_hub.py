@@ -185,3 +185,13 @@ class TestPush:
             (tmp_path / "config.json").write_text(json.dumps({**config, "network": network}))
             assert said in model_card("user/x", tmp_path)
         shutil.rmtree(tmp_path)
+
+    def test_the_card_of_a_module_of_ones_own_asks_for_it(self, generator, tmp_path):
+        """Its code is in no file: the lines that load it name it."""
+        generator.save_pretrained(tmp_path)
+        assert "mcdi.load('user/x')" in model_card("user/x", tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["network"] = {"kind": "own", "example": [2]}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        card = model_card("user/x", tmp_path)
+        assert "mcdi.load('user/x', module=module)" in card and "inputs of your module (S, 2)" in card

@@ -19,7 +19,7 @@ CARD = """---
 ```python
 import mcdi
 
-generator = mcdi.load({repo!r})
+generator = mcdi.load({load})
 # x: {x}
 # y: {y}
 weights = generator.generate((x, y))  # {{name: tensor}}, ready for load_state_dict
@@ -58,7 +58,7 @@ def model_card(repo: str, folder: Path) -> str:
         metadata=_metadata(config),
         title=repo.rpartition("/")[2],
         what=_what(config),
-        repo=repo,
+        load=repr(repo) + (", module=module" if network["kind"] == "own" else ""),
         x=x,
         y=y,
         extra=extra,
@@ -104,6 +104,8 @@ def _what(config: Mapping[str, Any]) -> str:
 def _inputs(network: Mapping[str, Any]) -> tuple[str, str, str]:
     if "lora" in network:
         return "a list of S texts, (sentence,) or (sentence, sentence) each", "class indices (S,), int64", "[hub,lora]"
+    if network["kind"] == "own":  # whose code no file holds
+        return f"inputs of your module (S, {', '.join(map(str, network['example']))})", "labels or values (S, ...)", "[hub]"
     if network["kind"] == "curve":
         return "points (S, 1)", "values (S,)", "[hub]"
     embedder = network.get("embedder")
