@@ -216,6 +216,10 @@ class TestTasks:
         with pytest.raises(McdiError, match="unknown split"):
             tasks().sample("dev", [0])
 
+    def test_sets_for_the_test_may_keep_more_than_others(self):
+        kept = {c.name: len(c.labels) for c in choose(phrase_sets(0, 60), TextSettings(texts=20, test_texts=50), 2, 0)}
+        assert kept["opinion"] == kept["same-opinion"] == 50 and kept["form"] == kept["topic"] == 20
+
     def test_held_rows_are_queries_alone(self):
         held = torch.arange(40) >= 20
         pool = Pool("p", torch.arange(40), torch.arange(40) % 2, torch.randn(40, 3), held, whole=True)

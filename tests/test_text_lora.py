@@ -126,6 +126,8 @@ class TestCommandLine:
         assert at_16 == {*names, "mc-di, 10 steps", "LoRA fine-tuning"}
         assert at_most == {*at_16, "LoRA fine-tuning, 3 steps"}
         assert {r["seeds"] for r in rows if r["method"] == "LoRA fine-tuning"} == {"2"}
+        tuned = [p.name for p in (done / "studies" / "models").glob("adam-*")]  # both ways of it, once for both seeds
+        assert len(tuned) == 2 and all(name.endswith("-0") for name in tuned)
         assert all(0 <= float(r["score_mean"]) <= 1 and float(r["seconds_mean"]) > 0 for r in rows)
         assert (tmp_path / "adapters-tiny.png").exists()
 
