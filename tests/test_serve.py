@@ -9,6 +9,7 @@ from serving import images, png, sentence, task, vectors
 from torch import nn
 
 import mcdi as package
+from mcdi.errors import McdiError
 from mcdi.serve.decode import examples_of
 from mcdi.serve.limits import Limits
 from mcdi.serve.models import describe
@@ -150,6 +151,14 @@ class TestTexts:
         generator, examples = read(tmp_path / "texts", body)
         expected = generator.predict(generator.generate((examples.x, examples.y)), examples.x)
         torch.testing.assert_close(torch.tensor(found["probabilities"]), expected.softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_may_have_so_many_pixels(folders):
+    """All images of a request together: test_serve_hostile.py."""
+    generator, body = package.load(folders["drawings"]), Task(**task())
+    with pytest.raises(McdiError, match="56 x 56 pixels: send at most 3135"):
+        examples_of(body, generator, Limits(pixels=56 * 56 - 1))
+    assert len(examples_of(body, generator, Limits(pixels=56 * 56)).y) == len(body.labels)
 
 
 class TestOperation:

@@ -65,6 +65,8 @@ class TestLines:
         assert line.difference == pytest.approx((0.2, 0.0, interval(gain)["ci95"]), abs=1e-6)
         assert line.score[0] == pytest.approx(0.6)
         assert line.score[2] >= interval(full + gain)["ci95"]
+        turned = lines(found, ("method", "b"))[0].difference  # where it is the other that has parts
+        assert turned == pytest.approx((-0.2, 0.0, interval(gain)["ci95"]), abs=1e-6)
 
     def test_csv_and_markdown_hold_the_same_rows(self) -> None:
         found = [(s, [measured("a", [0.5, 1.0], mse=1.0), measured("b", [0.5, 0.5])]) for s in (0, 1)]
