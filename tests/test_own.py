@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mcdi
+from mcdi import fitting
 from mcdi.errors import McdiError
 from mcdi.evaluate import interval
 from mcdi.prepare import Preparation, prepare
@@ -205,3 +206,18 @@ def test_examples_of_another_shape_and_code_for_a_network_that_needs_none(genera
     with pytest.raises(McdiError, match="needs no code of yours: leave out module"):
         mcdi.tasks.networks.build({"kind": "curve"}, {}, module=small())
     assert isinstance(generator.network, OwnNetwork)
+
+
+def test_held_out_tasks_choose_the_sampler_unless_one_is_given(monkeypatch):
+    asked = []
+
+    def choose(method, family, **how):
+        asked.append(how)
+        return "ddim", method
+
+    monkeypatch.setattr(fitting, "choose_sampler", choose)
+    tasks = OwnTasks(small(), *sides(tasks=20), shots=4)
+    mcdi.fit(tasks, how=Preparation(epochs=4), settings=ONCE, seed=3)
+    assert asked == [{"tasks": fitting.VALIDATION, "seed": 3}]
+    mcdi.fit(tasks, how=Preparation(epochs=4), settings={**ONCE, "sampling": {"steps": 2}})
+    assert len(asked) == 1
