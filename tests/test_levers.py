@@ -74,16 +74,17 @@ def test_spread_is_the_unbiased_variance_and_zero_for_one_example() -> None:
     assert not net.condition(one, 3)[..., plain.condition_size :].any()
 
 
-def cross(seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    net = make_denoiser("cross", 7, 21 + 3 * 7, 3, summary=21, width=16, depth=2)
+def cross(among: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    net = make_denoiser("cross", 7, 21 + 3 * 7, 3, summary=21, examples=3, width=16, depth=2, among=among)
     for p in net.parameters():  # the last layer and the signs begin at zero
         torch.nn.init.normal_(p, std=0.3)
     return net
 
 
-def test_cross_attention_follows_the_order_of_classes_and_ignores_that_of_examples() -> None:
-    net, head = cross(), LinearHead(6, 3, condition="examples", examples=3)
+@pytest.mark.parametrize("among", [0, 2])
+def test_cross_attention_follows_the_order_of_classes_and_ignores_that_of_examples(among: int) -> None:
+    net, head = cross(among), LinearHead(6, 3, condition="examples", examples=3)
     support = family_with("means").sample("test", range(5), shots=3).support
     x, t, mask = torch.randn(5, 3, 7), torch.rand(5), torch.ones(5, 3, dtype=torch.bool)
 
@@ -96,8 +97,9 @@ def test_cross_attention_follows_the_order_of_classes_and_ignores_that_of_exampl
     torch.testing.assert_close(turned, base.roll(1, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_cross_attention_knows_whose_an_example_is_and_reads_no_empty_places() -> None:
-    net, mask = cross(), torch.ones(1, 3, dtype=torch.bool)
+@pytest.mark.parametrize("among", [0, 1])
+def test_cross_attention_knows_whose_an_example_is_and_reads_no_empty_places(among: int) -> None:
+    net, mask = cross(among), torch.ones(1, 3, dtype=torch.bool)
     summary, single = torch.zeros(1, 3, 21), torch.randn(1, 3, 3, 7)
     single[..., -1] = 1
     x, t = torch.zeros(1, 3, 7), torch.zeros(1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,23 @@ class TestNetwork:
         net = LoraClassifier(lora(models, kind), 2)
         cond = net.condition(Examples(net.read(PAIR)[None], torch.tensor([[0, 1, 1]])), net.space.U)
         assert cond.shape == (1, net.space.U, net.condition_size) and bool(torch.isfinite(cond).all())
+
+    @pytest.mark.parametrize(("kind", "how"), [("bert", "both"), ("bert", "rows"), ("llama", "both")])
+    def test_single_texts_stand_behind_what_is_said_of_all(self, models, kind, how):
+        settings = lora(models, kind, generate=how)
+        plain, net = LoraClassifier(settings, 2), LoraClassifier(settings, 2, condition="examples", examples=2)
+        x, y = plain.read([*PAIR, *PAIR[:1]])[None], torch.tensor([[1, 0, 1, 1]])
+        cond = net.condition(Examples(x, y), net.space.U)
+        assert torch.equal(cond[..., : net.summary_size], plain.condition(Examples(x, y), plain.space.U))
+        assert cond.shape == (1, net.space.U, net.condition_size) and net.summary_size == plain.condition_size
+        single = cond[..., net.summary_size :].unflatten(-1, (2, net.features + 1))
+        seen = net.pooled(x)[0, :, 0]
+        assert single[0, 0, :, -1].tolist() == [1.0, 0.0] and torch.equal(single[0, 0, 0, :-1], seen[1])
+        assert single[0, 1, :, -1].tolist() == [1.0, 1.0] and torch.equal(single[0, 1, :, :-1], seen[[0, 2]])
+        assert not single[0, 2:].any()
+        for again in (networks.build(json.loads(json.dumps(net.config())), net.state()), pickle.loads(pickle.dumps(net))):
+            assert torch.equal(again.condition(Examples(x, y), net.space.U), cond)
+        assert net.whole().condition_size == LoraClassifier(lora(models, kind), 2, None, "examples", 2).condition_size
 
     def test_config_and_state_bring_it_back(self, models):
         net = LoraClassifier(lora(models), 2)

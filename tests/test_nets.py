@@ -28,7 +28,7 @@ def test_shapes_and_what_the_output_depends_on(kind, units, size):
     x, t, cond, mask = inputs(units=units, size=size)
     extra = {}
     if kind == "cross":  # and two examples of every class
-        cond, extra = torch.cat([cond, torch.ones(*cond.shape[:2], 2 * size)], -1), {"summary": cond.shape[-1]}
+        cond, extra = torch.cat([cond, torch.ones(*cond.shape[:2], 2 * size)], -1), {"summary": cond.shape[-1], "examples": 2}
     if kind == "span":
         cond = torch.randn(*cond.shape[:2], 2 * size, generator=torch.Generator().manual_seed(1))
     net = awake(make_denoiser(kind, size, cond.shape[-1], units, width=16, **extra))

@@ -1,6 +1,7 @@
 """Files of labelled text, and the tasks that are made of them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,38 @@ class TestTasks:
         family = tasks(sets=TextSettings(words=5, examples=4), shots=(2,), queries=2, examples=4)
         seeds = [n for n in range(40) if family.pools["train"][n % len(family.pools["train"])].apart]
         assert seeds and all(len(g) == 1 for n in seeds for g in family._task("train", n).groups)
+
+    def test_sets_come_again_within_templates_that_name_their_labels(self):
+        sets, how = phrase_sets(0, 60), {"test": ("opinion",), "validation": ("form",), "pairs": (), "words": 0, "texts": 30}
+        templates = ("{words}? {text}", "Someone wrote {text} {braces}")
+        names = {"tense": ("was", "is", "will be")[: len(sets["tense"]["train"].classes)]}
+        chosen = choose(sets, TextSettings(**how, templates=templates, label_words=names), 2, 0)
+        plain = {c.name: c for c in choose(sets, TextSettings(**how), 2, 0)}
+        made = {c.name: c for c in chosen if c.name not in plain}
+        trained = [n for n, c in plain.items() if c.split == "train"]
+        assert set(made) == {f"template {t} {n}" for t in ("1.1", "1.2", "2.1") for n in trained}
+        for name in trained:
+            asked = set(names.get(name, sets[name]["train"].classes))
+            fronts = []
+            for t in ("1.1", "1.2", "2.1"):
+                one = made[f"template {t} {name}"]
+                assert (one.labels, one.split, one.held) == (plain[name].labels, "train", plain[name].held)
+                for text, was in zip(one.texts, plain[name].texts, strict=True):
+                    front, _, rest = text[0].partition("? ") if t != "2.1" else ("", "", text[0])
+                    assert rest == (was[0] if t != "2.1" else f"Someone wrote {was[0]} {{braces}}") and text[1:] == was[1:]
+                    fronts.append(front)
+            one, turned = (re.split(", | or ", f) for f in dict.fromkeys(f for f in fronts if f))
+            assert set(one) == asked and turned == one[::-1]
+        assert sum(c.name == "tense" for c in chosen) == 1 and plain == {c.name: c for c in chosen if c.name in plain}
+
+    def test_templates_that_do_not_fit(self):
+        sets = phrase_sets(0, 60)
+        with pytest.raises(McdiError, match=r"'{words}\?' has no place for a text: write {text}"):
+            TextSettings(templates=("{words}?",))
+        with pytest.raises(McdiError, match="label_words of topic must be 6 words, of .*: not \\['a'\\]"):
+            choose(sets, TextSettings(templates=("{text}",), label_words={"topic": ["a"]}), 2, 0)
+        with pytest.raises(McdiError, match="label_words has the set 'sst2', which is not in the data"):
+            choose(sets, TextSettings(label_words={"sst2": ["bad", "good"]}), 2, 0)
 
     def test_same_pairs_have_one_label(self):
         made = next(c for c in choose(phrase_sets(0, 50), TextSettings(), 2, 0) if c.name == "same topic")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import mcdi
 from safetensors.torch import load_file
-from tiny_models import drawn, lora, peft, transformers
+from tiny_models import TARGETS, drawn, lora, peft, transformers
 
 from mcdi.adapters import peft_name
 from mcdi.config import read_recipe
@@ -231,6 +231,30 @@ class TestRowsAlone:
         assert mcdi(*arguments) == 0
         rows = list(csv.DictReader((tmp_path / "adapters-rows.csv").read_text().splitlines()))
         assert "LoRA fine-tuning" in {r["method"] for r in rows}
+
+    @pytest.mark.parametrize(("base", "how"), [("bert", "rows"), ("llama", "both")])
+    def test_a_set_transformer_reads_every_text(self, models, examples, tmp_path, base, how):
+        text = RECIPE.format(model=str(models[base]), generate=how, denoiser="cross")
+        changes = {"depth = 1": "depth = 1, among = 1", 'data = "text"': 'data = "text"\ncondition = "examples"'}
+        for was, now in {**changes, '"adam", "reptile", "hypernetwork", "mv-di", ': ""}.items():
+            text = text.replace(was, now)
+        (tmp_path / "sets.toml").write_text(text.replace("[family.lora]", f"[family.lora]\ntargets = {list(TARGETS[base])}"))
+        run, out = tmp_path / "run", tmp_path / "adapter"
+        assert mcdi("run", tmp_path / "sets.toml", "--out", run, "--workers", 1) == 0
+        model = run / "methods" / "mc-di-0"
+        assert mcdi("generate", model, "--support", examples, "--adapter", out) == 0
+        generator, texts = load(model), [("a red rose",), ("my aunt",), ("the pond",), ("the old boat",)]
+        awake = generator.method.net.head.weight
+        torch.nn.init.normal_(awake, std=0.3, generator=torch.Generator().manual_seed(0))
+        one, turned, other = (
+            generator.generate((texts, y), seed=0, temperature=0.0) for y in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1])
+        )
+        mixed = generator.generate(([texts[j] for j in (3, 0, 2, 1)], [1, 0, 1, 0]), seed=0, temperature=0.0)
+        name = next(n for n in one if "lora_" not in n and n.endswith("weight"))
+        for n, w in one.items():
+            torch.testing.assert_close(mixed[n], w, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(turned[n], w if "lora_" in n else w.flip(0), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(one[name], other[name], atol=1e-3)
 
     def test_pairs_come_beside_rows(self, models):
         net = LoraClassifier(lora(models, generate="rows"), 2)

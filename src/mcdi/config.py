@@ -39,8 +39,8 @@ class FamilySettings:
     trained here is trained as the backbone is, with the next seed. split: of Omniglot, whole
     alphabets or characters of all of them. domain: of data "domains", the one that is never met before the test. limit: at
     most so many classes a split;
-    examples: at most so many images a class. condition: what a linear head's generator reads of a class, centred: of features
-    less the centre of the support set, see LinearHead.
+    examples: at most so many images a class. condition: what the generator of a linear head, or of "lora", reads of a class,
+    see LinearHead; centred: of features less the centre of the support set.
     """
 
     data: Literal["glyphs", "omniglot", "natural", "domains", "sines", "text"] = "glyphs"
@@ -141,6 +141,8 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     family = recipe.family
     if (family.data == "text") != (family.network == "lora"):
         raise McdiError(f"{where}: network = {family.network!r} does not fit data = {family.data!r}; text goes with lora")
+    if family.data == "text" and family.condition not in ("means", "examples"):
+        raise McdiError(f"{where}: condition = {family.condition!r} is for images: text has means, or examples beside them")
     if family.lora.start == "drawn":
         raise McdiError(f"{where}: lora.start = 'drawn' is where the study adapters fine-tunes from, no recipe: leave it out")
     _check_images(family, where)

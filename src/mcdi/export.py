@@ -15,12 +15,12 @@ from mcdi import __version__
 from mcdi.errors import McdiError
 from mcdi.exported import FILES, Exported, Feeds, Run, fingerprint, noise_of, onnx_run, onnx_session, quiet, torch_run
 from mcdi.files import write_bytes, write_json
+from mcdi.flat import Flat
 from mcdi.generator import Generator
 from mcdi.methods import Diffusion
 from mcdi.methods.closed import Prototypes
 from mcdi.methods.icis import Icis
 from mcdi.methods.vae import Vae
-from mcdi.nets import Flat
 from mcdi.tasks.base import Examples
 from mcdi.tasks.lora import LoraClassifier
 from mcdi.tasks.own import OwnNetwork

@@ -207,7 +207,7 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     sets |= read_hub(settings.text.hub)
     sets = sets or phrase_sets(settings.seed)
     chosen = choose(sets, settings.text, settings.way, settings.seed)
-    network = LoraClassifier(settings.lora, settings.way)
+    network = _text_network(settings)
     network.to(device)
     bank = _states(chosen, network, folder, progress)
     tasks = _text_tasks(settings, network, bank, chosen)
@@ -224,6 +224,10 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     shutil.rmtree(folder / TEXTS, ignore_errors=True)
 
 
+def _text_network(settings: FamilySettings, base: int | None = None) -> LoraClassifier:
+    return LoraClassifier(settings.lora, settings.way, base, settings.condition, max(settings.shots))
+
+
 def _text_tasks(settings: FamilySettings, network: LoraClassifier, bank: Tensor, chosen: Sequence[Chosen]) -> TextTasks:
     pools = pools_of(chosen, bank[:, POOLED - 1, :-1])
     network.hold(bank, torch.cat([p.bank for p in pools["train"]]))
@@ -236,7 +240,7 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     if settings.data == "text":
         tensors, metadata = read_tensors(folder / "banks.safetensors")
         chosen = [Chosen(**c) for c in metadata["sets"]]
-        network = LoraClassifier(settings.lora, settings.way, metadata.get("base"))
+        network = _text_network(settings, metadata.get("base"))
         network.load_state(read_tensors(folder / "backbone.safetensors")[0])
         return _text_tasks(settings, network, tensors["states"], chosen)
     if settings.data == "sines":

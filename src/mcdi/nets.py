@@ -1,6 +1,5 @@
 """Which networks denoise weights? All have one face, f(x (B, U, D), t (B,), cond (B, U, C), mask (B, U)) -> (B, U, D)."""
 
-import itertools
 import math
 from typing import Any
 
@@ -9,13 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-
-
-def time_features(t: Tensor, size: int, horizon: float = 1000.0) -> Tensor:
-    """(B,) times in [0, 1] -> (B, size) sines and cosines of geometrically spaced frequencies."""
-    frequency = torch.exp(torch.arange(size // 2, device=t.device) * (-math.log(horizon) / (size // 2 - 1)))
-    angle = t[:, None] * horizon * frequency
-    return torch.cat([angle.sin(), angle.cos()], -1)
+from mcdi.flat import MLP, Residual, UNet1d, time_features
 
 
 class Block(nn.Module):
@@ -75,115 +68,54 @@ class UnitTransformer(nn.Module):
         return self.head(self.norm(h))
 
 
-class Flat(nn.Module):
-    """Base of the networks that see the weights as one vector and know a fixed number of units."""
+class Among(nn.Module):
+    """Pre-norm self-attention among examples, with a sign for those of one class, and a perceptron (SAB of 1810.00825)."""
 
-    def __init__(self, size: int, condition_size: int, units: int, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.width, self.shape = width, (units, size)
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.condition = nn.Sequential(nn.Linear(condition_size * units, width), nn.SiLU(), nn.Linear(width, width))
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.own = nn.Parameter(torch.zeros(heads))
 
-    def context(self, t: Tensor, cond: Tensor) -> Tensor:
-        return self.time(time_features(t, self.width)) + self.condition(cond.flatten(1))
-
-    def flatten(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.shape:
-            raise McdiError(
-                f"this denoiser was made for weights of shape {self.shape}, not {tuple(x.shape[1:])}: use transformer"
-            )
-        return x.flatten(1)
-
-
-class Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.context = nn.Linear(width, width)
-
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
-        return h + self.down(F.silu(self.up(self.norm(h) + self.context(context))))
-
-
-class MLP(Flat):
-    """Residual perceptron over the flat vector."""
-
-    def __init__(self, size: int, condition_size: int, units: int, *, width: int = 256, depth: int = 3) -> None:
-        super().__init__(size, condition_size, units, width)
-        self.first, self.last = nn.Linear(size * units, width), nn.Linear(width, size * units)
-        self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
-        flat, context = self.flatten(x), self.context(t, cond)
-        h = self.first(flat) + context
-        for block in self.blocks:
-            h = block(h, context)
-        return self.last(h).reshape(x.shape)
-
-
-class Conv1d(nn.Module):
-    """Group-normalised 1-D convolution block with a residual, shifted by the context."""
-
-    def __init__(self, inputs: int, outputs: int, width: int) -> None:
-        super().__init__()
-        self.one, self.two = nn.Conv1d(inputs, outputs, 5, padding=2), nn.Conv1d(outputs, outputs, 5, padding=2)
-        self.norm1, self.norm2 = nn.GroupNorm(4, outputs), nn.GroupNorm(4, outputs)
-        self.context, self.match = nn.Linear(width, outputs), nn.Conv1d(inputs, outputs, 1)
-
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
-        y = F.silu(self.norm1(self.one(h)) + self.context(context)[..., None])
-        return self.match(h) + F.silu(self.norm2(self.two(y)))
-
-
-class UNet1d(Flat):
-    """1-D U-Net over the flat weight vector, as in the paper's line of work (p-diff, D2NWG): `depth` halvings."""
-
-    def __init__(
-        self, size: int, condition_size: int, units: int, *, width: int = 64, depth: int = 3, channels: int = 16
-    ) -> None:
-        super().__init__(size, condition_size, units, width)
-        levels = [channels * 2**j for j in range(depth + 1)]
-        self.depth = depth
-        self.first, self.last = nn.Conv1d(1, channels, 5, padding=2), nn.Conv1d(channels, 1, 5, padding=2)
-        self.down = nn.ModuleList(Conv1d(a, b, width) for a, b in itertools.pairwise(levels))
-        self.middle = Conv1d(levels[-1], levels[-1], width)
-        self.up = nn.ModuleList(Conv1d(2 * b, a, width) for a, b in itertools.pairwise(levels))
-        # Weights are not translation invariant: a position and a global map tell the convolutions where they are.
-        self.place = nn.Linear(width, size * units)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
-        flat, context = self.flatten(x), self.context(t, cond)
-        place = self.place(context)
-        padding = -flat.shape[1] % 2**self.depth
-        h = self.first(F.pad(flat + place, (0, padding))[:, None])
-        kept = []
-        for block in self.down:
-            h = block(h, context)
-            kept.append(h)
-            h = F.avg_pool1d(h, 2)
-        h = self.middle(h, context)
-        for block, skip in zip(reversed(self.up), reversed(kept), strict=True):
-            h = block(torch.cat([h.repeat_interleave(2, -1), skip], 1), context)
-        return (self.last(h)[:, 0, : flat.shape[1]] + place).reshape(x.shape)
+    def forward(self, h: Tensor, there: Tensor, same: Tensor) -> Tensor:
+        b, n, w = h.shape
+        q, k, v = self.qkv(self.norm1(h)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(-1, -2) / math.sqrt(w // self.heads) + self.own[:, None, None] * same
+        seen = logits.masked_fill(~there, -1e9).softmax(-1) @ v
+        h = h + self.out(seen.transpose(1, 2).reshape(b, n, w))
+        return h + self.down(F.silu(self.up(self.norm2(h))))
 
 
 class CrossTransformer(UnitTransformer):
     """A token a unit that also attends to every single support example, with a sign for those of its own class.
 
-    The condition of a unit is its summary (`summary` numbers) and its examples, `size` numbers each: a feature vector
-    and 1, or zeros where there is none. Equivariant to the order of classes and of examples (2103.03206 reads sets so).
+    The condition of a unit is its summary (`summary` numbers) and its `examples`, of equal size: a feature vector and 1, or
+    zeros where there is none, of a unit that is no class say. Equivariant to the order of classes and of examples (2103.03206
+    reads sets so). among: layers in which examples see each other first; with one it is the Set Transformer (1810.00825),
+    whose seeds are the units.
     """
 
     def __init__(
-        self, size: int, condition_size: int, units: int, *, summary: int, width: int = 128, depth: int = 3, heads: int = 4
+        self,
+        size: int,
+        condition_size: int,
+        units: int,
+        *,
+        summary: int,
+        examples: int,
+        width: int = 128,
+        depth: int = 3,
+        heads: int = 4,
+        among: int = 0,
     ) -> None:
         super().__init__(size, summary, units, width=width, depth=depth, heads=heads)
-        self.size, self.examples, self.summary = size, (condition_size - summary) // size, summary
-        if self.examples < 1 or condition_size != summary + self.examples * size:
+        if examples < 1 or (condition_size - summary) % examples:
             raise ValueError("it reads single examples, which this condition does not hold: set condition = 'examples'")
-        self.embed = nn.Linear(size, width)
+        self.size, self.examples, self.summary = (condition_size - summary) // examples, examples, summary
+        self.embed = nn.Linear(self.size, width)
+        self.among = nn.ModuleList(Among(width, heads) for _ in range(among))
         self.own = nn.Parameter(torch.zeros(depth, heads))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.reads = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
@@ -197,6 +129,8 @@ class CrossTransformer(UnitTransformer):
         there = (single[..., -1] > 0.5)[:, None, None]  # (b, 1, 1, u E)
         mine = torch.eye(u, device=x.device).repeat_interleave(self.examples, 1)
         examples = F.silu(self.embed(single))
+        for layer in self.among:
+            examples = layer(examples, there, mine.transpose(0, 1) @ mine)
         h = self.weights(x) + self.condition(cond[..., : self.summary])
         time = self.time(time_features(t, self.width))
         parts = zip(self.blocks, self.norms, self.reads, self.keys, self.outs, self.own, strict=True)

@@ -36,7 +36,7 @@ class Diffusion:
     def __init__(self, settings: DiffusionSettings) -> None:
         self.settings = settings
         with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
-            extra = {"summary": 8} if settings.denoiser == "cross" else {}
+            extra = {"summary": 8, "examples": 1} if settings.denoiser == "cross" else {}
             make_denoiser(settings.denoiser, 8, 16, 2, **extra, **settings.options)
         # Tw-Di has k targets but one chain, the vanilla one.
         segments = settings.k if settings.objective == "local" else 1
@@ -44,7 +44,7 @@ class Diffusion:
         self.net: nn.Module | None = None
         self.space: WeightSpace | None = None
         self.prior: Prior | None = None
-        self.condition_size = self.summary_size = self.heads = 0
+        self.condition_size = self.summary_size = self.heads = self.examples = 0
         self.device = "cpu"
 
     def to(self, device: str) -> Self:
@@ -71,7 +71,7 @@ class Diffusion:
         if s.denoiser == "transformer" and space.unit != "row":
             options = {"ordered": True, **options}
         if s.denoiser == "cross":
-            options["summary"] = self.summary_size
+            options |= {"summary": self.summary_size, "examples": self.examples}
         inputs = self.heads * space.D if s.denoiser == "span" else self.condition_size + (space.D if s.self_condition else 0)
         return make_denoiser(s.denoiser, space.D, inputs, space.U, **options).to(self.device)
 
@@ -87,7 +87,8 @@ class Diffusion:
             raise McdiError(f"k = {s.k} targets cannot be taken evenly from {stored} stored ones: prepare with k = {s.k}")
         net = family.downstream
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
-        self.condition_size, self.summary_size, self.heads = net.condition_size, net.summary_size, net.heads
+        self.condition_size, self.summary_size = net.condition_size, net.summary_size
+        self.heads, self.examples = net.heads, net.examples
         s.check(net.kind, heads=net.heads, rows_alone=not net.space.extra, embedding=bool(net.embedding))
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
@@ -253,6 +254,7 @@ class Diffusion:
     def config(self) -> dict[str, Any]:
         assert self.net is not None and self.space is not None
         sizes = {"condition_size": self.condition_size, "summary_size": self.summary_size, "heads": self.heads}
+        sizes |= {"examples": self.examples} if self.examples else {}
         return {"settings": asdict(self.settings), "space": self.space.config(), **sizes}
 
     def state(self) -> dict[str, Tensor]:
@@ -265,6 +267,7 @@ class Diffusion:
         self.space = WeightSpace.from_config(config["space"]).with_statistics(state["mean"], state["std"])
         self.condition_size = int(config["condition_size"])
         self.summary_size, self.heads = int(config.get("summary_size", self.condition_size)), int(config.get("heads", 0))
+        self.examples = int(config.get("examples", (self.condition_size - self.summary_size) // self.space.D))
         self.net = self._make(self.space).eval()
         for name, part in (("net.", self.net), ("prior.", self.prior)):
             if part is not None:

@@ -69,11 +69,9 @@ class DiffusionSettings:
             raise McdiError(f"the condition of a {network} holds no heads: set around = 'summary'")
         if self.denoiser == "span" and not rows_alone:
             raise McdiError("denoiser 'span' knows rows alone: set lora.generate = 'rows', or take transformer")
-        if embedding and self.denoiser in ("cross", "span"):
-            reads = "examples as long as rows" if self.denoiser == "cross" else "heads alone"
+        if embedding and self.denoiser == "span":
             raise McdiError(
-                f"denoiser {self.denoiser!r} reads {reads}, not features of another network: leave out embedding, or take "
-                "transformer"
+                "denoiser 'span' reads heads alone, not features of another network: leave out embedding, or take transformer"
             )
         if embedding and self.prior and self.around == "prototypes":
             raise McdiError(

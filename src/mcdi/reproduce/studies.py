@@ -122,8 +122,9 @@ def _levers(recipe: Recipe) -> list[Cell]:
         "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}, {}),
         "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}, {}),
     }
-    apart = ("residual of prototypes alone", "every example, cross-attention") if recipe.family.embedding else ()
-    return [Cell({"lever": name}, "mc-di", *change) for name, change in changes.items() if name not in apart]
+    if recipe.family.embedding:
+        del changes["residual of prototypes alone"]
+    return [Cell({"lever": name}, "mc-di", *change) for name, change in changes.items()]
 
 
 def _landscape(context: Context, cells: Sequence[Cell], path: Path, progress: Progress) -> None:

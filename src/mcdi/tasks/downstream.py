@@ -30,6 +30,7 @@ class Network:
     embedding = 0  # how many of them, the last ones, are of another network, which the condition alone reads
     way: int  # classes of the template; a head may be generated for any number
     heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
+    examples = 0  # how many single ones of a class it ends with, at most
     example_shape: tuple[int, ...] | None = None  # of one example that is not embedded
     target_shape: tuple[int, ...] = ()  # of its y
     real = False  # whether y are real numbers, no classes

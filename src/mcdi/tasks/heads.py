@@ -83,7 +83,9 @@ class LinearHead(Network):
         return torch.cat([weights[..., :-1], weights[..., -1:] - moved], -1)
 
     def alone(self, rows: Tensor, units: int) -> Tensor:
-        """Weights of rows (B, way, D) alone: what stands beside them is where it starts, FiLM that changes nothing, say."""
+        """Weights of rows (B, way, F + 1) alone: what stands beside them is where it starts, FiLM that changes nothing, say.
+        A head without a bias has no place for the last number, and is what is left."""
+        rows = rows[..., : self.space.D]
         rest = self.theta0(0, units)[rows.shape[1] :].to(rows)
         return torch.cat([rows, rest.expand(rows.shape[0], -1, -1)], 1)
 
@@ -102,19 +104,25 @@ class LinearHead(Network):
         return torch.cat([leant(rows, heads, mask[:, None, :way], share, self.features), rest], -2)
 
     def condition(self, support: Examples, units: int) -> Tensor:
-        x = support.x[..., -self.embedding :]  # all of it where there is no other network
-        mean, count = class_means(x, support.y, units)
+        said = self.summary(support.x, support.y, units)
+        if not self.examples:
+            return said
+        single = single_examples(support.x[..., -self.embedding :], support.y, units, self.examples)
+        return torch.cat([said, single.flatten(2)], -1)
+
+    def summary(self, features: Tensor, y: Tensor, way: int) -> Tensor:
+        """The condition without single examples: (B, S, F), (B, S) -> (B, way, summary_size)."""
+        x = features[..., -self.embedding :]  # all of it where there is no other network
+        mean, count = class_means(x, y, way)
         count = count.clamp(min=1)[..., None]
-        rows = least_squares(x, support.y, units) * (1 - 1 / count)
+        rows = least_squares(x, y, way) * (1 - 1 / count)
         # c / n beside c: a linear map of both may trust the mean of more examples more.
         parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
         if self.heads:
-            parts.insert(0, self.own_heads(support.x[..., : self.features], support.y, units))
+            parts.insert(0, self.own_heads(features[..., : self.features], y, way))
         if self.reads == "spread":
-            square, _ = class_means(x.square(), support.y, units)
+            square, _ = class_means(x.square(), y, way)
             parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
-        if self.reads == "examples":
-            parts.append(single_examples(x, support.y, units, self.examples).flatten(2))
         return torch.cat(parts, -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:

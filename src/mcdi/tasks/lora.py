@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
@@ -13,8 +14,8 @@ from mcdi.stacked import State
 from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import Network
 from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
-from mcdi.tasks.heads import OWN_HEADS, LinearHead
-from mcdi.tasks.sets import beside, least_squares_rows, spreads
+from mcdi.tasks.heads import OWN_HEADS, Condition, LinearHead
+from mcdi.tasks.sets import beside, least_squares_rows, single_examples, spreads
 
 
 class LoraClassifier(LinearHead):
@@ -26,7 +27,9 @@ class LoraClassifier(LinearHead):
     theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B zero),
     or pairs that `starts.train_start` has trained on the training sets. The condition of a row is
     LinearHead's on what the head reads of the frozen model; that of a piece of a pair says, over the support set, of both
-    pooled features: their mean, the spread of the class means and the spread within classes. Flags name the piece.
+    pooled features: their mean, the spread of the class means and the spread within classes. Flags name the piece. With
+    condition "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the
+    denoiser "cross" shows all of them to every row and piece.
 
     base: the fingerprint that the frozen model must have. Raises McdiError where it has another.
     """
@@ -35,8 +38,10 @@ class LoraClassifier(LinearHead):
     heads = OWN_HEADS
     statistics = 3  # numbers a feature in the condition of a pair
 
-    def __init__(self, lora: LoraSettings, way: int, base: int | None = None) -> None:
-        self.encoder, self.way, self.reads = Encoder(lora, way), way, "means"
+    def __init__(
+        self, lora: LoraSettings, way: int, base: int | None = None, condition: Condition = "means", examples: int = 0
+    ) -> None:
+        self.encoder, self.way, self.reads = Encoder(lora, way), way, condition
         self.base = self.encoder.fingerprint()
         if base not in (None, self.base):
             raise McdiError(
@@ -53,16 +58,16 @@ class LoraClassifier(LinearHead):
         self.centre, self.spread = torch.zeros(POOLED, self.features), torch.ones(POOLED, 1)
         self.bank: Tensor | None = None
         self.row_size = super().summary_size
-        beside_rows = POOLED * self.statistics * self.features + self.space.kinds
-        self.condition_size = self.row_size + (beside_rows if self.space.extra else 0)
+        self.examples = examples if condition == "examples" else 0
+        self.condition_size = self.summary_size + self.examples * (self.features + 1)
 
     @property
     def summary_size(self) -> int:
-        return self.condition_size
+        return self.row_size + (POOLED * self.statistics * self.features + self.space.kinds if self.space.extra else 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For workers: the model is loaded again, not sent.
-        return _again, (self.encoder.settings, self.way, self.state(), self.bank)
+        return _again, (self._described(), self.state(), self.bank)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         held = dict(self.module.named_parameters())
@@ -73,8 +78,8 @@ class LoraClassifier(LinearHead):
         """The same network with the pairs generated beside the rows; itself, where they are."""
         if self.space.extra:
             return self
-        settings = replace(self.encoder.settings, generate="both")
-        return _again(settings, self.way, self.state(), self.bank)
+        described = {**self._described(), "lora": replace(self.encoder.settings, generate="both")}
+        return _again(described, self.state(), self.bank)
 
     def with_pairs(self, rows: Tensor) -> Tensor:
         """Rows of a head alone, and the pairs of theta_0 beside them: (B, way, D) -> (B, U, D)."""
@@ -130,10 +135,13 @@ class LoraClassifier(LinearHead):
     def condition(self, support: Examples, units: int) -> Tensor:
         way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
         features = pooled[..., 0, :]
-        rows = super().condition(Examples(features, support.y), way)
-        if not extra:
-            return rows
-        return beside(rows, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
+        said = self.summary(features, support.y, way)
+        if extra:
+            said = beside(said, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
+        if not self.examples:
+            return said
+        single = single_examples(features, support.y, way, self.examples).flatten(2)
+        return torch.cat([said, F.pad(single, (0, 0, 0, extra))], -1)  # pairs have no examples of their own
 
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         return self._raw(least_squares_rows(self.pooled(support.x)[..., 0, :], support.y, way, ridge))
@@ -159,7 +167,13 @@ class LoraClassifier(LinearHead):
         return Network.gradients(self, state, data, mask, keys)
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "lora": asdict(self.encoder.settings), "way": self.way, "base": self.base}
+        plain = {**self._described(), "lora": asdict(self.encoder.settings)}
+        return {"kind": self.kind, **plain, "base": self.base}
+
+    def _described(self) -> dict[str, Any]:
+        """What it is made of; the condition only where it is not that of earlier versions."""
+        single = {"condition": self.reads, "examples": self.examples} if self.examples else {}
+        return {"lora": self.encoder.settings, "way": self.way, **single}
 
     def to(self, device: str) -> None:
         self.encoder.to(device)
@@ -182,8 +196,8 @@ class LoraClassifier(LinearHead):
             p.copy_(state[f"start.{n}"])
 
 
-def _again(lora: LoraSettings, way: int, state: dict[str, Tensor], bank: Tensor | None) -> LoraClassifier:
-    network = LoraClassifier(lora, way)
+def _again(described: Mapping[str, Any], state: dict[str, Tensor], bank: Tensor | None) -> LoraClassifier:
+    network = LoraClassifier(**described)
     network.load_state(state)
     network.bank = bank
     return network

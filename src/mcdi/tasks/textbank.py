@@ -4,8 +4,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from mcdi.tasks.text import Sentences, TextSet
 Split = Literal["train", "val", "test"]
 Sets = Mapping[str, Mapping[str, TextSet]]
 WORD = re.compile(r"\b[a-z]{3,}\b", re.IGNORECASE | re.ASCII)
+TEXT, WORDS = "{text}", "{words}"  # their places in a template
 COMMON = 0.05  # words in a larger share of the texts are those of any sentence
 MOST_WORDS = 62  # classes are bits of a number
 
@@ -26,15 +27,20 @@ class TextSettings:
     """Which sets are for what. test: never met in training; validation: they tune; all others train, and `pairs` more sets are
     made of each set of single sentences: do two have one label ("same"), do two halves belong together ("halves"). words: and
     one whose classes are so many words, their texts without them: which was there (SMLMT, 2009.08445)? Labels are few,
-    words are many kinds of tasks. texts: examples kept of a set, test_texts: of one for test, and as many for its queries where
-    it has a test or validation file; examples: texts a class that a training task is made of. hub: data sets of Hugging Face's
-    hub beside those of --data (corpora.read_hub), "owner/name" or "owner/name:configuration".
+    words are many kinds of tasks. templates: every training set comes again within each, where "{text}" is its text, of a
+    pair the first, and "{words}" the words of its labels, "good, bad or plain"; such a set comes in two orders of them.
+    label_words: {set: its classes' words, in their order}, where labels are no words.
+    texts: examples kept of a set, test_texts: of one for test, and as many for its queries where it has
+    a test or validation file; examples: texts a class that a training task is made of. hub: data sets of Hugging Face's hub
+    beside those of --data (corpora.read_hub), "owner/name" or "owner/name:configuration".
     """
 
     test: tuple[str, ...] = ("opinion", "same-opinion")
     validation: tuple[str, ...] = ("form", "same-topic")
     pairs: tuple[Literal["same", "halves"], ...] = ("same", "halves")
     words: int = 16
+    templates: tuple[str, ...] = ()
+    label_words: Mapping[str, Any] = field(default_factory=dict)
     texts: int = 400
     test_texts: int = 400
     examples: int = 64
@@ -44,6 +50,9 @@ class TextSettings:
         if min(self.texts, self.test_texts, self.examples) < 1 or not (self.words == 0 or 2 <= self.words <= MOST_WORDS):
             given = f"texts = {self.texts}, test_texts = {self.test_texts}, examples = {self.examples}, words = {self.words}"
             raise McdiError(f"{given}: texts and examples must be at least 1, words 0 or 2 to {MOST_WORDS}")
+        for template in self.templates:
+            if TEXT not in template:
+                raise McdiError(f"the template {template!r} has no place for a text: write {TEXT} where it shall stand")
 
 
 class Chosen(NamedTuple):
@@ -65,6 +74,9 @@ def choose(sets: Sets, settings: TextSettings, way: int, seed: int) -> list[Chos
             there = ", ".join(sets)
             why = f"the set {name!r} is not in the data: there are {there}"
             raise McdiError(f"{why}; give --data a folder that has it, or set family.text.test and validation")
+    unused = [name for name in settings.label_words if name not in sets]
+    if unused:
+        raise McdiError(f"label_words has the set {unused[0]!r}, which is not in the data: leave it out")
     out = []
     for name, parts in sets.items():
         split: Split = "test" if name in settings.test else "val" if name in settings.validation else "train"
@@ -83,6 +95,23 @@ def choose(sets: Sets, settings: TextSettings, way: int, seed: int) -> list[Chos
         if split == "train" and not source.pairs:
             out += [_made(kind, name, texts, labels, r) for kind in settings.pairs]
             out += _words(name, source, settings, way, r)
+        if split == "train":
+            out += _within(settings, Chosen(name, split, labels, held, texts), source.classes, seed)
+    return out
+
+
+def _within(settings: TextSettings, plain: Chosen, classes: Sequence[str], seed: int) -> list[Chosen]:
+    """A training set within every template. Raises McdiError where its label words are not as many as its classes."""
+    words = list(settings.label_words.get(plain.name, classes))
+    if len(words) != len(classes) or not all(isinstance(word, str) for word in words):
+        raise McdiError(f"label_words of {plain.name} must be {len(classes)} words, of {', '.join(classes)}: not {words}")
+    random.Random(f"{seed} words {plain.name}").shuffle(words)
+    out = []
+    for number, template in enumerate(settings.templates, 1):
+        for turn, order in enumerate((words, words[::-1]) if WORDS in template else (words,), 1):
+            frame = template.replace(WORDS, f"{', '.join(order[:-1])} or {order[-1]}")
+            texts = [(frame.replace(TEXT, text[0]), *text[1:]) for text in plain.texts]
+            out.append(plain._replace(name=f"template {number}.{turn} {plain.name}", texts=texts))
     return out
 
 
