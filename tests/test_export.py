@@ -107,6 +107,7 @@ class TestSame:
         one, many, five = examples(1, 3, 1), examples(60, 3, 1), examples(2, 3, 5)
         same(reader, generator, (one[0][0], one[1][0]))
         trust = generator.trust(many)
+        torch.testing.assert_close(reader.run(*many, 3, 0)[1], trust)
         assert len(trust.unique()) > 3 and not generator.trust(five).any()
         same(reader, generator, many)
 
@@ -122,6 +123,9 @@ class TestSame:
         same(reader, generator, support, **how)
         torch.testing.assert_close(reader.generate(support, seed=3), generator.generate(support, seed=3, **how))
         assert not torch.equal(reader.generate(support, seed=3)["weight"], reader.generate(support, seed=4)["weight"])
+        torch.testing.assert_close(
+            reader.run(*support, 5, [3, 4, 3, 9])[0], generator.generate(support, seed=[3, 4, 3, 9], **how)
+        )
 
     @pytest.mark.slow
     def test_noise_in_onnx(self, model, tmp_path):
@@ -174,6 +178,14 @@ class TestRefused:
         (other / "model.safetensors").write_bytes(data)
         with pytest.raises(McdiError, match="made from other weights than model.safetensors"):
             Exported.load(other)
+
+    def test_a_file_of_before(self, exported, tmp_path):
+        old = shutil.copytree(exported, tmp_path / "old")
+        said = json.loads((old / "sampler.json").read_text())
+        del said["asked"]
+        (old / "sampler.json").write_text(json.dumps(said))
+        with pytest.raises(McdiError, match="is of an earlier version, .*: export again"):
+            Exported.load(old)
 
     def test_damage_and_absence(self, exported, tmp_path):
         with pytest.raises(McdiError, match=r"holds no sampler.onnx and no sampler.pt2: run mcdi export"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mcdi import __version__
 from mcdi.errors import McdiError
-from mcdi.exported import FILES, Exported, Feeds, Run, fingerprint, noise_of, onnx_run, onnx_session, quiet, torch_run
+from mcdi.exported import FILES, TRUST, Exported, Feeds, Run, fingerprint, noise_for, onnx_run, onnx_session, quiet, torch_run
 from mcdi.files import write_bytes, write_json
 from mcdi.flat import Flat
 from mcdi.generator import Generator
@@ -35,7 +35,7 @@ CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, more classes th
 
 class Sampler(nn.Module):
     """What is exported: x (B, S, ...), y (B, S), for heads mask (B, U), and for a chain with noise that noise
-    (n, B, samples, U, D) -> {name: (B, *shape)}."""
+    (n, B, samples, U, D) -> {name: (B, *shape), "trust": (B,)}."""
 
     def __init__(self, generator: Generator, **asked: float | None) -> None:
         super().__init__()
@@ -46,6 +46,7 @@ class Sampler(nn.Module):
                 f"{what} cannot be exported: no pure function of features; diffusion methods, prototypes, icis and vae are"
             )
         self.generator, self.how = generator, generator.sampling(**asked)
+        self.asked = {n: v for n, v in asked.items() if v is not None}
         held = (getattr(method, "net", None), getattr(method, "prior", None), net.embedder)
         self.parts = nn.ModuleList(m for m in held if isinstance(m, nn.Module))
 
@@ -54,7 +55,8 @@ class Sampler(nn.Module):
         if mask is None:
             mask = torch.ones(x.shape[0], net.space.U, dtype=torch.bool, device=x.device)
         seed = 0 if noise is None else iter(noise.flatten(1, 2).unbind(0))
-        return net.space.unpack(self.generator.packed(Examples(x, y), mask, self.how, seed)[0])
+        flat, trusted = self.generator.packed(Examples(x, y), mask, self.how, seed)
+        return {**net.space.unpack(flat), TRUST: trusted}
 
     @property
     def any_way(self) -> bool:
@@ -79,7 +81,8 @@ class Sampler(nn.Module):
             "real": net.real,
             "network": net.kind,
         }
-        return {"version": __version__, "method": self.generator.name, "parameters": parameters, **shape, **kind, **chain}
+        of = {"version": __version__, "method": self.generator.name, "asked": self.asked, "parameters": parameters}
+        return {**of, **shape, **kind, **chain}
 
     def drawn(self, tasks: int, way: int, shots: int, seed: int) -> Feeds:
         """A random support set of classes that are a little apart."""
@@ -92,7 +95,7 @@ class Sampler(nn.Module):
         if described["rows"]:
             feeds["mask"] = torch.ones(tasks, units, dtype=torch.bool)
         if described["noise"]:
-            feeds["noise"] = noise_of(described, tasks, units, seed)
+            feeds["noise"] = noise_for(described, tasks, units, seed)
         return feeds
 
 
@@ -181,7 +184,7 @@ def _onnx(program: torch.export.ExportedProgram, described: dict[str, Any]) -> b
             verbose=False,
             external_data=False,
             input_names=described["inputs"],
-            output_names=[n for n, _, _ in described["parameters"]],
+            output_names=[*(n for n, _, _ in described["parameters"]), TRUST],
             custom_translation_table=SOLVE,
         )
         assert made is not None

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.files import read_json
-from mcdi.noise import normal
+from mcdi.noise import Seed, noise_of, normal
 from mcdi.saved import MODEL
 from mcdi.tasks.sets import labelled
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
+TRUST = "trust"  # the name of the output behind the parameters
 Feeds = dict[str, Tensor]
 Run = Callable[[Feeds], dict[str, Tensor]]
 
@@ -59,6 +60,8 @@ class Exported:
             beside = path.with_name(MODEL)
             if described["weights"] is not None and beside.exists() and fingerprint(beside) != described["weights"]:
                 raise McdiError(f"{path} was made from other weights than {beside.name} beside it: export again")
+            if "asked" not in described:
+                raise McdiError(f"{path} is of an earlier version, {described['version']}: export again")
         return cls(described, run)
 
     def generate(self, support: tuple[Any, Tensor], *, seed: int = 0) -> dict[str, Tensor]:
@@ -72,19 +75,23 @@ class Exported:
         x, y, way, single = labelled(*given, way=d["way"], any_way=d["any_way"], real=d["real"])
         if x.shape[2:] != (d["features"],):
             raise McdiError(f"examples of shape {tuple(x.shape[2:])} are no features ({d['features']},): give it embedded ones")
-        feeds = {"x": x, "y": y.to(x.dtype if d["real"] else torch.int64)}
-        units = way + d["extra"] if d["rows"] else d["units"]
+        weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
+        return {n: w[0] for n, w in weights.items()} if single else weights
+
+    def run(self, x: Tensor, y: Tensor, units: int, seed: Seed) -> tuple[dict[str, Tensor], Tensor]:
+        """Of B tasks whose sizes were checked: {name: (B, *shape)}, and their trust (B,). seed: as of a Generator."""
+        d, feeds = self.described, {"x": x, "y": y.to(x.dtype if self.described["real"] else torch.int64)}
         if d["rows"]:
             feeds["mask"] = torch.ones(len(y), units, dtype=torch.bool)
         if d["noise"]:
-            feeds["noise"] = noise_of(d, len(y), units, seed)
+            feeds["noise"] = noise_for(d, len(y), units, seed)
         out = self._run(feeds)
-        return {n: out[n][0] if single else out[n] for n, _, _ in d["parameters"]}
+        return {n: out[n] for n, _, _ in d["parameters"]}, out[TRUST]
 
 
-def noise_of(described: dict[str, Any], tasks: int, units: int, seed: int) -> Tensor:
+def noise_for(described: dict[str, Any], tasks: int, units: int, seed: Seed) -> Tensor:
     """The noise that Generator.generate draws from `seed`, all of it: (n, B, samples, U, D)."""
-    g, samples = torch.Generator().manual_seed(seed), described["samples"]
+    g, samples = noise_of(seed, torch.device("cpu")), described["samples"]
     like = torch.empty(tasks * samples, units, described["numbers"])
     drawn = torch.stack([normal(like.shape, g, like) for _ in range(described["noise"])])
     return drawn.unflatten(1, (tasks, samples))

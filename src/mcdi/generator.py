@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mcdi import hub
 from mcdi.card import model_card
 from mcdi.errors import McdiError
+from mcdi.exported import Exported
 from mcdi.files import write_json, write_tensors
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
 from mcdi.methods.from_weights import FromWeights
@@ -44,6 +45,7 @@ class Generator:
 
     def __init__(self, name: str, method: WeightGenerator, network: downstream.Network, device: str = "cpu") -> None:
         self.name, self.method, self.network, self.device = name, method, network, device
+        self.exported: Exported | None = None  # what `mcdi export` made of it, which then answers where nothing is asked
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -114,8 +116,13 @@ class Generator:
         how = self.sampling(**options)
         if ensemble and how is None:
             raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
-        flat, trusted = self.packed(examples, mask, how, seed, ensemble=ensemble)
-        return self._dict(flat, single), trusted[0] if single else trusted
+        if self.exported is not None and not ensemble and all(v is None for v in options.values()):
+            weights, trusted = self.exported.run(*examples, mask.shape[1], seed)
+            weights = {n: w[0] for n, w in weights.items()} if single else weights
+        else:
+            flat, trusted = self.packed(examples, mask, how, seed, ensemble=ensemble)
+            weights = self._dict(flat, single)
+        return weights, trusted[0] if single else trusted
 
     def sampling(self, **asked: float | None) -> Sampling | None:
         """The way of sampling with what is asked (not None) changed; None for a method without one, of which nothing may be."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdi.errors import McdiError
+from mcdi.exported import FILES as EXPORTED
+from mcdi.exported import Exported
 from mcdi.generator import Generator, load
 from mcdi.methods import Diffusion
 from mcdi.saved import FILES
@@ -18,6 +20,7 @@ from mcdi.tasks.lora import LoraClassifier
 
 log = logging.getLogger("mcdi.serve")
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,99})=(.+)", re.DOTALL)
+SAMPLER = EXPORTED["onnx"]
 Stamp = tuple[tuple[int, int, int], ...]
 
 
@@ -37,6 +40,8 @@ def stamp_of(folder: Path) -> Stamp:
         found = [(folder / name).stat() for name in FILES]
     except OSError as error:
         raise McdiError(f"{folder} holds no {' and '.join(FILES)}: give the folder of a trained generator") from error
+    if (folder / SAMPLER).exists():
+        found.append((folder / SAMPLER).stat())
     return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in found)
 
 
@@ -62,7 +67,25 @@ class Models:
 
     def _load(self, folder: Path) -> Served:
         stamp = stamp_of(folder)
-        return Served(load(folder, self.device), folder, stamp)
+        generator = load(folder, self.device)
+        if (folder / SAMPLER).exists():
+            generator.exported = self._exported(folder / SAMPLER)
+        return Served(generator, folder, stamp)
+
+    def _exported(self, path: Path) -> Exported | None:
+        """The sampler that `mcdi export` put beside a model, where it answers as the model does. Of the two formats this one
+        runs nothing when it is opened."""
+        try:
+            if self.device != "cpu":
+                raise McdiError(f"it runs on cpu, and {self.device} is asked for")
+            found = Exported.load(path)
+            if found.described["asked"]:
+                raise McdiError(f"it was exported for {found.described['asked']}: export it as the model was trained")
+        except McdiError as error:
+            log.warning("%s is not used: %s", path, error)
+            return None
+        log.info("%s makes the weights", path)
+        return found
 
     def get(self, name: str) -> Generator:
         if name not in self._served:
@@ -108,4 +131,5 @@ def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
         chain=chain is not None,
         steps=None if chain is None else chain.settings.sampling.steps or most,
         T=most,
+        exported=generator.exported is not None,
     )

@@ -130,6 +130,9 @@ class ModelInfo(BaseModel):
     chain: bool = Field(description="Whether there are steps, a temperature and samples to ask, and POST /v1/chain.")
     steps: int | None = Field(description="Denoising steps where none are asked.")
     T: int | None = Field(description="The most steps.")
+    exported: bool = Field(
+        description="Whether a file of mcdi export answers where no steps, temperature or samples are asked."
+    )
 
 
 class Models(BaseModel):
