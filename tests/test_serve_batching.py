@@ -150,6 +150,17 @@ class TestBatcher:
         assert slow.submit("a", gate, 4).result(5) == 4 and time.monotonic() - start >= 0.2
         slow.close()
 
+    def test_one_alone_waits_for_nobody(self, gate):
+        batcher, others = Batcher(8, 60.0, coming=lambda: bool(others)), []
+        assert batcher.submit("a", lambda jobs: jobs, 1).result(20) == 1
+        others.append(1)
+        waits = batcher.submit("a", lambda jobs: jobs, 2)
+        time.sleep(0.2)
+        assert not waits.done()
+        others.clear()
+        assert batcher.submit("a", lambda jobs: jobs, 3).result(20) == 3 and waits.done()
+        batcher.close()
+
     def test_one_that_fails_fails_alone(self, gate, batcher):
         def fragile(payloads):
             if "worse" in payloads:

@@ -1,5 +1,6 @@
 """The service as a process: its client, its end, new files under it, and what goes wrong before it starts."""
 
+import os
 import pickle
 import shutil
 import signal
@@ -20,6 +21,7 @@ from mcdi.serve.client import Client
 from mcdi.serve.limits import Keys, Limits
 from mcdi.serve.models import Models, named
 from mcdi.serve.refusals import Refused
+from mcdi.serve.run import serve
 
 FILES = {"images": [png("ring"), png("ring", shift=1), png("stroke"), png("stroke", shift=1)]}
 LABELS = ["ring", "ring", "stroke", "stroke"]
@@ -70,16 +72,38 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
         assert "new files" in process.stderr.readline()
 
         answers = []
+        slow = socket.create_connection(address.removeprefix("http://").split(":"))  # under way: others wait for it
+        head = (
+            f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {'a' * 20}\r\nContent-Type: application/json\r\n"
+        )
+        slow.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
         late = Client(address, key="a" * 20)
         thread = threading.Thread(target=lambda: answers.append(late.generate("drawings", FILES, LABELS, seed=3)))
         thread.start()
         time.sleep(0.2)  # it waits for others
         process.send_signal(signal.SIGTERM)
         thread.join()
+        slow.close()
         torch.testing.assert_close(answers[0].weights, found.weights, rtol=1e-4, atol=1e-4)
     assert process.wait(30) == 0 and process.stderr.read() == ""
     with pytest.raises(McdiError, match="is it running"):
         Client(address).health()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_before_it_has_begun(folders, number):
+    """The signal comes when the address is told and uvicorn is not yet there to hear it."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    told, how = [], {"host": "127.0.0.1", "port": 0, "device": "cpu", "limits": Limits(), "keys": None}
+    late = threading.Timer(60, os._exit, [1])  # it would wait for ever
+    late.start()
+    try:
+        serve([str(folders["closed"])], **how, ready=lambda address: (told.append(address), os.kill(os.getpid(), number)))
+    finally:
+        late.cancel()
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert told[0].startswith("http://")
 
 
 class TestReload:

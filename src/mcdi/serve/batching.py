@@ -24,10 +24,17 @@ class Job:
 
 
 class Batcher:
-    """Jobs of the same key are run together, the oldest first, up to `most` in size; `told` hears the size of every batch."""
+    """Jobs of the same key are run together, the oldest first, up to `most` in size; `told` hears the size of every batch.
+    The oldest waits for others as long as some are `coming`, `wait` seconds at most."""
 
-    def __init__(self, most: int, wait: float, told: Callable[[int], None] = lambda size: None) -> None:
-        self.most, self.wait, self.told = most, wait, told
+    def __init__(
+        self,
+        most: int,
+        wait: float,
+        told: Callable[[int], None] = lambda size: None,
+        coming: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.most, self.wait, self.told, self.coming = most, wait, told, coming
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -70,7 +77,7 @@ class Batcher:
             first = self._waiting[0]
             while not self._closed and not self._full(first):
                 left = first.arrived + self.wait - time.monotonic()
-                if left <= 0:
+                if left <= 0 or not self.coming():
                     break
                 self._changed.wait(left)
             return self._take(first)

@@ -36,8 +36,6 @@ def serve(
     service = Service(Models(named(models), device), limits, known)
     listening = _socket(host, port)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload, daemon=True).start())
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, _ended)
     config = uvicorn.Config(
         create_app(service),
         log_level="warning",
@@ -45,16 +43,21 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
     )
+    server = uvicorn.Server(config)
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        """Before uvicorn has handlers of its own, it ends as soon as it starts. The signal that stopped it is raised once more
+        when all is done: it was meant, and the exit code is 0."""
+        server.should_exit = True
+
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, ended)
     address = f"[{host}]" if ":" in host else host
     ready(f"http://{address}:{listening.getsockname()[1]}")
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         service.close()
-
-
-def _ended(number: int, frame: FrameType | None) -> None:
-    """uvicorn raises the signal that stopped it once more when all is done: it was meant, and the exit code is 0."""
 
 
 def _socket(host: str, port: int) -> socket.socket:

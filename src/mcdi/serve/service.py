@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from mcdi.errors import McdiError
 from mcdi.serve.batching import Batcher
@@ -29,7 +30,12 @@ class Service:
     def __init__(self, models: Models, limits: Limits, keys: Keys) -> None:
         self.models, self.limits, self.keys = models, limits, keys
         self.handles = Handles(limits.handles, limits.handle_bytes)
-        self.batcher = Batcher(limits.batch, limits.wait, lambda size: self.metrics.batches.observe(size))
+        self.batcher = Batcher(
+            limits.batch,
+            limits.wait,
+            lambda size: self.metrics.batches.observe(size),
+            lambda: self.under_way > len(self.batcher),  # whoever is alone waits for nobody
+        )
         self.metrics = Metrics(lambda: len(self.batcher), lambda: len(self.handles))
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="mcdi-decode")
         self.under_way = 0
@@ -64,10 +70,13 @@ class Service:
         told = request.headers.get("content-length", "")
         if told.isdecimal() and int(told[:20]) > most:
             raise Refused(413, f"the body has {told[:20]} bytes: send at most {most}")
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > most:
-                raise Refused(413, f"the body has more than {most} bytes: send less")
+        try:
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > most:
+                    raise Refused(413, f"the body has more than {most} bytes: send less")
+        except ClientDisconnect as error:  # nobody hears it; no fault of ours to be logged
+            raise Refused(400, "the connection ended before the body did") from error
         return bytes(data)
 
     async def aside(self, work: Callable[..., R], *arguments: Any) -> R:
