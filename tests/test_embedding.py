@@ -20,7 +20,7 @@ from mcdi.config import FamilySettings, read_recipe
 from mcdi.embed import Conv4, Embedder, ResNet8
 from mcdi.errors import McdiError
 from mcdi.families import load_family, make_family
-from mcdi.methods import Sampling, make_method
+from mcdi.methods import make_method
 from mcdi.methods.leaning import surprise
 from mcdi.prepare import Preparation, trajectories
 from mcdi.pretrained import fetch
@@ -209,25 +209,6 @@ def run(clip: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert mcdi("run", place / "tiny.toml", "--data", data, "--out", place / "run", "--workers", 1) == 0
     shutil.rmtree(folder)
     return place / "run"
-
-
-def test_single_examples_of_the_other_network_are_read_too():
-    """Denoiser "cross": an example is E + 1 numbers where a row has F + 1."""
-    net, bank = LinearHead(F, 3, condition="examples", examples=3, embedding=E), {"train": noise(5, 24, F + E)}
-    family = FewShot("x", net, bank, way=3, shots=(3,), queries=5)
-    small = {"training": {"iterations": 20, "learners": 2, "tasks": 4}, "options": {"width": 16, "depth": 1}, "T": 6}
-    settings = {**small, "denoiser": "cross"}
-    data = trajectories(family, "train", range(12), Preparation(tasks=12, epochs=6, k=3))
-    method, batch = make_method("mc-di", settings).fit(family, data, seed=0), family.sample("train", range(4))
-    again = make_method("mc-di", settings).restore(json.loads(json.dumps(method.config())), method.state())
-
-    def made(by, x):
-        return by.generate(net, Examples(x, batch.support.y), batch.mask, seed=0, how=Sampling(temperature=0.0))
-
-    want, x = made(method, batch.support.x), batch.support.x.clone()
-    assert torch.equal(made(again, x), want)
-    x[:, 0, F:], x[:, 1, F:] = batch.support.x[:, 0, F:] + 1, batch.support.x[:, 1, F:] - 1  # no mean of a class changes
-    assert not torch.equal(made(method, x), want)
 
 
 class TestRun:

@@ -12,7 +12,7 @@ import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.serve.decode import examples_of
 from mcdi.serve.limits import Limits
-from mcdi.serve.models import describe
+from mcdi.serve.models import Models, describe
 from mcdi.serve.wire import Task
 
 
@@ -162,6 +162,12 @@ def test_an_image_may_have_so_many_pixels(folders):
 
 
 class TestOperation:
+    def test_backbones_in_bfloat16(self, folders):
+        plain, half = (Models({"m": folders["drawings"], "v": folders["vectors"]}, bf16=b) for b in (False, True))
+        x = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        want, got = (m.get("m").embed(x) for m in (plain, half))
+        assert 1e-5 < float((got - want).norm() / want.norm()) < 0.03 and half.get("v").network.embedder is None
+
     def test_models(self, client):
         found = {m["name"]: m for m in client.get("/v1/models").json()["models"]}
         drawings, curves = found["drawings"], found["curves"]

@@ -94,7 +94,7 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
 def test_an_end_before_it_has_begun(folders, number):
     """The signal comes when the address is told and uvicorn is not yet there to hear it."""
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    told, how = [], {"host": "127.0.0.1", "port": 0, "device": "cpu", "limits": Limits(), "keys": None}
+    told, how = [], {"host": "127.0.0.1", "port": 0, "device": "cpu", "bf16": True, "limits": Limits(), "keys": None}
     late = threading.Timer(60, os._exit, [1])  # it would wait for ever
     late.start()
     try:

@@ -226,8 +226,11 @@ class Embedder(nn.Module):
     Without the common length Adam spends its steps on the many features that are nearly always 0, and heads learnt on
     training classes say little about unseen ones: regression of them stays 1 to 2 points behind nearest prototypes.
 
-    embedding: another one of the same images, whose features stand behind the own ones: tasks are embedded by these.
+    embedding: another one of the same images, whose features stand behind the own ones: tasks are embedded by these. bf16:
+    networks compute in bfloat16 where autocast takes it for good (`in_bf16`); features stay float32.
     """
+
+    bf16 = False
 
     def __init__(self, backbone: Backbone, side: int = 28, embedding: "Embedder | None" = None) -> None:
         super().__init__()
@@ -251,6 +254,12 @@ class Embedder(nn.Module):
         """Of an image: (channels, side, side)."""
         return self.backbone.channels, self.side, self.side
 
+    def in_bf16(self) -> None:
+        """From now on; what is saved stays as it is."""
+        self.bf16 = True
+        if self.embedding is not None:
+            self.embedding.in_bf16()
+
     def fit(self, features: Tensor) -> Tensor:
         """Set the mean from the backbone's features (..., F) of the training classes; returns them standardised."""
         self.mean.copy_(features.flatten(0, -2).mean(0))
@@ -263,12 +272,16 @@ class Embedder(nn.Module):
         """
         assert isinstance(self.backbone, Conv4)
         after = 3  # ReLU, average, flatten
-        flat = features_of(nn.Sequential(*list(self.backbone)[:-after], nn.Flatten(2)), images)
+        flat = self._features(nn.Sequential(*list(self.backbone)[:-after], nn.Flatten(2)), images)
         return flat.unflatten(-1, (self.backbone.features, -1)).transpose(-1, -2).flatten(-2)
 
     def own(self, images: Tensor) -> Tensor:
         """Of the backbone alone: uint8 images (..., channels, side, side) -> (..., F)."""
-        return cl2n(features_of(self.backbone, images), self.mean)
+        return cl2n(self._features(self.backbone, images), self.mean)
+
+    def _features(self, network: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.bf16):
+            return features_of(network, images).float()
 
     def forward(self, images: Tensor) -> Tensor:
         """-> (..., F), or (..., F + E) with those of the embedding."""

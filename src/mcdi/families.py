@@ -38,7 +38,7 @@ CHECKPOINT, TEXTS = "checkpoint.safetensors", "texts"  # what a stopped run goes
 READ = 64  # texts at a time, between two words of progress
 
 
-def _images(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
+def images_of(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
     """The banks of all splits, as the family's settings want them."""
     if settings.data == "domains":
         limit, examples = settings.limit, settings.examples
@@ -65,7 +65,7 @@ def _seen(settings: FamilySettings, banks: Mapping[str, ImageBank]) -> Tensor:
     if settings.backbone_data == "same":
         return (by_class(banks["train"]) if settings.data == "domains" else banks["train"]).pixels
     drawings = replace(settings, data="glyphs", examples=None)
-    grey = _images(drawings, None, Path())["train"].pixels
+    grey = images_of(drawings, None, Path())["train"].pixels
     return grey.expand(-1, -1, _channels(settings), -1, -1)
 
 
@@ -123,7 +123,7 @@ def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, de
 
 def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
     progress("images", 0, 1, {})
-    banks = _images(settings, data, folder)
+    banks = images_of(settings, data, folder)
     images = {n: b.pixels for n, b in banks.items()}
     progress("images", 1, 1, {"classes": float(sum(len(b.names) for b in banks.values()))})
     embedder = _embedder(settings)

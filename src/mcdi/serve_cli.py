@@ -20,6 +20,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 = all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8000,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Backbones in bfloat16, for hardware that has it.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Chains that are run together at most.")] = 32,
     wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others; 0 = only what has queued up.")] = 2,
     queue: Annotated[int, typer.Option(min=1, help="Requests at once; one more is answered with 429.")] = 128,
@@ -60,4 +61,4 @@ def serve(
         console.print(f"{address} serves; GET /v1/models lists what", soft_wrap=True, markup=False, highlight=False)
 
     where = pick_device(device)
-    run.serve(models, host=host, port=port, device=where, limits=limits, keys=api_key_file, ready=ready)
+    run.serve(models, host=host, port=port, device=where, bf16=bf16, limits=limits, keys=api_key_file, ready=ready)

@@ -60,14 +60,17 @@ def named(models: Iterable[str]) -> dict[str, Path]:
 class Models:
     """Generators by name. Names of requests are looked up here and nowhere else: no file is opened for one."""
 
-    def __init__(self, folders: Mapping[str, Path], device: str = "cpu") -> None:
-        self.device = device
+    def __init__(self, folders: Mapping[str, Path], device: str = "cpu", *, bf16: bool = False) -> None:
+        """bf16: backbones in bfloat16."""
+        self.device, self.bf16 = device, bf16
         self._served = {name: self._load(folder) for name, folder in folders.items()}
         self._reloading = threading.Lock()
 
     def _load(self, folder: Path) -> Served:
         stamp = stamp_of(folder)
         generator = load(folder, self.device)
+        if self.bf16 and generator.network.embedder is not None:
+            generator.network.embedder.in_bf16()
         if (folder / SAMPLER).exists():
             generator.exported = self._exported(folder / SAMPLER)
         return Served(generator, folder, stamp)

@@ -23,6 +23,7 @@ def serve(
     host: str,
     port: int,
     device: str,
+    bf16: bool,
     limits: Limits,
     keys: Path | None,
     ready: Callable[[str], None],
@@ -33,7 +34,7 @@ def serve(
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     known = Keys(keys)
-    service = Service(Models(named(models), device), limits, known)
+    service = Service(Models(named(models), device, bf16=bf16), limits, known)
     listening = _socket(host, port)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload, daemon=True).start())
     config = uvicorn.Config(
