@@ -11,7 +11,9 @@ from PIL import Image
 from test_natural import RECIPE, arrays, as_folders, images, photo
 
 from mcdi.errors import McdiError
-from mcdi.reproduce import named_targets
+from mcdi.methods import make_method
+from mcdi.reproduce import named_targets, transfer
+from mcdi.reproduce.cells import Cell, Context
 from mcdi.tasks.targets import target_bank
 
 NAMES = ("bird", "cat")
@@ -142,7 +144,7 @@ class TestTransfer:
             named_targets(given)
         assert named_targets(["a=b=c"]) == {"a": Path("b=c")}
 
-    def test_a_run_serves_data_it_never_saw(self, tmp_path, capfd):
+    def test_a_run_serves_data_it_never_saw(self, tmp_path, capfd, monkeypatch):
         (tmp_path / "tiny.toml").write_text(RECIPE)
         data, run = as_folders(tmp_path / "data", images()), tmp_path / "run"
         for name, write in (("one", cifar10), ("two", folders)):
@@ -172,6 +174,11 @@ class TestTransfer:
         }
         assert found == {(m, *way) for m in ("prototypes", "mc-di") for way in ways}
         assert "`mcdi transfer tiny`" in (tmp_path / "transfer-tiny.md").read_text()
+        monkeypatch.setattr(transfer, "FIRST", 2)
+        context, method = Context(run), make_method("prototypes", {})
+        for name, count in (("p-diff", 2), ("prototypes", context.tasks)):
+            measured = transfer.transferred(context, Cell({"method": name, "target": "two"}, name), method, 0)
+            assert [len(row.scores) for row in measured] == [count] * len(measured) and context.tasks > 2
         capfd.readouterr()
         assert mcdi("reproduce", "transfer", tmp_path / "tiny.toml", "--out", run, "--results", tmp_path, "--workers", 1) == 1
         assert "mcdi transfer --target NAME=PATH, once or more" in " ".join(capfd.readouterr().err.split())
