@@ -47,18 +47,16 @@ def sent(monkeypatch):
         def __init__(self, token=None):
             calls["token"] = token
 
-        def create_repo(self, repo, **how):
-            calls["repo"] = (repo, how)
-            return f"https://example.org/{repo}"
+        def create_repo(self, repo_id, **how):
+            calls["repo"] = (repo_id, how)
+            return hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
-        def create_commit(self, repo, operations, **how):
-            calls["commit"] = (repo, how)
-            calls["files"] = {}
-            for operation in operations:
-                with operation.as_file() as file:
-                    calls["files"][operation.path_in_repo] = file.read()
+        def upload_folder(self, *, folder_path, **how):
+            calls["commit"] = how
+            calls["files"] = {p.name: p.read_bytes() for p in folder_path.iterdir()}
+            return f"https://huggingface.co/{how['repo_id']}/commit/1"
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Stub)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Stub)
     return calls
 
 
@@ -105,10 +103,12 @@ class TestLoad:
 
 class TestPush:
     def test_what_is_sent_comes_back(self, generator, sent, tmp_path):
-        assert generator.push_to_hub("user/letters", private=True, token="secret", revision="v1").endswith("user/letters")
+        assert generator.push_to_hub("user/letters", private=True, token="secret", revision="v1").endswith(
+            "user/letters/commit/1"
+        )
         assert sorted(sent["files"]) == ["README.md", "config.json", "model.safetensors"]
         assert sent["token"] == "secret" and sent["repo"] == ("user/letters", {"private": True, "exist_ok": True})
-        assert sent["commit"][1]["revision"] == "v1"
+        assert sent["commit"]["revision"] == "v1"
         for name, data in sent["files"].items():
             (tmp_path / name).write_bytes(data)
         support = examples(2, 4, 2)
@@ -154,7 +154,7 @@ class TestPush:
         def refuse(*_, **__):
             raise hub.errors.HFValidationError("no such user\nmore")
 
-        monkeypatch.setattr("huggingface_hub.HfApi.create_commit", refuse)
+        monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi.upload_folder", refuse)
         for model, name, said in (
             (tmp_path / "model", "letters", "give user/name"),
             (tmp_path / "none", "user/letters", "does not exist"),

@@ -227,12 +227,13 @@ class Generator:
         repo_id: str,
         *,
         private: bool | None = None,
-        token: str | bool | None = None,
+        token: str | None = None,
         revision: str | None = None,
         commit_message: str = "Upload a generator of mcdi",
     ) -> str:
-        """Put this generator on the Hugging Face Hub under "user/name", with a card; returns its address (`mcdi[hub]`).
-        `mcdi push` does so with one that lies in its run, of which the card then tells more. Raises McdiError on failure."""
+        """Put this generator on the Hugging Face Hub under "user/name", with a card (`mcdi[hub]`); returns the address of
+        the commit. `mcdi push` does so with one that lies in its run, of which the card then tells more. Raises McdiError
+        on failure."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "generator"
             self.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """How does a generator come from the Hugging Face Hub, and go there? Safetensors, JSON and a card; nothing that runs code."""
 
 import re
+import shutil
 from pathlib import Path
-from typing import Any
 
 from mcdi.errors import McdiError
 from mcdi.saved import FILES
@@ -50,11 +50,11 @@ def push(
     *,
     card: str,
     private: bool | None = None,
-    token: str | bool | None = None,
+    token: str | None = None,
     revision: str | None = None,
     message: str = "Upload a generator of mcdi",
 ) -> str:
-    """Put the generator in `folder` on the Hub under "user/name", in one commit with its card; returns its address.
+    """Put the generator in `folder` on the Hub under "user/name", in one commit with its card; returns the commit's address.
 
     The card is the folder's own README.md where it has one. Raises McdiError where that does not succeed.
     """
@@ -64,17 +64,21 @@ def push(
         if not (folder / name).exists():
             raise McdiError(f"{folder / name} does not exist: give the folder of a trained generator")
     try:
-        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub import ModelHubMixin
     except ImportError as error:
         raise McdiError(f"the Hugging Face Hub needs the huggingface_hub package: {INSTALL}") from error
-    own = folder / CARD
-    files: dict[str, Any] = {CARD: own.read_bytes() if own.exists() else card.encode()}
-    files |= {name: str(folder / name) for name in FILES}
-    api = HfApi(token=token)
+
+    class Saved(ModelHubMixin):
+        """Here, not as a base of Generator, so that those who never go to the Hub need no client of it."""
+
+        def _save_pretrained(self, save_directory: Path) -> None:
+            (save_directory / CARD).write_text(card)  # its own ModelCard would lose the comments in the head
+            for name in (*FILES, CARD):
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, save_directory / name)
+
     try:
-        url = api.create_repo(repo, private=private, exist_ok=True)
-        operations = [CommitOperationAdd(path_in_repo=n, path_or_fileobj=f) for n, f in files.items()]
-        api.create_commit(repo, operations, commit_message=message, revision=revision)
+        url = Saved().push_to_hub(repo, commit_message=message, private=private, token=token, branch=revision)
     except Exception as error:
         raise McdiError(
             f"{repo} cannot be written on the Hugging Face Hub ({_reason(error)}): check the name, the network, and your token "
