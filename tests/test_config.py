@@ -87,7 +87,16 @@ class TestRecipes:
             *("imagenet", "mini-imagenet", "natural"),
             *("natural-centred", "natural-film", "natural-protonet", "natural-resnet8", "natural-span"),
             *("omniglot", "omniglot-20way", "omniglot-characters"),
-            *("pacs-sketch", "pacs-sketch-centred", "pacs-sketch-span", "shift", "shift-film", "sines", "text-lora"),
+            *(
+                "pacs-sketch",
+                "pacs-sketch-centred",
+                "pacs-sketch-span",
+                "shift",
+                "shift-film",
+                "sines",
+                "styles-20way",
+                "text-lora",
+            ),
         ]
         for name in recipe_names():
             recipe = read_recipe(name)

@@ -1,6 +1,7 @@
 """Are images of several domains read and split as they should be, and are tasks of one domain at a time?"""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from conftest import mcdi
 from safetensors.torch import load_file
-from test_natural import arrays, photo
+from test_natural import arrays, images, photo
+from test_natural import as_folders as natural_folders
 
 from mcdi import families
 from mcdi.errors import McdiError
@@ -175,3 +177,24 @@ class TestRun:
         (tmp_path / "tiny.toml").write_text(RECIPE.replace(old, new))
         assert mcdi("run", tmp_path / "tiny.toml", "--out", tmp_path / "run") != 0
         assert "family.domain names the unseen domain of data = 'domains'" in " ".join(capfd.readouterr().err.split())
+
+
+def domain_of(path: Path, domain: str, name: str) -> torch.Tensor:
+    """Every pixel of one class in one domain, its values in order: images come in another order in every domain."""
+    bank = domain_banks(path, domain, size=32)["test"]
+    return bank.images[bank.names.index(f"{domain}/{name}")].float().flatten(1).sort(0).values
+
+
+def test_domains_out_of_one_collection_of_photos(tmp_path, monkeypatch, capsys):
+    photos = natural_folders(tmp_path / "photos", images())
+    out, script = tmp_path / "styles.npz", Path(__file__).parents[1] / "scripts" / "styled_domains.py"
+    monkeypatch.setattr("sys.argv", ["styled_domains.py", str(photos), str(out), "--classes", "3", "--examples", "3"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "45 images of 3 classes in 5 styles" in capsys.readouterr().out
+    banks = domain_banks(out, "lines", size=32, examples=2)
+    assert {n.partition("/")[0] for n in banks["train"].names} == {"photo", "negative", "mosaic", "faded"}
+    of = {n: images for n, images in zip(banks["train"].names, banks["train"].images, strict=True)}
+    name = next(n for n in of if n.startswith("photo/")).removeprefix("photo/")
+    assert len(of) == 12 and bool((domain_of(out, "negative", name) == 255 - domain_of(out, "photo", name).flip(0)).all())
+    lines = banks["test"].pixels.float()
+    assert torch.equal(lines[:, :, 0], lines[:, :, 1]) and float(lines.median()) > 128  # ink on white paper
