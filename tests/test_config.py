@@ -177,6 +177,6 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, text-lora, or give",
+                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, styles-20way, text-lora, or give",
             ):
                 read_recipe(name)
