@@ -93,8 +93,8 @@ class CrossTransformer(UnitTransformer):
 
     The condition of a unit is its summary (`summary` numbers) and its `examples`, of equal size: a feature vector and 1, or
     zeros where there is none, of a unit that is no class say. Equivariant to the order of classes and of examples (2103.03206
-    reads sets so). among: layers in which examples see each other first; with one it is the Set Transformer (1810.00825),
-    whose seeds are the units.
+    reads sets so). among: layers in which examples see each other first, as in the Set Transformer (1810.00825), whose
+    seeds are here the units.
     """
 
     def __init__(
