@@ -74,6 +74,11 @@ class TestSameAsAlone:
         others += [generation(adam, one, 0, Options()), generation(adam, one, 1, Options())]
         assert len({key, *(c.key for c in others)}) == 5
 
+    def test_many_samples_take_more_of_a_batch(self, worlds):
+        generator = Generator("mc-di", worlds["gauss"].method("mc-di"), worlds["gauss"].family.downstream)
+        (one,) = some_tasks(1)
+        assert [generation(generator, one, 0, Options(samples=n)).size for n in (None, 1, 7)] == [1, 1, 7]
+
     def test_predictions(self, worlds):
         world = worlds["gauss"]
         generator = Generator("mc-di", world.method("mc-di"), world.family.downstream)
