@@ -8,7 +8,7 @@ import pytest
 from conftest import RECIPE, mcdi, with_methods
 
 from mcdi.errors import McdiError
-from mcdi.logs import LINES, TrainingLog, read_log
+from mcdi.logs import LINES, LOG, TrainingLog, read_log
 
 
 def say(log, *steps, total=10, of=0.0):
@@ -71,6 +71,23 @@ class TestLog:
         assert keys(path) == whole(10, 8, 1)
         assert [p.figures["loss"] for p in read_log(path)][10:] == [1, 2, 3, 4, 105, 106, 107, 108, 1]
         assert path.read_text().count("\n") == 19
+
+    def test_seconds_are_of_training_through_all_stages_and_stops(self, tmp_path, monkeypatch):
+        clock = [100.0]
+        monkeypatch.setattr("mcdi.logs.time.perf_counter", lambda: clock[0])
+
+        def train(log, stages, start=1):
+            for stage in range(stages):
+                for step in range(start if stage == 0 else 1, 4):
+                    clock[0] += 1.0
+                    log(step, 3, {"loss": 0.0})
+
+        train(TrainingLog(tmp_path / LOG), 2)
+        assert [p.seconds for p in read_log(tmp_path / LOG)] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+        clock[0] = 9000.0  # it lay stopped
+        train(TrainingLog(tmp_path / LOG), 1, start=3)
+        seconds = [p.seconds for p in read_log(tmp_path / LOG) if p.stage == 0]
+        assert seconds == [1.0, 2.0, 3.0]
 
     def test_a_kill_in_the_middle_of_a_line(self, tmp_path):
         path = tmp_path / "log.jsonl"

@@ -66,6 +66,12 @@ class TestTasks:
         start = tasks.downstream.space.unpack(tasks.downstream.theta0(0, 1)[None])
         assert all(torch.equal(start[n][0], p) for n, p in before.items())
 
+    def test_neither_its_modes_nor_its_statistics_change(self):
+        x, y = sides()
+        module = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+        OwnTasks(module, x, y, shots=3)
+        assert module.training and not module[1].running_mean.any() and int(module[1].num_batches_tracked) == 0
+
     def test_the_description_is_a_kernel_ridge_estimate_at_training_inputs(self):
         x, y = torch.linspace(-3, 3, 200).expand(20, -1)[..., None], torch.linspace(-3, 3, 200).sin().expand(20, -1)
         net = OwnTasks(nn.Linear(1, 1), x, y, shots=60).downstream

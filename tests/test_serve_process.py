@@ -179,6 +179,26 @@ class TestClient:
             Client("http://127.0.0.1:9").health()
 
 
+def test_a_connection_that_was_closed_meanwhile_is_opened_again():
+    """One answer a connection, as of a server that has been idle for too long: the second request goes by a new one."""
+    body = b'{"status": "ok"}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve_two() -> None:
+            for _ in range(2):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve_two, daemon=True)
+        thread.start()
+        with Client(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=20) as client:
+            assert client.health() == client.health() == {"status": "ok"}
+        thread.join(20)
+
+
 def test_answers_are_sent_at_once():
     """asyncio sets TCP_NODELAY on connections of sockets that name their protocol: without it every answer takes 40 ms."""
     from mcdi.serve.run import _socket
