@@ -11,7 +11,8 @@ from torch import nn
 
 from mcdi import Generator, load
 from mcdi.errors import McdiError
-from mcdi.export import FILES, Exported, export
+from mcdi.export import FILES, Exported, Sampler, checked, export
+from mcdi.exported import onnx_run, onnx_session, quiet
 from mcdi.methods import make_method
 from mcdi.prepare import Preparation, trajectories
 from mcdi.tasks.fewshot import FewShot
@@ -165,6 +166,11 @@ class TestRefused:
             export(load(heads_alone), tmp_path / "a.pt2", "torch")
         assert not list(tmp_path.iterdir())
 
+    def test_a_shape_that_would_be_stretched(self, heads_alone):
+        sampler = Sampler(load(heads_alone))
+        assert checked(sampler, lambda feeds: sampler(**feeds)) == 0
+        assert checked(sampler, lambda feeds: {n: w[..., None] for n, w in sampler(**feeds).items()}) == float("inf")
+
     def test_methods_that_are_no_function(self, tmp_path):
         generator = Generator("adam", make_method("adam", {}), LinearHead(6, 3))
         with pytest.raises(McdiError, match="adam cannot be exported"):
@@ -210,6 +216,25 @@ class TestRefused:
         ):
             with pytest.raises(McdiError, match=said):
                 reader.generate(support)
+
+
+def test_equations_near_singular_are_solved_in_float64():
+    """The gram matrix of many close examples and a small ridge: in float32 elimination loses its digits."""
+    pytest.importorskip("onnxscript", reason="needs mcdi[onnx]")
+    from mcdi.onnx_solve import SOLVE
+
+    class Solve(nn.Module):
+        def forward(self, a, b):
+            return torch.linalg.solve_ex(a, b).result
+
+    x = 1 + 0.05 * normal(2, 60, 8)
+    a, b = x @ x.transpose(1, 2) + 1e-3 * torch.eye(60), normal(2, 60, 3, seed=1)
+    program = torch.export.export(Solve(), (a, b), strict=False)
+    with quiet():
+        made = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["x"], custom_translation_table=SOLVE)
+    got = onnx_run(onnx_session(made.model_proto.SerializeToString()))({"a": a, "b": b})["x"]
+    want = torch.linalg.solve(a.double(), b.double())
+    assert float((got.double() - want).norm() / want.norm()) < 1e-6
 
 
 class TestFile:
