@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.nets import DENOISERS, make_denoiser
+from mcdi.nets import DENOISERS, Among, make_denoiser
 from mcdi.prior import LinearPrior
 
 
@@ -149,3 +149,15 @@ class TestLinearPrior:
         z = torch.linspace(-8, 8, 20001, dtype=torch.float64)
         log = -((z - mean) ** 2) / 0.6 - (1.1 - bar**0.5 * z) ** 2 / (2 * (1 - bar))
         assert got == pytest.approx(float((log.softmax(0) * z).sum()), abs=1e-4)
+
+
+def test_examples_among_themselves_know_their_own_class_and_read_no_empty_places():
+    layer, g = awake(Among(16, 2)), torch.Generator().manual_seed(0)
+    h, there = torch.randn(2, 6, 16, generator=g), torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    pairs, threes = (torch.block_diag(*[torch.ones(n, n)] * (6 // n)) for n in (2, 3))
+    out = layer(h, there, pairs)
+    assert not torch.allclose(layer(h, there, threes), out, atol=1e-3)
+    there[..., 5] = False
+    poisoned = h.clone()
+    poisoned[:, 5] = 50.0
+    torch.testing.assert_close(layer(poisoned, there, pairs)[:, :5], layer(h, there, pairs)[:, :5])
