@@ -99,14 +99,13 @@ def test_cross_attention_follows_the_order_of_classes_and_ignores_that_of_exampl
 
 
 def test_single_examples_of_the_other_network_are_read_too() -> None:
-    """Denoiser "cross": an example is E + 1 numbers where a row has F + 1."""
     net, g = LinearHead(6, 3, condition="examples", examples=3, embedding=4), torch.Generator().manual_seed(0)
     bank = {"train": torch.randn(5, 24, 6 + 4, generator=g)}
     family = FewShot("x", net, bank, way=3, shots=(3,), queries=5)
-    settings = {**SETTINGS, "denoiser": "cross"}
     data = trajectories(family, "train", range(12), Preparation(tasks=12, epochs=6, k=3))
-    method, batch = make_method("mc-di", settings).fit(family, data, seed=0), family.sample("train", range(4))
-    again = make_method("mc-di", settings).restore(json.loads(json.dumps(method.config())), method.state())
+    method = make_method("mc-di", {**SETTINGS, "denoiser": "cross"}).fit(family, data, seed=0)
+    batch = family.sample("train", range(4))
+    again = make_method("mc-di", method.config()["settings"]).restore(json.loads(json.dumps(method.config())), method.state())
 
     def made(by: Diffusion, x: torch.Tensor) -> torch.Tensor:
         return by.generate(net, Examples(x, batch.support.y), batch.mask, seed=0, how=Sampling(temperature=0.0))
