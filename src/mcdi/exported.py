@@ -76,17 +76,23 @@ class Exported:
         if x.shape[2:] != (d["features"],):
             raise McdiError(f"examples of shape {tuple(x.shape[2:])} are no features ({d['features']},): give it embedded ones")
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
-        return {n: w[0] for n, w in weights.items()} if single else weights
+        return alone(weights) if single else weights
 
     def run(self, x: Tensor, y: Tensor, units: int, seed: Seed) -> tuple[dict[str, Tensor], Tensor]:
         """Of B tasks whose sizes were checked: {name: (B, *shape)}, and their trust (B,). seed: as of a Generator."""
-        d, feeds = self.described, {"x": x, "y": y.to(x.dtype if self.described["real"] else torch.int64)}
+        d = self.described
+        feeds = {"x": x, "y": y.to(x.dtype if d["real"] else torch.int64)}
         if d["rows"]:
             feeds["mask"] = torch.ones(len(y), units, dtype=torch.bool)
         if d["noise"]:
             feeds["noise"] = noise_for(d, len(y), units, seed)
         out = self._run(feeds)
         return {n: out[n] for n, _, _ in d["parameters"]}, out[TRUST]
+
+
+def alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a batch of one task, without the dimension of the batch."""
+    return {n: w[0] for n, w in weights.items()}
 
 
 def noise_for(described: dict[str, Any], tasks: int, units: int, seed: Seed) -> Tensor:

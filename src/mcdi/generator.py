@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mcdi import hub
 from mcdi.card import model_card
 from mcdi.errors import McdiError
-from mcdi.exported import Exported
+from mcdi.exported import Exported, alone
 from mcdi.files import write_json, write_tensors
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
 from mcdi.methods.from_weights import FromWeights
@@ -118,11 +118,10 @@ class Generator:
             raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
         if self.exported is not None and not ensemble and all(v is None for v in options.values()):
             weights, trusted = self.exported.run(*examples, mask.shape[1], seed)
-            weights = {n: w[0] for n, w in weights.items()} if single else weights
         else:
             flat, trusted = self.packed(examples, mask, how, seed, ensemble=ensemble)
-            weights = self._dict(flat, single)
-        return weights, trusted[0] if single else trusted
+            weights = self._dict(flat)
+        return (alone(weights), trusted[0]) if single else (weights, trusted)
 
     def sampling(self, **asked: float | None) -> Sampling | None:
         """The way of sampling with what is asked (not None) changed; None for a method without one, of which nothing may be."""
@@ -189,10 +188,9 @@ class Generator:
         centre = centre_of(*examples, self.network.classes(mask.shape[1]))
         return examples._replace(x=examples.x - centre), centre
 
-    def _dict(self, flat: Tensor, single: bool) -> Weights:
+    def _dict(self, flat: Tensor) -> Weights:
         lead = flat.shape[:-2]
-        out = {n: w.unflatten(0, lead) for n, w in self.network.space.unpack(flat.flatten(0, -3)).items()}
-        return {n: w[0] for n, w in out.items()} if single else out
+        return {n: w.unflatten(0, lead) for n, w in self.network.space.unpack(flat.flatten(0, -3)).items()}
 
     def _flat(self, weights: Weights, single: bool) -> Tensor:
         return self.network.space.pack({n: (w[None] if single else w).to(self.device) for n, w in weights.items()})
@@ -211,7 +209,8 @@ class Generator:
         """`steps` Adam steps at rate `lr` on the support set, from `weights` or from freshly generated ones."""
         examples, mask, single = self._support(support)
         start = self._flat(self.generate(support) if weights is None else weights, single)
-        return self._dict(adapt(self.network, start, examples, mask, steps, lr), single)
+        refined = self._dict(adapt(self.network, start, examples, mask, steps, lr))
+        return alone(refined) if single else refined
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors and then config.json, each in one step; no pickle."""

@@ -11,6 +11,15 @@ from mcdi.errors import McdiError
 from mcdi.flat import MLP, Residual, UNet1d, time_features
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, there: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """What queries (B, heads, Q, w) see of keys and values (B, heads, K, w) that are `there` (B, 1, 1, K) -> (B, Q, heads * w).
+
+    Written out: units are few (5 to 100), and unlike the fused kernel this runs under vmap on every device.
+    """
+    logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
+    return (logits.masked_fill(~there, -1e9).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
 class Block(nn.Module):
     """Pre-norm attention over units and a two-layer perceptron, both scaled and shifted by the time (adaLN, 2212.09748)."""
 
@@ -24,11 +33,9 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, time: Tensor, mask: Tensor) -> Tensor:
         scale1, shift1, scale2, shift2 = self.modulate(time)[:, None].chunk(4, -1)
-        b, u, w = h.shape
+        b, u, _ = h.shape
         q, k, v = self.qkv(self.norm1(h) * (1 + scale1) + shift1).reshape(b, u, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        # Written out: units are few (5 to 100), and unlike the fused kernel this runs under vmap on every device.
-        attention = (q @ k.transpose(-1, -2) / math.sqrt(w // self.heads)).masked_fill(~mask[:, None, None], -1e9).softmax(-1)
-        h = h + self.out((attention @ v).transpose(1, 2).reshape(b, u, w))
+        h = h + self.out(attend(q, k, v, mask[:, None, None]))
         return h + self.down(F.silu(self.up(self.norm2(h) * (1 + scale2) + shift2)))
 
 
@@ -80,11 +87,9 @@ class Among(nn.Module):
         self.own = nn.Parameter(torch.zeros(heads))
 
     def forward(self, h: Tensor, there: Tensor, same: Tensor) -> Tensor:
-        b, n, w = h.shape
+        b, n, _ = h.shape
         q, k, v = self.qkv(self.norm1(h)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        logits = q @ k.transpose(-1, -2) / math.sqrt(w // self.heads) + self.own[:, None, None] * same
-        seen = logits.masked_fill(~there, -1e9).softmax(-1) @ v
-        h = h + self.out(seen.transpose(1, 2).reshape(b, n, w))
+        h = h + self.out(attend(q, k, v, there, self.own[:, None, None] * same))
         return h + self.down(F.silu(self.up(self.norm2(h))))
 
 
@@ -137,9 +142,7 @@ class CrossTransformer(UnitTransformer):
         for block, norm, read, key, out, own in parts:
             q = read(norm(h)).reshape(b, u, self.heads, -1).transpose(1, 2)
             k, v = key(examples).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
-            logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + own[:, None, None] * mine
-            seen = logits.masked_fill(~there, -1e9).softmax(-1) @ v
-            h = block(h + out(seen.transpose(1, 2).reshape(b, u, -1)), time, mask)
+            h = block(h + out(attend(q, k, v, there, own[:, None, None] * mine)), time, mask)
         return self.head(self.norm(h))
 
 

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.embed import Embedder
@@ -105,10 +106,15 @@ class LinearHead(Network):
 
     def condition(self, support: Examples, units: int) -> Tensor:
         said = self.summary(support.x, support.y, units)
+        return self.with_examples(said, support.x[..., -self.embedding :], support.y, units)
+
+    def with_examples(self, said: Tensor, features: Tensor, y: Tensor, way: int) -> Tensor:
+        """What is said of units (B, U, ..), and behind it the single examples where the condition has them; units that are no
+        classes have none of their own."""
         if not self.examples:
             return said
-        single = single_examples(support.x[..., -self.embedding :], support.y, units, self.examples)
-        return torch.cat([said, single.flatten(2)], -1)
+        single = single_examples(features, y, way, self.examples).flatten(2)
+        return torch.cat([said, F.pad(single, (0, 0, 0, said.shape[1] - way))], -1)
 
     def summary(self, features: Tensor, y: Tensor, way: int) -> Tensor:
         """The condition without single examples: (B, S, F), (B, S) -> (B, way, summary_size)."""

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
@@ -15,7 +14,7 @@ from mcdi.tasks.base import Examples
 from mcdi.tasks.downstream import Network
 from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
 from mcdi.tasks.heads import OWN_HEADS, Condition, LinearHead
-from mcdi.tasks.sets import beside, least_squares_rows, single_examples, spreads
+from mcdi.tasks.sets import beside, least_squares_rows, spreads
 
 
 class LoraClassifier(LinearHead):
@@ -138,10 +137,7 @@ class LoraClassifier(LinearHead):
         said = self.summary(features, support.y, way)
         if extra:
             said = beside(said, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
-        if not self.examples:
-            return said
-        single = single_examples(features, support.y, way, self.examples).flatten(2)
-        return torch.cat([said, F.pad(single, (0, 0, 0, extra))], -1)  # pairs have no examples of their own
+        return self.with_examples(said, features, support.y, way)
 
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         return self._raw(least_squares_rows(self.pooled(support.x)[..., 0, :], support.y, way, ridge))

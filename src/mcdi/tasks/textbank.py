@@ -91,12 +91,13 @@ def choose(sets: Sets, settings: TextSettings, way: int, seed: int) -> list[Chos
             texts, labels, held = texts + more[0], labels + more[1], held + [True] * len(more[0])
         elif split == "test":  # one file: half of it is for queries
             held = [2 * j >= len(texts) for j in range(len(texts))]
-        out.append(Chosen(name, split, labels, held, texts))
+        plain = Chosen(name, split, labels, held, texts)
+        out.append(plain)
         if split == "train" and not source.pairs:
             out += [_made(kind, name, texts, labels, r) for kind in settings.pairs]
             out += _words(name, source, settings, way, r)
         if split == "train":
-            out += _within(settings, Chosen(name, split, labels, held, texts), source.classes, seed)
+            out += _within(settings, plain, source.classes, seed)
     return out
 
 
