@@ -157,6 +157,10 @@ class TestSame:
         same(reader, generator, examples(5, 3, 2))
         with pytest.raises(McdiError, match="networks for 3 classes, not 4"):
             reader.generate(examples(1, 4, 1))
+        generator.exported = reader  # says what the generator alone would
+        same(reader, generator, examples(2, 3, 1))
+        with pytest.raises(McdiError, match=r"made for weights of shape \(3, 7\), not \(4, 7\)"):
+            generator.generate(examples(1, 4, 1))
 
 
 class TestRefused:

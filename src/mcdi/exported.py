@@ -78,6 +78,10 @@ class Exported:
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
         return alone(weights) if single else weights
 
+    def serves(self, units: int) -> bool:
+        """Whether it makes weights of so many units: for other classes than those it was exported with, perhaps not."""
+        return bool(self.described["any_way"]) or units == self.described["units"]
+
     def run(self, x: Tensor, y: Tensor, units: int, seed: Seed) -> tuple[dict[str, Tensor], Tensor]:
         """Of B tasks whose sizes were checked: {name: (B, *shape)}, and their trust (B,). seed: as of a Generator."""
         d = self.described

@@ -116,7 +116,8 @@ class Generator:
         how = self.sampling(**options)
         if ensemble and how is None:
             raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
-        if self.exported is not None and not ensemble and all(v is None for v in options.values()):
+        asked = ensemble or any(v is not None for v in options.values())
+        if self.exported is not None and not asked and self.exported.serves(mask.shape[1]):
             weights, trusted = self.exported.run(*examples, mask.shape[1], seed)
         else:
             flat, trusted = self.packed(examples, mask, how, seed, ensemble=ensemble)
