@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe, models = read_run(arguments.run), sorted(arguments.run.glob("**/mc-di-*/config.json"))
     if not models:
-        raise SystemExit(f"{arguments.run} holds no trained mc-di: mcdi run {read_run(arguments.run).name}")
+        raise McdiError(f"{arguments.run} holds no trained mc-di: mcdi run {recipe.name}")
     generator = load(models[0].parent)
     embedder, net = generator.network.embedder, generator.network
     if embedder is None:
