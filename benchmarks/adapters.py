@@ -25,21 +25,21 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from rich.console import Console
 from rich.table import Table
 
-from mcdi.adapters import save_adapter
-from mcdi.config import FamilySettings, read_recipe
-from mcdi.engine import Optimisation
-from mcdi.families import make_family
-from mcdi.generator import load
-from mcdi.memory import LiveBytes
-from mcdi.prepare import Preparation, tile_size, trajectories
-from mcdi.run import provenance
-from mcdi.tasks.corpora import read_sets
-from mcdi.tasks.encoders import Encoder
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.phrases import phrase_sets
-from mcdi.tasks.sentences import TextTasks
-from mcdi.tasks.text import Sentences
-from mcdi.tasks.textbank import choose
+from mcdi.experiments.build import make_family
+from mcdi.experiments.recipe import FamilySettings, read_recipe
+from mcdi.experiments.run import provenance
+from mcdi.generator.adapters import save_adapter
+from mcdi.generator.api import load
+from mcdi.networks.backbones.language import Encoder
+from mcdi.networks.lora import LoraClassifier
+from mcdi.tasks.text.corpora import read_sets
+from mcdi.tasks.text.phrases import phrase_sets
+from mcdi.tasks.text.pools import choose
+from mcdi.tasks.text.text_tasks import TextTasks
+from mcdi.trajectories.memory import LiveBytes
+from mcdi.trajectories.optimise import Optimisation
+from mcdi.trajectories.prepare import Preparation, tile_size, trajectories
+from mcdi.types import Sentences
 
 
 def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, how: Optimisation, save: Path | None = None) -> None:

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.families import load_family
-from mcdi.prior import LinearPrior
-from mcdi.run import provenance, read_run
-from mcdi.store import TrajectoryStore
-from mcdi.tasks.base import TaskBatch
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.sets import least_squares_rows
+from mcdi.experiments.build import load_family
+from mcdi.experiments.run import provenance, read_run
+from mcdi.methods.mcdi.prior import LinearPrior
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.support import least_squares_rows
+from mcdi.trajectories.store import TrajectoryStore
+from mcdi.types import TaskBatch
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 
 from mcdi.errors import McdiError
-from mcdi.prepare import Preparation, prepare
-from mcdi.run import provenance
-from mcdi.store import TrajectoryStore
-from mcdi.tasks.toy import Sines
+from mcdi.experiments.run import provenance
+from mcdi.tasks.curves import Sines
+from mcdi.trajectories.prepare import Preparation, prepare
+from mcdi.trajectories.store import TrajectoryStore
 
 HOW = Preparation(tasks=400, epochs=12, k=3, lr=0.03, chunk=8)
 

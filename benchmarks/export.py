@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mcdi import load
-from mcdi.evaluate import milliseconds
-from mcdi.export import FILES, Exported, Sampler, export
-from mcdi.run import provenance
+from mcdi.experiments.evaluate import milliseconds
+from mcdi.experiments.run import provenance
+from mcdi.generator.export import FILES, Exported, Sampler, export
 
 
 def main() -> None:

@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mcdi.embed import Embedder, cl2n
-from mcdi.evaluate import interval
-from mcdi.families import load_family
-from mcdi.generator import load
-from mcdi.run import provenance, read_run
-from mcdi.tasks.base import TaskBatch
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.natural import natural_banks
-from mcdi.tasks.sets import class_means, prototype_rows
+from mcdi.experiments.build import load_family
+from mcdi.experiments.evaluate import interval
+from mcdi.experiments.run import provenance, read_run
+from mcdi.generator.api import load
+from mcdi.networks.backbones.vision import Embedder, cl2n
+from mcdi.networks.support import class_means, prototype_rows
+from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images.photos import natural_banks
+from mcdi.types import TaskBatch
 
 RATES, STEPS = (1e-4, 3e-4, 1e-3, 3e-3), (5, 10, 20, 50)
 

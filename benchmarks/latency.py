@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mcdi import load
-from mcdi.evaluate import milliseconds
-from mcdi.families import load_family
-from mcdi.run import provenance, read_run
+from mcdi.experiments.build import load_family
+from mcdi.experiments.evaluate import milliseconds
+from mcdi.experiments.run import provenance, read_run
 
 
 def main() -> None:

@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.config import read_recipe
-from mcdi.families import make_family
+from mcdi.experiments.build import make_family
+from mcdi.experiments.recipe import read_recipe
+from mcdi.experiments.run import provenance
 from mcdi.methods import Diffusion, make_method
-from mcdi.prepare import Preparation, prepare
-from mcdi.run import provenance
-from mcdi.store import Trajectories
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.sentences import TextTasks
-from mcdi.workers import silent
+from mcdi.networks.lora import LoraClassifier
+from mcdi.tasks.text.text_tasks import TextTasks
+from mcdi.trajectories.prepare import Preparation, prepare
+from mcdi.trajectories.store import Trajectories
+from mcdi.utils.workers import silent
 
 HELD = 5  # every so many-th task is kept from training
 # No prior: its guess of a pair is theta_0, which is of the first form.

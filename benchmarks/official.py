@@ -28,9 +28,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mcdi import core
-from mcdi.methods.autoencoder import Autoencoder
-from mcdi.nets import make_denoiser
-from mcdi.run import provenance
+from mcdi.experiments.run import provenance
+from mcdi.methods.mcdi.denoisers import make_denoiser
+from mcdi.methods.published.autoencoder import Autoencoder
 
 OCD_STEPS, PDIFF_STEPS = 10, 60  # of DDIM, theirs
 PDIFF_BATCH = 50

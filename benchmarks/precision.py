@@ -19,10 +19,10 @@ from torch import Tensor
 
 from mcdi import load
 from mcdi.errors import McdiError
-from mcdi.evaluate import interval, milliseconds
-from mcdi.families import images_of
-from mcdi.run import provenance, read_run
-from mcdi.tasks.fewshot import FewShot
+from mcdi.experiments.build import images_of
+from mcdi.experiments.evaluate import interval, milliseconds
+from mcdi.experiments.run import provenance, read_run
+from mcdi.tasks.episodes import FewShot
 
 IMAGES, BATCH = 25, 64  # of a 5-way 5-shot request; tasks at once
 

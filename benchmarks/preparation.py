@@ -38,11 +38,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcdi.prepare import Preparation, prepare, tile_size, trajectories
-from mcdi.run import provenance
-from mcdi.tasks.base import Examples, TaskBatch
-from mcdi.tasks.downstream import Network
-from mcdi.tasks.heads import LinearHead
+from mcdi.experiments.run import provenance
+from mcdi.networks.base import Network
+from mcdi.networks.linear_head import LinearHead
+from mcdi.trajectories.prepare import Preparation, prepare, tile_size, trajectories
+from mcdi.types import Examples, TaskBatch
 
 EPOCHS, K, LR, POOL = 60, 3, 0.01, 64
 

@@ -27,16 +27,16 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from mcdi.embed import Conv4, Embedder, cl2n
 from mcdi.errors import McdiError
-from mcdi.generator import Generator
+from mcdi.experiments.run import provenance
+from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.prepare import Preparation, trajectories
-from mcdi.run import provenance
+from mcdi.networks.backbones.vision import Conv4, Embedder, cl2n
+from mcdi.networks.linear_head import LinearHead
 from mcdi.serve.client import Client
 from mcdi.serve.refusals import Refused
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.heads import LinearHead
+from mcdi.tasks.episodes import FewShot
+from mcdi.trajectories.prepare import Preparation, trajectories
 
 WAY, SHOTS, BLOCK = 5, 5, 2000
 
@@ -56,7 +56,7 @@ def small_model(folder: Path) -> Path:
 def server(model: Path, **options: object) -> Iterator[tuple[str, int]]:
     """Its address and process id; SIGTERM and exit code 0 in the end."""
     asked = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-m", "mcdi.cli", "serve", f"m={model}", "--port", "0", *asked]
+    command = [sys.executable, "-m", "mcdi.cli.main", "serve", f"m={model}", "--port", "0", *asked]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     address = process.stderr.readline().split()[0]

@@ -21,17 +21,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.embed import cl2n
-from mcdi.evaluate import interval
-from mcdi.prepare import Preparation, trajectories
-from mcdi.run import provenance
-from mcdi.sharpness import hessian_spectrum
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network, PixelNet
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.glyphs import glyph_banks
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.toy import Sines
+from mcdi.experiments.evaluate import interval
+from mcdi.experiments.run import provenance
+from mcdi.networks.backbones.vision import cl2n
+from mcdi.networks.base import Network
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.pixels import PixelNet
+from mcdi.tasks.curves import Sines
+from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.family import TaskFamily
+from mcdi.tasks.images.glyphs import glyph_banks
+from mcdi.trajectories.prepare import Preparation, trajectories
+from mcdi.trajectories.sharpness import hessian_spectrum
+from mcdi.types import Examples
 
 RADII = (0.0, 0.02, 0.05, 0.1, 0.2)
 MSE, DRAWS = 0.1, 8  # of the noise on theta_M, in units of the variance of theta_M over tasks

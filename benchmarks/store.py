@@ -24,8 +24,8 @@ from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
-from mcdi.run import provenance
-from mcdi.store import Trajectories, TrajectoryStore
+from mcdi.experiments.run import provenance
+from mcdi.trajectories.store import Trajectories, TrajectoryStore
 
 
 def seconds(*calls: Callable[[Any], object], arguments: Sequence[Iterable[Any]]) -> list[float]:

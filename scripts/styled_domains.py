@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from mcdi.files import write_bytes
-from mcdi.tasks.natural import natural_banks
+from mcdi.tasks.images.photos import natural_banks
+from mcdi.utils.files import write_bytes
 
 SIDE = 32
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 from worlds import World, both
 
-from mcdi import cli
-from mcdi.tasks.toy import Sines
+from mcdi.cli import main
+from mcdi.tasks.curves import Sines
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def mcdi(*arguments: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["mcdi", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
     return int(ended.value.code or 0)
 
 

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
-from mcdi.embed import Conv4, Embedder, features_of, train_backbone
-from mcdi.generator import Generator
+from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.prepare import Preparation, trajectories
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.glyphs import glyph_banks
-from mcdi.tasks.heads import LinearHead
+from mcdi.networks.backbones.vision import Conv4, Embedder, features_of, train_backbone
+from mcdi.networks.linear_head import LinearHead
+from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images.glyphs import glyph_banks
+from mcdi.trajectories.prepare import Preparation, trajectories
 
 SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterations": 30, "learners": 2, "tasks": 16}}
 
@@ -43,7 +43,7 @@ def trained(root):
 @contextmanager
 def process(folders):
     """The address of `mcdi serve` of these folders."""
-    command = [sys.executable, "-m", "mcdi.cli", "serve", *map(str, folders), "--port", "0"]
+    command = [sys.executable, "-m", "mcdi.cli.main", "serve", *map(str, folders), "--port", "0"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         first = running.stderr.readline()

@@ -10,12 +10,12 @@ import torch
 from PIL import Image, ImageDraw
 from worlds import settings
 
-from mcdi.embed import Conv4, Embedder, cl2n
-from mcdi.generator import Generator
+from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.prepare import Preparation, trajectories
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.heads import LinearHead
+from mcdi.networks.backbones.vision import Conv4, Embedder, cl2n
+from mcdi.networks.linear_head import LinearHead
+from mcdi.tasks.episodes import FewShot
+from mcdi.trajectories.prepare import Preparation, trajectories
 
 pytest.importorskip("fastapi", reason="needs mcdi[serve]")
 from fastapi.testclient import TestClient

@@ -8,9 +8,9 @@ import pytest
 import torch
 import typer
 
-from mcdi.cli import app
-from mcdi.config import recipe_names
-from mcdi.reproduce import STUDIES
+from mcdi.cli.main import app
+from mcdi.experiments.recipe import recipe_names
+from mcdi.experiments.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")) if p.exists())

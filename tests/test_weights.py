@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mcdi import stacked
 from mcdi.errors import McdiError
+from mcdi.networks import batched
 from mcdi.weights import WeightSpace
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -123,7 +123,7 @@ def test_call_equals_the_module_with_these_weights():
     )
     x = torch.randn(3, 7, 3)
     expected = torch.stack([m(x[b]) for b, m in enumerate(nets)])
-    torch.testing.assert_close(stacked.apply(nets[0], space.unpack(flat), x), expected)
+    torch.testing.assert_close(batched.apply(nets[0], space.unpack(flat), x), expected)
     nets[1].load_state_dict({n: p[2] for n, p in space.unpack(flat).items()})
     torch.testing.assert_close(nets[1](x[2]), expected[2])
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcdi.tasks.encoders import LoraSettings
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.phrases import phrase_sets
+from mcdi.networks.backbones.language import LoraSettings
+from mcdi.networks.lora import LoraClassifier
+from mcdi.tasks.text.phrases import phrase_sets
 
 transformers = pytest.importorskip("transformers", reason="needs mcdi[lora]")
 peft = pytest.importorskip("peft", reason="needs mcdi[lora]")

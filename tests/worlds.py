@@ -2,13 +2,13 @@
 
 import torch
 
-from mcdi.embed import cl2n
 from mcdi.methods import make_method
-from mcdi.methods.sampling import Sampling
-from mcdi.prepare import Preparation, trajectories
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.toy import Sines
+from mcdi.methods.mcdi.sampling import Sampling
+from mcdi.networks.backbones.vision import cl2n
+from mcdi.networks.linear_head import LinearHead
+from mcdi.tasks.curves import Sines
+from mcdi.tasks.episodes import FewShot
+from mcdi.trajectories.prepare import Preparation, trajectories
 
 TRAINING = {"iterations": 40, "learners": 2, "tasks": 8, "outer_lr": 0.003}
 TUNING = {"lrs": [0.03, 0.1], "steps": [5, 20], "decays": [0.0], "tasks": 20}

@@ -1,8 +1,8 @@
 """mcdi: neural network weights, generated from a handful of examples by local consistency diffusion (Mc-Di, CVPR 2026)."""
 
 from mcdi.errors import McdiError
-from mcdi.fitting import fit
-from mcdi.generator import Generator, load
+from mcdi.generator.api import Generator, load
+from mcdi.generator.fit import fit
 from mcdi.tasks.own import OwnTasks
 from mcdi.weights import WeightSpace
 

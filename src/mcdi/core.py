@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.noise import Noise, normal
+from mcdi.utils.random import Noise, normal
 
 Params = dict[str, Tensor]
 Parameterisation = Literal["eps", "x0", "v"]

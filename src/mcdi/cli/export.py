@@ -21,10 +21,10 @@ def export(
 
     Example: [bold]mcdi export runs/glyphs/methods/mc-di-0 --format onnx[/]
     """
-    from mcdi import export as exporting
-    from mcdi import hub
-    from mcdi.generator import load
-    from mcdi.saved import MODEL
+    from mcdi.generator import export as exporting
+    from mcdi.generator import hub
+    from mcdi.generator.api import load
+    from mcdi.generator.saving import MODEL
 
     folder = hub.located(model)
     # One of the Hub lies in its cache, which is not ours to add to.
@@ -42,8 +42,8 @@ def push(
 
     Example: [bold]mcdi push runs/glyphs/methods/mc-di-0 me/letters --private[/]
     """
-    from mcdi import hub
-    from mcdi.card import model_card
+    from mcdi.generator import hub
+    from mcdi.generator.card import model_card
 
     url = hub.push(model, name, card=model_card(name, model), private=private or None)
     typer.echo(f"{url}: load it with mcdi.load({name!r})")

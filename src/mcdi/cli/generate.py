@@ -8,10 +8,10 @@ from rich.console import Console
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import write_tensors
-from mcdi.generator import Generator, load
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.workers import pick_device
+from mcdi.generator.api import Generator, load
+from mcdi.networks.lora import LoraClassifier
+from mcdi.utils.files import write_tensors
+from mcdi.utils.workers import pick_device
 
 console = Console(stderr=True)
 
@@ -52,7 +52,7 @@ def generate(
     )
     _say_trust(float(trusted))
     if adapter is not None:
-        from mcdi.adapters import save_adapter
+        from mcdi.generator.adapters import save_adapter
 
         assert isinstance(generator.network, LoraClassifier)
         save_adapter(generator.network, weights, adapter, classes=names, examples=len(y))
@@ -75,13 +75,13 @@ def _say_trust(share: float) -> None:
 
 
 def _images(folder: Path, generator: Generator) -> tuple[Tensor, Tensor, list[str]]:
-    from mcdi.tasks.images import read_folder
+    from mcdi.tasks.images.class_images import read_folder
 
     return read_folder(folder, generator.image_shape)
 
 
 def _image_queries(folder: Path, generator: Generator) -> tuple[Tensor, list[Any]]:
-    from mcdi.tasks.images import read_images
+    from mcdi.tasks.images.class_images import read_images
 
     return read_images(folder, generator.image_shape)
 
@@ -89,14 +89,14 @@ def _image_queries(folder: Path, generator: Generator) -> tuple[Tensor, list[Any
 def _texts(path: Path) -> tuple[Any, Tensor, list[str]]:
     import torch
 
-    from mcdi.tasks.text import read_texts
+    from mcdi.tasks.text.labelled import read_texts
 
     found = read_texts(path)
     return found.texts, torch.tensor(found.labels), list(found.classes)
 
 
 def _text_queries(path: Path) -> tuple[Any, list[str]]:
-    from mcdi.tasks.text import read_unlabelled
+    from mcdi.tasks.text.labelled import read_unlabelled
 
     texts = read_unlabelled(path)
     return texts, ["\t".join(t) for t in texts]

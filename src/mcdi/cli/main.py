@@ -9,17 +9,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mcdi import run as job
-from mcdi.config import read_recipe, recipe_names
+from mcdi.cli.export import export, push
+from mcdi.cli.generate import generate
+from mcdi.cli.options import Data, Device, Out, RecipeName, Seed, TensorBoard, Workers, bars, console, recipe_of, workers_of
+from mcdi.cli.report import report
+from mcdi.cli.serve import serve
+from mcdi.cli.store import app as store_app
+from mcdi.cli.studies import compare, reproduce, transfer
 from mcdi.errors import McdiError
-from mcdi.export_cli import export, push
-from mcdi.generate_cli import generate
-from mcdi.options import Data, Device, Out, RecipeName, Seed, TensorBoard, Workers, bars, console, recipe_of, workers_of
-from mcdi.report_cli import report
-from mcdi.serve_cli import serve
-from mcdi.store_cli import app as store_app
-from mcdi.study_cli import compare, reproduce, transfer
-from mcdi.workers import Backend, pick_device
+from mcdi.experiments import run as job
+from mcdi.experiments.recipe import read_recipe, recipe_names
+from mcdi.utils.workers import Backend, pick_device
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +47,7 @@ def _jobs(folder: Path, methods: list[str] | None) -> list[tuple[str, int]]:
 
 
 def _report(folder: Path) -> None:
-    from mcdi.report import rich_table, rows, write_report
+    from mcdi.experiments.report import rich_table, rows, write_report
 
     path = write_report(folder)
     Console().print(rich_table(rows(folder)))
@@ -132,7 +132,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Decides everything.")] = 0,
 ) -> None:
     """Does it really work? In seconds: all weights of a small network generated for unseen curves, beside trained ones."""
-    from mcdi.demo import run_demo
+    from mcdi.experiments.demo import run_demo
 
     with bars() as show:
         table = run_demo(out, seed=seed, progress=show)

@@ -19,9 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mcdi.config import Recipe, read_recipe
-from mcdi.logs import summary_writer
-from mcdi.workers import Progress as Steps
+from mcdi.experiments.logs import summary_writer
+from mcdi.experiments.recipe import Recipe, read_recipe
+from mcdi.utils.workers import Progress as Steps
 
 console = Console(stderr=True)
 

@@ -15,7 +15,7 @@ def report(folders: Folders, out: Page = Path("comparison.html")) -> None:
 
     Example: [bold]mcdi report runs/glyphs runs/glyphs-longer[/]
     """
-    from mcdi.report import read_runs, rich_comparison, write_comparison
+    from mcdi.experiments.report import read_runs, rich_comparison, write_comparison
 
     runs = read_runs(folders)
     paths = write_comparison(runs, out)

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from mcdi.errors import McdiError
-from mcdi.workers import pick_device
+from mcdi.utils.workers import pick_device
 
 console = Console(stderr=True)
 LOCAL = ("127.0.0.1", "::1", "localhost")

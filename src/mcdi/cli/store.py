@@ -13,11 +13,11 @@ from rich.table import Table
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import write_tensors
-from mcdi.store import TrajectoryStore
-from mcdi.transfer import export as copy_store
-from mcdi.transfer import merge as merge_stores
-from mcdi.transfer import weights_of
+from mcdi.trajectories.copy import export as copy_store
+from mcdi.trajectories.copy import merge as merge_stores
+from mcdi.trajectories.copy import weights_of
+from mcdi.trajectories.store import TrajectoryStore
+from mcdi.utils.files import write_tensors
 
 app = typer.Typer(
     no_args_is_help=True,

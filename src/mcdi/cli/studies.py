@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mcdi import run as job
-from mcdi.options import Data, Out, RecipeName, Workers, bars, recipe_of, workers_of
+from mcdi.cli.options import Data, Out, RecipeName, Workers, bars, recipe_of, workers_of
+from mcdi.experiments import run as job
 
 Results = Annotated[Path, typer.Option("--results", help="Where tables and plots go.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Seconds instead of an hour; the numbers mean nothing.")]
@@ -27,7 +27,7 @@ def reproduce(
 
     Example: [bold]mcdi reproduce ablation omniglot --data path/to/omniglot[/]
     """
-    from mcdi import reproduce as studies
+    from mcdi.experiments import studies as studies
 
     if study == "list":
         for name, known in studies.STUDIES.items():
@@ -81,7 +81,7 @@ def _study(
     methods: str = "",
     target: Sequence[str] = (),
 ) -> None:
-    from mcdi import reproduce as studies
+    from mcdi.experiments import studies as studies
 
     known = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
     names = studies.chosen(methods, known) if methods else None

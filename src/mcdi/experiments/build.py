@@ -13,26 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcdi.config import COLOURS, FamilySettings
-from mcdi.embed import Backbone, Embedder, features_of, make_backbone, train_backbone
 from mcdi.errors import McdiError
-from mcdi.files import read_tensors, write_tensors
-from mcdi.logs import TrainingLog
-from mcdi.pretrained import Pretrained, fetch, is_pretrained
-from mcdi.tasks.base import TaskFamily
-from mcdi.tasks.corpora import read_hub, read_sets
-from mcdi.tasks.domains import by_class, domain_banks, groups_of
-from mcdi.tasks.encoders import POOLED
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.images import ImageBank, rotated
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.networks import NETWORKS
-from mcdi.tasks.phrases import phrase_sets
-from mcdi.tasks.sentences import TextTasks
-from mcdi.tasks.starts import pool_again, train_start
-from mcdi.tasks.textbank import Chosen, choose, pools_of
-from mcdi.tasks.toy import Sines
-from mcdi.workers import Progress
+from mcdi.experiments.logs import TrainingLog
+from mcdi.experiments.recipe import COLOURS, FamilySettings
+from mcdi.networks.backbones.language import POOLED
+from mcdi.networks.backbones.pretrained import Pretrained, fetch, is_pretrained
+from mcdi.networks.backbones.vision import Backbone, Embedder, features_of, make_backbone, train_backbone
+from mcdi.networks.lora import LoraClassifier
+from mcdi.networks.registry import NETWORKS
+from mcdi.tasks.curves import Sines
+from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.family import TaskFamily
+from mcdi.tasks.images.class_images import ImageBank, rotated
+from mcdi.tasks.images.domains import by_class, domain_banks, groups_of
+from mcdi.tasks.text.corpora import read_hub, read_sets
+from mcdi.tasks.text.lora_pretraining import pool_again, train_start
+from mcdi.tasks.text.phrases import phrase_sets
+from mcdi.tasks.text.pools import Chosen, choose, pools_of
+from mcdi.tasks.text.text_tasks import TextTasks
+from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.workers import Progress
 
 CHECKPOINT, TEXTS = "checkpoint.safetensors", "texts"  # what a stopped run goes on from
 READ = 64  # texts at a time, between two words of progress
@@ -44,15 +44,15 @@ def images_of(settings: FamilySettings, data: Path | None, folder: Path) -> dict
         limit, examples = settings.limit, settings.examples
         return domain_banks(data, settings.domain, size=settings.side, limit=limit, examples=examples)
     if settings.data == "omniglot":
-        from mcdi.tasks.omniglot import omniglot_banks
+        from mcdi.tasks.images.omniglot import omniglot_banks
 
         banks = omniglot_banks(data, size=settings.side, split=settings.split, download_to=folder / "downloads")
     elif settings.data == "natural":
-        from mcdi.tasks.natural import natural_banks
+        from mcdi.tasks.images.photos import natural_banks
 
         banks = natural_banks(data, size=settings.side, limit=settings.limit, examples=settings.examples)
     else:
-        from mcdi.tasks.glyphs import glyph_banks
+        from mcdi.tasks.images.glyphs import glyph_banks
 
         banks = glyph_banks(settings.seed, size=settings.side, limit=settings.limit)
     few = settings.limit, settings.examples

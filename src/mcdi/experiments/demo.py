@@ -7,13 +7,13 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.evaluate import interval, milliseconds
-from mcdi.files import write_bytes
+from mcdi.experiments.evaluate import interval, milliseconds
 from mcdi.methods import adapt, make_method
-from mcdi.prepare import Preparation, trajectories
-from mcdi.tasks.base import TaskBatch
-from mcdi.tasks.toy import Sines
-from mcdi.workers import Progress
+from mcdi.tasks.curves import Sines
+from mcdi.trajectories.prepare import Preparation, trajectories
+from mcdi.types import TaskBatch
+from mcdi.utils.files import write_bytes
+from mcdi.utils.workers import Progress
 
 TASKS, UNSEEN, SHOWN = 600, 200, 4
 GENERATOR = {

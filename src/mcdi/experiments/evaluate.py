@@ -2,17 +2,16 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, WeightGenerator
-from mcdi.methods.leaning import surprise, usual
-from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.generator.landscape import plane
+from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
+from mcdi.tasks.family import TaskFamily
+from mcdi.types import TaskBatch
 from mcdi.weights import WeightSpace
 
 # Student's t at 0.975 for 1, 2, ... degrees of freedom.
@@ -48,36 +47,6 @@ def evaluate(
             if shots == family.shots[0]:
                 out["curve"] = _curve(method, family, batch, seed, reference)
     return out
-
-
-def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: int = 0) -> tuple[str, Diffusion]:
-    """The sampler of SAMPLERS, and for heads the share of SHARES, that are best on validation tasks over all shot numbers; of
-    equals the cheapest and the largest share. A regression has one sampler, its own. For heads also how much a task's own
-    examples may surprise it (leaning.usual)."""
-    net = family.downstream
-    samplers = SAMPLERS if method.is_chain else {"one step": method.settings.sampling}
-    shares = SHARES if net.leans else SHARES[:1]
-    batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
-    scores = dict.fromkeys(((n, share) for n in samplers for share in shares), 0.0)
-    for name, how in samplers.items():
-        for batch in batches:
-            drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
-            for share in shares:
-                weights = drawn if share == 1 else net.leant(drawn[:, None], batch.support, batch.mask, share)[:, 0]
-                scores[name, share] += float(net.score(weights, batch.query, batch.mask).mean()) / len(batches)
-
-    def merit(found: tuple[str, float]) -> tuple[float, int, float]:
-        how = samplers[found[0]]
-        return round(scores[found], 4), -how.samples * (how.steps or method.schedule.T), found[1]
-
-    name, share = max(scores, key=merit)
-    label, how = name if share == 1 else f"{name}, share {share}", samplers[name]
-    known: dict[str, tuple[float, ...]] = {}
-    if net.leans:
-        for shots, batch in zip(family.shots, batches, strict=True):
-            drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
-            known[str(shots)] = usual(surprise(net, drawn, batch.support, batch.mask))
-    return label, method.with_sampling(replace(how, share=share, usual=known))
 
 
 def _measure(
@@ -194,28 +163,3 @@ def landscape(
     names = ["theta_0", *(f"theta_{i}d" for i in range(1, len(targets))), "theta_M"]
     points = dict(zip(names, flat["trajectory"], strict=True))
     return {**drawn, "chains": {n: flat[n] for n in methods}, "points": points}
-
-
-def plane(
-    net: Network, paths: Mapping[str, Tensor], centre: Tensor, data: Examples, mask: Tensor, grid: int
-) -> tuple[dict[str, Any], dict[str, list[list[float]]]]:
-    """The loss on one task's `data` over the plane through `centre` (U, D) along the two directions in which paths (n, U, D)
-    vary most: {x, y, loss (grid, grid), a row for every y}, and the paths' points in it."""
-    cloud, origin = torch.cat(list(paths.values())).flatten(1), centre.flatten()
-    basis = torch.linalg.svd(cloud - origin, full_matrices=False).Vh[:2]
-    flat = {n: ((c.flatten(1) - origin) @ basis.T) for n, c in paths.items()}
-    everything = torch.cat(list(flat.values()))
-    low, high = everything.min(0).values, everything.max(0).values
-    margin = 0.15 * (high - low)
-    x, y = (torch.linspace(float(low[d] - margin[d]), float(high[d] + margin[d]), grid) for d in (0, 1))
-    x, y = x.to(basis.device), y.to(basis.device)
-    points = origin + x.repeat(grid)[:, None] * basis[0] + y.repeat_interleave(grid)[:, None] * basis[1]
-    weights = points.reshape(-1, *centre.shape)
-    loss = torch.cat([_loss(net, w, data, mask) for w in weights.split(200)])
-    drawn = {"x": x.tolist(), "y": y.tolist(), "loss": loss.reshape(grid, grid).tolist()}
-    return drawn, {n: p.tolist() for n, p in flat.items()}
-
-
-def _loss(net: Any, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
-    n: Sequence[int] = (len(weights), *[-1] * (data.x.ndim - 1))
-    return net.loss(weights, Examples(data.x.expand(n), data.y.expand(len(weights), -1)), mask.expand(len(weights), -1))

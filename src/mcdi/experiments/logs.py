@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mcdi.errors import McdiError
-from mcdi.files import append_bytes, write_bytes
+from mcdi.utils.files import append_bytes, write_bytes
 
 LOG = "log.jsonl"  # its name in a method's folder
 LINES = 1000  # of a stage, about

@@ -7,17 +7,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from mcdi.embed import BACKBONES, Objective
 from mcdi.errors import McdiError
 from mcdi.methods import METHODS, Diffusion, make_method
-from mcdi.prepare import Preparation
-from mcdi.pretrained import is_pretrained
-from mcdi.settings import make
-from mcdi.tasks.encoders import LoraSettings
-from mcdi.tasks.heads import OWN_HEADS, Condition
-from mcdi.tasks.networks import NETWORKS
-from mcdi.tasks.omniglot import Split
-from mcdi.tasks.textbank import TextSettings
+from mcdi.networks.backbones.language import LoraSettings
+from mcdi.networks.backbones.pretrained import is_pretrained
+from mcdi.networks.backbones.vision import BACKBONES, Objective
+from mcdi.networks.linear_head import OWN_HEADS, Condition
+from mcdi.networks.registry import NETWORKS
+from mcdi.tasks.images.omniglot import Split
+from mcdi.tasks.text.pools import TextSettings
+from mcdi.trajectories.prepare import Preparation
+from mcdi.utils.settings import make
 
 COLOURS = ("natural", "domains")  # data of three channels
 KINDS = ", ".join([*BACKBONES, "hf:ID", "timm:NAME", "torchvision:KIND=FILE"])
@@ -93,7 +93,7 @@ class Recipe:
     def settings_of(self, name: str) -> dict[str, Any]:
         """The settings that method `name` is built with."""
         from mcdi.methods import DIFFUSIONS
-        from mcdi.settings import merged
+        from mcdi.utils.settings import merged
 
         return merged(self.generator if name in DIFFUSIONS else {}, self.method.get(name, {}))
 

@@ -16,18 +16,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from mcdi import __version__, evaluate
-from mcdi.config import Recipe, checked
+from mcdi import __version__
 from mcdi.errors import McdiError
-from mcdi.families import load_family, make_family
-from mcdi.files import read_json, write_json
-from mcdi.generator import Generator
-from mcdi.logs import LOG, EventFiles, TrainingLog, read_log
+from mcdi.experiments import evaluate
+from mcdi.experiments.build import load_family, make_family
+from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
+from mcdi.experiments.recipe import Recipe, checked
+from mcdi.generator.api import Generator
 from mcdi.methods import DRAW_NOTHING, LEARNS_FROM_TRAJECTORIES, SLOW, Diffusion, make_method
-from mcdi.prepare import prepare
-from mcdi.store import TrajectoryStore
-from mcdi.tasks.base import TaskFamily
-from mcdi.workers import Backend, Progress, one_thread, work_through
+from mcdi.methods.mcdi.selection import choose_sampler
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.prepare import prepare
+from mcdi.trajectories.store import TrajectoryStore
+from mcdi.utils.files import read_json, write_json
+from mcdi.utils.workers import Backend, Progress, one_thread, work_through
 
 T = TypeVar("T")
 
@@ -134,7 +136,7 @@ def train_method(
         method.fit(family, stored if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
     if isinstance(method, Diffusion) and "sampling" not in settings:
-        training["sampler"], method = evaluate.choose_sampler(method.to("cpu"), family, tasks=validation)
+        training["sampler"], method = choose_sampler(method.to("cpu"), family, tasks=validation)
     write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
     for path in target.glob("checkpoint*.safetensors"):

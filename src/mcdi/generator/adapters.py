@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import read_json, write_bytes, write_json, write_tensors
-from mcdi.tasks.encoders import lora_libraries
-from mcdi.tasks.lora import LoraClassifier
+from mcdi.networks.backbones.language import lora_libraries
+from mcdi.networks.lora import LoraClassifier
+from mcdi.utils.files import read_json, write_bytes, write_json, write_tensors
 
 CARD = """---
 library_name: peft

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mcdi import hub
-from mcdi.card import model_card
 from mcdi.errors import McdiError
-from mcdi.exported import Exported, alone
-from mcdi.files import write_json, write_tensors
+from mcdi.generator import hub
+from mcdi.generator.card import model_card
+from mcdi.generator.exported import Exported, alone
+from mcdi.generator.saving import CONFIG, FORMAT, MODEL, belonging, read_saved
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
-from mcdi.methods.from_weights import FromWeights
-from mcdi.noise import Seed
-from mcdi.saved import CONFIG, FORMAT, MODEL, belonging, read_saved
-from mcdi.tasks import downstream, networks
-from mcdi.tasks.base import Examples
-from mcdi.tasks.own import Describe, Loss
-from mcdi.tasks.sets import centre_of, labelled
+from mcdi.methods.published.stored_weights import FromWeights
+from mcdi.networks import base, registry
+from mcdi.networks.own import Describe, Loss
+from mcdi.networks.support import centre_of, labelled
+from mcdi.types import Examples
+from mcdi.utils.files import write_json, write_tensors
+from mcdi.utils.random import Seed
 
 Weights = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ class Generator:
     of S texts, (sentence,) or (sentence, sentence) each) or its features (F,).
     """
 
-    def __init__(self, name: str, method: WeightGenerator, network: downstream.Network, device: str = "cpu") -> None:
+    def __init__(self, name: str, method: WeightGenerator, network: base.Network, device: str = "cpu") -> None:
         self.name, self.method, self.network, self.device = name, method, network, device
         self.exported: Exported | None = None  # what `mcdi export` made of it, which then answers where nothing is asked
 
@@ -259,7 +259,7 @@ class Generator:
         folder = hub.located(model, revision=revision, token=token, cache_dir=cache_dir)
         config, parts = read_saved(folder)
         with belonging(folder):
-            network = networks.build(config["network"], parts["network"], module=module, loss=loss, describe=describe)
+            network = registry.build(config["network"], parts["network"], module=module, loss=loss, describe=describe)
             method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
         saved = config.get("space")
         if saved is not None and network.space.config() != saved:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcdi.files import read_json
+from mcdi.utils.files import read_json
 
 CARD = """---
 {metadata}

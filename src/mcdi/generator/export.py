@@ -13,17 +13,29 @@ from torch import Tensor, nn
 
 from mcdi import __version__
 from mcdi.errors import McdiError
-from mcdi.exported import FILES, TRUST, Exported, Feeds, Run, fingerprint, noise_for, onnx_run, onnx_session, quiet, torch_run
-from mcdi.files import write_bytes, write_json
-from mcdi.flat import Flat
-from mcdi.generator import Generator
+from mcdi.generator.api import Generator
+from mcdi.generator.exported import (
+    FILES,
+    TRUST,
+    Exported,
+    Feeds,
+    Run,
+    fingerprint,
+    noise_for,
+    onnx_run,
+    onnx_session,
+    quiet,
+    torch_run,
+)
 from mcdi.methods import Diffusion
-from mcdi.methods.closed import Prototypes
-from mcdi.methods.icis import Icis
-from mcdi.methods.vae import Vae
-from mcdi.tasks.base import Examples
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.own import OwnNetwork
+from mcdi.methods.baselines.closed_form import Prototypes
+from mcdi.methods.mcdi.vector_denoisers import Flat
+from mcdi.methods.published.icis import Icis
+from mcdi.methods.published.vae import Vae
+from mcdi.networks.lora import LoraClassifier
+from mcdi.networks.own import OwnNetwork
+from mcdi.types import Examples
+from mcdi.utils.files import write_bytes, write_json
 
 __all__ = ["FILES", "Exported", "export"]
 
@@ -174,7 +186,7 @@ def _onnx(program: torch.export.ExportedProgram, described: dict[str, Any]) -> b
     try:
         import onnx  # noqa: F401
 
-        from mcdi.onnx_solve import SOLVE
+        from mcdi.generator.onnx_solve import SOLVE
     except ImportError as error:
         raise McdiError("ONNX needs the onnx package: pip install 'mcdi[onnx]', or choose format torch") from error
     with _told("translated to ONNX"):

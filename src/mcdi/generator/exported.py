@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import read_json
-from mcdi.noise import Seed, noise_of, normal
-from mcdi.saved import MODEL
-from mcdi.tasks.sets import labelled
+from mcdi.generator.saving import MODEL
+from mcdi.networks.support import labelled
+from mcdi.utils.files import read_json
+from mcdi.utils.random import Seed, noise_of, normal
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
 TRUST = "trust"  # the name of the output behind the parameters

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mcdi.evaluate import choose_sampler
-from mcdi.generator import Generator
+from mcdi.generator.api import Generator
 from mcdi.methods import DIFFUSIONS, Diffusion, Log, make_method, silent
-from mcdi.prepare import Preparation, trajectories
-from mcdi.settings import merged
-from mcdi.store import Stored
+from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.tasks.own import OwnTasks
+from mcdi.trajectories.prepare import Preparation, trajectories
+from mcdi.trajectories.store import Stored
+from mcdi.utils.settings import merged
 
 VALIDATION = 200  # support sets of held-out tasks that choose a sampler
 # For networks of up to a few thousand weights. The functional term decides: weights are many, what they compute is little. A

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from mcdi.errors import McdiError
-from mcdi.saved import FILES
+from mcdi.generator.saving import FILES
 
 CARD = "README.md"
 INSTALL = "pip install 'mcdi[hub]'"

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import read_bytes, read_json, tensors_of
 from mcdi.methods import WeightGenerator, make_method
+from mcdi.utils.files import read_bytes, read_json, tensors_of
 
 FORMAT = 2
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")

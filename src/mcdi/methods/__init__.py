@@ -5,21 +5,21 @@ from typing import Any
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, WeightGenerator, for_shots, silent
-from mcdi.methods.closed import ClosedForm, ClosedFormSettings, LinearProbe, MetaBaseline, Prototypes
-from mcdi.methods.diffusion import Diffusion
-from mcdi.methods.diffusion_settings import DiffusionSettings
-from mcdi.methods.finetune import FineTune, FineTuneSettings, adapt
-from mcdi.methods.from_noise import FromNoiseSettings
-from mcdi.methods.ghn import Ghn, GhnSettings
-from mcdi.methods.icis import Icis, IcisSettings
-from mcdi.methods.latent import Latent, LatentSettings
-from mcdi.methods.maml import Maml, MamlSettings
-from mcdi.methods.metadiff import MetaDiff
-from mcdi.methods.ocd import OcdSettings, ResidualOcd
-from mcdi.methods.reptile import Reptile, ReptileSettings
-from mcdi.methods.sampling import SAMPLERS, SHARES, Sampling
-from mcdi.methods.vae import Vae, VaeSettings
-from mcdi.settings import make, merged
+from mcdi.methods.baselines.closed_form import ClosedForm, ClosedFormSettings, LinearProbe, MetaBaseline, Prototypes
+from mcdi.methods.baselines.finetune import FineTune, FineTuneSettings, adapt
+from mcdi.methods.baselines.maml import Maml, MamlSettings
+from mcdi.methods.baselines.reptile import Reptile, ReptileSettings
+from mcdi.methods.mcdi.method import Diffusion
+from mcdi.methods.mcdi.sampling import SAMPLERS, SHARES, Sampling
+from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.methods.published.ghn3 import Ghn, GhnSettings
+from mcdi.methods.published.icis import Icis, IcisSettings
+from mcdi.methods.published.latent import Latent, LatentSettings
+from mcdi.methods.published.metadiff import MetaDiff
+from mcdi.methods.published.noise_prediction import FromNoiseSettings
+from mcdi.methods.published.ocd import OcdSettings, ResidualOcd
+from mcdi.methods.published.vae import Vae, VaeSettings
+from mcdi.utils.settings import make, merged
 
 __all__ = [
     "DIFFUSIONS",

@@ -6,9 +6,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor
 
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.networks.base import Network
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
 
 T = TypeVar("T")
 # Called after every step of long work with (steps done, steps in all, figures such as the loss).

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mcdi.core import OuterStep, reptile_displacement
 from mcdi.errors import McdiError
-from mcdi.files import read_tensors, write_tensors
 from mcdi.methods.base import Log
+from mcdi.utils.files import read_tensors, write_tensors
 
 Batch = tuple[Tensor, ...]
 

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from mcdi import stacked
-from mcdi.embed import Embedder
 from mcdi.errors import McdiError
-from mcdi.stacked import State
-from mcdi.tasks.base import Examples
-from mcdi.tasks.sets import class_means
+from mcdi.networks import batched
+from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.batched import State
+from mcdi.types import Examples
 from mcdi.weights import Unit, WeightSpace
 
 
@@ -101,8 +100,8 @@ class Network:
         raise McdiError(f"share = {share} is for heads, and a {self.kind} is none: set share = 1")
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in stacked.apply."""
-        return stacked.apply(self.module, state, x, keys)
+        """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in batched.apply."""
+        return batched.apply(self.module, state, x, keys)
 
     def criterion(self, out: Tensor, y: Tensor) -> Tensor:
         """Mean loss of each task, (B, S, ...), (B, S, ...) -> (B,)."""
@@ -164,87 +163,3 @@ class Network:
         """Inverse of `state`."""
         if self.embedder is not None:
             self.embedder.load_state_dict(dict(state))
-
-
-class PixelNetwork(Network):
-    """Base of networks that read 14 x 14 pixels and of which ALL weights are generated; their condition is every class's frozen
-    feature.
-
-    An embedded image is its 196 pixels followed by the backbone's features: the network reads the pixels, the task
-    embedding the features.
-    """
-
-    side = 14
-    pixels = side**2
-
-    def __init__(self, module: nn.Module, features: int, way: int, embedder: Embedder | None, unit: Unit) -> None:
-        super().__init__(module, embedder, unit=unit)
-        self.features, self.way = features, way
-        self.input_size = self.pixels + features
-        self.condition_size = way * (features + 1)
-
-    def embed(self, x: Tensor) -> Tensor:
-        if self.embedder is None:
-            raise McdiError("this network reads pixels and features: it needs its image backbone")
-        features = self.embedder(x)
-        small = F.avg_pool2d(x.flatten(0, -4).float().to(features.device) / 255, x.shape[-1] // self.side)
-        return torch.cat([small.reshape(*x.shape[:-3], self.pixels), features], -1)
-
-    def condition(self, support: Examples, units: int) -> Tensor:
-        mean, count = class_means(support.x[..., self.pixels :], support.y, self.way)
-        flat = torch.cat([mean, count.clamp(min=1).log()[..., None]], -1).flatten(1)
-        return flat[:, None].expand(-1, units, -1)
-
-    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        return super().forward(state, x[..., : self.pixels], keys)
-
-    def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "unit": self.space.unit}
-        return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
-
-
-class PixelNet(PixelNetwork):
-    """Two layers, one unit."""
-
-    kind = "pixel-net"
-
-    def __init__(
-        self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"
-    ) -> None:
-        module = nn.Sequential(nn.Linear(self.pixels, hidden), nn.ReLU(), nn.Linear(hidden, way))
-        super().__init__(module, features, way, embedder, unit)
-        self.hidden = hidden
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "hidden": self.hidden}
-
-
-class Curve(Network):
-    """All weights of a small network R -> R; the condition is a kernel estimate of the curve on a fixed grid."""
-
-    kind = "curve"
-    example_shape, real = (1,), True
-    grid, bandwidth = 24, 0.35
-
-    def __init__(self, hidden: int = 24, low: float = -3.0, high: float = 3.0) -> None:
-        super().__init__(nn.Sequential(nn.Linear(1, hidden), nn.Tanh(), nn.Linear(hidden, 1)), None, unit="whole")
-        self.hidden, self.low, self.high = hidden, low, high
-        self.input_size = self.way = 1
-        self.condition_size = 2 * self.grid
-
-    def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
-        start = super()._start(name, p, generator)
-        return start * 2 if name.startswith("0.") else start  # kinks all over the interval, not only at 0
-
-    def condition(self, support: Examples, units: int) -> Tensor:
-        grid = torch.linspace(self.low, self.high, self.grid, device=support.x.device)
-        kernel = torch.exp(-0.5 * ((grid[None, :, None] - support.x[..., 0][:, None]) / self.bandwidth) ** 2)
-        density = kernel.sum(-1)
-        value = (kernel * support.y[:, None]).sum(-1) / (density + 0.1)
-        return torch.cat([value, density.log1p()], -1)[:, None].expand(-1, units, -1)
-
-    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        return super().forward(state, x, keys)[..., 0]
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "hidden": self.hidden, "low": self.low, "high": self.high}

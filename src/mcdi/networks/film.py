@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from mcdi.embed import Embedder, cl2n
 from mcdi.errors import McdiError
-from mcdi.stacked import State
-from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import Network, PixelNetwork
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.sets import beside, spreads
-from mcdi.weights import Unit
+from mcdi.networks.backbones.vision import Embedder, cl2n
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.support import beside, spreads
+from mcdi.types import Examples
 
 
 def film(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -123,27 +122,3 @@ class FilmHead(LinearHead):
     def config(self) -> dict[str, Any]:
         fields = {"features": self.features, "way": self.way, "pixels": self.pixels}
         return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
-
-
-class ConvNet(PixelNetwork):
-    """Four 3x3 convolutions of 8 channels, group-normalised: their weights alone say what it computes. 1,941 for 5 classes.
-
-    14 pixels can be halved to 7 and to 3; the last two blocks keep 3, where a filter still sees neighbours.
-    """
-
-    kind = "conv-net"
-    width, groups, halvings, blocks = 8, 2, 2, 4
-
-    def __init__(self, features: int, way: int, embedder: Embedder | None = None, unit: Unit = "whole") -> None:
-        layers: list[nn.Module] = [nn.Unflatten(-1, (1, self.side, self.side))]
-        for b in range(self.blocks):
-            layers.append(nn.Conv2d(1 if b == 0 else self.width, self.width, 3, padding=1))
-            layers += [nn.MaxPool2d(2)] if b < self.halvings else []
-            layers += [nn.GroupNorm(self.groups, self.width), nn.ReLU()]
-        module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.width, way))
-        super().__init__(module, features, way, embedder, unit)
-
-    def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
-        # A normalisation starts at one and zero, where it stands; a drawn scale would turn half of the channels over.
-        norm = isinstance(self.module.get_submodule(name.rpartition(".")[0]), nn.GroupNorm)
-        return p if norm else super()._start(name, p, generator)

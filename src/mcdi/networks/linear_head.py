@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from mcdi.embed import Embedder
-from mcdi.stacked import State
-from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import Network
-from mcdi.tasks.sets import class_means, leant, least_squares, least_squares_rows, prototype_rows, single_examples
+from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
+from mcdi.networks.support import class_means, leant, least_squares, least_squares_rows, prototype_rows, single_examples
+from mcdi.types import Examples
 
 Condition = Literal["means", "spread", "examples", "heads"]
 

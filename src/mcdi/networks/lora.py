@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.stacked import State
-from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import Network
-from mcdi.tasks.encoders import POOLED, Encoder, LoraSettings
-from mcdi.tasks.heads import OWN_HEADS, Condition, LinearHead
-from mcdi.tasks.sets import beside, least_squares_rows, spreads
+from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
+from mcdi.networks.linear_head import OWN_HEADS, Condition, LinearHead
+from mcdi.networks.support import beside, least_squares_rows, spreads
+from mcdi.types import Examples
 
 
 class LoraClassifier(LinearHead):

@@ -5,15 +5,18 @@ from typing import Any
 
 from torch import Tensor
 
-from mcdi.embed import Embedder
 from mcdi.errors import McdiError
-from mcdi.settings import make
-from mcdi.tasks.adapted import ConvNet, FilmHead
-from mcdi.tasks.downstream import Curve, Network, PixelNet
-from mcdi.tasks.encoders import LoraSettings
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.own import OwnNetwork
+from mcdi.networks.backbones.language import LoraSettings
+from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.base import Network
+from mcdi.networks.conv_net import ConvNet
+from mcdi.networks.curve import Curve
+from mcdi.networks.film import FilmHead
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.lora import LoraClassifier
+from mcdi.networks.own import OwnNetwork
+from mcdi.networks.pixels import PixelNet
+from mcdi.utils.settings import make
 
 KINDS: tuple[type[Network], ...] = (LinearHead, FilmHead, PixelNet, ConvNet, Curve, LoraClassifier, OwnNetwork)
 NETWORKS: dict[str, type[Network]] = {c.kind: c for c in KINDS}

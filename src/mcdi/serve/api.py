@@ -9,14 +9,14 @@ from pydantic import BaseModel
 
 import mcdi
 from mcdi.errors import McdiError
-from mcdi.files import tensor_bytes
-from mcdi.generator import Generator
+from mcdi.generator.api import Generator
 from mcdi.serve import wire
 from mcdi.serve.decode import Examples, examples_of, inputs_of
 from mcdi.serve.handles import Kept
 from mcdi.serve.refusals import busy
 from mcdi.serve.service import Service
 from mcdi.serve.work import Made, Options, generation, look, prediction
+from mcdi.utils.files import tensor_bytes
 
 router = APIRouter()
 bearer = HTTPBearer(auto_error=False, description="A key of the server's --api-key-file; a server without one asks for none.")

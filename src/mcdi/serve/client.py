@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import tensors_of
-from mcdi.generator import Weights
+from mcdi.generator.api import Weights
 from mcdi.serve.refusals import Refused
+from mcdi.utils.files import tensors_of
 
 Inputs = Mapping[str, Any]  # {"images": [path or bytes]}, {"features": tensor or rows} or {"texts": [(s,) or (s, s)]}
 

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.generator import Generator
+from mcdi.generator.api import Generator
 from mcdi.serve.limits import Limits
 from mcdi.serve.models import describe
 from mcdi.serve.wire import Inputs, Label, Labels, Task
-from mcdi.tasks.images import Shape, read_image
+from mcdi.tasks.images.class_images import Shape, read_image
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 LARGEST = 1e6  # of a feature or a value: beyond, sums of squares leave float32

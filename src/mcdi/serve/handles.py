@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from mcdi.generator import Generator, Weights
+from mcdi.generator.api import Generator, Weights
 from mcdi.serve.refusals import Refused
 from mcdi.serve.wire import Label
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdi.errors import McdiError
-from mcdi.exported import FILES as EXPORTED
-from mcdi.exported import Exported
-from mcdi.generator import Generator, load
+from mcdi.generator.api import Generator, load
+from mcdi.generator.exported import FILES as EXPORTED
+from mcdi.generator.exported import Exported
+from mcdi.generator.saving import FILES
 from mcdi.methods import Diffusion
-from mcdi.saved import FILES
+from mcdi.networks.lora import LoraClassifier
 from mcdi.serve.limits import Limits
 from mcdi.serve.refusals import Refused
 from mcdi.serve.wire import ModelInfo
-from mcdi.tasks.lora import LoraClassifier
 
 log = logging.getLogger("mcdi.serve")
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,99})=(.+)", re.DOTALL)

@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.evaluate import plane
-from mcdi.generator import Generator, Weights
+from mcdi.generator.api import Generator, Weights
+from mcdi.generator.landscape import plane
 from mcdi.serve import wire
 from mcdi.serve.batching import Run
 from mcdi.serve.decode import Examples

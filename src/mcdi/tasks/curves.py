@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcdi.tasks.base import Examples, TaskBatch, uniform
-from mcdi.tasks.downstream import Curve
+from mcdi.networks.curve import Curve
+from mcdi.types import Examples, TaskBatch
+from mcdi.utils.random import uniform
 
 
 class Sines:

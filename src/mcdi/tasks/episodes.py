@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.base import Examples, TaskBatch, uniform
-from mcdi.tasks.downstream import Network
-from mcdi.tasks.sets import centre_of
+from mcdi.networks.base import Network
+from mcdi.networks.support import centre_of
+from mcdi.types import Examples, TaskBatch
+from mcdi.utils.random import uniform
 
 
 class FewShot:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.base import Examples, uniform
+from mcdi.types import Examples
+from mcdi.utils.random import uniform
 
 # What augmentation is: one task's examples x (S, ...) and its generator -> other views of them, of the same shape.
 Augment = Callable[[Tensor, torch.Generator], Tensor]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import only_writer, write_bytes
-from mcdi.shards import first_difference, index_bytes, layout, sealed_index, shard_bytes, shard_file, within
-from mcdi.store import TrajectoryStore
-from mcdi.urls import place, url_exists, write_url
+from mcdi.trajectories.shards import first_difference, index_bytes, layout, sealed_index, shard_bytes, shard_file, within
+from mcdi.trajectories.store import TrajectoryStore
+from mcdi.utils.files import only_writer, write_bytes
+from mcdi.utils.urls import place, url_exists, write_url
 from mcdi.weights import WeightSpace
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcdi import stacked
-from mcdi.batches import Augment, Tasks, dropout_keys, epoch_batches, generators, hold_out, noise
 from mcdi.errors import McdiError
-from mcdi.stacked import State
-from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import Network
+from mcdi.networks import batched
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
+from mcdi.trajectories.batches import Augment, Tasks, dropout_keys, epoch_batches, generators, hold_out, noise
+from mcdi.types import Examples
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def optimise(net: Network, theta0: Tensor, tasks: Tasks, how: Optimisation, augm
     """
     augment = augment or (noise(how.augment) if how.augment else None)
     tasks, held = hold_out(tasks, how.holdout)
-    with stacked.training(net.module, list(net.space.spec)):
+    with batched.training(net.module, list(net.space.spec)):
         net, tasks, held = _cached(net, tasks, held, augment)
         points = list(_run(net, theta0, tasks, held, how, augment))
     kept = _choose(points, how)
@@ -150,8 +150,8 @@ def _run(
 
 def _gradients(net: Network, state: State, batch: Examples, tasks: Tasks, passed: int) -> State:
     """passed: the number of the pass through the network, which decides dropout."""
-    keys = dropout_keys(tasks, passed) if stacked.draws(net.module) else None
-    if not stacked.one_by_one(state, batch.x):
+    keys = dropout_keys(tasks, passed) if batched.draws(net.module) else None
+    if not batched.one_by_one(state, batch.x):
         return net.gradients(state, batch, tasks.mask, keys)
     each = []
     for n in range(len(tasks.mask)):  # a task at a time, so that only one graph is alive
@@ -197,7 +197,7 @@ def _cached(
     net: Network, tasks: Tasks, held: Examples | None, augment: Augment | None
 ) -> tuple[Network, Tasks, Examples | None]:
     """The frozen front of a Sequential is computed once for every example, and the rest is what is trained."""
-    front, rest = stacked.split_frozen(net.module, list(net.space.spec))
+    front, rest = batched.split_frozen(net.module, list(net.space.spec))
     if front is None or augment is not None or type(net).forward is not Network.forward:
         return net, tasks, held
 
@@ -215,7 +215,7 @@ def _cached(
 @torch.no_grad()
 def _point(net: Network, epoch: int, state: State, tasks: Tasks, held: Examples | None) -> Point:
     """The weights of all tasks and their losses, in evaluation mode."""
-    with stacked.evaluating(net.module):
+    with batched.evaluating(net.module):
         losses = net.losses(state, tasks.data, tasks.mask)
         return Point(epoch, net.space.pack(state), losses, losses if held is None else net.losses(state, held, tasks.mask))
 

@@ -12,15 +12,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mcdi import stacked
-from mcdi.batches import Augment, Tasks
-from mcdi.engine import Optimisation, optimise
 from mcdi.errors import McdiError
-from mcdi.memory import bytes_per_task
-from mcdi.sharpness import hessian_spectrum
-from mcdi.store import Trajectories, TrajectoryStore
-from mcdi.tasks.base import TaskFamily
-from mcdi.workers import Backend, Progress, silent, work_through
+from mcdi.networks import batched
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.batches import Augment, Tasks
+from mcdi.trajectories.memory import bytes_per_task
+from mcdi.trajectories.optimise import Optimisation, optimise
+from mcdi.trajectories.sharpness import hessian_spectrum
+from mcdi.trajectories.store import Trajectories, TrajectoryStore
+from mcdi.utils.workers import Backend, Progress, silent, work_through
 
 CHUNK = 500  # tasks a shard, if they fit
 CACHED = 4 * 2**20  # bytes of a tile on a CPU: about what its caches hold
@@ -94,7 +94,7 @@ def _sharpness(family: TaskFamily, weights: Tensor, tasks: Tasks, how: Preparati
     net = family.downstream
     state = net.space.unpack(weights)
     params = {n: state[n] for n in net.space.parameter_names}
-    with stacked.evaluating(net.module):
+    with batched.evaluating(net.module):
         found = hessian_spectrum(
             lambda moved: net.losses({**state, **moved}, tasks.data, tasks.mask),
             params,

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import only_writer, remove_temporaries, write_bytes, write_tensors
-from mcdi.shards import (
+from mcdi.trajectories.shards import (
     CURE,
     STORAGE,
     checksum,
@@ -30,7 +29,8 @@ from mcdi.shards import (
     shard_tensors,
     within,
 )
-from mcdi.urls import place
+from mcdi.utils.files import only_writer, remove_temporaries, write_bytes, write_tensors
+from mcdi.utils.urls import place
 
 
 @dataclass(frozen=True, eq=False)

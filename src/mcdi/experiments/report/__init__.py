@@ -5,10 +5,10 @@ HTML page that needs nothing from outside; `write_comparison` puts several runs 
 on a page is computed from the numbers and says no more than they.
 """
 
-from mcdi.report.compare import rich_comparison, write_comparison
-from mcdi.report.page import write_report
-from mcdi.report.runs import read_runs
-from mcdi.report.table import Row, Score, markdown, rich_table, rows
+from mcdi.experiments.report.compare import rich_comparison, write_comparison
+from mcdi.experiments.report.page import write_report
+from mcdi.experiments.report.runs import read_runs
+from mcdi.experiments.report.table import Row, Score, markdown, rich_table, rows
 
 __all__ = [
     "Row",

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcdi.errors import McdiError
-from mcdi.files import write_bytes
-from mcdi.report.looks import among, look
-from mcdi.report.page import html_page
-from mcdi.report.plots import dots, figure, html_table, legend, plain, scores
-from mcdi.report.runs import Entry, Line, Run, differences, provenance
-from mcdi.report.table import PARTS, RULE, Row, at, metric, shot_numbers, show
+from mcdi.experiments.report.page import html_page
+from mcdi.experiments.report.plots import dots, figure, html_table, legend, plain, scores
+from mcdi.experiments.report.runs import Entry, Line, Run, differences, provenance
+from mcdi.experiments.report.style import among, look
+from mcdi.experiments.report.table import PARTS, RULE, Row, at, metric, shot_numbers, show
+from mcdi.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mcdi.files import read_json, write_bytes, write_json
-from mcdi.report.plots import curves, html_table, landscape, latency, losses, novelty, samplers, scores
-from mcdi.report.table import RULE, Row, Score, at, cells, check, markdown, metric, rows, shot_numbers, show
+from mcdi.experiments.report.plots import curves, html_table, landscape, latency, losses, novelty, samplers, scores
+from mcdi.experiments.report.table import RULE, Row, Score, at, cells, check, markdown, metric, rows, shot_numbers, show
+from mcdi.utils.files import read_json, write_bytes, write_json
 
 RIVALS = {"adam": "Adam on the support set", "prototypes": "nearest prototype", "hypernetwork": "one-step regression"}
 CSS = """:root{color-scheme:light dark;--line:#8886;--soft:#8881}

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from mcdi.files import read_json
-from mcdi.report.looks import look
-from mcdi.report.table import NUMBER, PARTS, Row, Score, at, bad, check, headings, metric, mse, shot_numbers, show
+from mcdi.experiments.report.style import look
+from mcdi.experiments.report.table import NUMBER, PARTS, Row, Score, at, bad, check, headings, metric, mse, shot_numbers, show
+from mcdi.utils.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis

@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from mcdi.errors import McdiError
-from mcdi.files import read_json
-from mcdi.logs import LOG, Point, read_log
-from mcdi.report.table import Row, check, rows
+from mcdi.experiments.logs import LOG, Point, read_log
+from mcdi.experiments.report.table import Row, check, rows
+from mcdi.utils.files import read_json
 
 BLOCKS = 100  # points of a curve: each the mean of a block of steps
 NO_SETTINGS = ("name", "about")

@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from mcdi.errors import McdiError
-from mcdi.evaluate import T975
-from mcdi.files import read_json
+from mcdi.experiments.evaluate import T975
+from mcdi.utils.files import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mcdi.config import Recipe
 from mcdi.errors import McdiError
-from mcdi.files import write_bytes
+from mcdi.experiments.recipe import Recipe
+from mcdi.experiments.studies.charts import draw
+from mcdi.experiments.studies.studies import STUDIES, Study, serving
+from mcdi.experiments.studies.tables import as_csv, as_markdown, lines
+from mcdi.experiments.studies.transfer import add_targets, cells_for, named_targets
+from mcdi.experiments.studies.variants import Context, run_cells
 from mcdi.methods import FROM_WEIGHTS
-from mcdi.reproduce.cells import Context, run_cells
-from mcdi.reproduce.charts import draw
-from mcdi.reproduce.studies import STUDIES, Study, serving
-from mcdi.reproduce.tables import as_csv, as_markdown, lines
-from mcdi.reproduce.transfer import add_targets, cells_for, named_targets
-from mcdi.workers import Progress
+from mcdi.utils.files import write_bytes
+from mcdi.utils.workers import Progress
 
 __all__ = ["STUDIES", "chosen", "known", "named_targets", "quick", "reproduce"]
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mcdi.config import Recipe
 from mcdi.errors import McdiError
+from mcdi.experiments.recipe import Recipe
+from mcdi.experiments.studies.variants import Cell, Context, Measured
 from mcdi.methods import FineTune, WeightGenerator, adapt, for_shots
-from mcdi.reproduce.cells import Cell, Context, Measured
-from mcdi.tasks.base import Examples, TaskBatch
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.sentences import TextTasks
-from mcdi.tasks.sets import least_squares
+from mcdi.networks.lora import LoraClassifier
+from mcdi.networks.support import least_squares
+from mcdi.tasks.text.text_tasks import TextTasks
+from mcdi.types import Examples, TaskBatch
 
 FINE_TUNED = "LoRA fine-tuning"
 METHODS = ("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcdi.files import write_bytes
-from mcdi.report.looks import KNOWN, look
-from mcdi.report.plots import draw_landscape
-from mcdi.report.table import metric
-from mcdi.reproduce.tables import Line
+from mcdi.experiments.report.plots import draw_landscape
+from mcdi.experiments.report.style import KNOWN, look
+from mcdi.experiments.report.table import metric
+from mcdi.experiments.studies.tables import Line
+from mcdi.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from mcdi import core
+from mcdi.experiments.studies.measures import scored
+from mcdi.experiments.studies.variants import Cell, Context, Measured
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
 from mcdi.methods.base import silent
-from mcdi.methods.loop import Batch, MetaTraining, meta_train
-from mcdi.methods.objective import stored_tasks
-from mcdi.reproduce.cells import Cell, Context, Measured
-from mcdi.reproduce.measures import scored
-from mcdi.store import Stored, TrajectoryStore
-from mcdi.tasks.base import TaskFamily
+from mcdi.methods.episodes import stored_tasks
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored, TrajectoryStore
 
 # The student starts as its teacher, and has as many batches as a recipe's meta-training, at a third of its rate.
 TRAINING = MetaTraining(meta="none", iterations=400, inner_steps=1, learners=1, tasks=96, outer_lr=0.001)

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcdi.evaluate import distance, milliseconds
-from mcdi.files import read_json
-from mcdi.memory import LiveBytes
+from mcdi.experiments.evaluate import distance, milliseconds
+from mcdi.experiments.studies.variants import Cell, Context, Measured, model_folder
 from mcdi.methods import SAMPLERS, SLOW, Diffusion, FineTune, Sampling, WeightGenerator, adapt
-from mcdi.prepare import trajectories
-from mcdi.reproduce.cells import Cell, Context, Measured, model_folder
-from mcdi.store import TrajectoryStore
-from mcdi.tasks.base import TaskBatch
-from mcdi.workers import one_thread
+from mcdi.trajectories.memory import LiveBytes
+from mcdi.trajectories.prepare import trajectories
+from mcdi.trajectories.store import TrajectoryStore
+from mcdi.types import TaskBatch
+from mcdi.utils.files import read_json
+from mcdi.utils.workers import one_thread
 
 Factors = dict[str, Any]
 REFINED = (0, 1, 2, 5, 10, 20, 50)

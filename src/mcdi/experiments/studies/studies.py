@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcdi import evaluate
-from mcdi.config import Recipe
+from mcdi.experiments import evaluate
+from mcdi.experiments.recipe import Recipe
+from mcdi.experiments.studies import adapters, measures, transfer
+from mcdi.experiments.studies.charts import Chart, draw_chains
+from mcdi.experiments.studies.distillation import distilled
+from mcdi.experiments.studies.uncertainty import ensembles
+from mcdi.experiments.studies.variants import Cell, Context, Measure, trained
 from mcdi.methods import HEADS_ALONE, METHODS, Diffusion, make_method
-from mcdi.reproduce import adapters, measures, transfer
-from mcdi.reproduce.cells import Cell, Context, Measure, trained
-from mcdi.reproduce.charts import Chart, draw_chains
-from mcdi.reproduce.distillation import distilled
-from mcdi.reproduce.uncertainty import ensembles
-from mcdi.store import TrajectoryStore
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.networks import NETWORKS
-from mcdi.workers import Progress
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.registry import NETWORKS
+from mcdi.trajectories.store import TrajectoryStore
+from mcdi.utils.workers import Progress
 
 Settings = dict[str, Any]
 

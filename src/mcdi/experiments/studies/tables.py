@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcdi.evaluate import interval
-from mcdi.report.table import RULE, metric, over_seeds
-from mcdi.reproduce.cells import Measured
+from mcdi.experiments.evaluate import interval
+from mcdi.experiments.report.table import RULE, metric, over_seeds
+from mcdi.experiments.studies.variants import Measured
 
 DIFFERENCE = (
     "The difference is paired by task (and by seed where both methods have it): its interval is about what one method gains on "

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.files import read_tensors, write_tensors
+from mcdi.experiments.studies.variants import Cell, Context, Measured
 from mcdi.methods import SLOW, WeightGenerator
-from mcdi.reproduce.cells import Cell, Context, Measured
-from mcdi.tasks.fewshot import FewShot
-from mcdi.tasks.targets import target_bank
-from mcdi.workers import Progress
+from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images.public import target_bank
+from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.workers import Progress
 
 QUERIES = 40_000  # at once
 FIRST = 200  # tasks of a slow method, which meets many more classes here than in a comparison

@@ -7,9 +7,9 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from mcdi.errors import McdiError
+from mcdi.experiments.studies.variants import Cell, Context, Measured
 from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator
-from mcdi.reproduce.cells import Cell, Context, Measured
-from mcdi.tasks.base import TaskBatch
+from mcdi.types import TaskBatch
 
 SAMPLES = (1, 4, 16)
 TEMPERATURES = tuple(2 ** (j / 4) for j in range(-16, 13))

@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mcdi.config import Recipe
 from mcdi.errors import McdiError
-from mcdi.families import load_family
-from mcdi.files import read_tensors, write_tensors
+from mcdi.experiments.build import load_family
+from mcdi.experiments.recipe import Recipe
+from mcdi.experiments.run import provenance, read_run, train_method, with_seeds
+from mcdi.generator.saving import load_method
 from mcdi.methods import WeightGenerator
-from mcdi.prepare import Preparation, prepare
-from mcdi.run import provenance, read_run, train_method, with_seeds
-from mcdi.saved import load_method
-from mcdi.settings import make, merged
-from mcdi.store import TrajectoryStore
-from mcdi.tasks.base import TaskFamily
-from mcdi.workers import Progress, work_through
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.prepare import Preparation, prepare
+from mcdi.trajectories.store import TrajectoryStore
+from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.settings import make, merged
+from mcdi.utils.workers import Progress, work_through
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, for_shots, silent
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
-from mcdi.tasks.heads import LinearHead
-from mcdi.tasks.sets import class_means, prototype_rows
+from mcdi.networks.base import Network
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.support import class_means, prototype_rows
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
 
 TUNED = 300  # validation tasks
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, for_shots, silent
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.networks.base import Network
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
 
 
 def _batches(support: Examples, size: int | None, seed: int) -> Iterator[Examples]:

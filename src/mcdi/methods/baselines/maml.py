@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, for_shots, silent
-from mcdi.methods.loop import Batch, MetaTraining, meta_train
-from mcdi.methods.objective import fresh_tasks
-from mcdi.methods.reptile import for_units
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.methods.baselines.reptile import for_units
+from mcdi.methods.episodes import fresh_tasks
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.networks.base import Network
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.methods.base import Log, silent
-from mcdi.methods.finetune import FineTune, FineTuneSettings
-from mcdi.methods.loop import Batch, MetaTraining, meta_train
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.methods.baselines.finetune import FineTune, FineTuneSettings
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.networks.base import Network
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import Network
+from mcdi.networks.base import Network
+from mcdi.types import Examples
 
 RARE = 0.05  # of validation tasks are doubted at all, the more the rarer their surprise
 POINTS = 11  # of the distribution above that

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.flat import MLP, Residual, UNet1d, time_features
+from mcdi.methods.mcdi.vector_denoisers import MLP, Residual, UNet1d, time_features
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, there: Tensor, bias: Tensor | float = 0.0) -> Tensor:

@@ -8,25 +8,14 @@ import torch
 from torch import Tensor
 
 from mcdi import core
-from mcdi.methods.loop import Batch
-from mcdi.store import Stored, Trajectories
-from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
+from mcdi.methods.episodes import stored_tasks
+from mcdi.methods.meta_training import Batch
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
 
 if TYPE_CHECKING:
-    from mcdi.methods.diffusion import Diffusion
-
-
-def stored_tasks(family: TaskFamily, data: Stored, count: int, step: int, g: torch.Generator) -> tuple[Trajectories, TaskBatch]:
-    """`count` stored rows that `g` draws, and a new support set for each, of the shot number whose turn the step is."""
-    rows = data.rows(torch.randint(len(data), (count,), generator=g))
-    shots = family.shots[step % len(family.shots)]
-    return rows, family.sample("train", rows.seeds.tolist(), draw=1 + step, shots=shots)
-
-
-def fresh_tasks(family: TaskFamily, count: int, step: int, seed: int) -> TaskBatch:
-    """`count` training tasks that no store holds and no other step sees, of the shot number whose turn the step is."""
-    seeds = [seed * 1_000_003 + step * count + j for j in range(count)]
-    return family.sample("train", seeds, draw=1 + step, shots=family.shots[step % len(family.shots)])
+    from mcdi.methods.mcdi.method import Diffusion
 
 
 class Objective:

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
-from mcdi.methods.diffusion_settings import DiffusionSettings
-from mcdi.methods.leaning import surprise, trust, usual_of
-from mcdi.methods.loop import meta_train
-from mcdi.methods.objective import Objective
-from mcdi.methods.priors import fit_prior
-from mcdi.methods.sampling import Sampling, best_fit
-from mcdi.nets import make_denoiser
-from mcdi.noise import Seed, noise_of, normal
-from mcdi.prior import HeadPrior, LinearPrior, Prior
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
-from mcdi.tasks.sets import prototype_rows
+from mcdi.methods.mcdi.calibration import surprise, trust, usual_of
+from mcdi.methods.mcdi.denoisers import make_denoiser
+from mcdi.methods.mcdi.loss import Objective
+from mcdi.methods.mcdi.prior import HeadPrior, LinearPrior, Prior, fit_prior
+from mcdi.methods.mcdi.sampling import Sampling, best_fit
+from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.methods.meta_training import meta_train
+from mcdi.networks.base import Network
+from mcdi.networks.support import prototype_rows
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
+from mcdi.utils.random import Seed, noise_of, normal
 from mcdi.weights import WeightSpace
 
 

@@ -1,9 +1,13 @@
 """What does a support set alone say about the weights? A linear map, solved once, that a denoiser starts from."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.weights import WeightSpace
 
 
 class Prior(nn.Module):
@@ -136,3 +140,23 @@ class HeadPrior(Prior):
     def directions(self, cond: Tensor) -> Tensor:
         """The heads in standardised units, of rows without others beside them: (B, U, J D) -> (B, U, J D)."""
         return (cond.unflatten(-1, (len(self.scale), -1)) / self.std).flatten(-2)
+
+
+Read = Callable[[Tensor], Tensor]
+
+
+def fit_prior(prior: Prior, family: TaskFamily, data: Stored, space: WeightSpace, read: Read) -> None:
+    """Fit on the CPU; `read`: what of a condition the prior sees."""
+
+    def parts() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for part in data.parts():
+            for shots in family.shots:
+                draw = family.sample("train", part.seeds.tolist(), shots=shots)
+                cond = family.downstream.condition(draw.support, draw.mask.shape[1])
+                yield space.standardise(part.targets[:, -1]), read(cond), part.mask
+
+    if isinstance(prior, HeadPrior):
+        net = family.downstream
+        mean, std = (statistic.reshape(-1, space.D)[0] for statistic in space.statistics())
+        prior.place(mean, std, space.standardise(net.theta0(0, net.space.U))[net.way :])
+    prior.fit(parts())

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.base import Examples
-from mcdi.tasks.downstream import Network
+from mcdi.networks.base import Network
+from mcdi.types import Examples
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.loop import MetaTraining
-from mcdi.methods.sampling import Sampling
+from mcdi.methods.mcdi.sampling import Sampling
+from mcdi.methods.meta_training import MetaTraining
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mcdi.methods.from_weights import over_units
+from mcdi.methods.published.stored_weights import over_units
 
 
 class Autoencoder(nn.Module):

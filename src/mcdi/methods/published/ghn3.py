@@ -17,13 +17,14 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
-from mcdi.methods.graph import Graph, graph_of
-from mcdi.methods.graphormer import GraphHyperNetwork
-from mcdi.methods.loop import Batch, MetaTraining, meta_train
-from mcdi.methods.objective import fresh_tasks
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.methods.episodes import fresh_tasks
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.methods.published.graph import Graph, graph_of
+from mcdi.methods.published.graphormer import GraphHyperNetwork
+from mcdi.networks.base import Network
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples
 from mcdi.weights import WeightSpace
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from mcdi.methods.graph import CUTOFF, Graph
+from mcdi.methods.published.graph import CUTOFF, Graph
 from mcdi.weights import WeightSpace
 
 DEGREES = 100  # more edges at a node than these count as these, as published

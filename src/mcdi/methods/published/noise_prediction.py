@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.from_weights import FromWeights, FromWeightsSettings, over_units
-from mcdi.nets import make_denoiser
-from mcdi.noise import Seed, noise_of, normal
+from mcdi.methods.mcdi.denoisers import make_denoiser
+from mcdi.methods.published.stored_weights import FromWeights, FromWeightsSettings, over_units
+from mcdi.utils.random import Seed, noise_of, normal
 from mcdi.weights import WeightSpace
 
 CLIP = 4.0  # standard deviations of what is generated

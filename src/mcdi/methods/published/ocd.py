@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.from_noise import FromNoise, FromNoiseSettings
-from mcdi.methods.from_weights import Stage, over_units
-from mcdi.methods.loop import Batch
-from mcdi.noise import Seed
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskBatch
-from mcdi.tasks.downstream import Network
-from mcdi.tasks.heads import LinearHead
+from mcdi.methods.meta_training import Batch
+from mcdi.methods.published.noise_prediction import FromNoise, FromNoiseSettings
+from mcdi.methods.published.stored_weights import Stage, over_units
+from mcdi.networks.base import Network
+from mcdi.networks.linear_head import LinearHead
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples, TaskBatch
+from mcdi.utils.random import Seed
 from mcdi.weights import WeightSpace
 
 

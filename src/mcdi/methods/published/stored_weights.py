@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
-from mcdi.methods.loop import Batch, MetaTraining, meta_train
-from mcdi.methods.objective import stored_tasks
-from mcdi.methods.sampling import best_fit
-from mcdi.noise import Seed
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskBatch, TaskFamily
-from mcdi.tasks.downstream import Network
+from mcdi.methods.episodes import stored_tasks
+from mcdi.methods.mcdi.sampling import best_fit
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.networks.base import Network
+from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples, TaskBatch
+from mcdi.utils.random import Seed
 from mcdi.weights import WeightSpace
 
 

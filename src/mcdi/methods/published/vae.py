@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.methods.autoencoder import Autoencoder, bound
-from mcdi.methods.from_weights import FromWeights, FromWeightsSettings, Stage
-from mcdi.methods.loop import Batch
-from mcdi.noise import Seed
-from mcdi.store import Stored
-from mcdi.tasks.base import Examples, TaskBatch
-from mcdi.tasks.downstream import Network
+from mcdi.methods.meta_training import Batch
+from mcdi.methods.published.autoencoder import Autoencoder, bound
+from mcdi.methods.published.stored_weights import FromWeights, FromWeightsSettings, Stage
+from mcdi.networks.base import Network
+from mcdi.trajectories.store import Stored
+from mcdi.types import Examples, TaskBatch
+from mcdi.utils.random import Seed
 from mcdi.weights import WeightSpace
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.tasks.text import Sentences
+from mcdi.types import Sentences
 
 FAR = -1e9  # in front of a softmax: not looked at
 POOLED = 2  # rows in front of the tokens: what the head reads, and the mean of the last layer's states

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.resnet import RESNETS, ResNet
+from mcdi.networks.backbones.resnet import RESNETS, ResNet
 
 # What most models were trained with (ImageNet), where a folder does not say.
 PIXELS: dict[str, Any] = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

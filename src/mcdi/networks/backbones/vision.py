@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.pretrained import Pretrained, is_pretrained, rebuild
+from mcdi.networks.backbones.pretrained import Pretrained, is_pretrained, rebuild
 
 
 class Conv4(nn.Sequential):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.files import read_tensors, write_tensors
+from mcdi.utils.files import read_tensors, write_tensors
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 Shape = tuple[int, int, int]  # (channels, side, side)

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images import ImageBank
-from mcdi.tasks.natural import Classes, Source, bank_of, encoded_arrays, files_of
+from mcdi.tasks.images.class_images import ImageBank
+from mcdi.tasks.images.photos import Classes, Source, bank_of, encoded_arrays, files_of
 
 LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
 HELD = 5  # of so many images of a training domain one is for validation

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images import ImageBank, alphabet, split_alphabets
+from mcdi.tasks.images.class_images import ImageBank, alphabet, split_alphabets
 
 Pixels = NDArray[np.uint8]
 

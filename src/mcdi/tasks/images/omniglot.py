@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mcdi.errors import McdiError
-from mcdi.files import write_bytes
-from mcdi.tasks.images import ImageBank, alphabet
+from mcdi.tasks.images.class_images import ImageBank, alphabet
+from mcdi.utils.files import write_bytes
 
 Pixels = NDArray[np.uint8]
 Split = Literal["alphabets", "characters"]

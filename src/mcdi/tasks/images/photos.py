@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from mcdi.errors import McdiError
-from mcdi.tasks.base import SPLITS
-from mcdi.tasks.images import IMAGE_SUFFIXES, ImageBank, read_image
+from mcdi.tasks.images.class_images import IMAGE_SUFFIXES, ImageBank, read_image
+from mcdi.types import SPLITS
 
 Source = Path | memoryview  # of one encoded image
 Classes = dict[str, list[Source]]

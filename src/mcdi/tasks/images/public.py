@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images import ImageBank
-from mcdi.tasks.natural import Classes, Source, bank_of, encoded_arrays, files_of
+from mcdi.tasks.images.class_images import ImageBank
+from mcdi.tasks.images.photos import Classes, Source, bank_of, encoded_arrays, files_of
 
 LAYOUTS = "CIFAR or STL-10 in binary form, FGVC-Aircraft, Oxford Pets, a folder of images a class, or a .npz"
 

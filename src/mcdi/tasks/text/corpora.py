@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mcdi.errors import McdiError
-from mcdi.tasks.text import SUFFIXES, Row, TextSet, classified, read_texts
+from mcdi.tasks.text.labelled import SUFFIXES, Row, TextSet, classified, read_texts
 
 Splits = dict[str, TextSet]  # "train", "validation", "test": those that exist
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in the folder of a DatasetDict, of a Dataset

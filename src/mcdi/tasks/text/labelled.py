@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mcdi.errors import McdiError
+from mcdi.types import Sentences
 
-Sentences = tuple[str, ...]  # one sentence, or a pair
 Row = tuple[int, Mapping[str, str]]  # its number in the file, {column: text}
 # Columns of pairs, as GLUE and its like name them, then those of single sentences.
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from mcdi.embed import cl2n, one_cycle, prototypical_loss, restore_training, training_state
-from mcdi.tasks.encoders import POOLED
-from mcdi.tasks.lora import LoraClassifier
-from mcdi.tasks.sentences import TextTasks
+from mcdi.networks.backbones.language import POOLED
+from mcdi.networks.backbones.vision import cl2n, one_cycle, prototypical_loss, restore_training, training_state
+from mcdi.networks.lora import LoraClassifier
+from mcdi.tasks.text.text_tasks import TextTasks
 
 SHOTS, QUERIES = 5, 8  # at most, of a class in an episode
 SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)

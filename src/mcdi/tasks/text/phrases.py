@@ -3,7 +3,8 @@
 import random
 from collections.abc import Callable
 
-from mcdi.tasks.text import Sentences, TextSet
+from mcdi.tasks.text.labelled import TextSet
+from mcdi.types import Sentences
 
 TOPICS = {
     "kitchen": ("soup", "oven", "bread", "spoon", "kettle", "recipe", "salad", "butter", "pan", "sauce"),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.sentences import Pool
-from mcdi.tasks.text import Sentences, TextSet
+from mcdi.tasks.text.labelled import TextSet
+from mcdi.tasks.text.text_tasks import Pool
+from mcdi.types import Sentences
 
 Split = Literal["train", "val", "test"]
 Sets = Mapping[str, Mapping[str, TextSet]]

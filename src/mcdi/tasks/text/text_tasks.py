@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.base import Examples, TaskBatch, uniform
-from mcdi.tasks.lora import LoraClassifier
+from mcdi.networks.lora import LoraClassifier
+from mcdi.types import Examples, TaskBatch
+from mcdi.utils.random import uniform
 
 
 class Pool(NamedTuple):

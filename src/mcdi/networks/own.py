@@ -1,0 +1,121 @@
+"""A module of the user as a downstream network; tasks/own.py holds the tasks that go with it."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
+from mcdi.types import Examples
+from mcdi.weights import Unit
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (S, ...) and y (S, ...) of one task -> ()
+
+
+Describe = Callable[[Tensor, Tensor], Tensor]  # support sets of B tasks, x (B, S, ...) and y (B, S, ...) -> (B, C)
+
+
+PROBES = 32  # inputs at which a support set is described
+
+
+NOISE = 0.1  # of y in its standard deviations, that the description allows for
+
+
+class OwnNetwork(Network):
+    """A module of the user's, copied: theta_0 is what it holds, the condition is what a support set says at fixed `probes`.
+
+    These are inputs of training tasks. The kernel ridge estimate of y there (of the share of every class), and how many
+    examples lie near, need no gradient and know nothing of the module. They suit inputs of few numbers, on one scale; for
+    images or tokens `describe` takes their place. example, target: shapes of one x and one y. way: classes, or 1. squeeze: the
+    module answers (S, 1) where y is (S,). described: how many numbers `describe` gives.
+    """
+
+    kind = "own"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        example: Sequence[int],
+        target: Sequence[int],
+        way: int,
+        real: bool,
+        squeeze: bool,
+        described: int | None = None,
+        loss: Loss | None = None,
+        describe: Describe | None = None,
+        select: str = ".*",
+        unit: Unit = "whole",
+    ) -> None:
+        if unit == "row":
+            raise McdiError("unit = 'row' is for heads of any number of classes: choose whole, layer or a chunk width")
+        if (describe is None) != (described is None):
+            raise McdiError(
+                "this generator is told of support sets by its own `probes`: leave describe out"
+                if described is None
+                else "this generator is told of support sets by a function of yours: give it as `describe`"
+            )
+        super().__init__(copy.deepcopy(module), unit=unit, select=select, start="module")
+        self.example_shape, self.target_shape = tuple(example), tuple(target)
+        self.input_size = torch.Size(self.example_shape).numel()
+        self.way, self.real, self.squeeze, self.described = way, real, squeeze, described
+        self.select, self.own_loss, self.describe = select, loss, describe
+        values = torch.Size(self.target_shape).numel() if real else way
+        self.condition_size = PROBES * (1 + values) if described is None else described
+        self.probes = torch.zeros(PROBES, self.input_size)
+        self.scale = torch.tensor([0.0, 1.0, 1.0])  # mean and std of y, width of the kernel
+
+    def look_at(self, data: Examples, seed: int = 0) -> None:
+        """Choose the probes among training examples (N, S, ...), and the scales of x and y."""
+        x, y, g = data.x.flatten(0, 1).flatten(1), data.y.float(), torch.Generator().manual_seed(seed)
+        self.probes = x[torch.randint(len(x), (PROBES,), generator=g)]
+        width = torch.pdist(self.probes).median() / 2
+        self.scale = torch.stack([y.mean(), y.std().clamp(min=1e-6), width.clamp(min=1e-6)])
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        found = self._estimate(support) if self.describe is None else self.describe(*support)
+        if found.shape != (len(support.y), self.condition_size):
+            raise McdiError(
+                f"describe gave {tuple(found.shape)} for {len(support.y)} support sets, not "
+                f"{(len(support.y), self.condition_size)}: it must give as many numbers for support sets of every size"
+            )
+        return found[:, None].expand(-1, units, -1)
+
+    def _estimate(self, support: Examples) -> Tensor:
+        x, (mean, std, width) = support.x.flatten(2), self.scale.to(support.x.device)
+        y = ((support.y - mean) / std).reshape(*x.shape[:2], -1) if self.real else F.one_hot(support.y, self.way) - 1 / self.way
+        probes = self.probes.to(x.device).expand(len(x), -1, -1)
+        near, own = (torch.exp(-0.5 * (torch.cdist(points, x) / width) ** 2) for points in (probes, x))
+        value = near @ torch.linalg.solve(own + NOISE**2 * torch.eye(x.shape[1], device=x.device), y)
+        return torch.cat([value.flatten(1), near.sum(-1).log1p()], -1)
+
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        out = super().forward(state, x, keys)
+        return out[..., 0] if self.squeeze else out
+
+    def criterion(self, out: Tensor, y: Tensor) -> Tensor:
+        return super().criterion(out, y) if self.own_loss is None else torch.func.vmap(self.own_loss)(out, y)
+
+    def config(self) -> dict[str, Any]:
+        shapes = {"example": list(self.example_shape or ()), "target": list(self.target_shape)}
+        sizes = {"way": self.way, "real": self.real, "squeeze": self.squeeze, "described": self.described}
+        return {"kind": self.kind, **shapes, **sizes, "select": self.select, "unit": self.space.unit}
+
+    def state(self) -> dict[str, Tensor]:
+        own = {f"module.{n}": t.contiguous() for n, t in self.module.state_dict().items()}
+        return {"probes": self.probes, "scale": self.scale, **own}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.probes, self.scale = state["probes"], state["scale"]
+        try:
+            self.module.load_state_dict({n.removeprefix("module."): t for n, t in state.items() if n.startswith("module.")})
+        except RuntimeError as error:
+            raise McdiError("the module has other parameters than the one the generator was made for: give the same") from error
+
+    def to(self, device: str) -> None:
+        self.module.to(device)

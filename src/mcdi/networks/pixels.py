@@ -1,0 +1,68 @@
+"""Networks that read small images and of which all weights are generated: the base class, and a two-layer perceptron."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
+from mcdi.networks.support import class_means
+from mcdi.types import Examples
+from mcdi.weights import Unit
+
+
+class PixelNetwork(Network):
+    """Base of networks that read 14 x 14 pixels and of which ALL weights are generated; their condition is every class's frozen
+    feature.
+
+    An embedded image is its 196 pixels followed by the backbone's features: the network reads the pixels, the task
+    embedding the features.
+    """
+
+    side = 14
+    pixels = side**2
+
+    def __init__(self, module: nn.Module, features: int, way: int, embedder: Embedder | None, unit: Unit) -> None:
+        super().__init__(module, embedder, unit=unit)
+        self.features, self.way = features, way
+        self.input_size = self.pixels + features
+        self.condition_size = way * (features + 1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        if self.embedder is None:
+            raise McdiError("this network reads pixels and features: it needs its image backbone")
+        features = self.embedder(x)
+        small = F.avg_pool2d(x.flatten(0, -4).float().to(features.device) / 255, x.shape[-1] // self.side)
+        return torch.cat([small.reshape(*x.shape[:-3], self.pixels), features], -1)
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        mean, count = class_means(support.x[..., self.pixels :], support.y, self.way)
+        flat = torch.cat([mean, count.clamp(min=1).log()[..., None]], -1).flatten(1)
+        return flat[:, None].expand(-1, units, -1)
+
+    def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        return super().forward(state, x[..., : self.pixels], keys)
+
+    def config(self) -> dict[str, Any]:
+        fields = {"features": self.features, "way": self.way, "unit": self.space.unit}
+        return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
+
+
+class PixelNet(PixelNetwork):
+    """Two layers, one unit."""
+
+    kind = "pixel-net"
+
+    def __init__(
+        self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"
+    ) -> None:
+        module = nn.Sequential(nn.Linear(self.pixels, hidden), nn.ReLU(), nn.Linear(hidden, way))
+        super().__init__(module, features, way, embedder, unit)
+        self.hidden = hidden
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "hidden": self.hidden}

@@ -1,0 +1,101 @@
+"""Presets for data sets and models that are not at hand: with small ones in their place they start, run and end in a table."""
+
+import io
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import mcdi
+from PIL import Image
+from tiny_models import make_models
+from transformers import ResNetConfig, ResNetModel
+
+from mcdi.errors import McdiError
+from mcdi.tasks.images.photos import natural_banks
+from mcdi.types import SPLITS
+
+GLUE = Path(__file__).parents[3] / "shared" / "data" / "glue"
+
+
+def photo(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out := io.BytesIO(), "PNG")
+    return out.getvalue()
+
+
+def put(folder: Path, classes: int, many: int, first: int, name: str = "n") -> None:
+    """A folder a class, `many` images in each."""
+    for c in range(classes):
+        (folder / f"{name}{c:03}").mkdir(parents=True)
+        for n in range(many):
+            (folder / f"{name}{c:03}" / f"{n}.png").write_bytes(photo(first + 100 * c + n))
+
+
+def preset(name: str, path: Path, changes: dict[str, str]) -> Path:
+    """The preset with some of its text replaced: small images, models that are here."""
+    text = (resources.files("mcdi.recipes") / f"{name}.toml").read_text()
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    (path / f"{name}.toml").write_text(text)
+    return path / f"{name}.toml"
+
+
+@pytest.fixture(scope="module")
+def resnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """In place of ResNet-50 and ResNet-101, by their ids."""
+    torch.manual_seed(0)
+    folders = {}
+    for name, sizes in (("resnet-50", [8, 12]), ("resnet-101", [8, 16])):
+        folders[f"microsoft/{name}"] = folder = tmp_path_factory.mktemp(name)
+        config = ResNetConfig(embedding_size=8, hidden_sizes=sizes, depths=[1, 1], layer_type="bottleneck")
+        ResNetModel(config).save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text('{"size": 16}')
+    return folders
+
+
+@pytest.mark.parametrize("name", ["imagenet", "mini-imagenet", "domainnet-sketch", "domainnet-sketch-20way"])
+def test_image_presets(name: str, resnets: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    if name.startswith("domainnet"):
+        for number, domain in enumerate(("clipart", "quickdraw", "real", "sketch")):
+            put(data / domain, 24, 64, 10_000 * number)
+    elif name == "mini-imagenet":
+        for number, split in enumerate(("train", "val", "test")):
+            put(data / split, 6, 21, 10_000 * number, split)
+    else:
+        put(data, 75, 16, 0)
+    changes = {"side = 84": "side = 16"} if name == "mini-imagenet" else {"side = 224": "side = 16"}
+    if name != "mini-imagenet":
+        changes |= {model: str(folder) for model, folder in resnets.items()}
+    recipe = preset(name, tmp_path, changes)
+    out = ("--out", tmp_path / "run", "--results", tmp_path / "results", "--workers", 1)
+    assert mcdi("reproduce", "ablation", recipe, "--quick", "--data", data, *out) == 0
+    text = (tmp_path / "results" / f"ablation-{name}-quick.md").read_text()
+    assert "| mc-di |" in text
+
+
+def test_a_folder_a_class_is_split_as_a_file_is(tmp_path):
+    for c in range(25):
+        (tmp_path / f"c{c:02}").mkdir()
+        for n in range(2):
+            (tmp_path / f"c{c:02}" / f"{n}.png").write_bytes(photo(10 * c + n))
+    banks = natural_banks(tmp_path, size=4)
+    names = [f"c{c:02}" for c in range(25)]
+    assert [banks[split].names for split in SPLITS] == [tuple(names[:16]), tuple(names[16:20]), tuple(names[20:])]
+    with pytest.raises(McdiError, match="holds 20 classes, but of every 25 classes 16 are for training"):
+        for c in range(5):
+            (tmp_path / f"c{c:02}").rename(tmp_path.parent / f"away{c}")
+        natural_banks(tmp_path, size=4)
+
+
+@pytest.mark.skipif(not GLUE.is_dir(), reason="needs the GLUE sets in ../shared/data/glue")
+def test_the_preset_of_roberta(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    roberta = make_models(tmp_path / "models")["roberta"]
+    recipe = preset("glue-roberta", tmp_path, {"FacebookAI/roberta-base": str(roberta), "layers = 6": "layers = 2"})
+    out = ("--out", tmp_path / "run", "--results", tmp_path / "results", "--workers", 1)
+    assert mcdi("reproduce", "ablation", recipe, "--quick", "--data", GLUE, *out) == 0
+    assert "| mc-di |" in (tmp_path / "results" / "ablation-glue-roberta-quick.md").read_text()

@@ -1,0 +1,270 @@
+"""An exported sampler gives what the generator gives, for support sets of sizes that it was not traced with."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import mcdi
+from torch import nn
+
+from mcdi import Generator, load
+from mcdi.errors import McdiError
+from mcdi.generator.export import FILES, Exported, Sampler, checked, export
+from mcdi.generator.exported import onnx_run, onnx_session, quiet
+from mcdi.methods import make_method
+from mcdi.networks.linear_head import LinearHead
+from mcdi.tasks.curves import Sines
+from mcdi.tasks.episodes import FewShot
+from mcdi.trajectories.prepare import Preparation, trajectories
+
+TRAINING = {"meta": "none", "iterations": 2, "learners": 2, "tasks": 4}
+SETTINGS = {"T": 6, "options": {"width": 8, "depth": 1, "heads": 2}, "training": TRAINING}
+# Cold, leaning, and with doubt that is as likely as not at one shot number and certain at the other.
+LEANT = {"temperature": 0.0, "steps": 1, "share": 0.6, "usual": {"1": [0.4 * q - 3 for q in range(11)], "5": [-99.0] * 11}}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def examples(tasks, way, shots, features=6, seed=0):
+    y = torch.arange(way).repeat(shots).expand(tasks, -1).contiguous()
+    return 1.5 * normal(tasks, way, features, seed=seed).repeat(1, shots, 1) + normal(*y.shape, features, seed=seed + 1), y
+
+
+def heads(**options):
+    banks = {s: 1.2 * normal(8, 1, 6, seed=i) + normal(8, 8, 6, seed=9 + i) for i, s in enumerate(("train", "val", "test"))}
+    return FewShot("gauss", LinearHead(6, 3, **options), banks, way=3, shots=(1,), queries=4)
+
+
+def fitted(name, family, **settings):
+    data = trajectories(family, "train", range(8), Preparation(tasks=8, epochs=3, k=3))
+    method = make_method(name, settings).fit(family, data, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        last = getattr(getattr(method, "net", None), "head", None)  # zeros hide what comes before
+        if last is not None:
+            nn.init.normal_(last.weight, std=0.3)
+    return Generator(name, method, family.downstream)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    made = fitted("mc-di", heads(centred=True), **SETTINGS)
+    made.method.settings = replace(made.method.settings, sampling=replace(made.method.settings.sampling, **LEANT))
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heads_alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("heads")
+    Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(model):
+    """The folder with the torch export in it."""
+    assert export(load(model), model / FILES["torch"], "torch", weights=model / "model.safetensors") <= 1e-6
+    return model
+
+
+@pytest.fixture(scope="module")
+def onnx(model, tmp_path_factory):
+    pytest.importorskip("onnxscript", reason="needs mcdi[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs mcdi[onnx]")
+    path = tmp_path_factory.mktemp("onnx") / "a.onnx"
+    assert export(load(model), path, "onnx") <= 1e-5
+    return path
+
+
+def same(reader, generator, support, tolerance=1e-6, **how):
+    got, want = reader.generate(support), generator.generate(support, **how)
+    assert list(got) == list(want)
+    for n, w in want.items():
+        assert got[n].shape == w.shape
+        torch.testing.assert_close(got[n], w, rtol=0, atol=tolerance * float(w.abs().max()))
+
+
+SIZES = [(1, 3, 1), (2, 2, 1), (5, 4, 5), (1, 7, 3), (2, 3, 40)]
+
+
+class TestSame:
+    @pytest.mark.parametrize(("tasks", "way", "shots"), SIZES)
+    def test_torch(self, exported, tasks, way, shots):
+        same(Exported.load(exported), load(exported), examples(tasks, way, shots))
+
+    @pytest.mark.parametrize(("tasks", "way", "shots"), SIZES)
+    def test_onnx(self, model, onnx, tasks, way, shots):
+        same(Exported.load(onnx), load(model), examples(tasks, way, shots), tolerance=1e-5)
+
+    def test_one_task_and_doubt(self, exported):
+        """All degrees of doubt occur among these tasks, so that what is the same includes them."""
+        reader, generator = Exported.load(exported), load(exported)
+        one, many, five = examples(1, 3, 1), examples(60, 3, 1), examples(2, 3, 5)
+        same(reader, generator, (one[0][0], one[1][0]))
+        trust = generator.trust(many)
+        torch.testing.assert_close(reader.run(*many, 3, 0)[1], trust)
+        assert len(trust.unique()) > 3 and not generator.trust(five).any()
+        same(reader, generator, many)
+
+    def test_noise_is_what_the_generator_draws(self, model, tmp_path):
+        how = {"temperature": 0.7, "steps": 2}
+        generator = load(model)
+        generator.method.settings = replace(
+            generator.method.settings, sampling=replace(generator.method.settings.sampling, samples=2, usual={})
+        )
+        export(generator, tmp_path / "a.pt2", "torch", **how)
+        reader, support = Exported.load(tmp_path / "a.pt2"), examples(4, 5, 2)
+        assert reader.described["noise"] == 2 and reader.described["steps"] == 2
+        same(reader, generator, support, **how)
+        torch.testing.assert_close(reader.generate(support, seed=3), generator.generate(support, seed=3, **how))
+        assert not torch.equal(reader.generate(support, seed=3)["weight"], reader.generate(support, seed=4)["weight"])
+        torch.testing.assert_close(
+            reader.run(*support, 5, [3, 4, 3, 9])[0], generator.generate(support, seed=[3, 4, 3, 9], **how)
+        )
+
+    @pytest.mark.slow
+    def test_noise_in_onnx(self, model, tmp_path):
+        pytest.importorskip("onnxscript")
+        how = {"temperature": 0.7, "steps": 3}
+        export(load(model), tmp_path / "a.onnx", "onnx", **how)
+        same(Exported.load(tmp_path / "a.onnx"), load(model), examples(4, 5, 2), tolerance=1e-5, **how)
+
+    @pytest.mark.parametrize("name", ["prototypes", "vae", "icis"])
+    def test_other_pure_methods(self, tmp_path, name):
+        settings = {} if name == "prototypes" else {"width": 8, "latent": 4, "training": TRAINING}
+        generator = fitted(name, heads(), **settings)
+        export(generator, tmp_path / "a.pt2", "torch")
+        same(Exported.load(tmp_path / "a.pt2"), generator, examples(2, 5, 1))
+
+    def test_weights_that_are_no_rows(self, tmp_path):
+        generator = fitted("mc-di", Sines(shots=6, queries=8, hidden=6), **SETTINGS, sampling={"temperature": 0.0, "steps": 1})
+        export(generator, tmp_path / "a.pt2", "torch")
+        x = normal(3, 9, 1)
+        same(Exported.load(tmp_path / "a.pt2"), generator, (x, x[..., 0].sin()))
+
+    def test_a_denoiser_of_so_many_units(self, tmp_path):
+        """It fixes the number of classes, and the reader says so."""
+        settings = {**SETTINGS, "options": {"width": 8}, "denoiser": "mlp", "sampling": {"temperature": 0.0, "steps": 1}}
+        generator = fitted("mc-di", heads(), **settings)
+        export(generator, tmp_path / "a.pt2", "torch")
+        reader = Exported.load(tmp_path / "a.pt2")
+        same(reader, generator, examples(5, 3, 2))
+        with pytest.raises(McdiError, match="networks for 3 classes, not 4"):
+            reader.generate(examples(1, 4, 1))
+        generator.exported = reader  # says what the generator alone would
+        same(reader, generator, examples(2, 3, 1))
+        with pytest.raises(McdiError, match=r"made for weights of shape \(3, 7\), not \(4, 7\)"):
+            generator.generate(examples(1, 4, 1))
+
+
+class TestRefused:
+    def test_a_difference(self, heads_alone, tmp_path, monkeypatch):
+        monkeypatch.setattr("mcdi.generator.export.LIMIT", -1.0)
+        with pytest.raises(McdiError, match="differs from this generator by .* nothing was written"):
+            export(load(heads_alone), tmp_path / "a.pt2", "torch")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_shape_that_would_be_stretched(self, heads_alone):
+        sampler = Sampler(load(heads_alone))
+        assert checked(sampler, lambda feeds: sampler(**feeds)) == 0
+        assert checked(sampler, lambda feeds: {n: w[..., None] for n, w in sampler(**feeds).items()}) == float("inf")
+
+    def test_methods_that_are_no_function(self, tmp_path):
+        generator = Generator("adam", make_method("adam", {}), LinearHead(6, 3))
+        with pytest.raises(McdiError, match="adam cannot be exported"):
+            export(generator, tmp_path / "a.pt2", "torch")
+
+    def test_other_weights_beside_it(self, exported, tmp_path):
+        other = shutil.copytree(exported, tmp_path / "other")
+        Exported.load(other)
+        data = bytearray((other / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (other / "model.safetensors").write_bytes(data)
+        with pytest.raises(McdiError, match="made from other weights than model.safetensors"):
+            Exported.load(other)
+
+    def test_a_file_of_before(self, exported, tmp_path):
+        old = shutil.copytree(exported, tmp_path / "old")
+        said = json.loads((old / "sampler.json").read_text())
+        del said["asked"]
+        (old / "sampler.json").write_text(json.dumps(said))
+        with pytest.raises(McdiError, match="is of an earlier version, .*: export again"):
+            Exported.load(old)
+
+    def test_damage_and_absence(self, exported, tmp_path):
+        with pytest.raises(McdiError, match=r"holds no sampler.onnx and no sampler.pt2: run mcdi export"):
+            Exported.load(tmp_path)
+        with pytest.raises(McdiError, match="cannot be read"):
+            Exported.load(tmp_path / "a.onnx")
+        broken = shutil.copytree(exported, tmp_path / "broken")
+        (broken / "sampler.pt2").write_bytes(b"no archive")
+        with pytest.raises(McdiError, match="do not belong together: export again"):
+            Exported.load(broken)
+        (broken / "sampler.json").write_text("{}")
+        with pytest.raises(McdiError, match="no sampler that mcdi export wrote"):
+            Exported.load(broken)
+
+    def test_inputs_that_do_not_fit(self, exported):
+        reader = Exported.load(exported)
+        x, y = examples(2, 3, 1)
+        for support, said in (
+            ((x[..., :5], y), "no features"),
+            ((x, y + 1), "labels must be 0"),
+            ((x, y[:, :2]), "do not match"),
+        ):
+            with pytest.raises(McdiError, match=said):
+                reader.generate(support)
+
+
+def test_equations_near_singular_are_solved_in_float64():
+    """The gram matrix of many close examples and a small ridge: in float32 elimination loses its digits."""
+    pytest.importorskip("onnxscript", reason="needs mcdi[onnx]")
+    from mcdi.generator.onnx_solve import SOLVE
+
+    class Solve(nn.Module):
+        def forward(self, a, b):
+            return torch.linalg.solve_ex(a, b).result
+
+    x = 1 + 0.05 * normal(2, 60, 8)
+    a, b = x @ x.transpose(1, 2) + 1e-3 * torch.eye(60), normal(2, 60, 3, seed=1)
+    program = torch.export.export(Solve(), (a, b), strict=False)
+    with quiet():
+        made = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["x"], custom_translation_table=SOLVE)
+    got = onnx_run(onnx_session(made.model_proto.SerializeToString()))({"a": a, "b": b})["x"]
+    want = torch.linalg.solve(a.double(), b.double())
+    assert float((got.double() - want).norm() / want.norm()) < 1e-6
+
+
+class TestFile:
+    def test_says_what_it_is(self, exported, onnx):
+        beside = json.loads((exported / "sampler.json").read_text())
+        import onnxruntime
+
+        inside = json.loads(onnxruntime.InferenceSession(onnx).get_modelmeta().custom_metadata_map["mcdi"])
+        for said in (beside, inside):
+            assert said["method"] == "mc-di" and said["way"] == 3 and said["any_way"] and said["steps"] == 1
+            assert said["parameters"] == [["weight", [3, 6], "float32"], ["bias", [3], "float32"]] and "version" in said
+
+    def test_knows_nothing_of_this_machine(self, exported, onnx):
+        for data in ((exported / "sampler.pt2").read_bytes(), onnx.read_bytes()):
+            assert b"site-packages" not in data and b"diffusion.py" not in data
+
+    def test_command(self, heads_alone, model, tmp_path, capsys):
+        folder = shutil.copytree(heads_alone, tmp_path / "model")
+        assert mcdi("export", folder, "--format", "torch") == 0
+        assert f"{folder}/sampler.pt2: differs from the generator's weights by" in capsys.readouterr().out
+        same(Exported.load(folder), load(folder), examples(2, 3, 1))
+        for arguments, said in (
+            ((model, "a.pt2", "--format", "onnx"), "end it with .onnx"),
+            ((model, "--format", "tf"), "unknown format 'tf': choose onnx or torch"),
+            ((model, "--format", "torch", "--steps", 9), "steps = 9 is outside 1..T = 6"),
+        ):
+            assert mcdi("export", *arguments) == 1
+            text = capsys.readouterr().err
+            assert said in text and len(text.splitlines()) == 1

@@ -1,0 +1,208 @@
+"""Is Omniglot read as its authors split it, and is every broken copy of it refused with the file's name and the cure?"""
+
+import hashlib
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from mcdi.errors import McdiError
+from mcdi.tasks.images import omniglot
+from mcdi.tasks.images.class_images import ImageBank
+from mcdi.tasks.images.omniglot import omniglot_banks
+
+REAL = Path(os.environ.get("MCDI_OMNIGLOT") or Path(__file__).parents[3] / "shared/data/omniglot")
+PARTS = {"images_background": 30, "images_evaluation": 20}
+Edit = Callable[[dict[str, bytes]], None]
+
+
+@cache
+def drawing(number: int) -> bytes:
+    """A PNG as in Omniglot: white paper, black ink in a square whose place depends on the number."""
+    image = Image.new("1", (105, 105), 1)
+    ImageDraw.Draw(image).rectangle((3 * number, 15, 3 * number + 29, 44), fill=0)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def files(part: str) -> dict[str, bytes]:
+    """The contents of a small archive: alphabets of one character each."""
+    alphabets = [f"{part}/{chr(65 + a // 6)}{a % 6}/character01" for a in range(PARTS[part])]
+    return {f"{folder}/0001_{n:02d}.png": drawing(n) for folder in alphabets for n in range(1, 21)}
+
+
+def pack(folder: Path, edit: Edit = lambda contents: None) -> Path:
+    """Both archives; `edit` changes the evaluation's contents first."""
+    folder.mkdir(exist_ok=True)
+    for part in PARTS:
+        contents = files(part)
+        if part == "images_evaluation":
+            edit(contents)
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
+            for name, data in contents.items():
+                archive.writestr(name, data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("official"))
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, ImageBank]:
+    if not (REAL / "images_background.zip").is_file():
+        pytest.skip(f"no Omniglot in {REAL}: set MCDI_OMNIGLOT to the folder of its two archives")
+    return omniglot_banks(REAL)
+
+
+def test_real_counts(real: dict[str, ImageBank]) -> None:
+    assert {split: tuple(bank.images.shape) for split, bank in real.items()} == {
+        "train": (786, 20, 28, 28),
+        "val": (178, 20, 28, 28),
+        "test": (659, 20, 28, 28),
+    }
+    assert [len(bank.alphabets) for bank in real.values()] == [25, 5, 20]
+    assert real["val"].alphabets[2] == "Greek"
+    assert "Tengwar" in real["test"].alphabets
+    assert real["train"].names[0] == "Alphabet_of_the_Magi/character01"
+
+
+def test_real_drawings_are_ink_on_paper(real: dict[str, ImageBank]) -> None:
+    for bank in real.values():
+        ink = bank.images.float() / 255
+        assert (ink.amax((2, 3)) > 0.5).all()
+        assert 0.05 < ink.mean() < 0.12
+    everything = torch.cat([bank.images[:, 0] for bank in real.values()]).flatten(1)
+    assert len(torch.unique(everything, dim=0)) == len(everything)
+
+
+def test_real_characters(real: dict[str, ImageBank]) -> None:
+    banks = omniglot_banks(REAL, split="characters")
+    assert {split: len(bank.names) for split, bank in banks.items()} == {"train": 1203, "val": 100, "test": 320}
+    names = [name for bank in banks.values() for name in bank.names]
+    assert sorted(names) == sorted(name for bank in real.values() for name in bank.names)  # disjoint, and all there are
+    assert len(banks["train"].alphabets) == 50  # alphabets are shared
+    drawings = {name: bank.images[i] for bank in real.values() for i, name in enumerate(bank.names)}
+    for bank in banks.values():
+        assert all(torch.equal(bank.images[i], drawings[name]) for i, name in enumerate(bank.names))
+
+
+def test_splits_by_the_places_of_the_sorted_alphabets(official: Path) -> None:
+    banks = omniglot_banks(str(official), size=35)
+    assert banks["val"].alphabets == ("A4", "B3", "C2", "D1", "E0")
+    assert len(banks["train"].alphabets) == 25
+    assert set(banks["train"].alphabets).isdisjoint(banks["val"].alphabets)
+    assert banks["test"].names[:2] == ("A0/character01", "A1/character01")
+
+
+def test_ink_is_255_and_drawers_are_in_order(official: Path) -> None:
+    images = omniglot_banks(official, size=35)["test"].images  # a third of the side: every pixel is a mean of nine
+    expected = torch.zeros(20, 35, 35, dtype=torch.uint8)
+    for n in range(1, 21):
+        expected[n - 1, 5:15, n : n + 10] = 255
+    assert torch.equal(images, expected.expand(20, -1, -1, -1))
+
+
+def test_an_unpacked_folder_gives_the_same(official: Path, tmp_path: Path) -> None:
+    for part in PARTS:
+        with zipfile.ZipFile(official / f"{part}.zip") as archive:
+            archive.extractall(tmp_path)
+    packed, loose = omniglot_banks(official), omniglot_banks(tmp_path)
+    for split in packed:
+        assert packed[split].names == loose[split].names
+        assert torch.equal(packed[split].images, loose[split].images)
+
+
+def drop_alphabet(contents: dict[str, bytes]) -> None:
+    for name in [n for n in contents if "/B1/" in n]:
+        del contents[name]
+
+
+def drop_drawing(contents: dict[str, bytes]) -> None:
+    del contents["images_evaluation/B1/character01/0001_07.png"]
+
+
+def break_drawing(contents: dict[str, bytes]) -> None:
+    contents["images_evaluation/B1/character01/0001_07.png"] = b"not an image"
+
+
+def cut_drawing(contents: dict[str, bytes]) -> None:
+    contents["images_evaluation/B1/character01/0001_07.png"] = drawing(7)[:-40]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (drop_alphabet, r"images_evaluation\.zip holds 19 alphabets instead of 20"),
+        (drop_drawing, r"images_evaluation\.zip holds 19 drawings of B1/character01 instead of 20"),
+        (break_drawing, r"B1/character01/0001_07\.png is not a readable PNG"),
+        (cut_drawing, r"B1/character01/0001_07\.png is not a readable PNG"),
+    ],
+)
+def test_refuses_an_incomplete_or_damaged_archive(edit: Edit, message: str, tmp_path: Path) -> None:
+    with pytest.raises(McdiError, match=message):
+        omniglot_banks(pack(tmp_path / "data", edit))
+
+
+def test_refuses_an_archive_that_is_no_zip_or_has_damaged_bytes(official: Path, tmp_path: Path) -> None:
+    data = (official / "images_evaluation.zip").read_bytes()
+    shutil.copy(official / "images_background.zip", tmp_path)
+    place = data.index(drawing(7)[:60]) + 50
+    for broken in (b"<html>not found</html>", data[: len(data) // 2], data[:place] + b"\0\xff\0\xff" + data[place + 4 :]):
+        (tmp_path / "images_evaluation.zip").write_bytes(broken)
+        with pytest.raises(McdiError, match=r"images_evaluation\.zip is not a readable zip archive"):
+            omniglot_banks(tmp_path)
+
+
+def test_refuses_a_folder_without_omniglot_and_no_folder_at_all(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(McdiError, match=rf"{folder.name} holds neither images_background\.zip nor images_background/"):
+            omniglot_banks(folder)
+    with pytest.raises(McdiError, match="needs a folder"):
+        omniglot_banks(None)
+    with pytest.raises(McdiError, match="size=0"):
+        omniglot_banks(tmp_path, size=0)
+
+
+def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let downloads come from a folder, whose archives count as the official ones."""
+    sums = {part: hashlib.md5((folder / f"{part}.zip").read_bytes()).hexdigest() for part in PARTS}
+    monkeypatch.setattr(omniglot, "URL", folder.as_uri() + "/")
+    monkeypatch.setattr(omniglot, "CHECKSUMS", sums)
+
+
+def test_downloads_what_is_missing_once(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(official, monkeypatch)
+    target = tmp_path / "cache"
+    first = omniglot_banks(None, download_to=target)
+    assert sorted(p.name for p in target.iterdir()) == ["images_background.zip", "images_evaluation.zip"]
+    monkeypatch.setattr(omniglot, "URL", (tmp_path / "gone").as_uri() + "/")
+    again = omniglot_banks(None, download_to=target)
+    assert all(torch.equal(first[split].images, again[split].images) for split in first)
+
+
+def test_a_download_with_another_checksum_leaves_nothing(
+    official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(official, monkeypatch)
+    monkeypatch.setitem(omniglot.CHECKSUMS, "images_background", "0" * 32)
+    with pytest.raises(McdiError, match=r"images_background\.zip has the md5 \w+ instead of 0+: fetch it by hand into"):
+        omniglot_banks(None, download_to=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(omniglot, "URL", (tmp_path / "gone").as_uri() + "/")
+    target = tmp_path / "cache"
+    with pytest.raises(McdiError, match=r"gone/images_background\.zip cannot be downloaded .*: fetch it by hand into"):
+        omniglot_banks(None, download_to=target)
+    assert not target.exists()
