@@ -3,7 +3,7 @@
 import torch
 from conftest import mcdi
 from safetensors.torch import load_file
-from test_natural import RECIPE, as_folders, images
+from test_photos import RECIPE, as_folders, images
 
 import mcdi as package
 from mcdi.tasks.images.class_images import read_folder

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_tasks import few
+from test_families import few
 from torch import nn
 from worlds import GENERATOR, gaussian_banks
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import mcdi
 from safetensors.torch import load_file, save_file
-from test_natural import RECIPE, as_folders, images
+from test_photos import RECIPE, as_folders, images
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, ResNetConfig, ResNetModel
 

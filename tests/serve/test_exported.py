@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from serving import serving, task, vectors
-from test_serve import weights_of
+from test_answers import weights_of
 
 from mcdi import load
 from mcdi.generator.export import Exported, export

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import mcdi
 from safetensors.torch import load_file
-from test_natural import arrays, images, photo
-from test_natural import as_folders as natural_folders
+from test_photos import arrays, images, photo
+from test_photos import as_folders as natural_folders
 
 from mcdi.errors import McdiError
 from mcdi.experiments import build

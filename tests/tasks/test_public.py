@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import mcdi
 from PIL import Image
-from test_natural import RECIPE, arrays, as_folders, images, photo
+from test_photos import RECIPE, arrays, as_folders, images, photo
 
 from mcdi.errors import McdiError
 from mcdi.experiments.studies import named_targets, transfer
