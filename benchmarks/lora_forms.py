@@ -28,7 +28,8 @@ from torch import Tensor
 from mcdi.experiments.build import make_family
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import provenance
-from mcdi.methods import Diffusion, make_method
+from mcdi.methods import make_method
+from mcdi.methods.mcdi.method import Diffusion
 from mcdi.networks.lora import LoraClassifier
 from mcdi.tasks.text.text_tasks import TextTasks
 from mcdi.trajectories.prepare import Preparation, prepare

@@ -3,7 +3,7 @@
 import torch
 
 from mcdi.methods import make_method
-from mcdi.methods.mcdi.sampling import Sampling
+from mcdi.methods.sampling import Sampling
 from mcdi.networks.backbones.vision import cl2n
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.curves import Sines

@@ -20,7 +20,8 @@ import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.experiments import demo
 from mcdi.experiments.logs import read_log
-from mcdi.methods import METHODS, Diffusion
+from mcdi.methods import METHODS
+from mcdi.methods.mcdi.method import Diffusion
 from mcdi.tasks.images.class_images import read_folder
 
 

@@ -23,8 +23,10 @@ from mcdi.experiments.studies.distillation import distil
 from mcdi.experiments.studies.studies import serving
 from mcdi.experiments.studies.variants import Cell, Context, model_folder, trained
 from mcdi.generator.saving import load_method
-from mcdi.methods import METHODS, SAMPLERS, Diffusion, Sampling
+from mcdi.methods import METHODS
+from mcdi.methods.mcdi.method import Diffusion
 from mcdi.methods.meta_training import MetaTraining
+from mcdi.methods.sampling import SAMPLERS, Sampling
 from mcdi.utils.workers import silent
 
 ON_IMAGES = [s for s in STUDIES if s not in ("adapters", "transfer")]  # these: test_text_lora.py, test_targets.py

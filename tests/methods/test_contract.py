@@ -9,11 +9,13 @@ from worlds import GENERATOR, HEADS, TRAINING, TUNING, settings
 
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
-from mcdi.methods import METHODS, Diffusion, adapt, make_method
+from mcdi.methods import METHODS, make_method
 from mcdi.methods.baselines import finetune
-from mcdi.methods.mcdi.sampling import Sampling
+from mcdi.methods.baselines.finetune import adapt
+from mcdi.methods.mcdi.method import Diffusion
 from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.methods.meta_training import MetaTraining
+from mcdi.methods.sampling import Sampling
 from mcdi.networks.pixels import PixelNet
 from mcdi.tasks.episodes import FewShot
 from mcdi.types import Examples

@@ -14,9 +14,11 @@ from mcdi.experiments.studies import measures
 from mcdi.experiments.studies.variants import Cell, Context
 from mcdi.generator.api import Generator
 from mcdi.generator.saving import load_method
-from mcdi.methods import Diffusion, Sampling, make_method
+from mcdi.methods import make_method
 from mcdi.methods.mcdi.denoisers import make_denoiser
-from mcdi.methods.mcdi.loss import Objective
+from mcdi.methods.mcdi.loss import DenoisingLoss
+from mcdi.methods.mcdi.method import Diffusion
+from mcdi.methods.sampling import Sampling
 from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.support import single_examples
@@ -153,7 +155,7 @@ def test_guidance_goes_from_no_condition_to_the_condition_and_beyond() -> None:
 def test_a_batch_hides_conditions_and_gives_half_an_estimate() -> None:
     """Shares are those asked for, what is drawn otherwise stays the same, and the queries come last."""
     plain, changed = (
-        Objective(fitted(**changes)[1], family_with("means"), stored(), 3, 0).batch_at(4)
+        DenoisingLoss(fitted(**changes)[1], family_with("means"), stored(), 3, 0).batch_at(4)
         for changes in ({"functional": 1.0}, {"functional": 1.0, "drop": 0.3, "self_condition": True})
     )
     assert len(changed) == len(plain) + 1
@@ -202,7 +204,7 @@ def test_self_conditioning_reads_the_last_estimate() -> None:
 def test_training_gives_the_first_estimate_to_those_that_are_to_have_it() -> None:
     family, method = fitted(self_condition=True)
     assert method.net is not None
-    objective, params = Objective(method, family, stored(), 3, 0), dict(method.net.named_parameters())
+    objective, params = DenoisingLoss(method, family, stored(), 3, 0), dict(method.net.named_parameters())
     *batch, given = (b.flatten(0, 2) for b in objective.batch_at(0))
     losses = [float(objective.loss(params, *batch, torch.full_like(given, share)).detach()) for share in (0.0, 1.0)]
     assert losses[0] != losses[1]

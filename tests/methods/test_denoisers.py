@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.methods.mcdi.denoisers import DENOISERS, Among, make_denoiser
+from mcdi.methods.mcdi.denoisers import DENOISERS, SetAttentionBlock, make_denoiser
 from mcdi.methods.mcdi.prior import LinearPrior
 
 
@@ -152,7 +152,7 @@ class TestLinearPrior:
 
 
 def test_examples_among_themselves_know_their_own_class_and_read_no_empty_places():
-    layer, g = awake(Among(16, 2)), torch.Generator().manual_seed(0)
+    layer, g = awake(SetAttentionBlock(16, 2)), torch.Generator().manual_seed(0)
     h, there = torch.randn(2, 6, 16, generator=g), torch.ones(2, 1, 1, 6, dtype=torch.bool)
     pairs, threes = (torch.block_diag(*[torch.ones(n, n)] * (6 // n)) for n in (2, 3))
     out = layer(h, there, pairs)

@@ -195,7 +195,7 @@ class TestCentred:
 
     def test_other_networks_are_refused(self):
         with pytest.raises(McdiError, match="a pixel-net reads no centred features"):
-            PixelNet(2, 3, hidden=4).placed(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3))
+            PixelNet(2, 3, hidden=4).uncentre(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3))
 
 
 class TestVae:

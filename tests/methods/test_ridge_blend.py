@@ -8,14 +8,16 @@ from tiny_models import PAIR, lora
 
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
-from mcdi.methods import SAMPLERS, SHARES, Diffusion, Sampling, make_method
-from mcdi.methods.mcdi.calibration import surprise, trust, usual
+from mcdi.methods import make_method
+from mcdi.methods.mcdi.calibration import calibration_quantiles, confidence, support_log_odds
+from mcdi.methods.mcdi.method import Diffusion
 from mcdi.methods.mcdi.selection import choose_sampler
+from mcdi.methods.sampling import MIXING_WEIGHTS, SAMPLERS, Sampling
 from mcdi.networks.backbones.vision import Conv4, Embedder
 from mcdi.networks.film import FilmHead
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.lora import LoraClassifier
-from mcdi.networks.support import leant, least_squares
+from mcdi.networks.support import blend_with_ridge, least_squares
 from mcdi.tasks.episodes import FewShot
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.types import Examples
@@ -47,35 +49,35 @@ class TestLeant:
     ROWS, OTHER, MASK = normal(4, 3, 7), normal(4, 3, 7, seed=1), torch.ones(4, 3, dtype=torch.bool)
 
     def test_all_of_it_is_the_head_itself(self):
-        assert torch.equal(leant(self.ROWS, self.OTHER, self.MASK, 1.0, 6), self.ROWS)
+        assert torch.equal(blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 1.0, 6), self.ROWS)
 
     def test_half_and_half_of_one_length(self):
         """By hand: rows less their mean, the other's brought to the same length of weights, the mean back."""
         own, other = (r - r.mean(1, keepdim=True) for r in (self.ROWS, self.OTHER))
         ratio = own[..., :6].flatten(1).norm(dim=1) / other[..., :6].flatten(1).norm(dim=1)
         want = self.ROWS.mean(1, keepdim=True) + 0.5 * own + 0.5 * ratio[:, None, None] * other
-        torch.testing.assert_close(leant(self.ROWS, self.OTHER, self.MASK, 0.5, 6), want)
+        torch.testing.assert_close(blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 0.5, 6), want)
 
     def test_neither_the_others_scale_nor_what_its_rows_share_counts(self):
-        want = leant(self.ROWS, self.OTHER, self.MASK, 0.3, 6)
-        torch.testing.assert_close(leant(self.ROWS, 9 * self.OTHER + normal(4, 1, 7), self.MASK, 0.3, 6), want)
+        want = blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 0.3, 6)
+        torch.testing.assert_close(blend_with_ridge(self.ROWS, 9 * self.OTHER + normal(4, 1, 7), self.MASK, 0.3, 6), want)
 
     def test_it_follows_the_order_of_classes(self):
         order = torch.tensor([2, 0, 1])
-        got = leant(self.ROWS[:, order], self.OTHER[:, order], self.MASK, 0.3, 6)
-        torch.testing.assert_close(got, leant(self.ROWS, self.OTHER, self.MASK, 0.3, 6)[:, order])
+        got = blend_with_ridge(self.ROWS[:, order], self.OTHER[:, order], self.MASK, 0.3, 6)
+        torch.testing.assert_close(got, blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 0.3, 6)[:, order])
 
     def test_classes_that_a_task_lacks_count_for_nothing(self):
         mask = self.MASK.clone()
         mask[:, 2] = False
-        got = leant(self.ROWS, self.OTHER, mask, 0.3, 6)
-        torch.testing.assert_close(got[:, :2], leant(self.ROWS[:, :2], self.OTHER[:, :2], mask[:, :2], 0.3, 6))
+        got = blend_with_ridge(self.ROWS, self.OTHER, mask, 0.3, 6)
+        torch.testing.assert_close(got[:, :2], blend_with_ridge(self.ROWS[:, :2], self.OTHER[:, :2], mask[:, :2], 0.3, 6))
         assert torch.equal(got[:, 2], self.ROWS[:, 2])
 
     def test_one_class_and_another_head_of_zeros(self):
-        one = leant(self.ROWS[:, :1], self.OTHER[:, :1], self.MASK[:, :1], 0.3, 6)
+        one = blend_with_ridge(self.ROWS[:, :1], self.OTHER[:, :1], self.MASK[:, :1], 0.3, 6)
         torch.testing.assert_close(one, self.ROWS[:, :1])
-        assert bool(torch.isfinite(leant(self.ROWS, torch.zeros_like(self.OTHER), self.MASK, 0.3, 6)).all())
+        assert bool(torch.isfinite(blend_with_ridge(self.ROWS, torch.zeros_like(self.OTHER), self.MASK, 0.3, 6)).all())
 
 
 class TestClosedForm:
@@ -100,7 +102,7 @@ class TestClosedForm:
         support = Examples(normal(2, 6, net.input_size), torch.arange(3).repeat(2, 2))
         weights = normal(2, 1, net.space.U, net.space.D, seed=3)
         mask = torch.ones(2, net.space.U, dtype=torch.bool)
-        got = net.leant(weights, support, mask, 0.5)
+        got = net.blend_with_ridge(weights, support, mask, 0.5)
         assert torch.equal(got[:, :, 3:], weights[:, :, 3:]) and not torch.equal(got[:, :, :3], weights[:, :, :3])
 
     def test_rows_of_an_adapter_lean_on_what_they_read(self, models):
@@ -113,7 +115,7 @@ class TestClosedForm:
         features = net.pooled(states[None])[..., 0, :]
         rows = least_squares(features, y, 2)
         want = (features @ rows[..., :-1].transpose(1, 2) / net.features + rows[..., -1][:, None]).diff(dim=-1)[..., 0]
-        got = net.predict(net.leant(weights, support, mask, 1e-4)[:, 0], states[None]).diff(dim=-1)[..., 0]
+        got = net.predict(net.blend_with_ridge(weights, support, mask, 1e-4)[:, 0], states[None]).diff(dim=-1)[..., 0]
         assert float(torch.corrcoef(torch.stack([got[0], want[0]]))[0, 1]) > 0.999
 
 
@@ -124,7 +126,9 @@ class TestSampling:
         drawn = method.draws(net, batch.support, batch.mask, seed=0, how=how)
         free = method.draws(net, batch.support, batch.mask, seed=0, how=replace(how, share=1.0))
         for n in range(4):
-            torch.testing.assert_close(drawn[:, n], net.leant(free[:, n : n + 1], batch.support, batch.mask, 0.75)[:, 0])
+            torch.testing.assert_close(
+                drawn[:, n], net.blend_with_ridge(free[:, n : n + 1], batch.support, batch.mask, 0.75)[:, 0]
+            )
         got = method.generate(net, batch.support, batch.mask, seed=0, how=how)
         torch.testing.assert_close(got, drawn.mean(1))
 
@@ -152,7 +156,7 @@ class TestChoice:
         batches = [family.sample("val", range(40), shots=shots) for shots in family.shots]
         merit = {}
         for n, how in samplers.items():
-            for share in SHARES:
+            for share in MIXING_WEIGHTS:
                 scores = []
                 for b in batches:
                     weights = made.generate(family.downstream, b.support, b.mask, seed=0, how=replace(how, share=share))
@@ -186,15 +190,15 @@ class TestTrust:
         net = LinearHead(classes, classes)
         rows = torch.cat([2 * torch.eye(classes), torch.zeros(classes, 1)], 1)[None]
         support = Examples(torch.eye(classes)[None], torch.arange(classes)[None])
-        found = surprise(net, rows, support, torch.ones(1, classes, dtype=torch.bool))
+        found = support_log_odds(net, rows, support, torch.ones(1, classes, dtype=torch.bool))
         torch.testing.assert_close(found, torch.tensor([-2.0]), rtol=1e-4, atol=1e-4)
 
     def test_usual_tasks_are_trusted_and_the_rarest_are_not(self):
-        known = usual(torch.arange(1001.0))
+        known = calibration_quantiles(torch.arange(1001.0))
         assert (known[0], known[-1], len(known)) == (950.0, 1000.0, 11)
         found = torch.tensor([0.0, 950.0, 951.0, 974.0, 999.0, 1000.0, 1001.0, float("inf")])
         want = torch.tensor([11, 11, 10, 6, 1, 1, 0, 0]) / 11
-        torch.testing.assert_close(trust(found, known), want)
+        torch.testing.assert_close(confidence(found, known), want)
 
     def test_validation_keeps_what_is_usual_by_shot_number(self, family, chosen):
         known = chosen.settings.sampling.usual
@@ -210,7 +214,7 @@ class TestTrust:
             found = chosen.trust(net, batch.support, batch.mask, seed=0)
             assert low <= float(found.mean()) <= high
             free = chosen.draws(net, batch.support, batch.mask, seed=0, how=replace(how, share=1.0, usual={}))
-            want = net.leant(free, batch.support, batch.mask, how.share * found)[:, 0]
+            want = net.blend_with_ridge(free, batch.support, batch.mask, how.share * found)[:, 0]
             torch.testing.assert_close(chosen.generate(net, batch.support, batch.mask, seed=0), want)
 
     def test_doubt_helps_where_training_says_nothing(self, family, chosen, far):

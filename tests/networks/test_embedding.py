@@ -21,7 +21,7 @@ from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.recipe import FamilySettings, read_recipe
 from mcdi.experiments.run import read_run
 from mcdi.methods import make_method
-from mcdi.methods.mcdi.calibration import surprise
+from mcdi.methods.mcdi.calibration import support_log_odds
 from mcdi.networks.backbones.pretrained import fetch
 from mcdi.networks.backbones.resnet import ResNet
 from mcdi.networks.backbones.vision import Conv4, Embedder, ResNet8
@@ -74,9 +74,9 @@ class TestHead:
         assert torch.equal(net.logits(weights, both.x, mask), net.logits(weights, changed.x, mask))
         torch.testing.assert_close(net.logits(weights, both.x, mask), plain.logits(weights, own.x, mask))
         torch.testing.assert_close(net.closed_form(both, 3), plain.closed_form(own, 3))
-        torch.testing.assert_close(surprise(net, weights, both, mask), surprise(plain, weights, own, mask))
+        torch.testing.assert_close(support_log_odds(net, weights, both, mask), support_log_odds(plain, weights, own, mask))
         many = weights[:, None]
-        torch.testing.assert_close(net.leant(many, both, mask, 0.3), plain.leant(many, own, mask, 0.3))
+        torch.testing.assert_close(net.blend_with_ridge(many, both, mask, 0.3), plain.blend_with_ridge(many, own, mask, 0.3))
         found = net.gradients(net.space.unpack(weights), both, mask)
         for name, slope in plain.gradients(plain.space.unpack(weights), own, mask).items():
             torch.testing.assert_close(found[name], slope)
@@ -101,7 +101,7 @@ class TestHead:
         seen = FewShot("x", other, alone, way=3, shots=(2,), queries=5).sample("test", range(4))
         torch.testing.assert_close(net.condition(batch.support, 3), other.condition(seen.support, 3))
         weights, centre = noise(4, 3, F + 1), noise(4, 1, F + E, seed=1)
-        moved = net.placed(weights, centre)
+        moved = net.uncentre(weights, centre)
         torch.testing.assert_close(net.predict(moved, batch.query.x + centre), net.predict(weights, batch.query.x))
 
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import checked
-from mcdi.methods import adapt, make_method
+from mcdi.methods import make_method
 from mcdi.methods.baselines.closed_form import Prototypes
+from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.baselines.reptile import Reptile
 from mcdi.methods.mcdi.prior import LinearPrior
 from mcdi.networks import batched

@@ -11,7 +11,7 @@ from worlds import GENERATOR, SETTINGS
 
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
-from mcdi.methods.mcdi.sampling import Sampling
+from mcdi.methods.sampling import Sampling
 from mcdi.serve.batching import Batcher
 from mcdi.serve.decode import Examples
 from mcdi.serve.handles import Kept

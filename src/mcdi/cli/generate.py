@@ -47,10 +47,8 @@ def generate(
     if adapter is not None and not texts:
         raise McdiError(f"--adapter is for language models, and {model} generates a {generator.network.kind}: use --out")
     x, y, names = _texts(support) if texts else _images(support, generator)
-    weights, trusted = generator.generate_trusted(
-        (x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed
-    )
-    _say_trust(float(trusted))
+    weights, confidence = generator.sample((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
+    _note_confidence(float(confidence))
     if adapter is not None:
         from mcdi.generator.adapters import save_adapter
 
@@ -67,10 +65,12 @@ def generate(
             typer.echo(f"{label}\t{names[choice]}")
 
 
-def _say_trust(share: float) -> None:
-    if share < 1:
-        used = f"{100 * share:.0f} % of what was learnt is used" if share else "nothing of what was learnt is used"
-        note = f"note: these examples are unlike the tasks of training: {used}, least squares on the examples instead"
+def _note_confidence(confidence: float) -> None:
+    if confidence < 1:
+        note = (
+            f"note: these examples are unlike the tasks of training: the generated head is used by {100 * confidence:.0f} %, "
+            "ridge regression on the examples makes up the rest"
+        )
         console.print(note, soft_wrap=True, markup=False)
 
 

@@ -8,7 +8,8 @@ from rich.table import Table
 from torch import Tensor
 
 from mcdi.experiments.evaluate import interval, milliseconds
-from mcdi.methods import adapt, make_method
+from mcdi.methods import make_method
+from mcdi.methods.baselines.finetune import adapt
 from mcdi.tasks.curves import Sines
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.types import TaskBatch

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mcdi.generator.landscape import plane
-from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
+from mcdi.methods import WeightGenerator
+from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
 from mcdi.tasks.family import TaskFamily
 from mcdi.types import TaskBatch
 from mcdi.weights import WeightSpace
@@ -36,38 +37,38 @@ def evaluate(
     """Score on tasks 0..tasks-1 of `split`, for every shot number of the family.
 
     reference: theta_M (tasks, U, D) of the same tasks; with it the distance of generated weights ("mse") is given too.
-    Diffusion methods are measured with every sampler of SAMPLERS, and along the chain of the first shot number.
+    Methods that sample are measured with every sampler of SAMPLERS, and along the chain of the first shot number.
     """
     out: dict[str, Any] = {"shots": {}, "curve": []}
     for shots in family.shots:
         batch = family.sample(split, range(tasks), shots=shots)
         out["shots"][str(shots)] = row = _measure(method, family, batch, seed, reference, None)
-        if isinstance(method, Diffusion) and method.is_chain:
-            row["samplers"] = {n: _measure(method, family, batch, seed, reference, how) for n, how in SAMPLERS.items()}
+        if isinstance(method, SupportsSampling) and method.is_chain:
+            row["samplers"] = {n: _measure(method, family, batch, seed, reference, sampling) for n, sampling in SAMPLERS.items()}
             if shots == family.shots[0]:
                 out["curve"] = _curve(method, family, batch, seed, reference)
     return out
 
 
 def _measure(
-    method: WeightGenerator, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None, how: Sampling | None
+    method: WeightGenerator, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None, sampling: Sampling | None
 ) -> dict[str, Any]:
     net = family.downstream
-    extra: dict[str, Any] = {} if how is None else {"how": how}
+    extra: dict[str, Any] = {} if sampling is None else {"sampling": sampling}
     weights = method.generate(net, batch.support, batch.mask, seed=seed, **extra)
     with torch.no_grad():
         figures: dict[str, Any] = interval(net.score(weights, batch.query, batch.mask))
-    space = method.space if isinstance(method, Diffusion) else None
+    space = method.space if isinstance(method, SupportsSampling) else None
     figures["mse"] = None if space is None or reference is None else distance(weights, reference, space)
     return figures
 
 
 def _curve(
-    method: Diffusion, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None
+    method: SupportsSampling, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None
 ) -> list[dict[str, Any]]:
     net = family.downstream
     points = []
-    for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, how=SAMPLERS["ddpm"]):
+    for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, sampling=SAMPLERS["ddpm"]):
         score = float(net.score(weights, batch.query, batch.mask).mean())
         far = None if reference is None or method.space is None else distance(weights, reference, method.space)
         points.append({"t": t, "score": score, "mse": far})
@@ -137,7 +138,7 @@ def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSp
 
 @torch.no_grad()
 def landscape(
-    methods: dict[str, Diffusion],
+    methods: dict[str, SupportsSampling],
     family: TaskFamily,
     targets: Tensor,
     theta0: Tensor,
@@ -154,7 +155,7 @@ def landscape(
     one = family.sample("test", [task])
     data = family.training_data("test", [task])
     chains = {
-        n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=seed, how=SAMPLERS["ddpm"])])
+        n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=seed, sampling=SAMPLERS["ddpm"])])
         for n, m in methods.items()
     }
     trajectory = torch.cat([theta0[None], targets])

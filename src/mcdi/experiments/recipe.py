@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mcdi.errors import McdiError
-from mcdi.methods import METHODS, Diffusion, make_method
+from mcdi.methods import all_methods, method_spec
+from mcdi.methods.base import ChecksNetwork, NetworkFacts
 from mcdi.networks.backbones.language import LoraSettings
 from mcdi.networks.backbones.pretrained import is_pretrained
 from mcdi.networks.backbones.vision import BACKBONES, Objective
@@ -17,7 +18,7 @@ from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.images.omniglot import Split
 from mcdi.tasks.text.pools import TextSettings
 from mcdi.trajectories.prepare import Preparation
-from mcdi.utils.settings import make
+from mcdi.utils.settings import make, merged
 
 COLOURS = ("natural", "domains")  # data of three channels
 KINDS = ", ".join([*BACKBONES, "hf:ID", "timm:NAME", "torchvision:KIND=FILE"])
@@ -92,10 +93,7 @@ class Recipe:
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """The settings that method `name` is built with."""
-        from mcdi.methods import DIFFUSIONS
-        from mcdi.utils.settings import merged
-
-        return merged(self.generator if name in DIFFUSIONS else {}, self.method.get(name, {}))
+        return merged(self.generator if method_spec(name).shared_settings else {}, self.method.get(name, {}))
 
 
 def recipe_names() -> list[str]:
@@ -122,20 +120,20 @@ def read_recipe(name: str) -> Recipe:
 def checked(values: Mapping[str, Any], where: str) -> Recipe:
     """A recipe from plain values, every method's settings tried at once."""
     recipe = make(Recipe, values, where)
-    unknown = [m for m in (*recipe.methods, *recipe.method) if m not in METHODS]
+    unknown = [m for m in (*recipe.methods, *recipe.method) if m not in all_methods()]
     if unknown:
-        raise McdiError(f"{where}: unknown method {unknown[0]!r}, choose {', '.join(METHODS)}")
+        raise McdiError(f"{where}: unknown method {unknown[0]!r}, choose {', '.join(all_methods())}")
     for name in recipe.methods:
-        method = make_method(name, recipe.settings_of(name))
-        if not isinstance(method, Diffusion):
+        method = method_spec(name).build(recipe.settings_of(name))
+        if not isinstance(method, ChecksNetwork):
             continue
         kind = recipe.family.network
         alone = recipe.family.lora.generate == "rows" if kind == "lora" else kind == "linear-head"
         heads = OWN_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].heads
-        method.settings.check(kind, heads=heads, rows_alone=alone, embedding=bool(recipe.family.embedding))
-        if recipe.preparation.k % method.settings.k:
+        method.check_network(NetworkFacts(kind, heads, alone, bool(recipe.family.embedding)))
+        if recipe.preparation.k % method.local_targets:
             raise McdiError(
-                f"{where}: {name} takes k = {method.settings.k} targets evenly from preparation.k = {recipe.preparation.k}: "
+                f"{where}: {name} takes k = {method.local_targets} targets evenly from preparation.k = {recipe.preparation.k}: "
                 "make preparation.k a multiple of it"
             )
     family = recipe.family

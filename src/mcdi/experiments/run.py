@@ -23,8 +23,10 @@ from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
 from mcdi.experiments.recipe import Recipe, checked
 from mcdi.generator.api import Generator
-from mcdi.methods import DRAW_NOTHING, LEARNS_FROM_TRAJECTORIES, SLOW, Diffusion, make_method
+from mcdi.methods import all_methods, method_spec
+from mcdi.methods.base import SupportsDevice
 from mcdi.methods.mcdi.selection import choose_sampler
+from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.prepare import prepare
 from mcdi.trajectories.store import TrajectoryStore
@@ -119,8 +121,9 @@ def train_method(
         if events is not None and not events.exists():
             EventFiles(events, read_log(target / LOG)).close()
         return
-    method = make_method(name, settings)
-    if isinstance(method, Diffusion):
+    spec = method_spec(name)
+    method = spec.build(settings)
+    if isinstance(method, SupportsDevice):
         method.to(device)
     losses: list[list[float]] = []
     written = TrainingLog(target / LOG, events)
@@ -133,10 +136,12 @@ def train_method(
 
     start = time.perf_counter()
     with written:
-        method.fit(family, stored if name in LEARNS_FROM_TRAJECTORIES else None, seed=seed, log=log, folder=target)
+        method.fit(family, stored if spec.needs_trajectories else None, seed=seed, log=log, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
-    if isinstance(method, Diffusion) and "sampling" not in settings:
-        training["sampler"], method = choose_sampler(method.to("cpu"), family, tasks=validation)
+    if isinstance(method, SupportsDevice):
+        method.to("cpu")
+    if isinstance(method, SupportsSampling) and "sampling" not in settings:
+        training["sampler"], method = choose_sampler(method, family, tasks=validation)
     write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
     for path in target.glob("checkpoint*.safetensors"):
@@ -162,7 +167,7 @@ def evaluate_one(folder: Path, name: str, seed: int, progress: Progress) -> None
         "seed": seed,
         "family": recipe.family.data,
         "tasks": recipe.evaluation.tasks,
-        "gradient_free": method.gradient_free,
+        "gradient_free": method_spec(name).gradient_free,
         "parameters": sum(t.numel() for t in method.state().values()),
         **training,
         **figures,
@@ -226,17 +231,17 @@ def finish(folder: Path, *, progress: Progress) -> None:
     family = load_family(recipe.family, folder)
     trained, reference = TrajectoryStore.open(folder / "trajectories"), TrajectoryStore.open(folder / "reference").read()
     paths = sorted((folder / "results").glob("*.json"))
-    generators: dict[str, Diffusion] = {}
+    generators: dict[str, SupportsSampling] = {}
     with one_thread():
         for number, path in enumerate(paths):
             result = read_json(path)
             method = Generator.from_pretrained(folder / "methods" / path.stem).method
             if "latency_ms" not in result:
                 write_json(path, {**result, "latency_ms": evaluate.latency(method, family)})
-            if isinstance(method, Diffusion) and result["curve"]:
+            if isinstance(method, SupportsSampling) and result["curve"]:
                 generators.setdefault(result["method"], method)
             progress("latency", number + 1, len(paths), {})
-        shown: dict[str, Diffusion] = {n: generators[n] for n in ("mc-di", "mv-di", "tw-di") if n in generators}
+        shown = {n: generators[n] for n in all_methods() if n in generators and method_spec(n).in_landscape}
         if not shown:
             return
         theta0 = family.downstream.theta0(recipe.preparation.theta0_seed, reference.mask.shape[1])
@@ -258,7 +263,8 @@ def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str | 
     """Everything with every seed of the recipe; what names a method that draws nothing, once, and a slow one, twice."""
 
     def runs(name: str | None) -> int:
-        return 1 if name in DRAW_NOTHING else 2 if name in SLOW else len(recipe.evaluation.seeds)
+        spec = None if name is None else method_spec(name)
+        return 1 if spec and not spec.draws_at_random else 2 if spec and spec.slow else len(recipe.evaluation.seeds)
 
     return [(x, s) for n, s in enumerate(recipe.evaluation.seeds) for x in things if n < runs(method(x))]
 

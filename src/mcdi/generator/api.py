@@ -1,4 +1,4 @@
-"""How does a user get weights? load(folder).generate(support) -> a dict ready for load_state_dict or functional_call."""
+"""The user's API: load(folder).generate(support) gives weights ready for load_state_dict or functional_call."""
 
 import tempfile
 from dataclasses import replace
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.generator import hub
 from mcdi.generator.card import model_card
-from mcdi.generator.exported import Exported, alone
+from mcdi.generator.exported import Exported, squeeze_batch
 from mcdi.generator.saving import CONFIG, FORMAT, MODEL, belonging, read_saved
-from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
-from mcdi.methods.published.stored_weights import FromWeights
+from mcdi.methods import WeightGenerator, make_method, method_spec
+from mcdi.methods.base import SupportsDevice
+from mcdi.methods.baselines.finetune import adapt
+from mcdi.methods.sampling import SAMPLERS, Generated, Sampling, SupportsSampling, reduce_draws
 from mcdi.networks import base, registry
 from mcdi.networks.own import Describe, Loss
 from mcdi.networks.support import centre_of, labelled
@@ -95,95 +97,99 @@ class Generator:
         stop: int | None = None,
         seed: Seed = 0,
     ) -> Weights:
-        """Weights from a support set, without a gradient step: {name: (*shape)}, or (B, *shape) for a batch of tasks.
+        """Weights from a support set, without a gradient step.
 
-        steps: denoising steps (default: as trained); temperature: scale of the noise, 0 = a chain without noise, from the mean;
-        samples: chains a task, averaged, or kept apart as (samples, ...) in front of the shape with `ensemble`;
-        stop: end at the local target theta_{i d}, i in 1..k. Whatever is asked, a head leans on the least-squares
-        classifier of its support set by the share that validation chose (Sampling.share); as it was trained to be asked, also
-        by more where the examples say that the task is unlike those of training (`trust`). seed: of a batch, or one of every
-        task where `own_seeds`. Raises McdiError for inputs that do not fit the model.
+        Args:
+            support: x (S, ...) and y (S,) of one task, or x (B, S, ...) and y (B, S) of a batch.
+            steps: denoising steps; as trained by default.
+            temperature: scale of the noise; 0 = a deterministic chain from the mean.
+            samples: chains a task, averaged.
+            ensemble: keep the samples apart, (samples, ...) in front of each shape.
+            stop: end at the local target theta_{i d}, i in 1..k.
+            seed: of a batch, or one for every task where `seed_per_task`.
+
+        Returns:
+            {name: (*shape)}, or (B, *shape) for a batch. A head is blended with ridge regression on its support set by the
+            mixing weight that validation chose; as it was trained to be sampled, also as far as `confidence` falls below 1.
+
+        Raises:
+            McdiError: inputs that do not fit the model, or options that its method does not have.
         """
         options = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
-        return self.generate_trusted(support, seed=seed, ensemble=ensemble, **options)[0]
+        return self.sample(support, seed=seed, ensemble=ensemble, **options).weights
 
     @torch.no_grad()
-    def generate_trusted(
+    def confidence(self, support: tuple[Any, Tensor] | Examples, *, seed: Seed = 0) -> Tensor:
+        """How far a task resembles those of training, 1 to 0: () or (B,). It is the share of the learnt head that the blend
+        with ridge regression leaves; 1 for methods and networks without such a blend."""
+        return self.sample(support, seed=seed).confidence
+
+    @torch.no_grad()
+    def sample(
         self, support: tuple[Any, Tensor] | Examples, *, seed: Seed = 0, ensemble: bool = False, **options: float | None
-    ) -> tuple[Weights, Tensor]:
-        """`generate`, and how far it was trusted: () or (B,), what `trust` says, 1 where options are asked."""
+    ) -> Generated[Weights]:
+        """What `generate` and `confidence` answer, of one pass. Options are those of `generate`."""
         examples, mask, single = self._support(support)
-        how = self.sampling(**options)
-        if ensemble and how is None:
+        sampling = self.sampling(**options)
+        if ensemble and sampling is None:
             raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
         asked = ensemble or any(v is not None for v in options.values())
         if self.exported is not None and not asked and self.exported.serves(mask.shape[1]):
-            weights, trusted = self.exported.run(*examples, mask.shape[1], seed)
+            weights, confidence = self.exported.run(*examples, mask.shape[1], seed)
         else:
-            flat, trusted = self.packed(examples, mask, how, seed, ensemble=ensemble)
-            weights = self._dict(flat)
-        return (alone(weights), trusted[0]) if single else (weights, trusted)
+            packed, confidence = self.sample_packed(examples, mask, sampling, seed, ensemble=ensemble)
+            weights = self._dict(packed)
+        return Generated(squeeze_batch(weights), confidence[0]) if single else Generated(weights, confidence)
+
+    def sample_packed(
+        self, support: Examples, mask: Tensor, sampling: Sampling | None, seed: Seed = 0, *, ensemble: bool = False
+    ) -> Generated[Tensor]:
+        """Weights (B, U, D), or (B, samples, U, D) with `ensemble`, of embedded examples; an export traces it."""
+        support, centre = self._centred(support, mask)
+        method, net, confidence = self.method, self.network, torch.ones(mask.shape[0], device=mask.device)
+        if isinstance(method, SupportsSampling):
+            sampling = sampling or method.sampling
+            packed, confidence = method.sample(net, support, mask, seed=seed, sampling=sampling)
+            if not ensemble:
+                packed = reduce_draws(net, packed, support, mask, sampling)
+        else:
+            packed = method.generate(net, support, mask, seed=seed)  # type: ignore[arg-type]
+        return Generated(packed if centre is None else net.uncentre(packed, centre), confidence)
 
     def sampling(self, **asked: float | None) -> Sampling | None:
-        """The way of sampling with what is asked (not None) changed; None for a method without one, of which nothing may be."""
+        """As the method samples, with what is asked (not None) changed; None for a method without a chain, of which nothing
+        may be asked."""
         asked = {n: v for n, v in asked.items() if v is not None}
-        if isinstance(self.method, Diffusion):
-            how = self.method.settings.sampling
-            # What is usual is known of one way of sampling alone.
-            return replace(how, **asked, usual={}) if asked else how  # type: ignore[arg-type]
+        if isinstance(self.method, SupportsSampling):
+            sampling = self.method.sampling
+            # The quantiles were calibrated for one way of sampling alone.
+            return replace(sampling, **asked, calibration_quantiles={}) if asked else sampling  # type: ignore[arg-type]
         if asked:
             raise McdiError(f"{self.name} has no chain to sample: {', '.join(asked)} is for the diffusion methods")
         return None
 
-    def packed(
-        self, support: Examples, mask: Tensor, how: Sampling | None, seed: Seed = 0, *, ensemble: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Weights (B, U, D), or (B, samples, U, D) with `ensemble`, of embedded examples, and their trust (B,). What is
-        computed depends on no value: an export traces it."""
-        support, centre = self._centred(support, mask)
-        trusted = torch.ones(mask.shape[0], device=mask.device)
-        if not isinstance(self.method, Diffusion):
-            flat = self.method.generate(self.network, support, mask, seed=seed)  # type: ignore[arg-type]
-        elif ensemble:
-            flat = self.method.draws(self.network, support, mask, seed=seed, how=how or self.method.settings.sampling)
-        else:
-            how = how or self.method.settings.sampling
-            flat, trusted = self.method.generate_trusted(self.network, support, mask, seed=seed, how=how)
-        return flat if centre is None else self.network.placed(flat, centre), trusted
-
     @property
-    def own_seeds(self) -> bool:
+    def seed_per_task(self) -> bool:
         """Whether every task of a batch may have a seed of its own. Others draw nothing, or one order of examples for all."""
-        return isinstance(self.method, Diffusion | FromWeights)
+        return method_spec(self.name).seed_per_task
 
     @torch.no_grad()
     def chain(self, support: tuple[Any, Tensor] | Examples, *, seed: int = 0, **options: float | None) -> Chain:
-        """One chain of one task, from noise in T steps where nothing else is asked (steps, temperature), before it leans on
-        anything. Raises McdiError where there is no chain."""
-        if not isinstance(self.method, Diffusion) or not self.method.is_chain:
-            raise McdiError(f"{self.name} has no chain to look at: take a diffusion method, mc-di for instance")
+        """Every state of one chain of one task, before any blend; from noise in T steps unless `steps` or `temperature` ask
+        for something else. Raises McdiError where there is no chain."""
+        if not isinstance(self.method, SupportsSampling) or not self.method.is_chain:
+            raise McdiError(f"{self.name} has no chain: take a diffusion method, mc-di for instance")
         given, mask, single = self._support(support)
         if not single:
-            raise McdiError("a chain is looked at for one task: give x (S, ...) and y (S,)")
+            raise McdiError("a chain is of one task: give x (S, ...) and y (S,)")
         examples, _ = self._centred(given, mask)
-        how = replace(SAMPLERS["ddpm"], **{n: v for n, v in options.items() if v is not None})  # type: ignore[arg-type]
-        states = self.method.chain(self.network, examples, mask, seed=seed, how=how)
+        sampling = replace(SAMPLERS["ddpm"], **{n: v for n, v in options.items() if v is not None})  # type: ignore[arg-type]
+        states = self.method.chain(self.network, examples, mask, seed=seed, sampling=sampling)
         losses = torch.cat([self.network.loss(w, examples, mask) for _, w in states])
         return Chain([t for t, _ in states], torch.cat([w for _, w in states]), losses, examples, mask)
 
-    def trust(self, support: tuple[Any, Tensor] | Examples, *, seed: int = 0) -> Tensor:
-        """How far a task is like those of training, 1 to 0, by whether the head generated for it misses its own examples: as
-        much is used of what was learnt, and least squares otherwise. () or (B,); 1 for weights that lean on nothing."""
-        given, mask, single = self._support(support)
-        examples, _ = self._centred(given, mask)
-        if isinstance(self.method, Diffusion):
-            found = self.method.trust(self.network, examples, mask, seed=seed)
-        else:
-            found = torch.ones(len(mask))
-        return found[0] if single else found
-
     def _centred(self, examples: Examples, mask: Tensor) -> tuple[Examples, Tensor | None]:
-        """As the method reads them, and the centre that they were freed of, where its network wants that."""
+        """The examples as the method reads them, and the centre that was subtracted, where the network wants that."""
         if not self.network.centred:
             return examples, None
         centre = centre_of(*examples, self.network.classes(mask.shape[1]))
@@ -211,7 +217,7 @@ class Generator:
         examples, mask, single = self._support(support)
         start = self._flat(self.generate(support) if weights is None else weights, single)
         refined = self._dict(adapt(self.network, start, examples, mask, steps, lr))
-        return alone(refined) if single else refined
+        return squeeze_batch(refined) if single else refined
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors and then config.json, each in one step; no pickle."""
@@ -268,7 +274,7 @@ class Generator:
 
     def to(self, device: str) -> "Generator":
         self.device = device
-        if isinstance(self.method, Diffusion):
+        if isinstance(self.method, SupportsDevice):
             self.method.to(device)
         self.network.to(device)
         return self

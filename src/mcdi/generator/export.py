@@ -1,5 +1,7 @@
-"""How does a trained generator run without this package's code? As one file, ONNX or torch.export, that was checked to give the
-same weights: from the features and labels of support sets to named parameters, prior, leaning and standardisation included."""
+"""Export of a trained generator as one file, ONNX or torch.export, checked to give the same weights.
+
+It maps the features and labels of support sets to named parameters; prior, ridge blend and standardisation are included.
+"""
 
 import io
 import json
@@ -15,8 +17,8 @@ from mcdi import __version__
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.generator.exported import (
+    CONFIDENCE,
     FILES,
-    TRUST,
     Exported,
     Feeds,
     Run,
@@ -27,11 +29,9 @@ from mcdi.generator.exported import (
     quiet,
     torch_run,
 )
-from mcdi.methods import Diffusion
-from mcdi.methods.baselines.closed_form import Prototypes
-from mcdi.methods.mcdi.vector_denoisers import Flat
-from mcdi.methods.published.icis import Icis
-from mcdi.methods.published.vae import Vae
+from mcdi.methods import method_spec
+from mcdi.methods.base import HasModules
+from mcdi.methods.sampling import SupportsSampling
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.own import OwnNetwork
 from mcdi.types import Examples
@@ -39,7 +39,6 @@ from mcdi.utils.files import write_bytes, write_json
 
 __all__ = ["FILES", "Exported", "export"]
 
-PURE = (Diffusion, Prototypes, Icis, Vae)  # neither gradients nor draws of their own
 LIMIT = 1e-5  # of the largest number of a parameter
 EXAMPLE = (3, 2)  # tasks, examples a class that are traced; sizes of one are not traced as any size
 CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, more classes than the template's, examples a class
@@ -47,43 +46,45 @@ CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, more classes th
 
 class Sampler(nn.Module):
     """What is exported: x (B, S, ...), y (B, S), for heads mask (B, U), and for a chain with noise that noise
-    (n, B, samples, U, D) -> {name: (B, *shape), "trust": (B,)}."""
+    (n, B, samples, U, D) -> {name: (B, *shape), "confidence": (B,)}."""
 
     def __init__(self, generator: Generator, **asked: float | None) -> None:
         super().__init__()
         method, net = generator.method, generator.network
-        if not isinstance(method, PURE) or isinstance(net, LoraClassifier | OwnNetwork):
-            what = generator.name if not isinstance(method, PURE) else f"a generator of {net.kind}"
+        spec = method_spec(generator.name)
+        if not spec.exportable or isinstance(net, LoraClassifier | OwnNetwork):
+            what = generator.name if not spec.exportable else f"a generator of {net.kind}"
             raise McdiError(
                 f"{what} cannot be exported: no pure function of features; diffusion methods, prototypes, icis and vae are"
             )
-        self.generator, self.how = generator, generator.sampling(**asked)
+        self.generator, self.sampling = generator, generator.sampling(**asked)
         self.asked = {n: v for n, v in asked.items() if v is not None}
-        held = (getattr(method, "net", None), getattr(method, "prior", None), net.embedder)
-        self.parts = nn.ModuleList(m for m in held if isinstance(m, nn.Module))
+        modules = method.modules if isinstance(method, HasModules) else []
+        self.parts = nn.ModuleList([*modules, *([] if net.embedder is None else [net.embedder])])
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, noise: Tensor | None = None) -> dict[str, Tensor]:
         net = self.generator.network
         if mask is None:
             mask = torch.ones(x.shape[0], net.space.U, dtype=torch.bool, device=x.device)
         seed = 0 if noise is None else iter(noise.flatten(1, 2).unbind(0))
-        flat, trusted = self.generator.packed(Examples(x, y), mask, self.how, seed)
-        return {**net.space.unpack(flat), TRUST: trusted}
+        packed, confidence = self.generator.sample_packed(Examples(x, y), mask, self.sampling, seed)
+        return {**net.space.unpack(packed), CONFIDENCE: confidence}
 
     @property
     def any_way(self) -> bool:
         """Whether it serves any number of classes: rows do, unless the denoiser sees all of them as one vector."""
-        return self.generator.network.space.unit == "row" and not isinstance(getattr(self.generator.method, "net", None), Flat)
+        return self.generator.network.space.unit == "row" and getattr(self.generator.method, "any_units", True)
 
     def described(self) -> dict[str, Any]:
         """What a reader has to know."""
         net, method = self.generator.network, self.generator.method
         chain: dict[str, Any] = {"steps": None, "samples": 1, "noise": 0}
-        if isinstance(method, Diffusion) and self.how is not None:
-            steps = self.how.steps or int(method.schedule.ends[self.how.stop or method.schedule.k])
-            between = steps - 1 if self.how.noise and self.how.eta else 0
-            noise = (1 + between) if self.how.temperature else 0
-            chain = {"steps": steps, "samples": self.how.samples, "noise": noise, "temperature": self.how.temperature}
+        sampling = self.sampling
+        if isinstance(method, SupportsSampling) and sampling is not None:
+            steps = method.chain_steps(sampling)
+            between = steps - 1 if sampling.noise and sampling.eta else 0
+            noise = (1 + between) if sampling.temperature else 0
+            chain = {"steps": steps, "samples": sampling.samples, "noise": noise, "temperature": sampling.temperature}
         parameters = [[n, list(s), d] for n, (s, d) in net.space.spec.items()]
         shape = {"way": net.way, "units": net.space.U, "extra": net.space.extra, "numbers": net.space.D}
         kind = {
@@ -164,7 +165,7 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
     units = size if sampler.any_way else None
     sizes: dict[str, Any] = {"x": {0: size, 1: size}, "y": {0: size, 1: size}, "mask": {0: size, 1: units}}
     sizes["noise"] = {1: size, 3: units}
-    with _told("traced"):
+    with _reported("traced"):
         program = torch.export.export(
             sampler, (), feeds, dynamic_shapes={n: sizes[n] if n in feeds else None for n in feeds}, strict=False
         )
@@ -177,7 +178,7 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
 
 def _archive(program: torch.export.ExportedProgram) -> bytes:
     buffer = io.BytesIO()
-    with _told("saved"):
+    with _reported("saved"):
         torch.export.save(program, buffer)
     return buffer.getvalue()
 
@@ -189,14 +190,14 @@ def _onnx(program: torch.export.ExportedProgram, described: dict[str, Any]) -> b
         from mcdi.generator.onnx_solve import SOLVE
     except ImportError as error:
         raise McdiError("ONNX needs the onnx package: pip install 'mcdi[onnx]', or choose format torch") from error
-    with _told("translated to ONNX"):
+    with _reported("translated to ONNX"):
         made = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
             external_data=False,
             input_names=described["inputs"],
-            output_names=[*(n for n, _, _ in described["parameters"]), TRUST],
+            output_names=[*(n for n, _, _ in described["parameters"]), CONFIDENCE],
             custom_translation_table=SOLVE,
         )
         assert made is not None
@@ -218,7 +219,7 @@ def _with_metadata(data: bytes, described: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _reported(what: str) -> Iterator[None]:
     """A failure inside torch as one sentence."""
     try:
         with quiet():

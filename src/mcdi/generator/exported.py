@@ -1,4 +1,4 @@
-"""How is an exported sampler used? Exported.load(path).generate(support) gives what the generator it was made from gives."""
+"""An exported sampler: Exported.load(path).generate(support) gives what the generator it was made from gives."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from mcdi.utils.files import read_json
 from mcdi.utils.random import Seed, noise_of, normal
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
-TRUST = "trust"  # the name of the output behind the parameters
+CONFIDENCE = "confidence"  # the name of the output behind the parameters
 Feeds = dict[str, Tensor]
 Run = Callable[[Feeds], dict[str, Tensor]]
 
@@ -76,14 +76,14 @@ class Exported:
         if x.shape[2:] != (d["features"],):
             raise McdiError(f"examples of shape {tuple(x.shape[2:])} are no features ({d['features']},): give it embedded ones")
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
-        return alone(weights) if single else weights
+        return squeeze_batch(weights) if single else weights
 
     def serves(self, units: int) -> bool:
         """Whether it makes weights of so many units: for other classes than those it was exported with, perhaps not."""
         return bool(self.described["any_way"]) or units == self.described["units"]
 
     def run(self, x: Tensor, y: Tensor, units: int, seed: Seed) -> tuple[dict[str, Tensor], Tensor]:
-        """Of B tasks whose sizes were checked: {name: (B, *shape)}, and their trust (B,). seed: as of a Generator."""
+        """Of B tasks whose sizes were checked: {name: (B, *shape)}, and their confidence (B,). seed: as of a Generator."""
         d = self.described
         feeds = {"x": x, "y": y.to(x.dtype if d["real"] else torch.int64)}
         if d["rows"]:
@@ -91,11 +91,11 @@ class Exported:
         if d["noise"]:
             feeds["noise"] = noise_for(d, len(y), units, seed)
         out = self._run(feeds)
-        return {n: out[n] for n, _, _ in d["parameters"]}, out[TRUST]
+        return {n: out[n] for n, _, _ in d["parameters"]}, out[CONFIDENCE]
 
 
-def alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a batch of one task, without the dimension of the batch."""
+def squeeze_batch(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a batch of one task, without the batch dimension."""
     return {n: w[0] for n, w in weights.items()}
 
 

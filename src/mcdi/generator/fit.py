@@ -1,11 +1,13 @@
-"""How does a network of your own get a generator? mcdi.fit(mcdi.OwnTasks(module, x, y)).generate(support)."""
+"""A generator for a module and tasks of the user's own: mcdi.fit(mcdi.OwnTasks(module, x, y)).generate(support)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from mcdi.generator.api import Generator
-from mcdi.methods import DIFFUSIONS, Diffusion, Log, make_method, silent
+from mcdi.methods import method_spec
+from mcdi.methods.base import Log, silent
 from mcdi.methods.mcdi.selection import choose_sampler
+from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.own import OwnTasks
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import Stored
@@ -43,8 +45,9 @@ def fit(
     bi-level training. Runs on the CPU.
     """
     data = trajectories(tasks, "train", range(len(tasks)), how) if stored is None else stored
-    values = merged(SMALL if method in DIFFUSIONS else {}, settings or {})
-    made = make_method(method, values).fit(tasks, data, seed=seed, log=log)
-    if isinstance(made, Diffusion) and "sampling" not in values:
+    spec = method_spec(method)
+    values = merged(SMALL if spec.shared_settings else {}, settings or {})
+    made = spec.build(values).fit(tasks, data, seed=seed, log=log)
+    if isinstance(made, SupportsSampling) and "sampling" not in values:
         made = choose_sampler(made, tasks, tasks=VALIDATION, seed=seed)[1]
     return Generator(method, made, tasks.downstream)

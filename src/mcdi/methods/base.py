@@ -1,17 +1,26 @@
-"""What is a method? Anything that, given tasks, returns weights."""
+"""The contract of a method, and the registry: a method is anything that, given tasks, returns weights.
+
+A method registers itself in its own file with `register_method`; the rest of the package asks its `MethodSpec`, or one of
+the small protocols here and in sampling.py, and never its class.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from mcdi.errors import McdiError
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
+from mcdi.utils.plugins import load_plugins
+from mcdi.utils.settings import make, merged
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
 # Called after every step of long work with (steps done, steps in all, figures such as the loss).
 Log = Callable[[int, int, dict[str, float]], None]
 
@@ -20,25 +29,176 @@ def silent(done: int, total: int, figures: dict[str, float]) -> None:
     """A Log that keeps nothing."""
 
 
-def for_shots(chosen: Mapping[str, T], net: Network, support: Examples, mask: Tensor) -> T:
-    """What was chosen for so many examples a class, {shots: ..}; a shot number never tuned for takes the nearest."""
+def nearest_shots(values: Mapping[str, T], net: Network, support: Examples, mask: Tensor) -> T:
+    """The entry of {shots: value} for the support set's number of examples a class, or for the nearest number."""
     shots = support.y.shape[1] // net.classes(mask.shape[1])
-    return chosen[min(chosen, key=lambda n: abs(int(n) - shots))]
+    return values[min(values, key=lambda n: abs(int(n) - shots))]
 
 
 class WeightGenerator(Protocol):
-    """Every method and every baseline; to evaluation, tables and serving they are the same thing."""
-
-    gradient_free: bool
+    """What every method and every baseline implements; evaluation, tables and serving see nothing else of most of them."""
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
-        """Meta-train (or tune) on training tasks and validation tasks; `folder` keeps checkpoints to resume from."""
+        """Meta-train, or tune, on training and validation tasks.
+
+        Args:
+            family: the tasks; nothing of its test split may be read.
+            data: stored trajectories of training tasks; None unless the spec says `needs_trajectories`.
+            seed: decides the result.
+            log: hears of every step.
+            folder: where checkpoints go, from which a stopped training resumes to the same result.
+        """
         ...
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        """Support sets of B tasks, (B, S, ...) -> weights (B, U, D) on the natural scale."""
+        """Weights for B tasks.
+
+        Args:
+            net: the downstream network.
+            support: x (B, S, ...) and y (B, S).
+            mask: (B, U), which units exist.
+            seed: of whatever is drawn.
+
+        Returns:
+            (B, U, D) on the natural scale.
+        """
         ...
 
     def config(self) -> dict[str, Any]: ...
     def state(self) -> dict[str, Tensor]: ...
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self: ...
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What settings of a method are checked against before anything is prepared: the network that a recipe generates."""
+
+    kind: str
+    heads: int  # closed-form heads that its condition begins with
+    rows_only: bool  # whether every unit is a row of a classifier
+    embedding: bool  # whether tasks are embedded by another network than the backbone
+
+
+@runtime_checkable
+class ChecksNetwork(Protocol):
+    """A method whose settings do not go with every network or every number of stored targets."""
+
+    @property
+    def local_targets(self) -> int:
+        """k: the number of stored targets must be a multiple of it."""
+        ...
+
+    def check_network(self, facts: NetworkFacts) -> None:
+        """Raises McdiError where the weights of such a network cannot be generated."""
+        ...
+
+
+@runtime_checkable
+class HasModules(Protocol):
+    """A method with trained modules, which an export traces through."""
+
+    @property
+    def modules(self) -> list[nn.Module]: ...
+
+
+@runtime_checkable
+class SupportsDevice(Protocol):
+    """A method that trains and generates on a device that is chosen before."""
+
+    def to(self, device: str) -> Self: ...
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What the package asks of a method.
+
+    Args:
+        name: in recipes, tables and folders.
+        build: an untrained method from the values of its settings.
+        settings: the dataclass of these values.
+        label: its name in prose.
+        colour, marker: in every plot; the empty string takes the next free ones.
+        needs_trajectories: whether `fit` reads stored trajectories.
+        draws_at_random: whether another seed gives another result; others run once.
+        slow: minutes of training or sampling; such a method runs with two seeds and fewer test tasks.
+        gradient_free: whether weights come without a gradient step.
+        exportable: whether `generate` is a pure function of features that ONNX and torch.export can hold.
+        seed_per_task: whether each task of a batch may have a seed of its own.
+        networks: "heads" for formulas that exist for linear heads only.
+        in_landscape: whether reports draw its chain over the loss of a task.
+        shared_settings: whether it reads a recipe's [generator] table, under a table of its own name.
+    """
+
+    name: str
+    build: Callable[[Mapping[str, Any]], WeightGenerator]
+    settings: type
+    label: str
+    colour: str = ""
+    marker: str = ""
+    needs_trajectories: bool = False
+    draws_at_random: bool = True
+    slow: bool = False
+    gradient_free: bool = True
+    exportable: bool = False
+    seed_per_task: bool = False
+    networks: Literal["any", "heads"] = "any"
+    shared_settings: bool = False
+    in_landscape: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, MethodSpec] = {}
+
+
+def register_method(
+    name: str,
+    *,
+    settings: type,
+    label: str = "",
+    defaults: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> Callable[[C], C]:
+    """Decorate a class, whose constructor takes one `settings`, so that recipes can name it.
+
+    Args:
+        name: in recipes, tables and folders.
+        settings: a frozen dataclass; values are checked against it.
+        label: its name in prose; by default `name`.
+        defaults: values of this name unless a recipe gives others.
+        fixed: values that make this name what it is; a recipe cannot change them.
+        facts: further fields of `MethodSpec`.
+
+    Raises:
+        McdiError: a name that is taken.
+    """
+    where = "generator" if facts.get("shared_settings") else name
+
+    def register(build: C) -> C:
+        def built(values: Mapping[str, Any]) -> WeightGenerator:
+            return build(make(settings, merged(merged(defaults or {}, values), fixed or {}), where))
+
+        if name in METHODS:
+            raise McdiError(f"two methods are called {name!r}: rename one, or uninstall its package")
+        METHODS[name] = MethodSpec(name, built, settings, label or name, defaults=defaults or {}, **facts)
+        return build
+
+    return register
+
+
+def all_methods() -> dict[str, MethodSpec]:
+    """Every method by name, those of installed extensions (entry points `mcdi.methods`) included."""
+    load_plugins("mcdi.methods")
+    return METHODS
+
+
+def method_spec(name: str) -> MethodSpec:
+    """The spec of a method. Raises McdiError for an unknown name."""
+    if name not in METHODS and name not in all_methods():
+        raise McdiError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def make_method(name: str, values: Mapping[str, Any]) -> WeightGenerator:
+    """An untrained method. Raises McdiError for an unknown name, or settings that it does not have."""
+    return method_spec(name).build(values)

@@ -81,13 +81,14 @@ def meta_train(
         done = _restore(path, phi, average, outer)
     for step in range(done, how.iterations):
         batch = batch_at(step)
+        loss_of = _by_field(loss_fn, type(batch))
         lr = how.outer_lr * (0.5 + 0.5 * math.cos(math.pi * step / how.iterations))
         outer.optimiser.param_groups[0]["lr"] = lr
         if how.meta == "reptile":
-            displacement, losses = reptile_displacement(phi, loss_fn, batch, how.inner_lr, how.inner)
+            displacement, losses = reptile_displacement(phi, loss_of, batch, how.inner_lr, how.inner)
             outer(list(displacement.values()), how.inner_lr, how.inner_steps)
         else:
-            grads, losses = torch.func.grad_and_value(loss_fn)(phi, *(b.flatten(0, 2) for b in batch))
+            grads, losses = torch.func.grad_and_value(loss_of)(phi, *(b.flatten(0, 2) for b in batch))
             outer([-g for g in grads.values()], 1.0, 1)
         loss = float(losses.detach().mean())
         if not math.isfinite(loss):
@@ -103,6 +104,11 @@ def meta_train(
     with torch.no_grad():
         for n, p in net.named_parameters():
             p.copy_(average[n])
+
+
+def _by_field(loss_fn: Callable[..., Tensor], kind: type[Batch]) -> Callable[..., Tensor]:
+    """loss_fn(params, batch) as a function of the batch's fields, which core stacks and vmaps one by one."""
+    return loss_fn if kind is tuple else lambda params, *fields: loss_fn(params, kind(*fields))
 
 
 def _save(path: Path, step: int, phi: dict[str, Tensor], average: dict[str, Tensor], outer: OuterStep) -> None:

@@ -34,7 +34,7 @@ class Network:
     target_shape: tuple[int, ...] = ()  # of its y
     real = False  # whether y are real numbers, no classes
     centred = False  # whether tasks see features less the centre of their support set; `placed` undoes it
-    leans = False  # whether its weights hold a head that can be `leant`
+    supports_ridge_blend = False  # whether its weights hold a head that can be `leant`
     init_std = 0.05
 
     @property
@@ -91,11 +91,11 @@ class Network:
     def condition(self, support: Examples, units: int) -> Tensor:
         raise NotImplementedError
 
-    def placed(self, weights: Tensor, centre: Tensor) -> Tensor:
+    def uncentre(self, weights: Tensor, centre: Tensor) -> Tensor:
         """Weights (B, .., U, D) that answer on features x what these do on x - centre, (B, 1, F)."""
         raise McdiError(f"a {self.kind} reads no centred features: set centred = false")
 
-    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
+    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
         """Weights (B, n, U, D) of which only `share`, or every task's of (B,), is left in their heads, see `sets.leant`."""
         raise McdiError(f"share = {share} is for heads, and a {self.kind} is none: set share = 1")
 

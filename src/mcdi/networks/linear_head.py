@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.base import Network
 from mcdi.networks.batched import State
-from mcdi.networks.support import class_means, leant, least_squares, least_squares_rows, prototype_rows, single_examples
+from mcdi.networks.support import (
+    blend_with_ridge,
+    class_means,
+    least_squares,
+    least_squares_rows,
+    prototype_rows,
+    single_examples,
+)
 from mcdi.types import Examples
 
 Condition = Literal["means", "spread", "examples", "heads"]
@@ -35,7 +42,7 @@ class LinearHead(Network):
     """
 
     kind = "linear-head"
-    leans = True
+    supports_ridge_blend = True
 
     def __init__(
         self,
@@ -78,7 +85,7 @@ class LinearHead(Network):
         """The least-squares classifier of the support set as rows of this head: -> (B, way, D)."""
         return least_squares_rows(self.frozen(support.x), support.y, way, ridge)
 
-    def placed(self, weights: Tensor, centre: Tensor) -> Tensor:
+    def uncentre(self, weights: Tensor, centre: Tensor) -> Tensor:
         centre = centre[..., : self.features]
         moved = (weights[..., :-1] * centre.reshape(-1, *[1] * (weights.ndim - 2), centre.shape[-1])).sum(-1, keepdim=True)
         return torch.cat([weights[..., :-1], weights[..., -1:] - moved], -1)
@@ -97,12 +104,12 @@ class LinearHead(Network):
         rows = torch.stack([least_squares_rows(features, y, way), prototype_rows(means) / self.features], 2)
         return (rows - rows.mean(1, keepdim=True)).flatten(2)
 
-    def leant(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
+    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
         share = share[:, None, None, None] if isinstance(share, Tensor) else share
         way = self.classes(weights.shape[-2])
         rows, rest = weights.split([way, weights.shape[-2] - way], -2)
         heads = self.closed_form(support, way)[:, None]
-        return torch.cat([leant(rows, heads, mask[:, None, :way], share, self.features), rest], -2)
+        return torch.cat([blend_with_ridge(rows, heads, mask[:, None, :way], share, self.features), rest], -2)
 
     def condition(self, support: Examples, units: int) -> Tensor:
         said = self.summary(support.x, support.y, units)

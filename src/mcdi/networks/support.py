@@ -79,7 +79,7 @@ def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float 
     return torch.cat([rows[..., :-1] / features.shape[-1], rows[..., -1:]], -1)
 
 
-def leant(rows: Tensor, towards: Tensor, mask: Tensor, share: float | Tensor, size: int) -> Tensor:
+def blend_with_ridge(rows: Tensor, towards: Tensor, mask: Tensor, share: float | Tensor, size: int) -> Tensor:
     """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D); a
     tensor of shares has the shape (.., 1, 1).
 

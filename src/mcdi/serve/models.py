@@ -12,7 +12,7 @@ from mcdi.generator.api import Generator, load
 from mcdi.generator.exported import FILES as EXPORTED
 from mcdi.generator.exported import Exported
 from mcdi.generator.saving import FILES
-from mcdi.methods import Diffusion
+from mcdi.methods.sampling import Sampling, SupportsSampling
 from mcdi.networks.lora import LoraClassifier
 from mcdi.serve.limits import Limits
 from mcdi.serve.refusals import Refused
@@ -120,8 +120,8 @@ class Models:
 def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
     network, method = generator.network, generator.method
     texts, curve = isinstance(network, LoraClassifier), network.real
-    chain = method if isinstance(method, Diffusion) and method.is_chain else None
-    most = None if chain is None else chain.schedule.T
+    chain = method if isinstance(method, SupportsSampling) and method.is_chain else None
+    most = None if chain is None else chain.chain_steps(Sampling())
     return ModelInfo(
         name=name,
         method=generator.name,
@@ -132,7 +132,7 @@ def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
         labels="numbers" if curve else "classes",
         classes=None if curve else [2, limits.classes] if network.space.unit == "row" else [network.way] * 2,
         chain=chain is not None,
-        steps=None if chain is None else chain.settings.sampling.steps or most,
+        steps=None if chain is None else chain.sampling.steps or most,
         T=most,
         exported=generator.exported is not None,
     )

@@ -46,7 +46,7 @@ class Made(NamedTuple):
 def generation(generator: Generator, examples: Examples, seed: int, options: Options) -> Call:
     """Call whose result is Made. Tasks share a pass that have as many examples and classes, and are asked the same."""
     shape = tuple(examples.x.shape) if isinstance(examples.x, Tensor) else (len(examples.x), len(examples.x[0]))
-    alike = None if generator.own_seeds else seed
+    alike = None if generator.seed_per_task else seed
     key = ("generate", id(generator), shape, len(examples.classes), options, alike)
     run = _solvable(partial(_generate, generator, options))
     return Call(key, run, (examples, seed), options.samples or 1)
@@ -92,9 +92,9 @@ def _generate(generator: Generator, options: Options, jobs: list[tuple[Examples,
     x = _stacked(generator, [e.x for e, _ in jobs])
     y = torch.stack([e.y for e, _ in jobs])
     seeds = [seed for _, seed in jobs]
-    made, trusted = generator.generate_trusted((x, y), seed=seeds if generator.own_seeds else seeds[0], **options._asdict())
+    made, confidences = generator.sample((x, y), seed=seeds if generator.seed_per_task else seeds[0], **options._asdict())
     tasks = [{n: w[i].cpu().clone() for n, w in made.items()} for i in range(len(jobs))]  # no view of the others' weights
-    return [Made(w, t) if _finite(*w.values()) else unfit() for w, t in zip(tasks, trusted.tolist(), strict=True)]
+    return [Made(w, t) if _finite(*w.values()) else unfit() for w, t in zip(tasks, confidences.tolist(), strict=True)]
 
 
 def _predict(generator: Generator, jobs: list[tuple[Kept, Any]]) -> list[Tensor | McdiError]:

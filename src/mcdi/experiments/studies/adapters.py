@@ -12,7 +12,9 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import Recipe
 from mcdi.experiments.studies.variants import Cell, Context, Measured
-from mcdi.methods import FineTune, WeightGenerator, adapt, for_shots
+from mcdi.methods import WeightGenerator
+from mcdi.methods.base import nearest_shots
+from mcdi.methods.baselines.finetune import FineTune, adapt
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.support import least_squares
 from mcdi.tasks.text.text_tasks import TextTasks
@@ -142,7 +144,7 @@ def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
         assert isinstance(method, FineTune)
 
         def long(part: TaskBatch) -> Tensor:
-            lr, _, decay = for_shots(method.chosen, net, part.support, part.mask)
+            lr, _, decay = nearest_shots(method.chosen, net, part.support, part.mask)
             start = method.initial(net, part.mask.shape[1])[None]
             return _classes(net, adapt(net, start, part.support, part.mask, LONG, lr, decay, batch=BATCH, seed=seed), part)
 
@@ -175,7 +177,7 @@ def _refined(family: TextTasks, weights: Callable[[TaskBatch], Tensor], seed: in
     for shots in family.shots:
         few = [_part(family.sample("val", range(CHOOSING), shots=shots), n, n + 1) for n in range(CHOOSING)]
         chosen[str(shots)] = max(ways, key=lambda way: _merit([stepped(b, *way) for b in few], few))
-    return lambda part: stepped(part, *for_shots(chosen, rows, part.support, part.mask))
+    return lambda part: stepped(part, *nearest_shots(chosen, rows, part.support, part.mask))
 
 
 def _merit(predicted: Sequence[Tensor], batches: Sequence[TaskBatch]) -> float:

@@ -9,10 +9,12 @@ from torch import Tensor
 from mcdi import core
 from mcdi.experiments.studies.measures import scored
 from mcdi.experiments.studies.variants import Cell, Context, Measured
-from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator
+from mcdi.methods import WeightGenerator
 from mcdi.methods.base import silent
 from mcdi.methods.episodes import stored_tasks
+from mcdi.methods.mcdi.method import Diffusion
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.methods.sampling import SAMPLERS, Sampling
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored, TrajectoryStore
 

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from mcdi.experiments.evaluate import distance, milliseconds
 from mcdi.experiments.studies.variants import Cell, Context, Measured, model_folder
-from mcdi.methods import SAMPLERS, SLOW, Diffusion, FineTune, Sampling, WeightGenerator, adapt
+from mcdi.methods import SLOW, WeightGenerator
+from mcdi.methods.baselines.finetune import FineTune, adapt
+from mcdi.methods.mcdi.method import Diffusion
+from mcdi.methods.sampling import SAMPLERS, Sampling
 from mcdi.trajectories.memory import LiveBytes
 from mcdi.trajectories.prepare import trajectories
 from mcdi.trajectories.store import TrajectoryStore

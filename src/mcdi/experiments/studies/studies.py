@@ -12,7 +12,8 @@ from mcdi.experiments.studies.charts import Chart, draw_chains
 from mcdi.experiments.studies.distillation import distilled
 from mcdi.experiments.studies.uncertainty import ensembles
 from mcdi.experiments.studies.variants import Cell, Context, Measure, trained
-from mcdi.methods import HEADS_ALONE, METHODS, Diffusion, make_method
+from mcdi.methods import HEADS_ALONE, METHODS, make_method
+from mcdi.methods.mcdi.method import Diffusion
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.registry import NETWORKS
 from mcdi.trajectories.store import TrajectoryStore

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.experiments.studies.variants import Cell, Context, Measured
-from mcdi.methods import SAMPLERS, Diffusion, WeightGenerator
+from mcdi.methods import WeightGenerator
+from mcdi.methods.mcdi.method import Diffusion
+from mcdi.methods.sampling import SAMPLERS
 from mcdi.types import TaskBatch
 
 SAMPLES = (1, 4, 16)

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, for_shots, silent
+from mcdi.methods.base import Log, nearest_shots, register_method, silent
 from mcdi.networks.base import Network
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.support import class_means, prototype_rows
@@ -33,7 +33,6 @@ class ClosedForm:
 
     name: str
     number = ""  # what it is called, where there is one
-    gradient_free = True
 
     def __init__(self, settings: ClosedFormSettings = ClosedFormSettings()) -> None:
         if bool(self.number) != bool(settings.grid) or min(settings.grid, default=1.0) <= 0:
@@ -64,7 +63,7 @@ class ClosedForm:
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         assert isinstance(net, LinearHead)
-        return self._weights(net, support, mask, for_shots(self.chosen, net, support, mask) if self.chosen else 0.0)
+        return self._weights(net, support, mask, nearest_shots(self.chosen, net, support, mask) if self.chosen else 0.0)
 
     def _weights(self, net: LinearHead, support: Examples, mask: Tensor, number: float) -> Tensor:
         return net.alone(self.rows(net, support, net.classes(mask.shape[1]), number), mask.shape[1])
@@ -80,6 +79,16 @@ class ClosedForm:
         return self
 
 
+@register_method(
+    "prototypes",
+    settings=ClosedFormSettings,
+    label="prototypes",
+    colour="#9c6b4f",
+    marker="P",
+    exportable=True,
+    draws_at_random=False,
+    networks="heads",
+)
 class Prototypes(ClosedForm):
     """w = 2 c, b = -|c|^2, c the mean support feature: the logits are minus the squared distances, up to |x|^2 (1703.05175)."""
 
@@ -90,6 +99,16 @@ class Prototypes(ClosedForm):
         return prototype_rows(means)
 
 
+@register_method(
+    "linear-probe",
+    settings=ClosedFormSettings,
+    label="linear probe",
+    colour="#c9a227",
+    marker="h",
+    defaults={"grid": (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)},
+    draws_at_random=False,
+    networks="heads",
+)
 class LinearProbe(ClosedForm):
     """Ridge regression of the one-hot labels on frozen features, in closed form as in R2-D2 (1805.08136), its ridge tuned."""
 
@@ -99,6 +118,16 @@ class LinearProbe(ClosedForm):
         return net.closed_form(support, way, number)
 
 
+@register_method(
+    "meta-baseline",
+    settings=ClosedFormSettings,
+    label="Meta-Baseline",
+    colour="#1f4e79",
+    marker="p",
+    defaults={"grid": (1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)},
+    draws_at_random=False,
+    networks="heads",
+)
 class MetaBaseline(ClosedForm):
     """w = tau c / |c|, b = 0: logits tau cos(x, c) (Meta-Baseline, 2003.04390, eq. 1-2), for features of one length, as image
     embeddings have here. Its second stage trains the backbone through them; here that is frozen, and tau, which changes no

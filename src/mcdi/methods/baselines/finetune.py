@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, for_shots, silent
+from mcdi.methods.base import Log, nearest_shots, register_method, silent
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
@@ -74,10 +74,11 @@ class FineTuneSettings:
             raise McdiError(f"batch = {self.batch} examples a step: choose at least 1, or none for all of them")
 
 
+@register_method(
+    "adam", settings=FineTuneSettings, label="Adam", colour="#d1495b", marker="v", draws_at_random=False, gradient_free=False
+)
 class FineTune:
     """Adam on the support set from theta_0, the rate, steps and decay tuned on validation classes for every shot number."""
-
-    gradient_free = False
 
     def __init__(self, settings: FineTuneSettings) -> None:
         self.settings = settings
@@ -110,7 +111,7 @@ class FineTune:
         return self.initial(net, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1).clone()
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        lr, steps, decay = for_shots(self.chosen, net, support, mask)
+        lr, steps, decay = nearest_shots(self.chosen, net, support, mask)
         return adapt(net, self._start(net, mask), support, mask, steps, lr, decay, batch=self.settings.batch, seed=seed)
 
     def config(self) -> dict[str, Any]:

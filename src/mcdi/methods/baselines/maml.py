@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, for_shots, silent
+from mcdi.methods.base import Log, nearest_shots, register_method, silent
 from mcdi.methods.baselines.reptile import for_units
 from mcdi.methods.episodes import fresh_tasks
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
@@ -85,10 +85,18 @@ def descend(
     return codes
 
 
+@register_method(
+    "meta-hypernetwork",
+    settings=MamlSettings,
+    label="Meta-Hypernetwork",
+    colour="#3f5b1a",
+    marker="d",
+    defaults={"code": 32},
+    gradient_free=False,
+)
+@register_method("maml", settings=MamlSettings, label="MAML", colour="#6b8e23", marker="d", gradient_free=False)
 class Maml:
     """One start for all tasks, and tuned SGD from it on the support set."""
-
-    gradient_free = False
 
     def __init__(self, settings: MamlSettings) -> None:
         self.settings = settings
@@ -144,7 +152,7 @@ class Maml:
         return learnt(descend(net, start, learnt.log_rate.exp(), support, mask, steps, weights=learnt))
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        return self._adapted(net, support, mask, for_shots(self.chosen, net, support, mask))
+        return self._adapted(net, support, mask, nearest_shots(self.chosen, net, support, mask))
 
     def config(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "chosen": self.chosen}

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.baselines.finetune import FineTune, FineTuneSettings
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.networks.base import Network
@@ -40,6 +40,7 @@ def for_units(net: Network, start: Tensor, units: int) -> Tensor:
     return torch.cat([rows.mean(0).expand(units - extra, -1), shared])
 
 
+@register_method("reptile", settings=ReptileSettings, label="REPTILE", colour="#1fa3b5", marker="*", gradient_free=False)
 class Reptile(FineTune):
     """Fine-tuning from the meta-learnt start instead of theta_0; everything else, the tuning included, is the same."""
 

@@ -1,4 +1,4 @@
-"""Which networks denoise weights? All have one face, f(x (B, U, D), t (B,), cond (B, U, C), mask (B, U)) -> (B, U, D)."""
+"""Networks that denoise weights, by name: all map (x (B, U, D), t (B,), cond (B, U, C), mask (B, U)) -> (B, U, D)."""
 
 import math
 from typing import Any
@@ -8,16 +8,16 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.methods.mcdi.vector_denoisers import MLP, Residual, UNet1d, time_features
+from mcdi.methods.mcdi.vector_denoisers import MLP, Residual, time_features
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, there: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-    """What queries (B, heads, Q, w) see of keys and values (B, heads, K, w) that are `there` (B, 1, 1, K) -> (B, Q, heads * w).
+def attend(q: Tensor, k: Tensor, v: Tensor, exists: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """Attention of queries (B, heads, Q, w) to the keys and values (B, heads, K, w) that exist (B, 1, 1, K): (B, Q, heads * w).
 
     Written out: units are few (5 to 100), and unlike the fused kernel this runs under vmap on every device.
     """
     logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
-    return (logits.masked_fill(~there, -1e9).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return (logits.masked_fill(~exists, -1e9).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -75,8 +75,8 @@ class UnitTransformer(nn.Module):
         return self.head(self.norm(h))
 
 
-class Among(nn.Module):
-    """Pre-norm self-attention among examples, with a sign for those of one class, and a perceptron (SAB of 1810.00825)."""
+class SetAttentionBlock(nn.Module):
+    """Pre-norm self-attention among examples, a learnt bias for those of one class, and a perceptron (SAB of 1810.00825)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -84,22 +84,22 @@ class Among(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.own = nn.Parameter(torch.zeros(heads))
+        self.same_class = nn.Parameter(torch.zeros(heads))
 
-    def forward(self, h: Tensor, there: Tensor, same: Tensor) -> Tensor:
+    def forward(self, h: Tensor, exists: Tensor, same: Tensor) -> Tensor:
         b, n, _ = h.shape
         q, k, v = self.qkv(self.norm1(h)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        h = h + self.out(attend(q, k, v, there, self.own[:, None, None] * same))
+        h = h + self.out(attend(q, k, v, exists, self.same_class[:, None, None] * same))
         return h + self.down(F.silu(self.up(self.norm2(h))))
 
 
 class CrossTransformer(UnitTransformer):
-    """A token a unit that also attends to every single support example, with a sign for those of its own class.
+    """A token a unit that also attends to every single support example, with a learnt bias for those of its own class.
 
     The condition of a unit is its summary (`summary` numbers) and its `examples`, of equal size: a feature vector and 1, or
     zeros where there is none, of a unit that is no class say. Equivariant to the order of classes and of examples (2103.03206
-    reads sets so). among: layers in which examples see each other first, as in the Set Transformer (1810.00825), whose
-    seeds are here the units.
+    reads sets so). set_attention_layers: blocks in which examples attend to each other first, as in the Set Transformer
+    (1810.00825), whose seeds are the units here.
     """
 
     def __init__(
@@ -113,15 +113,15 @@ class CrossTransformer(UnitTransformer):
         width: int = 128,
         depth: int = 3,
         heads: int = 4,
-        among: int = 0,
+        set_attention_layers: int = 0,
     ) -> None:
         super().__init__(size, summary, units, width=width, depth=depth, heads=heads)
         if examples < 1 or (condition_size - summary) % examples:
             raise ValueError("it reads single examples, which this condition does not hold: set condition = 'examples'")
         self.size, self.examples, self.summary = (condition_size - summary) // examples, examples, summary
         self.embed = nn.Linear(self.size, width)
-        self.among = nn.ModuleList(Among(width, heads) for _ in range(among))
-        self.own = nn.Parameter(torch.zeros(depth, heads))
+        self.set_attention = nn.ModuleList(SetAttentionBlock(width, heads) for _ in range(set_attention_layers))
+        self.same_class = nn.Parameter(torch.zeros(depth, heads))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.reads = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.keys = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
@@ -131,23 +131,23 @@ class CrossTransformer(UnitTransformer):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         b, u, _ = x.shape
         single = cond[..., self.summary :].reshape(b, u * self.examples, self.size)
-        there = (single[..., -1] > 0.5)[:, None, None]  # (b, 1, 1, u E)
-        mine = torch.eye(u, device=x.device).repeat_interleave(self.examples, 1)
+        exists = (single[..., -1] > 0.5)[:, None, None]  # (b, 1, 1, u E)
+        own_class = torch.eye(u, device=x.device).repeat_interleave(self.examples, 1)
         examples = F.silu(self.embed(single))
-        for layer in self.among:
-            examples = layer(examples, there, mine.transpose(0, 1) @ mine)
+        for layer in self.set_attention:
+            examples = layer(examples, exists, own_class.transpose(0, 1) @ own_class)
         h = self.weights(x) + self.condition(cond[..., : self.summary])
         time = self.time(time_features(t, self.width))
-        parts = zip(self.blocks, self.norms, self.reads, self.keys, self.outs, self.own, strict=True)
-        for block, norm, read, key, out, own in parts:
+        parts = zip(self.blocks, self.norms, self.reads, self.keys, self.outs, self.same_class, strict=True)
+        for block, norm, read, key, out, same_class in parts:
             q = read(norm(h)).reshape(b, u, self.heads, -1).transpose(1, 2)
             k, v = key(examples).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
-            h = block(h + out(attend(q, k, v, there, own[:, None, None] * mine)), time, mask)
+            h = block(h + out(attend(q, k, v, exists, same_class[:, None, None] * own_class)), time, mask)
         return self.head(self.norm(h))
 
 
-class Span(nn.Module):
-    """Weights as a sum of vectors that are at hand: directions in the condition, those of the other units, and x_t's own.
+class HeadCombiner(nn.Module):
+    """Weights as a sum of given vectors: the closed-form heads in the condition, their mean over the other units, and x_t.
 
     Only their lengths and angles decide how much of each, so that it is equivariant to rotations of (standardised) weight space
     and to the order of units: it has no directions of its own to learn from training tasks, whose kinds may be few.
@@ -157,7 +157,7 @@ class Span(nn.Module):
     def __init__(self, size: int, condition_size: int, units: int, *, width: int = 64, depth: int = 2) -> None:
         super().__init__()
         if condition_size % size:
-            raise ValueError(f"its condition is directions of {size} numbers each, not {condition_size}: set around = 'heads'")
+            raise ValueError(f"its condition is heads of {size} numbers each, not {condition_size}: set prior_input = 'heads'")
         self.width = width
         count = 2 * (condition_size // size + 1)
         self.inputs = nn.Linear(count + count * (count - 1) // 2, width)
@@ -169,9 +169,9 @@ class Span(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         own = torch.cat([x[..., None, :], cond.unflatten(-1, (-1, x.shape[-1]))], -2)
-        there = mask[..., None, None].to(x.dtype)
-        others = (own * there).sum(1, keepdim=True) - own * there
-        vectors = torch.cat([own, others / (there.sum(1, keepdim=True) - 1).clamp(min=1)], -2)  # (B, U, count, D)
+        exists = mask[..., None, None].to(x.dtype)
+        others = (own * exists).sum(1, keepdim=True) - own * exists
+        vectors = torch.cat([own, others / (exists.sum(1, keepdim=True) - 1).clamp(min=1)], -2)  # (B, U, count, D)
         length = (vectors.square().mean(-1, keepdim=True) + 1e-4).sqrt()  # x may be all zeros
         vectors = vectors / length
         i, j = torch.triu_indices(vectors.shape[-2], vectors.shape[-2], offset=1, device=x.device)
@@ -186,9 +186,8 @@ class Span(nn.Module):
 DENOISERS: dict[str, type[nn.Module]] = {
     "transformer": UnitTransformer,
     "cross": CrossTransformer,
-    "span": Span,
+    "head-combiner": HeadCombiner,
     "mlp": MLP,
-    "unet": UNet1d,
 }
 
 

@@ -1,4 +1,4 @@
-"""What does a support set alone say about the weights? A linear map, solved once, that a denoiser starts from."""
+"""The linear prior under a denoiser: what a support set alone says about the weights, solved once in closed form."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -11,7 +11,7 @@ from mcdi.weights import WeightSpace
 
 
 class Prior(nn.Module):
-    """z ~ N(guess, s^2), a guess from what is known of the support set; `units` kinds of units, each with its variances."""
+    """z ~ N(mean, s^2), the mean from the condition; `units` kinds of units, each with its variances. Ours, not the paper's."""
 
     def __init__(self, size: int, units: int) -> None:
         super().__init__()
@@ -19,22 +19,22 @@ class Prior(nn.Module):
         self.register_buffer("variance", torch.ones(units, size))
 
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """From parts (z (N, U, D), what is read of the condition (N, U, ..), mask (N, U)), of which only sums are kept."""
+        """From parts (z (N, U, D), the prior's part of the condition (N, U, ..), mask (N, U)), of which only sums are kept."""
         raise NotImplementedError
 
-    def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
+    def mean_of_weights(self, cond: Tensor, mask: Tensor) -> Tensor:
         """The mean of z given the condition alone: -> (B, U, D)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, bar: Tensor, guess: Tensor) -> Tensor:
-        """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the guess; bar (B, 1, 1)."""
-        variance = self._spread(self.variance, x.shape[1])
-        return (guess * (1 - bar) + variance * bar.sqrt() * x) / (variance * bar + 1 - bar)
+    def forward(self, x: Tensor, bar: Tensor, mean: Tensor) -> Tensor:
+        """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the mean; bar (B, 1, 1)."""
+        variance = self._expand(self.variance, x.shape[1])
+        return (mean * (1 - bar) + variance * bar.sqrt() * x) / (variance * bar + 1 - bar)
 
-    def _spread(self, kept: Tensor, units: int) -> Tensor:
-        """What is kept for every kind of unit, for `units` of them: the first kind is as many as the others leave."""
-        first = kept[:1].expand(units - len(kept) + 1, *kept.shape[1:])
-        return torch.cat([first, kept[1:]]) if len(kept) > 1 else first
+    def _expand(self, kinds: Tensor, units: int) -> Tensor:
+        """One row a kind of unit -> one a unit, of `units`: the first kind takes as many as the others leave."""
+        first = kinds[:1].expand(units - len(kinds) + 1, *kinds.shape[1:])
+        return torch.cat([first, kinds[1:]]) if len(kinds) > 1 else first
 
 
 class LinearPrior(Prior):
@@ -75,19 +75,19 @@ class LinearPrior(Prior):
                 square[u] += y.square().sum(0)
                 count[u] += len(a)
         gram, right, square = gram / count[:, None, None], right / count[:, None, None], square / count[:, None]
-        found = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=gram.dtype), right)
-        error = square - 2 * (found * right).sum(1) + (found * (gram @ found)).sum(1)  # mean of (y - found a)^2
-        self.matrix.copy_(found)
+        solution = torch.linalg.solve(gram + ridge * torch.eye(size, dtype=gram.dtype), right)
+        error = square - 2 * (solution * right).sum(1) + (solution * (gram @ solution)).sum(1)  # mean of (y - solution a)^2
+        self.matrix.copy_(solution)
         self.variance.copy_(error.clamp(min=1e-4))
 
-    def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
-        """The linear map's answer, (B, U, D): the mean of z given the condition alone."""
-        return torch.einsum("bui,uid->bud", self._inputs(cond, mask), self._spread(self.matrix, cond.shape[1]))
+    def mean_of_weights(self, cond: Tensor, mask: Tensor) -> Tensor:
+        """The linear map's answer: (B, U, C) -> (B, U, D)."""
+        return torch.einsum("bui,uid->bud", self._inputs(cond, mask), self._expand(self.matrix, cond.shape[1]))
 
 
 class HeadPrior(Prior):
-    """z ~ N(sum_j s_j head_j, s^2) for rows: heads that the support set itself gives for the network as it starts, each times
-    one number. Units that are no rows are guessed where they start, theta_0: there the heads fit them.
+    """z ~ N(sum_j s_j head_j, s^2) for rows: closed-form heads of the support set, each times one number. Units that are
+    no rows have the mean theta_0, for which the heads were computed.
 
     A full map has as many unknowns as rows are long, squared; where training tasks are few, these can still be solved. One
     number for a whole head, weight and bias: scaled apart from each other they would move the boundary between classes.
@@ -104,7 +104,7 @@ class HeadPrior(Prior):
         self.register_buffer("std", torch.ones(size))
         self.register_buffer("start", torch.zeros(units - 1, size))
 
-    def place(self, mean: Tensor, std: Tensor, start: Tensor) -> None:
+    def set_statistics(self, mean: Tensor, std: Tensor, start: Tensor) -> None:
         """Mean and std (D,) that rows are standardised by, and the standardised theta_0 of the other units (units - 1, D)."""
         for own, given in ((self.mean, mean), (self.std, std), (self.start, start)):
             own.copy_(given)
@@ -115,10 +115,10 @@ class HeadPrior(Prior):
         heads, size = len(self.scale), len(self.mean)
         rows, square = torch.zeros(heads + 1, heads + 1, size).double(), torch.zeros(self.start.shape).double()
         count = tasks = torch.zeros(())
-        for z, read, mask in parts:
+        for z, closed, mask in parts:
             chosen = mask[:, : self._rows(z)]
             natural = z[:, : self._rows(z)][chosen][:, None] * self.std + self.mean
-            both = torch.cat([read[:, : self._rows(z)][chosen].unflatten(-1, (heads, size)), natural], 1).double()
+            both = torch.cat([closed[:, : self._rows(z)][chosen].unflatten(-1, (heads, size)), natural], 1).double()
             rows += torch.einsum("njd,nkd->jkd", both, both)
             square += (z[:, self._rows(z) :] - self.start).square().double().sum(0)
             count, tasks = count + len(both), tasks + len(z)
@@ -132,31 +132,34 @@ class HeadPrior(Prior):
     def _rows(self, z: Tensor) -> int:
         return z.shape[1] - len(self.variance) + 1
 
-    def guess(self, cond: Tensor, mask: Tensor) -> Tensor:
-        """The heads' answer for rows, theta_0 for other units, standardised: (B, U, J D) -> (B, U, D)."""
+    def mean_of_weights(self, cond: Tensor, mask: Tensor) -> Tensor:
+        """Scaled heads for rows, theta_0 for other units, standardised: (B, U, J D) -> (B, U, D)."""
         rows = torch.einsum("burd,r->bud", cond[:, : self._rows(cond)].unflatten(-1, (len(self.scale), -1)), self.scale)
         return torch.cat([(rows - self.mean) / self.std, self.start.expand(rows.shape[0], -1, -1)], 1)
 
     def directions(self, cond: Tensor) -> Tensor:
-        """The heads in standardised units, of rows without others beside them: (B, U, J D) -> (B, U, J D)."""
+        """The heads in standardised units, of tasks whose units are all rows: (B, U, J D) -> (B, U, J D)."""
         return (cond.unflatten(-1, (len(self.scale), -1)) / self.std).flatten(-2)
 
 
-Read = Callable[[Tensor], Tensor]
+def fit_prior(
+    prior: Prior, family: TaskFamily, data: Stored, space: WeightSpace, prior_input: Callable[[Tensor], Tensor]
+) -> None:
+    """Fit a prior on the CPU, on every stored task with a support set of every number of shots drawn for it.
 
-
-def fit_prior(prior: Prior, family: TaskFamily, data: Stored, space: WeightSpace, read: Read) -> None:
-    """Fit on the CPU; `read`: what of a condition the prior sees."""
+    Args:
+        prior_input: what of a condition (B, U, C) the prior reads.
+    """
 
     def parts() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for part in data.parts():
             for shots in family.shots:
                 draw = family.sample("train", part.seeds.tolist(), shots=shots)
                 cond = family.downstream.condition(draw.support, draw.mask.shape[1])
-                yield space.standardise(part.targets[:, -1]), read(cond), part.mask
+                yield space.standardise(part.targets[:, -1]), prior_input(cond), part.mask
 
     if isinstance(prior, HeadPrior):
         net = family.downstream
         mean, std = (statistic.reshape(-1, space.D)[0] for statistic in space.statistics())
-        prior.place(mean, std, space.standardise(net.theta0(0, net.space.U))[net.way :])
+        prior.set_statistics(mean, std, space.standardise(net.theta0(0, net.space.U))[net.way :])
     prior.fit(parts())

@@ -1,37 +1,51 @@
-"""The sampler, the ridge blend and the calibration of a trained generator, chosen on validation tasks."""
+"""The sampler, the mixing weight and the calibration of a trained generator, chosen on validation tasks."""
 
 from dataclasses import replace
+from typing import TypeVar
 
-from mcdi.methods import SAMPLERS, SHARES, Diffusion
-from mcdi.methods.mcdi.calibration import surprise, usual
+from mcdi.methods.mcdi.calibration import calibration_quantiles, support_log_odds
+from mcdi.methods.sampling import MIXING_WEIGHTS, SAMPLERS, SupportsSampling
 from mcdi.tasks.family import TaskFamily
 
+M = TypeVar("M", bound=SupportsSampling)
 
-def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: int = 0) -> tuple[str, Diffusion]:
-    """The sampler of SAMPLERS, and for heads the share of SHARES, that are best on validation tasks over all shot numbers; of
-    equals the cheapest and the largest share. A regression has one sampler, its own. For heads also how much a task's own
-    examples may surprise it (leaning.usual)."""
+
+def choose_sampler(method: M, family: TaskFamily, *, tasks: int, seed: int = 0) -> tuple[str, M]:
+    """The best way of sampling on validation tasks, over all numbers of shots.
+
+    Candidates are `SAMPLERS` (regression has one, its own) and, for networks with a head, `MIXING_WEIGHTS`. Of equals the
+    cheapest and the least blended wins. For heads the calibration quantiles of confidence are kept too.
+
+    Args:
+        method: trained.
+        tasks: validation tasks a number of shots.
+
+    Returns:
+        Its name, and the method that samples so.
+    """
     net = family.downstream
-    samplers = SAMPLERS if method.is_chain else {"one step": method.settings.sampling}
-    shares = SHARES if net.leans else SHARES[:1]
+    samplers = SAMPLERS if method.is_chain else {"one step": method.sampling}
+    mixing = MIXING_WEIGHTS if net.supports_ridge_blend else MIXING_WEIGHTS[:1]
     batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
-    scores = dict.fromkeys(((n, share) for n in samplers for share in shares), 0.0)
-    for name, how in samplers.items():
+    scores = dict.fromkeys(((name, weight) for name in samplers for weight in mixing), 0.0)
+    for name, sampling in samplers.items():
         for batch in batches:
-            drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
-            for share in shares:
-                weights = drawn if share == 1 else net.leant(drawn[:, None], batch.support, batch.mask, share)[:, 0]
-                scores[name, share] += float(net.score(weights, batch.query, batch.mask).mean()) / len(batches)
+            drawn = method.generate(net, batch.support, batch.mask, seed=seed, sampling=sampling)
+            for weight in mixing:
+                blended = drawn
+                if weight < 1:
+                    blended = net.blend_with_ridge(drawn[:, None], batch.support, batch.mask, weight)[:, 0]
+                scores[name, weight] += float(net.score(blended, batch.query, batch.mask).mean()) / len(batches)
 
-    def merit(found: tuple[str, float]) -> tuple[float, int, float]:
-        how = samplers[found[0]]
-        return round(scores[found], 4), -how.samples * (how.steps or method.schedule.T), found[1]
+    def merit(candidate: tuple[str, float]) -> tuple[float, int, float]:
+        sampling = samplers[candidate[0]]
+        return round(scores[candidate], 4), -sampling.samples * method.chain_steps(sampling), candidate[1]
 
-    name, share = max(scores, key=merit)
-    label, how = name if share == 1 else f"{name}, share {share}", samplers[name]
-    known: dict[str, tuple[float, ...]] = {}
-    if net.leans:
+    name, weight = max(scores, key=merit)
+    label, sampling = name if weight == 1 else f"{name}, mixing weight {weight}", samplers[name]
+    quantiles: dict[str, tuple[float, ...]] = {}
+    if net.supports_ridge_blend:
         for shots, batch in zip(family.shots, batches, strict=True):
-            drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
-            known[str(shots)] = usual(surprise(net, drawn, batch.support, batch.mask))
-    return label, method.with_sampling(replace(how, share=share, usual=known))
+            drawn = method.generate(net, batch.support, batch.mask, seed=seed, sampling=sampling)
+            quantiles[str(shots)] = calibration_quantiles(support_log_odds(net, drawn, batch.support, batch.mask))
+    return label, method.with_sampling(replace(sampling, mixing_weight=weight, calibration_quantiles=quantiles))

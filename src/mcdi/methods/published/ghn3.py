@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.episodes import fresh_tasks
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.methods.published.graph import Graph, graph_of
@@ -70,10 +70,9 @@ def smoothed(net: Network, weights: Tensor, data: Examples, mask: Tensor, share:
     return (1 - share) * loss + share * spread.mean(1)
 
 
+@register_method("ghn-3", settings=GhnSettings, label="GHN-3", colour="#0f766e", marker="s")
 class Ghn:
     """Weights in one pass over the graph, without a gradient."""
-
-    gradient_free = True
 
     def __init__(self, settings: GhnSettings) -> None:
         self.settings = settings

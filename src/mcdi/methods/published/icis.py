@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mcdi.core import Params
 from mcdi.errors import McdiError
+from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.stored_weights import FromWeights, FromWeightsSettings, Stage, over_units
 from mcdi.networks.base import Network
@@ -58,6 +59,16 @@ class TwoCoders(nn.Module):
         return loss
 
 
+@register_method(
+    "icis",
+    settings=IcisSettings,
+    label="ICIS",
+    colour="#d98cb3",
+    marker="X",
+    exportable=True,
+    needs_trajectories=True,
+    seed_per_task=True,
+)
 class Icis(FromWeights[IcisSettings]):
     """A class's weights from its own descriptor alone, in one pass. Cosines know no length: rows get that of training rows."""
 

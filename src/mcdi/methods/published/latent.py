@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
+from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.autoencoder import Autoencoder, bound
 from mcdi.methods.published.noise_prediction import FromNoise, FromNoiseSettings
@@ -49,6 +50,28 @@ class Parts(nn.Module):
         self.register_buffer("scale", torch.ones(()))  # latents are divided by their spread (2112.10752)
 
 
+@register_method(
+    "d2nwg",
+    settings=LatentSettings,
+    label="D2NWG",
+    colour="#444444",
+    marker=">",
+    fixed={"conditional": True},
+    slow=True,
+    needs_trajectories=True,
+    seed_per_task=True,
+)
+@register_method(
+    "p-diff",
+    settings=LatentSettings,
+    label="p-diff",
+    colour="#a9a9a9",
+    marker="<",
+    fixed={"conditional": False},
+    slow=True,
+    needs_trajectories=True,
+    seed_per_task=True,
+)
 class Latent(FromNoise[LatentSettings]):
     """Stage one: an autoencoder of theta_M. Stage two: a diffusion of its latents, those of all units as one set."""
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.noise_prediction import FromNoise, FromNoiseSettings
 from mcdi.methods.published.stored_weights import Stage
@@ -27,10 +28,19 @@ def slope(net: Network, space: WeightSpace, x: Tensor, support: Examples, mask: 
     return torch.cat([gradient / size, size.log().expand(-1, x.shape[1], 1)], -1)
 
 
+@register_method(
+    "metadiff",
+    settings=FromNoiseSettings,
+    label="MetaDiff",
+    colour="#b5651d",
+    marker="H",
+    slow=True,
+    gradient_free=False,
+    needs_trajectories=True,
+    seed_per_task=True,
+)
 class MetaDiff(FromNoise[FromNoiseSettings]):
     """T = 1000 and a network that predicts the noise from x_t, t and the gradient are theirs; sizes and steps ours."""
-
-    gradient_free = False
 
     def make(self, space: WeightSpace) -> nn.Module:
         return self.denoiser(space, space.D, space.D + 1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mcdi import core
 from mcdi.errors import McdiError
+from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.noise_prediction import FromNoise, FromNoiseSettings
 from mcdi.methods.published.stored_weights import Stage, over_units
@@ -54,6 +55,16 @@ class Parts(nn.Module):
         return self.denoiser(x, t, read, mask), self.log_scale(read, mask)
 
 
+@register_method(
+    "ocd-residual",
+    settings=OcdSettings,
+    label="OCD",
+    colour="#6f4aa0",
+    marker="^",
+    slow=True,
+    needs_trajectories=True,
+    seed_per_task=True,
+)
 class ResidualOcd(FromNoise[OcdSettings]):
     """theta = base + scale * residual; the residual is drawn by DDIM, the scale is told by a network of its own."""
 

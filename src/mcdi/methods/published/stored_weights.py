@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.episodes import stored_tasks
-from mcdi.methods.mcdi.sampling import best_fit
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.methods.sampling import best_on_support
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
@@ -49,13 +49,15 @@ class Stage(NamedTuple):
 class FromWeights(Generic[S]):
     """Base: `make` says what the module is, `stages` how it is trained, `answer` what it says of a support set."""
 
-    gradient_free = True
-
     def __init__(self, settings: S) -> None:
         self.settings = settings
         self.net: nn.Module | None = None
         self.space: WeightSpace | None = None
         self.condition_size = 0
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [] if self.net is None else [self.net]
 
     def make(self, space: WeightSpace) -> nn.Module:
         raise NotImplementedError
@@ -101,7 +103,7 @@ class FromWeights(Generic[S]):
         if found.ndim == 3:
             return self.space.restore(found)
         drawn = self.space.restore(found.flatten(0, 1)).unflatten(0, found.shape[:2])
-        return best_fit(net, drawn, support, mask)
+        return best_on_support(net, drawn, support, mask)
 
     def config(self) -> dict[str, Any]:
         assert self.space is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
+from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.autoencoder import Autoencoder, bound
 from mcdi.methods.published.stored_weights import FromWeights, FromWeightsSettings, Stage
@@ -32,6 +33,16 @@ class VaeSettings(FromWeightsSettings):
             raise McdiError(f"latent = {self.latent} and width = {self.width} must be at least 1, beta = {self.beta} positive")
 
 
+@register_method(
+    "vae",
+    settings=VaeSettings,
+    label="CVAE",
+    colour="#5d3a9b",
+    marker="8",
+    exportable=True,
+    needs_trajectories=True,
+    seed_per_task=True,
+)
 class Vae(FromWeights[VaeSettings]):
     """Weights are decoded from z = 0, the middle of the prior, and the support set's condition, without a gradient."""
 

@@ -1,0 +1,114 @@
+"""The denoiser f(x_t, t, c) of the paper as one module: a network, the linear prior under it, and the schedule."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from mcdi import core
+from mcdi.errors import McdiError
+from mcdi.methods.mcdi.denoisers import make_denoiser
+from mcdi.methods.mcdi.prior import HeadPrior, LinearPrior, Prior
+from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.networks.base import Network
+from mcdi.networks.support import prototype_rows
+from mcdi.weights import WeightSpace
+
+
+class ConditionSizes(NamedTuple):
+    """Of what a downstream network tells of a support set: numbers a unit, how many of them a linear map may read, closed-form
+    heads at its beginning, single examples at its end."""
+
+    condition_size: int
+    summary_size: int
+    heads: int
+    examples: int
+
+    @classmethod
+    def of(cls, net: Network) -> "ConditionSizes":
+        return cls(net.condition_size, net.summary_size, net.heads, net.examples)
+
+
+class Denoiser(nn.Module):
+    """f of the paper: the noise estimate of the global chain, given x_t, t and the condition of a support set.
+
+    Args:
+        settings: which network and prior, and the schedule.
+        space: the generated weights, D numbers a unit.
+        sizes: of the condition.
+
+    Source: Mc-Di (CVPR 2026), f_phi^G. The prior under the network is ours.
+    """
+
+    def __init__(self, settings: DiffusionSettings, space: WeightSpace, sizes: ConditionSizes) -> None:
+        super().__init__()
+        s = self.settings = settings
+        self.sizes, self.rows_only = sizes, space.unit == "row" and not space.extra
+        self.schedule = core.make_schedule(s.schedule, s.T, s.segments, s.floor)
+        self.prior: Prior | None = None
+        if s.prior and s.parameterisation == "x0":
+            kind = HeadPrior if s.prior_input == "heads" else LinearPrior
+            inputs = {"summary": sizes.summary_size, "prototypes": space.D, "heads": sizes.heads}[s.prior_input]
+            self.prior = kind(space.D, inputs, space.kinds)
+        options: dict[str, Any] = dict(s.options)
+        if s.denoiser == "transformer" and space.unit != "row":
+            options = {"ordered": True, **options}
+        if s.denoiser == "cross":
+            options |= {"summary": sizes.summary_size, "examples": sizes.examples}
+        self.head_size = sizes.heads * space.D
+        reads = self.head_size if s.combines_heads else sizes.condition_size
+        self.network = make_denoiser(s.denoiser, space.D, reads, space.U, **options)
+        self.row_size = space.D
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self.schedule.alpha.device)).device
+        self.schedule = replace(self.schedule, alpha=self.schedule.alpha.to(device))
+        return self
+
+    @property
+    def any_units(self) -> bool:
+        """Whether it serves tasks of any number of units."""
+        return bool(getattr(self.network, "any_units", True))
+
+    def prior_mean(self, cond: Tensor, mask: Tensor) -> Tensor | None:
+        """The linear map's answer to the condition alone, (B, U, D); the same at every step of a chain."""
+        return None if self.prior is None else self.prior.mean_of_weights(self.prior_input(cond), mask)
+
+    def prior_input(self, cond: Tensor) -> Tensor:
+        """What the prior reads of a condition: never the single examples, whose order would count."""
+        if self.settings.prior_input == "summary":
+            return cond[..., : self.sizes.summary_size]
+        if self.settings.prior_input == "heads":
+            return cond[..., : self.head_size]
+        if not self.rows_only:
+            raise McdiError("only linear heads have prototypes: set prior_input = 'summary'")
+        return prototype_rows(cond[..., : self.row_size - 1])
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor, prior_mean: Tensor | None = None) -> Tensor:
+        """f(x_t, t, c).
+
+        Args:
+            x: (B, U, D), standardised weights at t.
+            t: (B,), in [0, T).
+            cond: (B, U, C).
+            mask: (B, U), which units exist.
+            prior_mean: `prior_mean` of the condition, where it is known already.
+
+        Returns:
+            (B, U, D), the noise estimate of the global chain.
+        """
+        reads = cond
+        if self.settings.combines_heads:
+            assert isinstance(self.prior, HeadPrior)
+            reads = self.prior.directions(self.prior_input(cond))
+        output = self.network(x, t / self.schedule.T, reads, mask)
+        if self.prior is not None:
+            # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
+            mean = self.prior_mean(cond, mask) if prior_mean is None else prior_mean
+            assert mean is not None
+            local, bar = (b[:, None, None] for b in (self.schedule.bar(t, self.schedule.segment(t + 1)), self.schedule.bar(t)))
+            f = (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * self.prior(x, local, mean))
+            output = output + core.to_x0(f, x, t, self.schedule)
+        return core.to_f(output, x, t, self.schedule, self.settings.parameterisation)
