@@ -87,7 +87,7 @@ class World:
     def weights(self, method, batch=None, **how):
         batch = batch or self.batch
         if how:
-            return method.generate(self.family.downstream, batch.support, batch.mask, seed=3, how=Sampling(**how))
+            return method.generate(self.family.downstream, batch.support, batch.mask, seed=3, sampling=Sampling(**how))
         return method.generate(self.family.downstream, batch.support, batch.mask, seed=3)
 
     def score(self, weights):

@@ -107,9 +107,9 @@ class TestSame:
         reader, generator = Exported.load(exported), load(exported)
         one, many, five = examples(1, 3, 1), examples(60, 3, 1), examples(2, 3, 5)
         same(reader, generator, (one[0][0], one[1][0]))
-        trust = generator.trust(many)
+        trust = generator.confidence(many)
         torch.testing.assert_close(reader.run(*many, 3, 0)[1], trust)
-        assert len(trust.unique()) > 3 and not generator.trust(five).any()
+        assert len(trust.unique()) > 3 and not generator.confidence(five).any()
         same(reader, generator, many)
 
     def test_noise_is_what_the_generator_draws(self, model, tmp_path):

@@ -29,7 +29,7 @@ def test_shapes_and_what_the_output_depends_on(kind, units, size):
     extra = {}
     if kind == "cross":  # and two examples of every class
         cond, extra = torch.cat([cond, torch.ones(*cond.shape[:2], 2 * size)], -1), {"summary": cond.shape[-1], "examples": 2}
-    if kind == "span":
+    if kind == "head-combiner":
         cond = torch.randn(*cond.shape[:2], 2 * size, generator=torch.Generator().manual_seed(1))
     net = awake(make_denoiser(kind, size, cond.shape[-1], units, width=16, **extra))
     out = net(x, t, cond, mask)
@@ -45,7 +45,7 @@ def test_a_new_denoiser_says_nothing(kind):
 
 
 def test_what_is_unknown_or_does_not_fit():
-    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, cross, span, mlp, unet"):
+    with pytest.raises(McdiError, match="unknown denoiser 'gru': choose transformer, cross, head-combiner, mlp"):
         make_denoiser("gru", 5, 4, 3)
     with pytest.raises(McdiError, match="'mlp' does not take these options.*heads"):
         make_denoiser("mlp", 5, 4, 3, heads=2)
@@ -67,10 +67,10 @@ def test_the_transformer_heeds_the_mask_and_the_order_only_when_told():
     assert make_denoiser("transformer", 5, 4, 3, width=16)(*inputs(units=7)).shape == (2, 7, 5)  # any number of units
 
 
-class TestSpan:
+class TestHeadCombiner:
     def case(self, size=6, units=3):
         x, t, cond, mask = inputs(units=units, size=size, condition=2 * size)
-        return awake(make_denoiser("span", size, 2 * size, units, width=16)), x, t, cond, mask
+        return awake(make_denoiser("head-combiner", size, 2 * size, units, width=16)), x, t, cond, mask
 
     def test_turned_weights_and_directions_give_turned_weights(self):
         net, x, t, cond, mask = self.case()
@@ -93,7 +93,7 @@ class TestSpan:
         torch.testing.assert_close(net(x, t, cond, mask)[:, :2], few, rtol=1e-4, atol=1e-4)
         assert net(torch.zeros(2, 4, 9), t, torch.zeros(2, 4, 18), torch.ones(2, 4, dtype=torch.bool)).isfinite().all()
         with pytest.raises(McdiError, match="directions of 6 numbers each, not 13"):
-            make_denoiser("span", 6, 13, 3)
+            make_denoiser("head-combiner", 6, 13, 3)
 
 
 class TestLinearPrior:
@@ -107,8 +107,8 @@ class TestLinearPrior:
         prior = LinearPrior(5, 4, 1)
         prior.fit([(torch.where(mask[..., None], z, torch.nan), cond, mask)], ridge=1e-9)  # masked-out units are never read
         torch.testing.assert_close(prior.matrix[0], a, rtol=1e-3, atol=1e-3)
-        guess = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), prior.guess(cond, mask))  # bar = 0: x says nothing
-        torch.testing.assert_close(guess[mask], z[mask], rtol=1e-3, atol=1e-3)
+        mean = prior(torch.zeros_like(z), torch.zeros(200, 1, 1), prior.mean_of_weights(cond, mask))  # bar = 0: x says nothing
+        torch.testing.assert_close(mean[mask], z[mask], rtol=1e-3, atol=1e-3)
 
     def test_one_map_a_unit_where_units_differ(self):
         g = torch.Generator().manual_seed(1)
@@ -117,8 +117,8 @@ class TestLinearPrior:
         prior = LinearPrior(3, 4, 2)
         whole = torch.ones(300, 2, dtype=torch.bool)
         prior.fit(zip(z.split(70), cond.split(70), whole.split(70), strict=True), ridge=1e-7)
-        guess = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), prior.guess(cond, whole))
-        torch.testing.assert_close(guess, z, rtol=1e-3, atol=1e-3)
+        mean = prior(torch.zeros_like(z), torch.zeros(300, 1, 1), prior.mean_of_weights(cond, whole))
+        torch.testing.assert_close(mean, z, rtol=1e-3, atol=1e-3)
 
     def test_parts_add_up_to_the_whole(self):
         g = torch.Generator().manual_seed(2)
@@ -131,8 +131,8 @@ class TestLinearPrior:
         torch.testing.assert_close(split.matrix, whole.matrix)
         torch.testing.assert_close(split.variance, whole.variance)
         mean = (cond * mask[..., None]).sum(1, keepdim=True) / mask[..., None].sum(1, keepdim=True)
-        guess = torch.cat([cond, mean.expand_as(cond), torch.ones(90, 3, 1)], -1) @ whole.matrix[0]
-        torch.testing.assert_close(whole.variance[0], (z - guess)[mask].square().mean(0))
+        mean = torch.cat([cond, mean.expand_as(cond), torch.ones(90, 3, 1)], -1) @ whole.matrix[0]
+        torch.testing.assert_close(whole.variance[0], (z - mean)[mask].square().mean(0))
 
     @pytest.mark.parametrize("bar", [0.0, 0.002, 0.5, 0.9, 1.0])
     def test_is_the_gaussian_posterior_mean(self, bar):
@@ -142,7 +142,7 @@ class TestLinearPrior:
         prior.variance.fill_(0.3)
         cond, x = torch.tensor([[[0.5]]]), torch.tensor([[[1.1]]])
         mean = 0.7 * 0.5 + 0.1 * 0.5 - 0.4
-        got = float(prior(x, torch.full((1, 1, 1), bar), prior.guess(cond, torch.ones(1, 1, dtype=torch.bool))))
+        got = float(prior(x, torch.full((1, 1, 1), bar), prior.mean_of_weights(cond, torch.ones(1, 1, dtype=torch.bool))))
         if bar == 1.0:
             assert got == pytest.approx(1.1)
             return
@@ -151,7 +151,7 @@ class TestLinearPrior:
         assert got == pytest.approx(float((log.softmax(0) * z).sum()), abs=1e-4)
 
 
-def test_examples_among_themselves_know_their_own_class_and_read_no_empty_places():
+def test_set_attention_knows_their_own_class_and_read_no_empty_places():
     layer, g = awake(SetAttentionBlock(16, 2)), torch.Generator().manual_seed(0)
     h, there = torch.randn(2, 6, 16, generator=g), torch.ones(2, 1, 1, 6, dtype=torch.bool)
     pairs, threes = (torch.block_diag(*[torch.ones(n, n)] * (6 // n)) for n in (2, 3))

@@ -1,4 +1,4 @@
-"""Heads that lean on the least-squares classifier of their support set, and the choice of how much."""
+"""Heads that lean on the least-squares classifier of their support set, and the choice of sampling much."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def method(family, data):
     return make_method("mc-di", SETTINGS).fit(family, data, seed=0)
 
 
-class TestLeant:
+class TestBlend:
     ROWS, OTHER, MASK = normal(4, 3, 7), normal(4, 3, 7, seed=1), torch.ones(4, 3, dtype=torch.bool)
 
     def test_all_of_it_is_the_head_itself(self):
@@ -88,9 +88,9 @@ class TestClosedForm:
         want = x @ (rows[..., :-1] / 6).transpose(1, 2) + rows[..., -1][:, None]
         torch.testing.assert_close(net.predict(net.closed_form(Examples(x, y), 3), x), want)
 
-    def test_hardly_any_share_classifies_as_least_squares_does(self, family, method):
+    def test_hardly_any_weight_classifies_as_least_squares_does(self, family, method):
         batch, net = family.sample("test", range(30), shots=3), family.downstream
-        got = method.generate(net, batch.support, batch.mask, seed=0, how=Sampling(share=1e-6))
+        got = method.generate(net, batch.support, batch.mask, seed=0, sampling=Sampling(mixing_weight=1e-6))
         want = net.closed_form(batch.support, 3)
         for weights in (got, want):
             assert weights.shape == (30, 3, 7)
@@ -105,7 +105,7 @@ class TestClosedForm:
         got = net.blend_with_ridge(weights, support, mask, 0.5)
         assert torch.equal(got[:, :, 3:], weights[:, :, 3:]) and not torch.equal(got[:, :, :3], weights[:, :, :3])
 
-    def test_rows_of_an_adapter_lean_on_what_they_read(self, models):
+    def test_rows_of_an_adapter_are_blended_with_ridge_on_their_features(self, models):
         net = LoraClassifier(lora(models), 2)
         states, y = net.read([*PAIR, *PAIR[::-1]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
         net.hold(states, torch.arange(6))
@@ -120,29 +120,29 @@ class TestClosedForm:
 
 
 class TestSampling:
-    def test_every_draw_leans_and_the_mean_is_theirs(self, family, method):
+    def test_every_draw_is_blended_and_the_mean_is_theirs(self, family, method):
         batch, net = family.sample("test", range(6), shots=3), family.downstream
-        how = Sampling(samples=4, share=0.75)
-        drawn = method.draws(net, batch.support, batch.mask, seed=0, how=how)
-        free = method.draws(net, batch.support, batch.mask, seed=0, how=replace(how, share=1.0))
+        sampling = Sampling(samples=4, mixing_weight=0.75)
+        drawn = method.sample(net, batch.support, batch.mask, seed=0, sampling=sampling).weights
+        free = method.sample(net, batch.support, batch.mask, seed=0, sampling=replace(sampling, mixing_weight=1.0)).weights
         for n in range(4):
             torch.testing.assert_close(
                 drawn[:, n], net.blend_with_ridge(free[:, n : n + 1], batch.support, batch.mask, 0.75)[:, 0]
             )
-        got = method.generate(net, batch.support, batch.mask, seed=0, how=how)
+        got = method.generate(net, batch.support, batch.mask, seed=0, sampling=sampling)
         torch.testing.assert_close(got, drawn.mean(1))
 
-    @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
-    def test_shares_that_mean_nothing_are_refused(self, share):
-        with pytest.raises(McdiError, match=f"share = {share} of the generated head: choose 0 < share <= 1"):
-            Sampling(share=share)
+    @pytest.mark.parametrize("weight", [0.0, -0.5, 1.5])
+    def test_weights_that_mean_nothing_are_refused(self, weight):
+        with pytest.raises(McdiError, match=f"^mixing_weight = {weight} of the generated head: choose"):
+            Sampling(mixing_weight=weight)
 
-    def test_what_is_no_head_cannot_lean(self, sines):
+    def test_what_is_no_head_is_not_blended(self, sines):
         data = trajectories(sines, "train", range(20), Preparation(tasks=20, epochs=5, k=3))
         curve = make_method("mc-di", {**SETTINGS, "denoiser": "mlp", "prior": False}).fit(sines, data, seed=0)
         batch = sines.sample("test", range(2))
-        with pytest.raises(McdiError, match="share = 0.5 is for heads, and a curve is none: set share = 1"):
-            curve.generate(sines.downstream, batch.support, batch.mask, seed=0, how=Sampling(share=0.5))
+        with pytest.raises(McdiError, match="mixing_weight = 0.5 is for heads, and a curve is none: set mixing_weight = 1"):
+            curve.generate(sines.downstream, batch.support, batch.mask, seed=0, sampling=Sampling(mixing_weight=0.5))
         label, chosen = choose_sampler(curve, sines, tasks=20)
         assert label in SAMPLERS and chosen.settings.sampling == SAMPLERS[label]
 
@@ -155,17 +155,18 @@ class TestChoice:
         samplers = SAMPLERS if made.is_chain else {"one step": made.settings.sampling}
         batches = [family.sample("val", range(40), shots=shots) for shots in family.shots]
         merit = {}
-        for n, how in samplers.items():
-            for share in MIXING_WEIGHTS:
+        for n, sampling in samplers.items():
+            for weight in MIXING_WEIGHTS:
                 scores = []
                 for b in batches:
-                    weights = made.generate(family.downstream, b.support, b.mask, seed=0, how=replace(how, share=share))
+                    mixed = replace(sampling, mixing_weight=weight)
+                    weights = made.generate(family.downstream, b.support, b.mask, seed=0, sampling=mixed)
                     scores.append(float(family.downstream.score(weights, b.query, b.mask).mean()))
-                merit[n if share == 1 else f"{n}, share {share}"] = sum(scores) / 2
+                merit[n if weight == 1 else f"{n}, mixing weight {weight}"] = sum(scores) / 2
         label, chosen = choose_sampler(made, family, tasks=40)
         assert merit[label] == pytest.approx(max(merit.values()), abs=1e-4)
-        share = chosen.settings.sampling.share
-        assert (f"share {share}" in label) == (share < 1)
+        weight = chosen.settings.sampling.mixing_weight
+        assert (f"mixing weight {weight}" in label) == (weight < 1)
         assert len(set(merit.values())) >= 3  # there was something to choose
 
 
@@ -175,80 +176,81 @@ def chosen(family, method):
 
 
 @pytest.fixture(scope="module")
-def far(family):
+def mirrored(family):
     """The same features seen in a mirror: what tells classes apart in training says the opposite."""
     banks = {split: -bank + 3 for split, bank in family.banks.items()}
     return FewShot("mirror", family.downstream, banks, way=3, shots=(1, 3), queries=8)
 
 
-class TestTrust:
+class TestConfidence:
     """A head that misses the examples it was made from is of a task unlike those of training."""
 
     @pytest.mark.parametrize("classes", [2, 5, 40])
-    def test_surprise_is_the_odds_of_a_wrong_class(self, classes):
+    def test_support_log_odds_are_those_of_a_wrong_class(self, classes):
         """Every wrong class with logit 0, the right one with 2: odds of e^-2 each, whatever their number."""
         net = LinearHead(classes, classes)
         rows = torch.cat([2 * torch.eye(classes), torch.zeros(classes, 1)], 1)[None]
         support = Examples(torch.eye(classes)[None], torch.arange(classes)[None])
-        found = support_log_odds(net, rows, support, torch.ones(1, classes, dtype=torch.bool))
-        torch.testing.assert_close(found, torch.tensor([-2.0]), rtol=1e-4, atol=1e-4)
+        confidences = support_log_odds(net, rows, support, torch.ones(1, classes, dtype=torch.bool))
+        torch.testing.assert_close(confidences, torch.tensor([-2.0]), rtol=1e-4, atol=1e-4)
 
-    def test_usual_tasks_are_trusted_and_the_rarest_are_not(self):
-        known = calibration_quantiles(torch.arange(1001.0))
-        assert (known[0], known[-1], len(known)) == (950.0, 1000.0, 11)
-        found = torch.tensor([0.0, 950.0, 951.0, 974.0, 999.0, 1000.0, 1001.0, float("inf")])
+    def test_common_log_odds_give_full_confidence_and_rare_ones_less(self):
+        quantiles = calibration_quantiles(torch.arange(1001.0))
+        assert (quantiles[0], quantiles[-1], len(quantiles)) == (950.0, 1000.0, 11)
+        confidences = torch.tensor([0.0, 950.0, 951.0, 974.0, 999.0, 1000.0, 1001.0, float("inf")])
         want = torch.tensor([11, 11, 10, 6, 1, 1, 0, 0]) / 11
-        torch.testing.assert_close(confidence(found, known), want)
+        torch.testing.assert_close(confidence(confidences, quantiles), want)
 
-    def test_validation_keeps_what_is_usual_by_shot_number(self, family, chosen):
-        known = chosen.settings.sampling.usual
-        assert set(known) == {"1", "3"} and all(list(v) == sorted(v) for v in known.values())
+    def test_validation_keeps_quantiles_by_number_of_shots(self, family, chosen):
+        quantiles = chosen.settings.sampling.calibration_quantiles
+        assert set(quantiles) == {"1", "3"} and all(list(v) == sorted(v) for v in quantiles.values())
         batch = family.sample("val", range(100), shots=3)
-        found = chosen.trust(family.downstream, batch.support, batch.mask, seed=0)
-        assert 0.94 <= float((found == 1).float().mean()) <= 0.97
+        confidences = chosen.sample(family.downstream, batch.support, batch.mask, seed=0).confidence
+        assert 0.94 <= float((confidences == 1).float().mean()) <= 0.97
 
-    def test_trusted_tasks_keep_their_share_and_others_lean_on_least_squares(self, family, chosen, far):
-        net, how = family.downstream, chosen.settings.sampling
-        for tasks, low, high in ((family, 0.8, 1.0), (far, 0.0, 0.5)):
+    def test_in_distribution_tasks_keep_their_head_and_others_are_blended(self, family, chosen, mirrored):
+        net, sampling = family.downstream, chosen.settings.sampling
+        for tasks, low, high in ((family, 0.8, 1.0), (mirrored, 0.0, 0.5)):
             batch = tasks.sample("test", range(60), shots=3)
-            found = chosen.trust(net, batch.support, batch.mask, seed=0)
-            assert low <= float(found.mean()) <= high
-            free = chosen.draws(net, batch.support, batch.mask, seed=0, how=replace(how, share=1.0, usual={}))
-            want = net.blend_with_ridge(free, batch.support, batch.mask, how.share * found)[:, 0]
+            confidences = chosen.sample(net, batch.support, batch.mask, seed=0).confidence
+            assert low <= float(confidences.mean()) <= high
+            plain = replace(sampling, mixing_weight=1.0, calibration_quantiles={})
+            free = chosen.sample(net, batch.support, batch.mask, seed=0, sampling=plain).weights
+            want = net.blend_with_ridge(free, batch.support, batch.mask, sampling.mixing_weight * confidences)[:, 0]
             torch.testing.assert_close(chosen.generate(net, batch.support, batch.mask, seed=0), want)
 
-    def test_doubt_helps_where_training_says_nothing(self, family, chosen, far):
-        net, batch = family.downstream, far.sample("test", range(100), shots=3)
-        how = chosen.settings.sampling
-        scores = [
-            float(net.score(chosen.generate(net, batch.support, batch.mask, seed=0, how=h), batch.query, batch.mask).mean())
-            for h in (how, replace(how, usual={}))
-        ]
+    def test_the_blend_helps_out_of_distribution(self, family, chosen, mirrored):
+        net, batch = family.downstream, mirrored.sample("test", range(100), shots=3)
+        sampling = chosen.settings.sampling
+        scores = []
+        for tried in (sampling, replace(sampling, calibration_quantiles={})):
+            weights = chosen.generate(net, batch.support, batch.mask, seed=0, sampling=tried)
+            scores.append(float(net.score(weights, batch.query, batch.mask).mean()))
         assert scores[0] > scores[1] + 0.02
 
-    def test_saved_served_and_dropped_where_another_way_of_sampling_is_asked(self, family, chosen, far, tmp_path):
+    def test_saved_served_and_dropped_where_another_way_of_sampling_is_asked(self, family, chosen, mirrored, tmp_path):
         Generator("mc-di", chosen, family.downstream).save_pretrained(tmp_path)
         generator = Generator.from_pretrained(tmp_path)
-        batch = far.sample("test", range(30), shots=3)
+        batch = mirrored.sample("test", range(30), shots=3)
         net, (x, y), mask = family.downstream, batch.support, batch.mask
-        torch.testing.assert_close(generator.trust((x, y)), chosen.trust(net, batch.support, mask, seed=0))
-        one = generator.trust((x[0], y[0]))
-        assert one.shape == () and float(one) == pytest.approx(float(generator.trust((x, y))[0]))
-        for how, asked in (
+        torch.testing.assert_close(generator.confidence((x, y)), chosen.sample(net, batch.support, mask, seed=0).confidence)
+        one = generator.confidence((x[0], y[0]))
+        assert one.shape == () and float(one) == pytest.approx(float(generator.confidence((x, y))[0]))
+        for sampling, asked in (
             (chosen.settings.sampling, {}),
-            (replace(chosen.settings.sampling, usual={}, steps=3), {"steps": 3}),
+            (replace(chosen.settings.sampling, calibration_quantiles={}, steps=3), {"steps": 3}),
         ):
-            want = net.space.unpack(chosen.generate(net, batch.support, mask, seed=0, how=how))
+            want = net.space.unpack(chosen.generate(net, batch.support, mask, seed=0, sampling=sampling))
             got = generator.generate((x, y), **asked)
             torch.testing.assert_close(got["weight"], want["weight"])
 
-    def test_weights_that_lean_on_nothing_are_trusted(self, family, sines):
+    def test_weights_without_a_blend_have_confidence_one(self, family, sines):
         batch = family.sample("test", range(4), shots=3)
         prototypes = Generator("prototypes", make_method("prototypes", {}).fit(family, None, seed=0), family.downstream)
-        assert torch.equal(prototypes.trust(batch.support), torch.ones(4))
+        assert torch.equal(prototypes.confidence(batch.support), torch.ones(4))
         data = trajectories(sines, "train", range(20), Preparation(tasks=20, epochs=5, k=3))
         curve = make_method("mc-di", {**SETTINGS, "denoiser": "mlp", "prior": False}).fit(sines, data, seed=0)
         curve = choose_sampler(curve, sines, tasks=20)[1]
         batch = sines.sample("test", range(2))
-        assert curve.settings.sampling.usual == {}
-        assert torch.equal(curve.trust(sines.downstream, batch.support, batch.mask, seed=0), torch.ones(2))
+        assert curve.settings.sampling.calibration_quantiles == {}
+        assert torch.equal(curve.sample(sines.downstream, batch.support, batch.mask, seed=0).confidence, torch.ones(2))

@@ -278,8 +278,8 @@ class TestRefused:
             ),
             (
                 'embedding = "resnet8"\ncondition = "heads"',
-                'around = "heads"\ndenoiser = "span"',
-                "'span' reads heads alone, not features of another network: leave out embedding, or take transformer",
+                'prior_input = "heads"\ndenoiser = "head-combiner"',
+                "'head-combiner' reads heads alone, not features of another network: leave out embedding, or set denoiser = 'transformer'",
             ),
             ('embedding = "resnet8"', 'around = "prototypes"', "are no heads of this one: set around = 'summary' or 'heads'"),
         ],

@@ -55,10 +55,10 @@ class TestHeads:
         mask = torch.ones(40, 5, dtype=torch.bool)
         mask[:10, 2], z[:10, 2] = False, 100.0  # a row that some tasks do not have
         prior = HeadPrior(7, 2, 3)  # three rows, two other units
-        prior.place(mean, std, start)
+        prior.set_statistics(mean, std, start)
         prior.fit([(z[:25], heads[:25].flatten(2), mask[:25]), (z[25:], heads[25:].flatten(2), mask[25:])])
         torch.testing.assert_close(prior.scale, torch.tensor([0.7, -0.2]), rtol=0.02, atol=0.02)
-        guess = prior.guess(heads.flatten(2), mask)
+        guess = prior.mean_of_weights(heads.flatten(2), mask)
         rows = prior.scale[0] * heads[:, :3, 0] + prior.scale[1] * heads[:, :3, 1]
         torch.testing.assert_close(guess[:, :3] * std + mean, rows, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(guess[:, 3:], start.expand(40, -1, -1))
@@ -70,6 +70,6 @@ class TestHeads:
 
     def test_directions_are_the_heads_in_units_of_the_rows(self):
         prior = HeadPrior(3, 2, 1)
-        prior.place(torch.ones(3), torch.tensor([1.0, 2.0, 4.0]), torch.zeros(0, 3))
+        prior.set_statistics(torch.ones(3), torch.tensor([1.0, 2.0, 4.0]), torch.zeros(0, 3))
         cond = torch.arange(12.0).reshape(1, 2, 6)
         assert torch.equal(prior.directions(cond), cond / torch.tensor([1.0, 2.0, 4.0] * 2))

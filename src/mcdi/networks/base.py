@@ -95,9 +95,9 @@ class Network:
         """Weights (B, .., U, D) that answer on features x what these do on x - centre, (B, 1, F)."""
         raise McdiError(f"a {self.kind} reads no centred features: set centred = false")
 
-    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
+    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, mixing_weight: float | Tensor) -> Tensor:
         """Weights (B, n, U, D) of which only `share`, or every task's of (B,), is left in their heads, see `sets.leant`."""
-        raise McdiError(f"share = {share} is for heads, and a {self.kind} is none: set share = 1")
+        raise McdiError(f"mixing_weight = {mixing_weight} is for heads, and a {self.kind} is none: set mixing_weight = 1")
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in batched.apply."""

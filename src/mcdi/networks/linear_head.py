@@ -104,12 +104,13 @@ class LinearHead(Network):
         rows = torch.stack([least_squares_rows(features, y, way), prototype_rows(means) / self.features], 2)
         return (rows - rows.mean(1, keepdim=True)).flatten(2)
 
-    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
-        share = share[:, None, None, None] if isinstance(share, Tensor) else share
+    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, mixing_weight: float | Tensor) -> Tensor:
+        if isinstance(mixing_weight, Tensor):
+            mixing_weight = mixing_weight[:, None, None, None]
         way = self.classes(weights.shape[-2])
         rows, rest = weights.split([way, weights.shape[-2] - way], -2)
         heads = self.closed_form(support, way)[:, None]
-        return torch.cat([blend_with_ridge(rows, heads, mask[:, None, :way], share, self.features), rest], -2)
+        return torch.cat([blend_with_ridge(rows, heads, mask[:, None, :way], mixing_weight, self.features), rest], -2)
 
     def condition(self, support: Examples, units: int) -> Tensor:
         said = self.summary(support.x, support.y, units)

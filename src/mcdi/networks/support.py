@@ -79,7 +79,7 @@ def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float 
     return torch.cat([rows[..., :-1] / features.shape[-1], rows[..., -1:]], -1)
 
 
-def blend_with_ridge(rows: Tensor, towards: Tensor, mask: Tensor, share: float | Tensor, size: int) -> Tensor:
+def blend_with_ridge(rows: Tensor, towards: Tensor, mask: Tensor, mixing_weight: float | Tensor, size: int) -> Tensor:
     """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D); a
     tensor of shares has the shape (.., 1, 1).
 
@@ -93,7 +93,7 @@ def blend_with_ridge(rows: Tensor, towards: Tensor, mask: Tensor, share: float |
 
     own, other = apart(rows), apart(towards)
     length, far = (head[..., :size].square().sum((-2, -1), keepdim=True).sqrt() for head in (own, other))
-    return rows + (1 - share) * (other * (length / far.clamp(min=1e-12)) - own)
+    return rows + (1 - mixing_weight) * (other * (length / far.clamp(min=1e-12)) - own)
 
 
 def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor, Tensor]:
