@@ -92,7 +92,7 @@ class TestHeadCombiner:
         few = net(x[:, :2], t, cond[:, :2], mask[:, :2])
         torch.testing.assert_close(net(x, t, cond, mask)[:, :2], few, rtol=1e-4, atol=1e-4)
         assert net(torch.zeros(2, 4, 9), t, torch.zeros(2, 4, 18), torch.ones(2, 4, dtype=torch.bool)).isfinite().all()
-        with pytest.raises(McdiError, match="directions of 6 numbers each, not 13"):
+        with pytest.raises(McdiError, match="heads of 6 numbers each, not 13"):
             make_denoiser("head-combiner", 6, 13, 3)
 
 
