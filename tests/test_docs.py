@@ -83,23 +83,29 @@ def _preparation(names):
     assert torch.equal(names["part"].seeds, torch.tensor([3, 141, 7]))
 
 
-def _use(names):
+def _refine(names):
     assert names["accuracy"] > 0.7 and names["one"]["weight"].shape == (2, 2)
     assert all(torch.equal(w, names["weights"][n]) for n, w in names["again"].generate(names["support"]).items())
 
 
-def _tutorial(names):
+def _own_module(names):
     scores = [names["accuracy"](names[which]) for which in ("generated", "trained", "start")]
     assert scores[0] > 0.93 > 0.9 > scores[1] > scores[2], scores
     assert (Path("tutorial.png")).stat().st_size > 10_000
 
 
-def _index(names):
+def _first_generator(names):
     truth, found = names["y"][450:], names["generator"].predict(names["weights"], names["x"][450])
     assert (found - truth[0]).square().mean() < 0.3 * truth[0].square().mean()
 
 
-CHECKS = {"preparation.md": _preparation, "use.md": _use, "tutorial.md": _tutorial, "index.md": _index}
+CHECKS = {
+    "prepare-at-scale.md": _preparation,
+    "refine-and-average.md": _refine,
+    "own-module.md": _own_module,
+    "first-generator.md": _first_generator,
+    "README.md": _first_generator,
+}
 
 
 @pytest.mark.parametrize("page", named(p for p in PAGES if commands(p)))

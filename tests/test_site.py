@@ -1,4 +1,4 @@
-"""Does the documentation become a site, and the package a wheel and an image?"""
+"""The documentation as a site, the package as a wheel and an image."""
 
 import re
 import subprocess
@@ -36,17 +36,17 @@ def test_the_site_fetches_nothing_from_other_hosts(site):
 
 
 def test_formulas_are_drawn_by_the_browser(site):
-    page = site[0]["method.html"]
+    page = site[0]["concepts/the-method.html"]
     assert page.count("<math ") > 100 and page.count('display="block"') > 10
     assert "arithmatex" not in page and "\\bar" not in re.sub(r"<math.*?</math>", "", page, flags=re.DOTALL)
 
 
 def test_tables_and_pictures_of_results_are_in_the_site(site):
     pages, folder = site
-    studies = pages["studies.html"]
-    for name in ("results/steps-natural.html", "results/steps-natural.png"):
-        assert f'"{name}"' in studies and (folder / name).exists()
-    assert "<table>" in pages["results/steps-natural.html"]
+    page = pages["results/samplers.html"]
+    for name in ("tables/steps-natural.html", "tables/steps-natural.png"):
+        assert f'"{name}"' in page and (folder / "results" / name).exists()
+    assert "<table>" in pages["results/tables/steps-natural.html"]
 
 
 def test_the_reference_has_signatures_and_docstrings(site):
