@@ -76,7 +76,7 @@ class TestHead:
         torch.testing.assert_close(net.closed_form(both, 3), plain.closed_form(own, 3))
         torch.testing.assert_close(surprise(net, weights, both, mask), surprise(plain, weights, own, mask))
         many = weights[:, None]
-        torch.testing.assert_close(net.leant(many, both, mask, 0.3), plain.leant(many, own, mask, 0.3))
+        torch.testing.assert_close(net.blend_with_ridge(many, both, mask, 0.3), plain.blend_with_ridge(many, own, mask, 0.3))
         found = net.gradients(net.space.unpack(weights), both, mask)
         for name, slope in plain.gradients(plain.space.unpack(weights), own, mask).items():
             torch.testing.assert_close(found[name], slope)
@@ -101,7 +101,7 @@ class TestHead:
         seen = FewShot("x", other, alone, way=3, shots=(2,), queries=5).sample("test", range(4))
         torch.testing.assert_close(net.condition(batch.support, 3), other.condition(seen.support, 3))
         weights, centre = noise(4, 3, F + 1), noise(4, 1, F + E, seed=1)
-        moved = net.placed(weights, centre)
+        moved = net.uncentre(weights, centre)
         torch.testing.assert_close(net.predict(moved, batch.query.x + centre), net.predict(weights, batch.query.x))
 
 
@@ -196,7 +196,7 @@ class TestFamily:
         assert found.keys() == want.keys() and all(torch.equal(found[n], want[n]) for n in want)
         assert not torch.equal(found["backbone.0.weight"], found["embedding.backbone.0.weight"])
         left = sorted(p.name for p in (tmp_path / "a").iterdir())
-        assert left == ["backbone.safetensors", "banks.safetensors", "logs"]
+        assert left == ["backbone.safetensors", "features.safetensors", "logs"]
         assert {p.stem for p in (tmp_path / "a" / "logs").iterdir()} == {"backbone", "embedding"}
 
 
@@ -240,7 +240,7 @@ class TestRun:
 
     def test_the_run_knows_both_networks(self, run):
         family = load_family(read_run(run).family, run)
-        assert isinstance(family, FewShot) and family.banks["test"].shape[-1] == 144
+        assert isinstance(family, FewShot) and family.examples["test"].shape[-1] == 144
         assert TrajectoryStore.open(run / "trajectories").read().targets.shape[-1] == 129
 
     def test_other_data_sets_go_through_both(self, run, tmp_path):

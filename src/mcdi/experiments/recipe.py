@@ -12,7 +12,7 @@ from mcdi.methods import METHODS, Diffusion, make_method
 from mcdi.networks.backbones.language import LoraSettings
 from mcdi.networks.backbones.pretrained import is_pretrained
 from mcdi.networks.backbones.vision import BACKBONES, Objective
-from mcdi.networks.linear_head import OWN_HEADS, Condition
+from mcdi.networks.linear_head import CLOSED_FORM_HEADS, Condition
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.images.omniglot import Split
 from mcdi.tasks.text.pools import TextSettings
@@ -131,7 +131,7 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
             continue
         kind = recipe.family.network
         alone = recipe.family.lora.generate == "rows" if kind == "lora" else kind == "linear-head"
-        heads = OWN_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].heads
+        heads = CLOSED_FORM_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].condition_heads
         method.settings.check(kind, heads=heads, rows_alone=alone, embedding=bool(recipe.family.embedding))
         if recipe.preparation.k % method.settings.k:
             raise McdiError(

@@ -88,8 +88,8 @@ class Diffusion:
         net = family.downstream
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
         self.condition_size, self.summary_size = net.condition_size, net.summary_size
-        self.heads, self.examples = net.heads, net.examples
-        s.check(net.kind, heads=net.heads, rows_alone=not net.space.extra, embedding=bool(net.embedding))
+        self.heads, self.examples = net.condition_heads, net.condition_examples
+        s.check(net.kind, heads=net.condition_heads, rows_alone=not net.space.extra, embedding=bool(net.embedding_size))
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
             self.net = self._make(self.space)
@@ -206,10 +206,10 @@ class Diffusion:
         """`draws` and the trust that they are given, (B,)."""
         drawn = self._ends(net, support, mask, seed, how)
         if not how.usual:
-            leant = drawn if how.share == 1 else net.leant(drawn, support, mask, how.share)
+            leant = drawn if how.share == 1 else net.blend_with_ridge(drawn, support, mask, how.share)
             return leant, torch.ones(mask.shape[0], device=mask.device)
         trusted = self._trust(net, drawn, support, mask, how)
-        return net.leant(drawn, support, mask, how.share * trusted), trusted
+        return net.blend_with_ridge(drawn, support, mask, how.share * trusted), trusted
 
     @torch.no_grad()
     def trust(self, net: Network, support: Examples, mask: Tensor, *, seed: Seed) -> Tensor:

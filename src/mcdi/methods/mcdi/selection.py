@@ -13,14 +13,14 @@ def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: i
     examples may surprise it (leaning.usual)."""
     net = family.downstream
     samplers = SAMPLERS if method.is_chain else {"one step": method.settings.sampling}
-    shares = SHARES if net.leans else SHARES[:1]
+    shares = SHARES if net.supports_ridge_blend else SHARES[:1]
     batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
     scores = dict.fromkeys(((n, share) for n in samplers for share in shares), 0.0)
     for name, how in samplers.items():
         for batch in batches:
             drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
             for share in shares:
-                weights = drawn if share == 1 else net.leant(drawn[:, None], batch.support, batch.mask, share)[:, 0]
+                weights = drawn if share == 1 else net.blend_with_ridge(drawn[:, None], batch.support, batch.mask, share)[:, 0]
                 scores[name, share] += float(net.score(weights, batch.query, batch.mask).mean()) / len(batches)
 
     def merit(found: tuple[str, float]) -> tuple[float, int, float]:
@@ -30,7 +30,7 @@ def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: i
     name, share = max(scores, key=merit)
     label, how = name if share == 1 else f"{name}, share {share}", samplers[name]
     known: dict[str, tuple[float, ...]] = {}
-    if net.leans:
+    if net.supports_ridge_blend:
         for shots, batch in zip(family.shots, batches, strict=True):
             drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
             known[str(shots)] = usual(surprise(net, drawn, batch.support, batch.mask))
