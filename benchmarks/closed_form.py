@@ -35,7 +35,7 @@ def main() -> None:
     net = family.downstream
     if type(net) is not LinearHead:
         parser.error("this compares heads on features: give the run of a recipe with network = 'linear-head'")
-    if net.embedding:
+    if net.embedding_size:
         parser.error("this reads class means of the backbone off the condition: give the run of a recipe without embedding")
     stored = TrajectoryStore.open(arguments.run / "trajectories").read()
     space = net.space.fitted([(stored.targets[:, -1], stored.mask)])

@@ -27,7 +27,7 @@ from mcdi.generator.api import load
 from mcdi.networks.backbones.vision import Embedder, cl2n
 from mcdi.networks.support import class_means, prototype_rows
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.photos import natural_banks
+from mcdi.tasks.images.photos import natural_images
 from mcdi.types import TaskBatch
 
 RATES, STEPS = (1e-4, 3e-4, 1e-3, 3e-3), (5, 10, 20, 50)
@@ -79,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = read_run(arguments.run).family
     family, generator = load_family(settings, arguments.run), load(arguments.model)
-    banks = natural_banks(arguments.data, size=settings.side, limit=settings.limit, examples=settings.examples)
+    banks = natural_images(arguments.data, size=settings.side, limit=settings.limit, examples=settings.examples)
     # The same tasks, as images: which they are is decided by the numbers of classes and examples alone.
     counts = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
     images = FewShot(settings.data, family.downstream, {n: b.pixels for n, b in banks.items()}, **counts)

@@ -30,7 +30,7 @@ from mcdi.networks.pixels import PixelNet
 from mcdi.tasks.curves import Sines
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.family import TaskFamily
-from mcdi.tasks.images.glyphs import glyph_banks
+from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.sharpness import hessian_spectrum
 from mcdi.types import Examples
@@ -77,7 +77,7 @@ def radii(how: Preparation) -> dict[str, Preparation]:
 def cases(seeds: Sequence[int]) -> list[Case]:
     """Epochs, rates and decay are those of the families' recipes."""
     sines = Sines()
-    images = glyph_banks(seed=0, limit=120)["train"].images
+    images = glyph_images(seed=0, limit=120)["train"].images
     pixels = F.avg_pool2d(images.float() / 255, 2).flatten(2)
     features = cl2n(pixels, pixels.mean((0, 1)))  # pixels as if they were a backbone's features
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from mcdi.tasks.images.photos import natural_banks
+from mcdi.tasks.images.photos import natural_images
 from mcdi.utils.files import write_bytes
 
 SIDE = 32
@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    bank = natural_banks(arguments.photos, size=SIDE, limit=arguments.classes, examples=arguments.examples)["train"]
+    photos = natural_images(arguments.photos, size=SIDE, limit=arguments.classes, examples=arguments.examples)["train"]
     files, label, domain = [], [], []
-    for of, images in enumerate(bank.pixels.permute(0, 1, 3, 4, 2).numpy()):
+    for of, images in enumerate(photos.pixels.permute(0, 1, 3, 4, 2).numpy()):
         for pixels in images:
             noise = rng.standard_normal((SIDE, SIDE))
             for number, style in enumerate(STYLES.values()):
@@ -68,10 +68,10 @@ def main() -> None:
     offset = np.cumsum([0, *map(len, files)])
     encoded = np.frombuffer(b"".join(files), dtype=np.uint8)
     out = io.BytesIO()
-    names: dict[str, Any] = {"classes": np.array(bank.names), "domains": np.array(list(STYLES))}
+    names: dict[str, Any] = {"classes": np.array(photos.names), "domains": np.array(list(STYLES))}
     np.savez(out, encoded=encoded, offset=offset, label=np.array(label), domain=np.array(domain), **names)
     write_bytes(arguments.out, out.getvalue())
-    print(f"{arguments.out}: {len(files)} images of {len(bank.names)} classes in {len(STYLES)} styles")
+    print(f"{arguments.out}: {len(files)} images of {len(photos.names)} classes in {len(STYLES)} styles")
 
 
 if __name__ == "__main__":

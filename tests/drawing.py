@@ -9,10 +9,10 @@ import torch
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, features_of, train_backbone
+from mcdi.networks.backbones.vision import Conv4, Embedder, compute_features, train_backbone
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.glyphs import glyph_banks
+from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.trajectories.prepare import Preparation, trajectories
 
 SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterations": 30, "learners": 2, "tasks": 16}}
@@ -20,13 +20,13 @@ SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterati
 
 def trained(root):
     """Folders of generators, by the names they are served under: of letters, and one that reads vectors."""
-    banks = {n: b.pixels for n, b in glyph_banks(0, limit=60, examples=10).items()}
+    banks = {n: b.pixels for n, b in glyph_images(0, limit=60, examples=10).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         embedder = Embedder(Conv4())
     for _ in train_backbone(embedder.backbone, banks["train"], steps=30, seed=0, way=20):
         pass
-    embedder.fit(features_of(embedder.backbone, banks["train"]))
+    embedder.fit(compute_features(embedder.backbone, banks["train"]))
     network = LinearHead(64, 5, embedder)
     family = FewShot("glyphs", network, {n: network.embed(x) for n, x in banks.items()}, way=5, shots=(1, 2), queries=5)
     data = trajectories(family, "train", range(200), Preparation(tasks=200, epochs=30, k=3))

@@ -59,7 +59,7 @@ def settings(name, **changes):
     return SETTINGS.get(name, GENERATOR) | changes
 
 
-def gaussian_banks():
+def gaussian_features():
     g = torch.Generator().manual_seed(0)
     draws = {
         s: 1.5 * torch.randn(12, 1, 6, generator=g) + torch.randn(12, 25, 6, generator=g) for s in ("train", "val", "test")
@@ -95,5 +95,5 @@ class World:
 
 
 def both(sines: Sines) -> dict[str, World]:
-    gauss = FewShot("gauss", LinearHead(6, 3), gaussian_banks(), way=3, shots=(2,), queries=8)
+    gauss = FewShot("gauss", LinearHead(6, 3), gaussian_features(), way=3, shots=(2,), queries=8)
     return {"sines": World(sines, 150), "gauss": World(gauss, 30)}

@@ -13,7 +13,7 @@ from tiny_models import make_models
 from transformers import ResNetConfig, ResNetModel
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.photos import natural_banks
+from mcdi.tasks.images.photos import natural_images
 from mcdi.types import SPLITS
 
 GLUE = Path(__file__).parents[3] / "shared" / "data" / "glue"
@@ -82,13 +82,13 @@ def test_a_folder_a_class_is_split_as_a_file_is(tmp_path):
         (tmp_path / f"c{c:02}").mkdir()
         for n in range(2):
             (tmp_path / f"c{c:02}" / f"{n}.png").write_bytes(photo(10 * c + n))
-    banks = natural_banks(tmp_path, size=4)
+    banks = natural_images(tmp_path, size=4)
     names = [f"c{c:02}" for c in range(25)]
     assert [banks[split].names for split in SPLITS] == [tuple(names[:16]), tuple(names[16:20]), tuple(names[20:])]
     with pytest.raises(McdiError, match="holds 20 classes, but of every 25 classes 16 are for training"):
         for c in range(5):
             (tmp_path / f"c{c:02}").rename(tmp_path.parent / f"away{c}")
-        natural_banks(tmp_path, size=4)
+        natural_images(tmp_path, size=4)
 
 
 @pytest.mark.skipif(not GLUE.is_dir(), reason="needs the GLUE sets in ../shared/data/glue")

@@ -48,7 +48,7 @@ class TestEnsembles:
         trained(Context(studied), Cell({}, "mc-di"), 0, silent)
         other = Context(studied)
         assert isinstance(other.family, FewShot)
-        other.family.banks["test"] = 3 * torch.randn(other.family.banks["test"].shape)
+        other.family.examples["test"] = 3 * torch.randn(other.family.examples["test"].shape)
         before, after = self.measured(Context(studied)), self.measured(other)
         assert {n: f["temperature"] for n, f in before.items()} == {n: f["temperature"] for n, f in after.items()}
         assert before["one"]["NLL"] != after["one"]["NLL"]

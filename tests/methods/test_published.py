@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_families import few
 from torch import nn
-from worlds import GENERATOR, gaussian_banks
+from worlds import GENERATOR, gaussian_features
 
 from mcdi.errors import McdiError
 from mcdi.experiments.build import _few_shot
@@ -137,7 +137,7 @@ class TestMaml:
 
 @pytest.fixture(scope="module")
 def centred():
-    family = FewShot("gauss", LinearHead(6, 3, centred=True), gaussian_banks(), way=3, shots=(2,), queries=8)
+    family = FewShot("gauss", LinearHead(6, 3, centred=True), gaussian_features(), way=3, shots=(2,), queries=8)
     data = trajectories(family, "train", range(60), Preparation(tasks=60, epochs=30, k=3, lr=0.03))
     return Generator("mc-di", make_method("mc-di", GENERATOR).fit(family, data, seed=0), family.downstream), family
 
@@ -170,7 +170,7 @@ class TestCentred:
         made, family = centred
         batch, plain = (
             family.sample("test", range(20)),
-            FewShot("gauss", LinearHead(6, 3), gaussian_banks(), way=3, shots=(2,), queries=8),
+            FewShot("gauss", LinearHead(6, 3), gaussian_features(), way=3, shots=(2,), queries=8),
         )
         raw = plain.sample("test", range(20))
         flat = made.method.generate(family.downstream, batch.support, batch.mask, seed=0)

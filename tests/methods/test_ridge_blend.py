@@ -17,7 +17,7 @@ from mcdi.networks.backbones.vision import Conv4, Embedder
 from mcdi.networks.film import FilmHead
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.lora import LoraClassifier
-from mcdi.networks.support import blend_with_ridge, least_squares
+from mcdi.networks.support import blend_heads, least_squares
 from mcdi.tasks.episodes import FewShot
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.types import Examples
@@ -49,35 +49,35 @@ class TestBlend:
     ROWS, OTHER, MASK = normal(4, 3, 7), normal(4, 3, 7, seed=1), torch.ones(4, 3, dtype=torch.bool)
 
     def test_all_of_it_is_the_head_itself(self):
-        assert torch.equal(blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 1.0, 6), self.ROWS)
+        assert torch.equal(blend_heads(self.ROWS, self.OTHER, self.MASK, 1.0, 6), self.ROWS)
 
     def test_half_and_half_of_one_length(self):
         """By hand: rows less their mean, the other's brought to the same length of weights, the mean back."""
         own, other = (r - r.mean(1, keepdim=True) for r in (self.ROWS, self.OTHER))
         ratio = own[..., :6].flatten(1).norm(dim=1) / other[..., :6].flatten(1).norm(dim=1)
         want = self.ROWS.mean(1, keepdim=True) + 0.5 * own + 0.5 * ratio[:, None, None] * other
-        torch.testing.assert_close(blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 0.5, 6), want)
+        torch.testing.assert_close(blend_heads(self.ROWS, self.OTHER, self.MASK, 0.5, 6), want)
 
     def test_neither_the_others_scale_nor_what_its_rows_share_counts(self):
-        want = blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 0.3, 6)
-        torch.testing.assert_close(blend_with_ridge(self.ROWS, 9 * self.OTHER + normal(4, 1, 7), self.MASK, 0.3, 6), want)
+        want = blend_heads(self.ROWS, self.OTHER, self.MASK, 0.3, 6)
+        torch.testing.assert_close(blend_heads(self.ROWS, 9 * self.OTHER + normal(4, 1, 7), self.MASK, 0.3, 6), want)
 
     def test_it_follows_the_order_of_classes(self):
         order = torch.tensor([2, 0, 1])
-        got = blend_with_ridge(self.ROWS[:, order], self.OTHER[:, order], self.MASK, 0.3, 6)
-        torch.testing.assert_close(got, blend_with_ridge(self.ROWS, self.OTHER, self.MASK, 0.3, 6)[:, order])
+        got = blend_heads(self.ROWS[:, order], self.OTHER[:, order], self.MASK, 0.3, 6)
+        torch.testing.assert_close(got, blend_heads(self.ROWS, self.OTHER, self.MASK, 0.3, 6)[:, order])
 
     def test_classes_that_a_task_lacks_count_for_nothing(self):
         mask = self.MASK.clone()
         mask[:, 2] = False
-        got = blend_with_ridge(self.ROWS, self.OTHER, mask, 0.3, 6)
-        torch.testing.assert_close(got[:, :2], blend_with_ridge(self.ROWS[:, :2], self.OTHER[:, :2], mask[:, :2], 0.3, 6))
+        got = blend_heads(self.ROWS, self.OTHER, mask, 0.3, 6)
+        torch.testing.assert_close(got[:, :2], blend_heads(self.ROWS[:, :2], self.OTHER[:, :2], mask[:, :2], 0.3, 6))
         assert torch.equal(got[:, 2], self.ROWS[:, 2])
 
     def test_one_class_and_another_head_of_zeros(self):
-        one = blend_with_ridge(self.ROWS[:, :1], self.OTHER[:, :1], self.MASK[:, :1], 0.3, 6)
+        one = blend_heads(self.ROWS[:, :1], self.OTHER[:, :1], self.MASK[:, :1], 0.3, 6)
         torch.testing.assert_close(one, self.ROWS[:, :1])
-        assert bool(torch.isfinite(blend_with_ridge(self.ROWS, torch.zeros_like(self.OTHER), self.MASK, 0.3, 6)).all())
+        assert bool(torch.isfinite(blend_heads(self.ROWS, torch.zeros_like(self.OTHER), self.MASK, 0.3, 6)).all())
 
 
 class TestClosedForm:
@@ -108,7 +108,7 @@ class TestClosedForm:
     def test_rows_of_an_adapter_are_blended_with_ridge_on_their_features(self, models):
         net = LoraClassifier(lora(models), 2)
         states, y = net.read([*PAIR, *PAIR[::-1]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
-        net.hold(states, torch.arange(6))
+        net.set_feature_bank(states, torch.arange(6))
         support, mask = Examples(states[None], y), torch.ones(1, net.space.U, dtype=torch.bool)
         weights = net.theta0(0, net.space.U)[None, None].clone()
         weights[:, :, :2] = 1e-3 * normal(2, net.space.D)
@@ -178,7 +178,7 @@ def chosen(family, method):
 @pytest.fixture(scope="module")
 def mirrored(family):
     """The same features seen in a mirror: what tells classes apart in training says the opposite."""
-    banks = {split: -bank + 3 for split, bank in family.banks.items()}
+    banks = {split: -bank + 3 for split, bank in family.examples.items()}
     return FewShot("mirror", family.downstream, banks, way=3, shots=(1, 3), queries=8)
 
 

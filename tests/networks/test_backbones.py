@@ -13,7 +13,7 @@ from mcdi.networks.backbones.vision import (
     Embedder,
     ResNet8,
     augmented,
-    features_of,
+    compute_features,
     prototypical_loss,
     train_backbone,
 )
@@ -85,13 +85,13 @@ class TestBackbone:
 
     def test_features(self):
         model = Conv4(width=8)
-        features = torch.cat([features_of(model, self.IMAGES[i : i + 2]) for i in (0, 2, 4)])
+        features = torch.cat([compute_features(model, self.IMAGES[i : i + 2]) for i in (0, 2, 4)])
         assert features.shape == (6, 7, 8) and not model.training and not features.requires_grad
-        torch.testing.assert_close(features, features_of(model, self.IMAGES))
+        torch.testing.assert_close(features, compute_features(model, self.IMAGES))
         # Weights as a file holds them, of images whose one channel says nothing of an order: the first convolution is fast.
         seen: list[torch.Tensor] = []
         with model[0].register_forward_hook(lambda module, given, out: seen.append(out)):
-            features_of(model, self.IMAGES)
+            compute_features(model, self.IMAGES)
         assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
         embedder = Embedder(model)
         unit = embedder.fit(features)
@@ -121,7 +121,7 @@ class TestBackbone:
     def test_resnet8(self):
         for side in (8, 32, 33):
             assert ResNet8()(torch.rand(2, 3, side, side)).shape == (2, 128)
-        assert features_of(ResNet8(1), self.IMAGES).shape == (6, 7, 128)
+        assert compute_features(ResNet8(1), self.IMAGES).shape == (6, 7, 128)
 
     def test_augmented_colours(self):
         ramp = torch.linspace(0.3, 0.7, 16).expand(400, 3, 16, 16)  # brighter to the right

@@ -196,7 +196,7 @@ class TestFamily:
         assert found.keys() == want.keys() and all(torch.equal(found[n], want[n]) for n in want)
         assert not torch.equal(found["backbone.0.weight"], found["embedding.backbone.0.weight"])
         left = sorted(p.name for p in (tmp_path / "a").iterdir())
-        assert left == ["backbone.safetensors", "banks.safetensors", "logs"]
+        assert left == ["backbone.safetensors", "features.safetensors", "logs"]
         assert {p.stem for p in (tmp_path / "a" / "logs").iterdir()} == {"backbone", "embedding"}
 
 
@@ -240,7 +240,7 @@ class TestRun:
 
     def test_the_run_knows_both_networks(self, run):
         family = load_family(read_run(run).family, run)
-        assert isinstance(family, FewShot) and family.banks["test"].shape[-1] == 144
+        assert isinstance(family, FewShot) and family.examples["test"].shape[-1] == 144
         assert TrajectoryStore.open(run / "trajectories").read().targets.shape[-1] == 129
 
     def test_other_data_sets_go_through_both(self, run, tmp_path):

@@ -72,7 +72,7 @@ class TestFilmHead:
         x, features = net.embed(images), head.embed(images)
         assert x.shape == (2, 6, 64 * pixels) == (*images.shape[:2], net.input_size)
         assert float((x < 0).float().mean()) > 0.02  # before the ReLU
-        torch.testing.assert_close(net.frozen(x), features, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net.frozen_features(x), features, atol=1e-5, rtol=1e-5)
         rows = torch.randn(2, 3, 65, generator=G)
         weights = F.pad(rows, (0, 0, 0, 2))
         torch.testing.assert_close(net.predict(weights, x), head.predict(rows, features), atol=1e-4, rtol=1e-5)
@@ -140,7 +140,9 @@ class TestFilmHead:
         net = FilmHead(6, 4, pixels=2)
         data = support(net, 3, 4)
         made = Prototypes().generate(net, data, torch.ones(2, 5, dtype=torch.bool), seed=0)
-        head = Prototypes().generate(LinearHead(6, 4), Examples(net.frozen(data.x), data.y), torch.ones(2, 3).bool(), seed=0)
+        head = Prototypes().generate(
+            LinearHead(6, 4), Examples(net.frozen_features(data.x), data.y), torch.ones(2, 3).bool(), seed=0
+        )
         torch.testing.assert_close(made[:, :3], head)
         assert made.shape == (2, 5, 7) and not made[:, 3:].any()
 
@@ -166,7 +168,7 @@ class TestFilmHead:
             again = build(net.config(), net.state())
             assert again.config() == net.config() and again.space.config() == net.space.config()
         images = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8, generator=G)
-        assert torch.equal(again.frozen(again.embed(images)), net.frozen(net.embed(images)))
+        assert torch.equal(again.frozen_features(again.embed(images)), net.frozen_features(net.embed(images)))
         with pytest.raises(McdiError, match="last normalisation of conv4, not of resnet8: use conv4"):
             FilmHead(128, 4, Embedder(ResNet8(), 32))
 
@@ -260,7 +262,7 @@ def test_a_run(tmp_path, network):
     for name in methods:
         result = json.loads((tmp_path / "run" / "results" / f"{name}-0.json").read_text())
         assert 0 <= result["shots"]["1"]["mean"] <= 1
-    banks = load_file(tmp_path / "run" / "banks.safetensors")
+    banks = load_file(tmp_path / "run" / "features.safetensors")
     assert banks["test"].shape[-1] == {"film-head": 64, "conv-net": 196 + 64}[network]
     generator = package.load(tmp_path / "run" / "methods" / "mc-di-0")
     ways = (3, 5) if network == "film-head" else (3,)

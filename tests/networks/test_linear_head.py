@@ -15,7 +15,7 @@ class TestHeads:
         """Their logits on the frozen model are those of least squares and of prototypes on its features."""
         net = LoraClassifier(lora(models), 2)
         states, y = net.read([*PAIR, *PAIR[::-1]]), torch.tensor([[0, 1, 0, 1, 1, 0]])
-        net.hold(states, torch.arange(6))
+        net.set_feature_bank(states, torch.arange(6))
         rows = net.condition(Examples(states[None], y), net.space.U)[:, :2, : 2 * net.space.D].unflatten(-1, (2, -1))
         torch.testing.assert_close(
             rows.mean(1), torch.zeros_like(rows[:, 0]), rtol=0, atol=1e-5

@@ -98,7 +98,7 @@ class TestNetwork:
         y = torch.tensor([[0, 1, 1]])
         with pytest.raises(McdiError, match="no bank"):
             net.forward(net.space.unpack(drawn(net, 1)), torch.tensor([[0, 1]]))
-        net.hold(states, torch.arange(3))
+        net.set_feature_bank(states, torch.arange(3))
         numbers = torch.tensor([[2, 0, 1]])
         torch.testing.assert_close(
             net.condition(Examples(numbers, y), net.space.U), net.condition(Examples(states[numbers], y), net.space.U)
@@ -122,7 +122,7 @@ class TestNetwork:
         """Adam on the pairs and the head of the real model, token ids in: the same weights as the engine's on cached states."""
         net = LoraClassifier(lora(models), 2)
         y = torch.tensor([0, 1, 0])
-        net.hold(net.read(PAIR), torch.arange(3))
+        net.set_feature_bank(net.read(PAIR), torch.arange(3))
 
         class One:
             name, downstream, shots = "one", net, (1,)
@@ -160,7 +160,7 @@ class TestNetwork:
         rows.load_state(whole.state())
         states, y = whole.read(PAIR), torch.tensor([[0, 1, 1]])
         for net in (whole, rows):
-            net.hold(states, torch.arange(3))
+            net.set_feature_bank(states, torch.arange(3))
         assert rows.space.extra == 0 and rows.space.D == whole.space.D and set(rows.pairs) == set(whole.pairs)
         flat = drawn(rows, 1)
         beside = torch.cat([flat, whole.theta0(0, whole.space.U)[None, 2:]], 1)
@@ -213,11 +213,14 @@ class TestNetwork:
         assert not single[0, 2:].any()
         for again in (registry.build(json.loads(json.dumps(net.config())), net.state()), pickle.loads(pickle.dumps(net))):
             assert torch.equal(again.condition(Examples(x, y), net.space.U), cond)
-        assert net.whole().condition_size == LoraClassifier(lora(models, kind), 2, None, "examples", 2).condition_size
+        assert (
+            net.with_generated_pairs().condition_size
+            == LoraClassifier(lora(models, kind), 2, None, "examples", 2).condition_size
+        )
 
     def test_config_and_state_bring_it_back(self, models):
         net = LoraClassifier(lora(models), 2)
-        net.hold(net.read(PAIR), torch.arange(3))
+        net.set_feature_bank(net.read(PAIR), torch.arange(3))
         again = registry.build(json.loads(json.dumps(net.config())), net.state())
         assert again.space.config() == net.space.config() and torch.equal(again.centre, net.centre)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mcdi.tasks.images.class_images import DRAWING, read_image
-from mcdi.tasks.images.glyphs import glyph_banks
+from mcdi.tasks.images.glyphs import glyph_images
 
 PAGE = importlib.resources.files("mcdi.serve") / "page"
 WAIT = 30_000  # milliseconds, on a machine that has much else to do
@@ -90,7 +90,7 @@ def test_ink_is_as_in_training(visit):
         page.click("#fill")
     files = [memoryview(base64.b64decode(i)) for i in asked.value.post_data_json["support"]["images"]]
     drawn = torch.stack([read_image(f, DRAWING, "") for f in files]).float() / 255
-    letters = glyph_banks(0, limit=10)["test"].images.float() / 255
+    letters = glyph_images(0, limit=10)["test"].images.float() / 255
     for measure in (lambda x: x.mean(), lambda x: x[x > 0.3].mean(), sides):
         assert float(measure(drawn)) == pytest.approx(float(measure(letters)), rel=0.3)
 

@@ -10,15 +10,15 @@ from PIL import Image
 from torch import nn
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import ImageBank, read_image, rotated, split_alphabets
+from mcdi.tasks.images.class_images import ClassImages, read_image, split_alphabets, with_rotations
 from mcdi.utils.files import write_tensors
 
 NAMES = ("Greek/alpha", "Greek/beta", "Cree (East)/a")
 
 
-def bank() -> ImageBank:
+def bank() -> ClassImages:
     images = torch.randint(0, 256, (3, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageBank(images, NAMES)
+    return ClassImages(images, NAMES)
 
 
 def test_alphabets_are_the_parts_before_the_last_slash() -> None:
@@ -28,19 +28,19 @@ def test_alphabets_are_the_parts_before_the_last_slash() -> None:
 @pytest.mark.parametrize("images", [torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, dtype=torch.uint8)])
 def test_refuses_images_of_another_kind(images: torch.Tensor) -> None:
     with pytest.raises(McdiError, match="uint8 images"):
-        ImageBank(images, NAMES)
+        ClassImages(images, NAMES)
 
 
 def test_refuses_images_that_are_not_square_and_names_that_do_not_fit() -> None:
     with pytest.raises(McdiError, match=r"\(3, 4, 8, 9\)"):
-        ImageBank(torch.zeros(3, 4, 8, 9, dtype=torch.uint8), NAMES)
+        ClassImages(torch.zeros(3, 4, 8, 9, dtype=torch.uint8), NAMES)
     for names in (NAMES[:2], ("Greek/alpha", "Greek/alpha", "Greek/beta")):
         with pytest.raises(McdiError, match="2 different names for 3 classes"):
-            ImageBank(bank().images, names)
+            ClassImages(bank().images, names)
 
 
 def test_rotated_adds_three_turned_copies() -> None:
-    first, turned = bank(), rotated(bank())
+    first, turned = bank(), with_rotations(bank())
     assert turned.images.shape == (12, 4, 8, 8)
     assert turned.names[:3] == NAMES
     assert turned.names[3::3] == ("Greek/alpha@90", "Greek/alpha@180", "Greek/alpha@270")
@@ -54,7 +54,7 @@ def test_save_and_load_give_the_same_bank_and_leave_nothing_else(tmp_path: Path)
     path = tmp_path / "new" / "bank.safetensors"
     bank().save(path)
     bank().save(path)
-    loaded = ImageBank.load(path)
+    loaded = ClassImages.load(path)
     assert loaded.names == NAMES
     assert torch.equal(loaded.images, bank().images)
     assert [p.name for p in path.parent.iterdir()] == ["bank.safetensors"]
@@ -62,16 +62,16 @@ def test_save_and_load_give_the_same_bank_and_leave_nothing_else(tmp_path: Path)
 
 def test_load_names_a_file_that_is_missing_corrupt_or_something_else(tmp_path: Path) -> None:
     with pytest.raises(McdiError, match="nowhere.safetensors does not exist"):
-        ImageBank.load(tmp_path / "nowhere.safetensors")
+        ClassImages.load(tmp_path / "nowhere.safetensors")
     path = tmp_path / "bank.safetensors"
     bank().save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(McdiError, match=r"bank\.safetensors is not a readable"):
-        ImageBank.load(path)
+        ClassImages.load(path)
     for tensors, metadata in (({"a": bank().images}, {"names": NAMES}), ({"images": bank().images}, {"names": NAMES[:2]})):
         write_tensors(path, tensors, metadata)
         with pytest.raises(McdiError, match=r"bank\.safetensors is not an image bank"):
-            ImageBank.load(path)
+            ClassImages.load(path)
 
 
 def test_split_alphabets_gives_the_largest_to_the_first_split_whatever_the_order() -> None:

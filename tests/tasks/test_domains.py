@@ -17,7 +17,7 @@ from mcdi.experiments import build
 from mcdi.experiments.run import read_run
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.domains import by_class, domain_banks, groups_of
+from mcdi.tasks.images.domains import by_class, domain_images, groups_of
 
 STYLES = {"ink": (10, 11, 15), "oil": (10, 12, 10), "photo": (11, 10, 12)}  # images of every class
 RECIPE = """
@@ -76,7 +76,7 @@ def as_npz(path: Path) -> Path:
 
 class TestReading:
     def test_one_domain_is_kept_for_the_test(self, tmp_path):
-        banks = domain_banks(as_folders(tmp_path), "oil", size=8)
+        banks = domain_images(as_folders(tmp_path), "oil", size=8)
         assert banks["test"].names == ("oil/c0", "oil/c1", "oil/c2") and banks["test"].images.shape == (3, 10, 3, 8, 8)
         others = tuple(f"{s}/c{c}" for s in ("ink", "photo") for c in range(3))
         assert banks["train"].names == banks["val"].names == others
@@ -86,24 +86,24 @@ class TestReading:
 
     def test_both_layouts_give_the_same_banks(self, tmp_path):
         (tmp_path / "f").mkdir()
-        one, other = (domain_banks(p, "ink", size=8) for p in (as_folders(tmp_path / "f"), as_npz(tmp_path)))
+        one, other = (domain_images(p, "ink", size=8) for p in (as_folders(tmp_path / "f"), as_npz(tmp_path)))
         for split in one:
             assert one[split].names == other[split].names and torch.equal(one[split].images, other[split].images)
 
     def test_classes_with_few_images_are_left_out_of_their_domain(self, tmp_path):
-        banks = domain_banks(as_folders(tmp_path), "ink", size=8, examples=9)
+        banks = domain_images(as_folders(tmp_path), "ink", size=8, examples=9)
         assert banks["test"].images.shape[1] == 9 and banks["val"].images.shape[1] == 2
         assert banks["train"].names == ("oil/c1", "photo/c0", "photo/c2")  # four fifths of 10 are 8
         assert groups_of(banks["train"]) == [0, 1, 1]
-        assert domain_banks(tmp_path, "ink", size=8, limit=2)["test"].names == ("ink/c0", "ink/c1")
+        assert domain_images(tmp_path, "ink", size=8, limit=2)["test"].names == ("ink/c0", "ink/c1")
 
     def test_a_backbone_tells_the_classes_of_all_domains_together(self, tmp_path):
-        bank = domain_banks(as_folders(tmp_path), "oil", size=8)["train"]
+        bank = domain_images(as_folders(tmp_path), "oil", size=8)["train"]
         merged = by_class(bank)
         assert merged.names == ("c0", "c1", "c2") and merged.images.shape[:2] == (3, 16)
         assert torch.equal(merged.images[1], torch.cat([bank.images[1], bank.images[4]]))
         with pytest.raises(McdiError, match="fewer than two classes are in every training domain"):
-            by_class(domain_banks(tmp_path, "ink", size=8, examples=9)["train"])
+            by_class(domain_images(tmp_path, "ink", size=8, examples=9)["train"])
 
     def test_what_is_wrong_is_said(self, tmp_path):
         (tmp_path / "f/x").mkdir(parents=True)
@@ -113,24 +113,24 @@ class TestReading:
             (tmp_path / "f", "holds no images"),
         ):
             with pytest.raises(McdiError, match=said):
-                domain_banks(path, "ink")
+                domain_images(path, "ink")
         as_folders(tmp_path / "f")
         with pytest.raises(McdiError, match="the domain 'pencil' is not in .*one of ink, oil, photo"):
-            domain_banks(tmp_path / "f", "pencil")
+            domain_images(tmp_path / "f", "pencil")
         with pytest.raises(McdiError, match="no class of .* has 90 images for train"):
-            domain_banks(tmp_path / "f", "ink", examples=90)
+            domain_images(tmp_path / "f", "ink", examples=90)
         with np.load(as_npz(tmp_path)) as file:
             found = dict(file)
         np.savez(tmp_path / "b.npz", **(found | {"domain": found["domain"] + 1}))
         with pytest.raises(McdiError, match="domain must name one of 3 domains"):
-            domain_banks(tmp_path / "b.npz", "ink")
+            domain_images(tmp_path / "b.npz", "ink")
         np.savez(tmp_path / "c.npz", **{n: a for n, a in found.items() if n != "domains"})
         with pytest.raises(McdiError, match="is no file of encoded images"):
-            domain_banks(tmp_path / "c.npz", "ink")
+            domain_images(tmp_path / "c.npz", "ink")
         one = {**found, "domain": 0 * found["domain"], "domains": found["domains"][:1]}
         np.savez(tmp_path / "d.npz", **one)
         with pytest.raises(McdiError, match="has one domain only"):
-            domain_banks(tmp_path / "d.npz", "ink")
+            domain_images(tmp_path / "d.npz", "ink")
 
 
 class TestGroups:
@@ -179,7 +179,7 @@ class TestRun:
 
 def domain_of(path: Path, domain: str, name: str) -> torch.Tensor:
     """Every pixel of one class in one domain, its values in order: images come in another order in every domain."""
-    bank = domain_banks(path, domain, size=32)["test"]
+    bank = domain_images(path, domain, size=32)["test"]
     return bank.images[bank.names.index(f"{domain}/{name}")].float().flatten(1).sort(0).values
 
 
@@ -189,7 +189,7 @@ def test_domains_out_of_one_collection_of_photos(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["styled_domains.py", str(photos), str(out), "--classes", "3", "--examples", "3"])
     runpy.run_path(str(script), run_name="__main__")
     assert "45 images of 3 classes in 5 styles" in capsys.readouterr().out
-    banks = domain_banks(out, "lines", size=32, examples=2)
+    banks = domain_images(out, "lines", size=32, examples=2)
     assert {n.partition("/")[0] for n in banks["train"].names} == {"photo", "negative", "mosaic", "faded"}
     of = {n: images for n, images in zip(banks["train"].names, banks["train"].images, strict=True)}
     name = next(n for n in of if n.startswith("photo/")).removeprefix("photo/")

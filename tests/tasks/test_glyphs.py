@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import ImageBank
-from mcdi.tasks.images.glyphs import glyph_banks
+from mcdi.tasks.images.class_images import ClassImages
+from mcdi.tasks.images.glyphs import glyph_images
 
 
 @pytest.fixture(scope="module")
-def few() -> dict[str, ImageBank]:
-    return glyph_banks(0, limit=30)
+def few() -> dict[str, ClassImages]:
+    return glyph_images(0, limit=30)
 
 
 @pytest.fixture(scope="module")
-def every() -> dict[str, ImageBank]:
-    return glyph_banks(0, examples=2)
+def every() -> dict[str, ClassImages]:
+    return glyph_images(0, examples=2)
 
 
-def test_counts_and_scripts_of_the_splits(every: dict[str, ImageBank]) -> None:
+def test_counts_and_scripts_of_the_splits(every: dict[str, ClassImages]) -> None:
     assert list(every) == ["train", "val", "test"]
     assert len(every["train"].names) >= 900
     assert len(every["val"].names) >= 80
@@ -32,7 +32,7 @@ def test_counts_and_scripts_of_the_splits(every: dict[str, ImageBank]) -> None:
     assert every["test"].alphabets == ("HEBREW", "LAO", "NKO", "OGHAM", "OLD ITALIC", "TIFINAGH")
 
 
-def test_characters_that_look_alike_in_two_scripts_are_kept_once_and_in_training(every: dict[str, ImageBank]) -> None:
+def test_characters_that_look_alike_in_two_scripts_are_kept_once_and_in_training(every: dict[str, ClassImages]) -> None:
     names = {name for bank in every.values() for name in bank.names}
     for kept, *dropped in (
         ("LATIN/U+0041", "GREEK/U+0391", "CYRILLIC/U+0410", "LATIN/U+1D00"),  # A, Alpha, Cyrillic A, small capital A
@@ -44,7 +44,7 @@ def test_characters_that_look_alike_in_two_scripts_are_kept_once_and_in_training
     assert "MATHEMATICAL/U+2219" not in names  # a dot
 
 
-def test_every_drawing_is_ink_on_paper_within_the_margin(few: dict[str, ImageBank], every: dict[str, ImageBank]) -> None:
+def test_every_drawing_is_ink_on_paper_within_the_margin(few: dict[str, ClassImages], every: dict[str, ClassImages]) -> None:
     for bank in (*few.values(), *every.values()):
         ink = bank.images.float() / 255
         assert ink.amax((2, 3)).min() > 0.4  # none is blank
@@ -56,7 +56,7 @@ def test_every_drawing_is_ink_on_paper_within_the_margin(few: dict[str, ImageBan
         assert (edge.amax(-1) > 0.5).float().mean() < 1e-3  # not cut off
 
 
-def test_classes_differ_and_so_do_the_drawings_of_one(few: dict[str, ImageBank]) -> None:
+def test_classes_differ_and_so_do_the_drawings_of_one(few: dict[str, ClassImages]) -> None:
     for bank in few.values():
         flat = bank.images.float().flatten(2)
         assert flat.shape[:2] == (30, 20)
@@ -68,22 +68,22 @@ def test_classes_differ_and_so_do_the_drawings_of_one(few: dict[str, ImageBank])
         assert 0.3 < right < 0.98
 
 
-def test_same_seed_same_drawings_with_any_number_of_threads(few: dict[str, ImageBank]) -> None:
+def test_same_seed_same_drawings_with_any_number_of_threads(few: dict[str, ClassImages]) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2 if threads == 1 else 1)
-        again = glyph_banks(0, limit=30)
+        again = glyph_images(0, limit=30)
     finally:
         torch.set_num_threads(threads)
-    other = glyph_banks(1, limit=30)
+    other = glyph_images(1, limit=30)
     for split, bank in few.items():
         assert bank.names == again[split].names == other[split].names
         assert torch.equal(bank.images, again[split].images)
         assert (bank.images != other[split].images).flatten(2).any(2).all()  # every drawing is another
 
 
-def test_limit_takes_classes_of_several_scripts_without_redrawing_them(few: dict[str, ImageBank]) -> None:
-    for split, bank in glyph_banks(0, limit=15).items():
+def test_limit_takes_classes_of_several_scripts_without_redrawing_them(few: dict[str, ClassImages]) -> None:
+    for split, bank in glyph_images(0, limit=15).items():
         assert len(bank.names) == 15
         assert len(bank.alphabets) > 1
         more = few[split]
@@ -93,8 +93,8 @@ def test_limit_takes_classes_of_several_scripts_without_redrawing_them(few: dict
             assert torch.equal(bank.images[bank.names.index(name)], more.images[more.names.index(name)])
 
 
-def test_size_sets_the_side_and_the_pen_follows_it(few: dict[str, ImageBank]) -> None:
-    for split, large in glyph_banks(0, limit=30, examples=3, size=40).items():
+def test_size_sets_the_side_and_the_pen_follows_it(few: dict[str, ClassImages]) -> None:
+    for split, large in glyph_images(0, limit=30, examples=3, size=40).items():
         assert large.images.shape == (30, 3, 40, 40)
         shares = [float(bank.images.float().mean()) for bank in (few[split], large)]
         assert shares[0] == pytest.approx(shares[1], rel=0.15)
@@ -103,16 +103,16 @@ def test_size_sets_the_side_and_the_pen_follows_it(few: dict[str, ImageBank]) ->
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"examples": 0}, {"limit": 0}])
 def test_refuses_what_is_not_positive(wrong: dict[str, int]) -> None:
     with pytest.raises(McdiError, match=f"{next(iter(wrong))}=0"):
-        glyph_banks(0, **wrong)
+        glyph_images(0, **wrong)
 
 
 def test_names_a_font_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(McdiError, match=r"DejaVuSans\.ttf cannot be read"):
-        glyph_banks(0, limit=1)
+        glyph_images(0, limit=1)
 
 
-def test_no_name_is_in_two_splits(every: dict[str, ImageBank]) -> None:
+def test_no_name_is_in_two_splits(every: dict[str, ClassImages]) -> None:
     for one, two in combinations(every.values(), 2):
         assert set(one.names).isdisjoint(two.names)
         assert set(one.alphabets).isdisjoint(two.alphabets)

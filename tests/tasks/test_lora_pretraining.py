@@ -6,7 +6,7 @@ import torch
 from tiny_models import drawn, lora
 
 from mcdi.networks.lora import LoraClassifier
-from mcdi.tasks.text.lora_pretraining import pool_again, train_start
+from mcdi.tasks.text.lora_pretraining import pretrain_lora, recompute_pooled
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import TextSettings, choose, pools_of
 from mcdi.tasks.text.text_tasks import TextTasks
@@ -21,13 +21,13 @@ class TestStart:
         texts = [t for c in chosen for t in c.texts]
         bank = torch.cat([net.read(c.texts) for c in chosen])
         pools = pools_of(chosen, bank[:, 1, :-1])
-        net.hold(bank, pools["train"][0].bank)
+        net.set_feature_bank(bank, pools["train"][0].text_ids)
         tasks = TextTasks(net, pools, way=2, shots=(5,), queries=8, examples=20)
         before = {n: p.clone() for n, p in net.pairs.items()}
-        losses = list(train_start(tasks, steps=30, seed=0, lr=0.02))
+        losses = list(pretrain_lora(tasks, steps=30, seed=0, lr=0.02))
         assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
         assert all(not torch.equal(p, before[n]) and not p.requires_grad for n, p in net.pairs.items())
-        assert list(pool_again(net, bank))[-1] == len(bank)
+        assert list(recompute_pooled(net, bank))[-1] == len(bank)
         for c, rows in zip(chosen, torch.arange(len(texts)).split([len(c.texts) for c in chosen]), strict=True):
             torch.testing.assert_close(bank[rows, :2], net.read(c.texts)[:, :2], rtol=1e-4, atol=1e-5)
         sent = pickle.loads(pickle.dumps(tasks))  # what a worker gets

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 
 from mcdi.errors import McdiError
 from mcdi.tasks.images import omniglot
-from mcdi.tasks.images.class_images import ImageBank
-from mcdi.tasks.images.omniglot import omniglot_banks
+from mcdi.tasks.images.class_images import ClassImages
+from mcdi.tasks.images.omniglot import omniglot_images
 
 REAL = Path(os.environ.get("MCDI_OMNIGLOT") or Path(__file__).parents[3] / "shared/data/omniglot")
 PARTS = {"images_background": 30, "images_evaluation": 20}
@@ -58,13 +58,13 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real() -> dict[str, ImageBank]:
+def real() -> dict[str, ClassImages]:
     if not (REAL / "images_background.zip").is_file():
         pytest.skip(f"no Omniglot in {REAL}: set MCDI_OMNIGLOT to the folder of its two archives")
-    return omniglot_banks(REAL)
+    return omniglot_images(REAL)
 
 
-def test_real_counts(real: dict[str, ImageBank]) -> None:
+def test_real_counts(real: dict[str, ClassImages]) -> None:
     assert {split: tuple(bank.images.shape) for split, bank in real.items()} == {
         "train": (786, 20, 28, 28),
         "val": (178, 20, 28, 28),
@@ -76,7 +76,7 @@ def test_real_counts(real: dict[str, ImageBank]) -> None:
     assert real["train"].names[0] == "Alphabet_of_the_Magi/character01"
 
 
-def test_real_drawings_are_ink_on_paper(real: dict[str, ImageBank]) -> None:
+def test_real_drawings_are_ink_on_paper(real: dict[str, ClassImages]) -> None:
     for bank in real.values():
         ink = bank.images.float() / 255
         assert (ink.amax((2, 3)) > 0.5).all()
@@ -85,8 +85,8 @@ def test_real_drawings_are_ink_on_paper(real: dict[str, ImageBank]) -> None:
     assert len(torch.unique(everything, dim=0)) == len(everything)
 
 
-def test_real_characters(real: dict[str, ImageBank]) -> None:
-    banks = omniglot_banks(REAL, split="characters")
+def test_real_characters(real: dict[str, ClassImages]) -> None:
+    banks = omniglot_images(REAL, split="characters")
     assert {split: len(bank.names) for split, bank in banks.items()} == {"train": 1203, "val": 100, "test": 320}
     names = [name for bank in banks.values() for name in bank.names]
     assert sorted(names) == sorted(name for bank in real.values() for name in bank.names)  # disjoint, and all there are
@@ -97,7 +97,7 @@ def test_real_characters(real: dict[str, ImageBank]) -> None:
 
 
 def test_splits_by_the_places_of_the_sorted_alphabets(official: Path) -> None:
-    banks = omniglot_banks(str(official), size=35)
+    banks = omniglot_images(str(official), size=35)
     assert banks["val"].alphabets == ("A4", "B3", "C2", "D1", "E0")
     assert len(banks["train"].alphabets) == 25
     assert set(banks["train"].alphabets).isdisjoint(banks["val"].alphabets)
@@ -105,7 +105,7 @@ def test_splits_by_the_places_of_the_sorted_alphabets(official: Path) -> None:
 
 
 def test_ink_is_255_and_drawers_are_in_order(official: Path) -> None:
-    images = omniglot_banks(official, size=35)["test"].images  # a third of the side: every pixel is a mean of nine
+    images = omniglot_images(official, size=35)["test"].images  # a third of the side: every pixel is a mean of nine
     expected = torch.zeros(20, 35, 35, dtype=torch.uint8)
     for n in range(1, 21):
         expected[n - 1, 5:15, n : n + 10] = 255
@@ -116,7 +116,7 @@ def test_an_unpacked_folder_gives_the_same(official: Path, tmp_path: Path) -> No
     for part in PARTS:
         with zipfile.ZipFile(official / f"{part}.zip") as archive:
             archive.extractall(tmp_path)
-    packed, loose = omniglot_banks(official), omniglot_banks(tmp_path)
+    packed, loose = omniglot_images(official), omniglot_images(tmp_path)
     for split in packed:
         assert packed[split].names == loose[split].names
         assert torch.equal(packed[split].images, loose[split].images)
@@ -150,7 +150,7 @@ def cut_drawing(contents: dict[str, bytes]) -> None:
 )
 def test_refuses_an_incomplete_or_damaged_archive(edit: Edit, message: str, tmp_path: Path) -> None:
     with pytest.raises(McdiError, match=message):
-        omniglot_banks(pack(tmp_path / "data", edit))
+        omniglot_images(pack(tmp_path / "data", edit))
 
 
 def test_refuses_an_archive_that_is_no_zip_or_has_damaged_bytes(official: Path, tmp_path: Path) -> None:
@@ -160,17 +160,17 @@ def test_refuses_an_archive_that_is_no_zip_or_has_damaged_bytes(official: Path, 
     for broken in (b"<html>not found</html>", data[: len(data) // 2], data[:place] + b"\0\xff\0\xff" + data[place + 4 :]):
         (tmp_path / "images_evaluation.zip").write_bytes(broken)
         with pytest.raises(McdiError, match=r"images_evaluation\.zip is not a readable zip archive"):
-            omniglot_banks(tmp_path)
+            omniglot_images(tmp_path)
 
 
 def test_refuses_a_folder_without_omniglot_and_no_folder_at_all(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(McdiError, match=rf"{folder.name} holds neither images_background\.zip nor images_background/"):
-            omniglot_banks(folder)
+            omniglot_images(folder)
     with pytest.raises(McdiError, match="needs a folder"):
-        omniglot_banks(None)
+        omniglot_images(None)
     with pytest.raises(McdiError, match="size=0"):
-        omniglot_banks(tmp_path, size=0)
+        omniglot_images(tmp_path, size=0)
 
 
 def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +183,10 @@ def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_downloads_what_is_missing_once(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(official, monkeypatch)
     target = tmp_path / "cache"
-    first = omniglot_banks(None, download_to=target)
+    first = omniglot_images(None, download_to=target)
     assert sorted(p.name for p in target.iterdir()) == ["images_background.zip", "images_evaluation.zip"]
     monkeypatch.setattr(omniglot, "URL", (tmp_path / "gone").as_uri() + "/")
-    again = omniglot_banks(None, download_to=target)
+    again = omniglot_images(None, download_to=target)
     assert all(torch.equal(first[split].images, again[split].images) for split in first)
 
 
@@ -196,7 +196,7 @@ def test_a_download_with_another_checksum_leaves_nothing(
     serve(official, monkeypatch)
     monkeypatch.setitem(omniglot.CHECKSUMS, "images_background", "0" * 32)
     with pytest.raises(McdiError, match=r"images_background\.zip has the md5 \w+ instead of 0+: fetch it by hand into"):
-        omniglot_banks(None, download_to=tmp_path)
+        omniglot_images(None, download_to=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,5 +204,5 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(omniglot, "URL", (tmp_path / "gone").as_uri() + "/")
     target = tmp_path / "cache"
     with pytest.raises(McdiError, match=r"gone/images_background\.zip cannot be downloaded .*: fetch it by hand into"):
-        omniglot_banks(None, download_to=target)
+        omniglot_images(None, download_to=target)
     assert not target.exists()

@@ -9,9 +9,11 @@ import mcdi
 from mcdi.errors import McdiError
 from mcdi.experiments.evaluate import interval
 from mcdi.generator import fit
+from mcdi.networks import registry
 from mcdi.networks.own import PROBES, OwnNetwork
 from mcdi.tasks.own import OwnTasks
 from mcdi.trajectories.prepare import Preparation, prepare
+from mcdi.types import Examples
 
 QUICK = {"options": {"width": 32, "depth": 1}, "training": {"iterations": 60, "tasks": 8}}
 ONCE = {"training": {"iterations": 1}}
@@ -76,7 +78,7 @@ class TestTasks:
     def test_the_description_is_a_kernel_ridge_estimate_at_training_inputs(self):
         x, y = torch.linspace(-3, 3, 200).expand(20, -1)[..., None], torch.linspace(-3, 3, 200).sin().expand(20, -1)
         net = OwnTasks(nn.Linear(1, 1), x, y, shots=60).downstream
-        found = net.condition(mcdi.tasks.base.Examples(x[:1, ::3], y[:1, ::3]), 1)
+        found = net.condition(Examples(x[:1, ::3], y[:1, ::3]), 1)
         assert found.shape == (1, 1, 2 * PROBES)
         wanted = (net.probes[:, 0].sin() - y[:18].mean()) / y[:18].std()
         assert (found[0, 0, :PROBES] - wanted).abs().max() < 0.1
@@ -211,7 +213,7 @@ def test_examples_of_another_shape_and_code_for_a_network_that_needs_none(genera
     with pytest.raises(McdiError, match=r"do not end in \(2,\)"):
         generator.generate((torch.zeros(4, 3), torch.tensor([0, 0, 1, 1])))
     with pytest.raises(McdiError, match="needs no code of yours: leave out module"):
-        mcdi.tasks.networks.build({"kind": "curve"}, {}, module=small())
+        registry.build({"kind": "curve"}, {}, module=small())
     assert isinstance(generator.network, OwnNetwork)
 
 

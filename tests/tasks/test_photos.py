@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import read_folder, read_image, read_images
-from mcdi.tasks.images.photos import natural_banks
+from mcdi.tasks.images.photos import natural_images
 from mcdi.types import SPLITS
 
 Splits = dict[str, dict[str, list[bytes]]]  # {split: {class: encoded images}}
@@ -99,7 +99,7 @@ def packed() -> dict[str, np.ndarray]:
 
 class TestLayouts:
     def test_a_bank_is_as_long_as_its_shortest_class(self, tmp_path):
-        banks = natural_banks(as_folders(tmp_path, images()), size=8)
+        banks = natural_images(as_folders(tmp_path, images()), size=8)
         shapes = {"train": (3, 3, 3, 8, 8), "val": (2, 2, 3, 8, 8), "test": (2, 2, 3, 8, 8)}
         assert {split: tuple(bank.images.shape) for split, bank in banks.items()} == shapes
         assert banks["train"].names == ("train-0", "train-1", "train-2") and banks["train"].images.dtype == torch.uint8
@@ -108,26 +108,26 @@ class TestLayouts:
         as_folders(tmp_path, images())
         x, y, names = read_folder(tmp_path / "test", (3, 8, 8))
         assert x.shape == (8, 3, 8, 8) and y.tolist() == [0] * 2 + [1] * 6 and names == ["test-0", "test-1"]
-        assert torch.equal(x[:2], natural_banks(tmp_path, size=8)["test"].images[0])
+        assert torch.equal(x[:2], natural_images(tmp_path, size=8)["test"].images[0])
         assert read_images(tmp_path / "test" / "test-1")[0].shape == (6, 1, 28, 28)
 
     def test_limits(self, tmp_path):
-        whole = natural_banks(as_folders(tmp_path, images()), size=8)
-        few = natural_banks(tmp_path, size=8, limit=1, examples=2)
+        whole = natural_images(as_folders(tmp_path, images()), size=8)
+        few = natural_images(tmp_path, size=8, limit=1, examples=2)
         for split in SPLITS:
             assert few[split].names == whole[split].names[:1]
             assert torch.equal(few[split].images, whole[split].images[:1, :2])
         for limits in ({"size": 0}, {"limit": 0}, {"examples": -1}):
             ((name, number),) = limits.items()
             with pytest.raises(McdiError, match=f"{name} = {number} must be at least 1"):
-                natural_banks(tmp_path, **limits)
+                natural_images(tmp_path, **limits)
 
     def test_every_layout_gives_the_same_banks(self, tmp_path):
         names = {"train": range(16), "val": range(16, 20), "test": range(20, 25)}
         splits = {split: {f"{c:02}": [photo(2 * c + n) for n in range(2)] for c in of} for split, of in names.items()}
         np.savez(tmp_path / "a.npz", **arrays({n: data for classes in splits.values() for n, data in classes.items()}))
         banks = [
-            natural_banks(path, size=9)
+            natural_images(path, size=9)
             for path in (as_folders(tmp_path / "f", splits), as_csv(tmp_path / "c", splits), tmp_path / "a.npz")
         ]
         for other in banks[1:]:
@@ -137,7 +137,7 @@ class TestLayouts:
 
     def test_an_npz_is_split_by_the_order_of_its_classes(self, packed, tmp_path):
         np.savez(tmp_path / "a.npz", **packed)
-        banks = natural_banks(tmp_path / "a.npz", size=4)
+        banks = natural_images(tmp_path / "a.npz", size=4)
         order = packed["classes"].tolist()
         parts = {"train": order[:16], "val": order[16:20], "test": order[20:]}
         assert {split: bank.names for split, bank in banks.items()} == {s: tuple(sorted(n)) for s, n in parts.items()}
@@ -153,14 +153,14 @@ class TestLayouts:
         offset = np.cumsum([0, *(len(files[i]) for i in order)])
         changed = {"encoded": mixed, "offset": offset, "label": packed["label"][order]}
         np.savez_compressed(tmp_path / "b.npz", **{**packed, **changed})
-        one, two = (natural_banks(tmp_path / name, size=4) for name in ("a.npz", "b.npz"))
+        one, two = (natural_images(tmp_path / name, size=4) for name in ("a.npz", "b.npz"))
         assert all(torch.equal(one[split].images, two[split].images) for split in SPLITS)
 
 
 class TestRefusals:
     def refused(self, path: Path | None, message: str) -> None:
         with pytest.raises(McdiError, match=message):
-            natural_banks(path, size=4)
+            natural_images(path, size=4)
 
     def test_a_wrong_path(self, tmp_path):
         self.refused(None, r"give --data, a \.npz of encoded images, train\.csv")
@@ -262,7 +262,7 @@ class TestRun:
     def test_results(self, place):
         result = json.loads((place / "run" / "results" / "mc-di-0.json").read_text())
         assert result["family"] == "natural" and result["latency_ms"]["embed"] > 0
-        banks = load_file(place / "run" / "banks.safetensors")
+        banks = load_file(place / "run" / "features.safetensors")
         assert banks["train"].shape == (5, 6, 128) and banks["test"].shape == (3, 3, 128)
 
     def test_the_saved_generator_reads_photos(self, place, capsys, tmp_path):
@@ -279,7 +279,7 @@ class TestRun:
         x, y, _ = read_folder(data, generator.image_shape)
         assert all(torch.equal(w, weights[n]) for n, w in generator.generate((x, y)).items())
         # The features of the run are those of the saved backbone.
-        torch.testing.assert_close(generator.embed(x), load_file(place / "run" / "banks.safetensors")["test"].flatten(0, 1))
+        torch.testing.assert_close(generator.embed(x), load_file(place / "run" / "features.safetensors")["test"].flatten(0, 1))
         for shape in ((4, 1, 16, 16), (4, 3, 28, 28), (4, 3, 128, 128), (4, 127)):
             with pytest.raises(McdiError, match=r"neither images \(\.\.\., 3, 16, 16\) nor features \(\.\.\., 128\)"):
                 generator.embed(torch.zeros(shape))

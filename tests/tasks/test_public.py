@@ -14,7 +14,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments.studies import named_targets, transfer
 from mcdi.experiments.studies.variants import Cell, Context
 from mcdi.methods import make_method
-from mcdi.tasks.images.public import target_bank
+from mcdi.tasks.images.public import public_images
 
 NAMES = ("bird", "cat")
 
@@ -83,12 +83,12 @@ class TestLayouts:
     def test_every_image_is_found_upright(self, tmp_path, write, side):
         x = pictures(side)
         write(tmp_path, x)
-        bank = target_bank(tmp_path, size=side)
+        bank = public_images(tmp_path, size=side)
         assert bank.names == NAMES and bank.images.shape == (2, 4, 3, side, side)
         want = torch.from_numpy(x).permute(0, 1, 4, 2, 3)
         for c in range(2):
             assert {i.numpy().tobytes() for i in bank.images[c]} == {i.contiguous().numpy().tobytes() for i in want[c]}
-        assert target_bank(tmp_path, size=8, examples=3).images.shape == (2, 3, 3, 8, 8)
+        assert public_images(tmp_path, size=8, examples=3).images.shape == (2, 3, 3, 8, 8)
 
     def test_npz_of_pixels_grey_or_coloured_and_of_files(self, tmp_path):
         x, label = pictures(12), np.repeat(np.arange(2), 4)
@@ -96,7 +96,7 @@ class TestLayouts:
         np.savez(tmp_path / "colour.npz", image=flat, label=label, classes=np.array(NAMES))
         np.savez(tmp_path / "grey.npz", image=flat[..., 0], label=label, classes=np.array(NAMES))
         np.savez(tmp_path / "files.npz", **arrays({"bird": [photo(1), photo(2)], "cat": [photo(3), photo(4)]}))
-        colour, grey, files = (target_bank(tmp_path / f"{n}.npz", size=12) for n in ("colour", "grey", "files"))
+        colour, grey, files = (public_images(tmp_path / f"{n}.npz", size=12) for n in ("colour", "grey", "files"))
         assert torch.equal(colour.images, torch.from_numpy(x).permute(0, 1, 4, 2, 3))
         assert torch.equal(grey.images, colour.images[:, :, :1].expand(-1, -1, 3, -1, -1))
         assert files.names == NAMES and files.images.shape[:2] == (2, 2)
@@ -108,7 +108,7 @@ class TestLayouts:
             write(path, pictures(side))
             change(path)
             with pytest.raises(McdiError, match=said):
-                target_bank(path, size=8)
+                public_images(path, size=8)
 
         bad("test_batch.bin holds 5 bytes, no number of records", lambda p: (p / "test_batch.bin").write_bytes(b"12345"))
         bad("names of classes, cannot be read", lambda p: (p / "batches.meta.txt").unlink())
@@ -117,16 +117,16 @@ class TestLayouts:
         bad("holds images of 1 classes", lambda p: [f.unlink() for f in p.rglob("cat_*")], pets, 20)
         bad("cannot be read as an image", lambda p: (p / "images/cat_0.png").write_text("no"), pets, 20)
         with pytest.raises(McdiError, match="does not exist"):
-            target_bank(tmp_path / "none", size=8)
+            public_images(tmp_path / "none", size=8)
         (tmp_path / "file.txt").touch()
         with pytest.raises(McdiError, match="neither a folder nor a .npz"):
-            target_bank(tmp_path / "file.txt", size=8)
+            public_images(tmp_path / "file.txt", size=8)
         (tmp_path / "bad.npz").write_bytes(b"no")
         with pytest.raises(McdiError, match="is no .npz of images"):
-            target_bank(tmp_path / "bad.npz", size=8)
+            public_images(tmp_path / "bad.npz", size=8)
         np.savez(tmp_path / "float.npz", image=np.zeros((4, 8, 8)), label=np.arange(4), classes=np.array(NAMES))
         with pytest.raises(McdiError, match="image must be uint8"):
-            target_bank(tmp_path / "float.npz", size=8)
+            public_images(tmp_path / "float.npz", size=8)
 
 
 class TestTransfer:

@@ -136,7 +136,7 @@ class TestTasks:
             assert batch.mask.shape == (12, 5)
             for n in range(12):
                 pool, groups = family.pools[split][n % len(family.pools[split])], family._task(split, n).groups
-                label_of = dict(zip(pool.bank.tolist(), pool.labels.tolist(), strict=True))
+                label_of = dict(zip(pool.text_ids.tolist(), pool.labels.tolist(), strict=True))
                 assert not set(batch.support.x[n].tolist()) & set(batch.query.x[n].tolist())
                 for part in (batch.support, batch.query):
                     assert all(label_of[i] in groups[y] for i, y in zip(part.x[n].tolist(), part.y[n].tolist(), strict=True))

@@ -98,7 +98,7 @@ class TestCommandLine:
         assert all(name in table for name in ("adam", "reptile", "hypernetwork", "mv-di", "mc-di"))
         assert (done / "report.html").exists()
         family = load_family(read_run(done).family, done)
-        assert family.downstream.bank.dtype == torch.float16
+        assert family.downstream.feature_bank.dtype == torch.float16
 
     def test_sentences_in_adapter_out(self, done, models, examples, tmp_path, capsys):
         out = tmp_path / "adapter"
@@ -174,7 +174,7 @@ def test_steps_through_layers_are_taken_on_few_support_sets(done, monkeypatch):
 
 def test_a_run_is_of_one_base_model(done, tmp_path):
     """Where the model in its place has other weights than the one whose states the run holds."""
-    for name in ("banks", "backbone"):
+    for name in ("features", "backbone"):
         tensors, metadata = read_tensors(done / f"{name}.safetensors")
         write_tensors(tmp_path / f"{name}.safetensors", tensors, {**metadata, "base": metadata.get("base", 0) + 1})
     with pytest.raises(McdiError, match="other weights than the one that this was made with"):
@@ -207,10 +207,10 @@ class TestStopped:
         assert first == (1 if at[0] == "texts" else 21)  # from the last checkpoint
         read = [done for what, done in seen if what == "texts"]
         assert len(read) > 1 if at[0] == "texts" else len(read) == 1
-        for name in ("banks.safetensors", "backbone.safetensors"):
+        for name in ("features.safetensors", "backbone.safetensors"):
             (one, _), (other, _) = (read_tensors(tmp_path / f / name) for f in ("whole", "stop"))
             assert all(torch.equal(t, other[n]) for n, t in one.items())
-        assert sorted(p.name for p in (tmp_path / "stop").iterdir()) == ["backbone.safetensors", "banks.safetensors", "logs"]
+        assert sorted(p.name for p in (tmp_path / "stop").iterdir()) == ["backbone.safetensors", "features.safetensors", "logs"]
 
 
 class TestRowsAlone:
@@ -254,10 +254,10 @@ class TestRowsAlone:
 
     def test_pairs_come_beside_rows(self, models):
         net = LoraClassifier(lora(models, generate="rows"), 2)
-        rows, whole = drawn(net, 3), net.whole()
-        both = whole.with_pairs(rows)
+        rows, whole = drawn(net, 3), net.with_generated_pairs()
+        both = whole.with_default_units(rows, whole.space.U)
         assert torch.equal(both[:, :2], rows) and torch.equal(both[0, 2:], whole.theta0(0, whole.space.U)[2:])
-        assert whole.whole() is whole
+        assert whole.with_generated_pairs() is whole
 
 
 class TestRefused:

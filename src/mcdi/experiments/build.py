@@ -18,16 +18,16 @@ from mcdi.experiments.logs import TrainingLog
 from mcdi.experiments.recipe import COLOURS, FamilySettings
 from mcdi.networks.backbones.language import POOLED
 from mcdi.networks.backbones.pretrained import Pretrained, fetch, is_pretrained
-from mcdi.networks.backbones.vision import Backbone, Embedder, features_of, make_backbone, train_backbone
+from mcdi.networks.backbones.vision import Backbone, Embedder, compute_features, make_backbone, train_backbone
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.curves import Sines
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.family import TaskFamily
-from mcdi.tasks.images.class_images import ImageBank, rotated
-from mcdi.tasks.images.domains import by_class, domain_banks, groups_of
+from mcdi.tasks.images.class_images import ClassImages, with_rotations
+from mcdi.tasks.images.domains import by_class, domain_images, groups_of
 from mcdi.tasks.text.corpora import read_hub, read_sets
-from mcdi.tasks.text.lora_pretraining import pool_again, train_start
+from mcdi.tasks.text.lora_pretraining import pretrain_lora, recompute_pooled
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import Chosen, choose, pools_of
 from mcdi.tasks.text.text_tasks import TextTasks
@@ -38,29 +38,29 @@ CHECKPOINT, TEXTS = "checkpoint.safetensors", "texts"  # what a stopped run goes
 READ = 64  # texts at a time, between two words of progress
 
 
-def images_of(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ImageBank]:
+def images_of(settings: FamilySettings, data: Path | None, folder: Path) -> dict[str, ClassImages]:
     """The banks of all splits, as the family's settings want them."""
     if settings.data == "domains":
         limit, examples = settings.limit, settings.examples
-        return domain_banks(data, settings.domain, size=settings.side, limit=limit, examples=examples)
+        return domain_images(data, settings.domain, size=settings.side, limit=limit, examples=examples)
     if settings.data == "omniglot":
-        from mcdi.tasks.images.omniglot import omniglot_banks
+        from mcdi.tasks.images.omniglot import omniglot_images
 
-        banks = omniglot_banks(data, size=settings.side, split=settings.split, download_to=folder / "downloads")
+        banks = omniglot_images(data, size=settings.side, split=settings.split, download_to=folder / "downloads")
     elif settings.data == "natural":
-        from mcdi.tasks.images.photos import natural_banks
+        from mcdi.tasks.images.photos import natural_images
 
-        banks = natural_banks(data, size=settings.side, limit=settings.limit, examples=settings.examples)
+        banks = natural_images(data, size=settings.side, limit=settings.limit, examples=settings.examples)
     else:
-        from mcdi.tasks.images.glyphs import glyph_banks
+        from mcdi.tasks.images.glyphs import glyph_images
 
-        banks = glyph_banks(settings.seed, size=settings.side, limit=settings.limit)
+        banks = glyph_images(settings.seed, size=settings.side, limit=settings.limit)
     few = settings.limit, settings.examples
-    banks = {n: ImageBank(b.images[: few[0], : few[1]], b.names[: few[0]]) for n, b in banks.items()}
-    return {n: rotated(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
+    banks = {n: ClassImages(b.images[: few[0], : few[1]], b.names[: few[0]]) for n, b in banks.items()}
+    return {n: with_rotations(b) if n == "train" and settings.rotations else b for n, b in banks.items()}
 
 
-def _seen(settings: FamilySettings, banks: Mapping[str, ImageBank]) -> Tensor:
+def _seen(settings: FamilySettings, banks: Mapping[str, ClassImages]) -> Tensor:
     """The images that the backbone is trained on, (C, M, channels, side, side)."""
     if settings.backbone_data == "same":
         return (by_class(banks["train"]) if settings.data == "domains" else banks["train"]).pixels
@@ -115,7 +115,7 @@ def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, de
     if data is not None and settings.data in ("glyphs", "sines"):
         source = "drawn from fonts" if settings.data == "glyphs" else "drawn at random"
         raise McdiError(f"{settings.data} are {source} and read no --data: leave it out, or run the omniglot or natural recipe")
-    if settings.data != "sines" and not (folder / "banks.safetensors").exists():
+    if settings.data != "sines" and not (folder / "features.safetensors").exists():
         embed = _embed_texts if settings.data == "text" else _embed_banks
         embed(settings, folder, data, device, progress)
     return load_family(settings, folder)
@@ -134,7 +134,7 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     for number, (name, reader) in enumerate(readers.items()):
         how = replace(settings, seed=settings.seed + number)
         _train(reader.backbone.to(device), seen, how, folder, name, progress)
-        reader.fit(features_of(reader.backbone.cpu(), images["train"]))
+        reader.fit(compute_features(reader.backbone.cpu(), images["train"]))
     described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
     write_tensors(folder / "backbone.safetensors", embedder.state_dict(), described)
     for name in readers:
@@ -143,7 +143,7 @@ def _embed_banks(settings: FamilySettings, folder: Path, data: Path | None, devi
     for n, x in images.items():
         banks_embedded[n] = network.embed(x)
         progress("features", len(banks_embedded), len(images), {})
-    write_tensors(folder / "banks.safetensors", banks_embedded, {"groups": groups})
+    write_tensors(folder / "features.safetensors", banks_embedded, {"groups": groups})
 
 
 def _train(backbone: Backbone, seen: Tensor, settings: FamilySettings, folder: Path, name: str, progress: Progress) -> None:
@@ -212,14 +212,17 @@ def _embed_texts(settings: FamilySettings, folder: Path, data: Path | None, devi
     bank = _states(chosen, network, folder, progress)
     tasks = _text_tasks(settings, network, bank, chosen)
     start, save = _resumed(folder)
-    losses = train_start(tasks, steps=settings.backbone_steps, seed=settings.seed, device=device, start=start, checkpoint=save)
+    losses = pretrain_lora(
+        tasks, steps=settings.backbone_steps, seed=settings.seed, device=device, start=start, checkpoint=save
+    )
     _follow(losses, start[0] if start else 0, settings.backbone_steps, folder, progress)
-    for done in pool_again(network, bank, device):
+    for done in recompute_pooled(network, bank, device):
         progress("features", done, len(bank), {})
-    network.hold(bank, torch.cat([p.bank for p in tasks.pools["train"]]))  # the features have moved, so has their centre
+    # The features have moved, so has their centre.
+    network.set_feature_bank(bank, torch.cat([p.text_ids for p in tasks.pools["train"]]))
     write_tensors(folder / "backbone.safetensors", network.state())
     described = [c._replace(texts=[])._asdict() for c in chosen]
-    write_tensors(folder / "banks.safetensors", {"states": bank}, {"sets": described, "base": network.base})
+    write_tensors(folder / "features.safetensors", {"states": bank}, {"sets": described, "base": network.base})
     (folder / f"backbone.{CHECKPOINT}").unlink(missing_ok=True)
     shutil.rmtree(folder / TEXTS, ignore_errors=True)
 
@@ -230,7 +233,7 @@ def _text_network(settings: FamilySettings, base: int | None = None) -> LoraClas
 
 def _text_tasks(settings: FamilySettings, network: LoraClassifier, bank: Tensor, chosen: Sequence[Chosen]) -> TextTasks:
     pools = pools_of(chosen, bank[:, POOLED - 1, :-1])
-    network.hold(bank, torch.cat([p.bank for p in pools["train"]]))
+    network.set_feature_bank(bank, torch.cat([p.text_ids for p in pools["train"]]))
     few = settings.text.examples
     return TextTasks(network, pools, way=settings.way, shots=settings.shots, queries=settings.queries, examples=few)
 
@@ -238,7 +241,7 @@ def _text_tasks(settings: FamilySettings, network: LoraClassifier, bank: Tensor,
 def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
     """The family of a run whose backbone and features are on disk already."""
     if settings.data == "text":
-        tensors, metadata = read_tensors(folder / "banks.safetensors")
+        tensors, metadata = read_tensors(folder / "features.safetensors")
         chosen = [Chosen(**c) for c in metadata["sets"]]
         network = _text_network(settings, metadata.get("base"))
         network.load_state(read_tensors(folder / "backbone.safetensors")[0])
@@ -253,5 +256,5 @@ def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
         raise McdiError(
             f"{folder / 'backbone.safetensors'} is the backbone of another version: delete {folder} and run again"
         ) from error
-    banks, metadata = read_tensors(folder / "banks.safetensors")
+    banks, metadata = read_tensors(folder / "features.safetensors")
     return _few_shot(settings, embedder, banks, metadata.get("groups"))

@@ -13,7 +13,7 @@ from mcdi.methods.base import ChecksNetwork, NetworkFacts
 from mcdi.networks.backbones.language import LoraSettings
 from mcdi.networks.backbones.pretrained import is_pretrained
 from mcdi.networks.backbones.vision import BACKBONES, Objective
-from mcdi.networks.linear_head import OWN_HEADS, Condition
+from mcdi.networks.linear_head import CLOSED_FORM_HEADS, Condition
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.images.omniglot import Split
 from mcdi.tasks.text.pools import TextSettings
@@ -129,7 +129,7 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
             continue
         kind = recipe.family.network
         alone = recipe.family.lora.generate == "rows" if kind == "lora" else kind == "linear-head"
-        heads = OWN_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].heads
+        heads = CLOSED_FORM_HEADS if recipe.family.condition == "heads" else NETWORKS[kind].condition_heads
         method.check_network(NetworkFacts(kind, heads, alone, bool(recipe.family.embedding)))
         if recipe.preparation.k % method.local_targets:
             raise McdiError(

@@ -1,7 +1,7 @@
 """The whole job, step by step in one folder. Every step leaves its result on disk in one rename, and a step that finds its
 result there does nothing: running the same command again resumes.
 
-    recipe.json  backbone.safetensors  banks.safetensors  trajectories/  reference/  methods/  results/  report.html
+    recipe.json  backbone.safetensors  features.safetensors  trajectories/  reference/  methods/  results/  report.html
 """
 
 import datetime

@@ -19,7 +19,7 @@ from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.sampling import SAMPLERS, Generated, Sampling, SupportsSampling, reduce_draws
 from mcdi.networks import base, registry
 from mcdi.networks.own import Describe, Loss
-from mcdi.networks.support import centre_of, labelled
+from mcdi.networks.support import centre_of, support_batch
 from mcdi.types import Examples
 from mcdi.utils.files import write_json, write_tensors
 from mcdi.utils.random import Seed
@@ -71,7 +71,7 @@ class Generator:
         if shape is not None and x.ndim >= 4 and tuple(x.shape[-3:]) == shape:
             images = x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8)
             return net.embed_query(images) if query else net.embed(images)
-        alone = net.input_size - net.embedding
+        alone = net.input_size - net.embedding_size
         width = alone if query and x.shape[-1] == alone else net.input_size
         if x.shape[-1] != width or (x.ndim >= 4 and x.shape[-2] == width):  # square: images of another size
             neither = "not" if shape is None else f"neither images (..., {', '.join(map(str, shape))}) nor"
@@ -81,7 +81,7 @@ class Generator:
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
         net, given = self.network, (self.network.read(support[0]), torch.as_tensor(support[1]).to(self.device))
         rows = net.space.unit == "row"
-        x, y, way, single = labelled(*given, way=net.way, any_way=rows, real=net.real, target=net.target_shape)
+        x, y, way, single = support_batch(*given, way=net.way, any_way=rows, regression=net.regression, target=net.target_shape)
         mask = torch.ones(len(y), net.space.units(way), dtype=torch.bool, device=self.device)
         return Examples(self.embed(x), y), mask, single
 

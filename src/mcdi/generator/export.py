@@ -91,7 +91,7 @@ class Sampler(nn.Module):
             "features": net.input_size,
             "rows": net.space.unit == "row",
             "any_way": self.any_way,
-            "real": net.real,
+            "real": net.regression,
             "network": net.kind,
         }
         of = {"version": __version__, "method": self.generator.name, "asked": self.asked, "parameters": parameters}

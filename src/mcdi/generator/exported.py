@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.generator.saving import MODEL
-from mcdi.networks.support import labelled
+from mcdi.networks.support import support_batch
 from mcdi.utils.files import read_json
 from mcdi.utils.random import Seed, noise_of, normal
 
@@ -72,7 +72,7 @@ class Exported:
         """
         d = self.described
         given = torch.as_tensor(support[0]).float(), torch.as_tensor(support[1])
-        x, y, way, single = labelled(*given, way=d["way"], any_way=d["any_way"], real=d["real"])
+        x, y, way, single = support_batch(*given, way=d["way"], any_way=d["any_way"], regression=d["real"])
         if x.shape[2:] != (d["features"],):
             raise McdiError(f"examples of shape {tuple(x.shape[2:])} are no features ({d['features']},): give it embedded ones")
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)

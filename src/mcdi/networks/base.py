@@ -26,15 +26,15 @@ class Network:
     kind = "network"
     condition_size: int
     input_size: int  # numbers an embedded example has
-    embedding = 0  # how many of them, the last ones, are of another network, which the condition alone reads
+    embedding_size = 0  # how many of them, the last ones, are of another network, which the condition alone reads
     way: int  # classes of the template; a head may be generated for any number
-    heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
-    examples = 0  # how many single ones of a class it ends with, at most
+    condition_heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
+    condition_examples = 0  # how many single ones of a class it ends with, at most
     example_shape: tuple[int, ...] | None = None  # of one example that is not embedded
     target_shape: tuple[int, ...] = ()  # of its y
-    real = False  # whether y are real numbers, no classes
-    centred = False  # whether tasks see features less the centre of their support set; `placed` undoes it
-    supports_ridge_blend = False  # whether its weights hold a head that can be `leant`
+    regression = False  # whether y are real numbers, not classes
+    centred = False  # whether tasks see features less the centre of their support set; `uncentre` undoes it
+    supports_ridge_blend = False  # whether its weights hold a linear head that can be blended with ridge regression
     init_std = 0.05
 
     @property
@@ -95,9 +95,9 @@ class Network:
         """Weights (B, .., U, D) that answer on features x what these do on x - centre, (B, 1, F)."""
         raise McdiError(f"a {self.kind} reads no centred features: set centred = false")
 
-    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, mixing_weight: float | Tensor) -> Tensor:
-        """Weights (B, n, U, D) of which only `share`, or every task's of (B,), is left in their heads, see `sets.leant`."""
-        raise McdiError(f"mixing_weight = {mixing_weight} is for heads, and a {self.kind} is none: set mixing_weight = 1")
+    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
+        """Weights (B, n, U, D) whose heads keep `share` of themselves, one number or (B,): see support.blend_heads."""
+        raise McdiError(f"share = {share} is for heads, and a {self.kind} is none: set share = 1")
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in batched.apply."""

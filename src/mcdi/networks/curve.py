@@ -14,7 +14,7 @@ class Curve(Network):
     """All weights of a small network R -> R; the condition is a kernel estimate of the curve on a fixed grid."""
 
     kind = "curve"
-    example_shape, real = (1,), True
+    example_shape, regression = (1,), True
     grid, bandwidth = 24, 0.35
 
     def __init__(self, hidden: int = 24, low: float = -3.0, high: float = 3.0) -> None:

@@ -11,7 +11,7 @@ from mcdi.networks.backbones.vision import Embedder, cl2n
 from mcdi.networks.base import Network
 from mcdi.networks.batched import State
 from mcdi.networks.linear_head import LinearHead
-from mcdi.networks.support import beside, spreads
+from mcdi.networks.support import append_unit_features, spreads
 from mcdi.types import Examples
 
 
@@ -69,7 +69,7 @@ class FilmHead(LinearHead):
             self.centre, pixels = embedder.mean, (embedder.side // 2**4) ** 2
         Network.__init__(self, FilmClassifier(features, way, self.centre), embedder, unit="row", shared="^(scale|shift)$")
         self.features, self.way, self.pixels = features, way, pixels
-        self.reads = "means"
+        self.condition_kind = "means"
         self.input_size = pixels * features
         self.row_size = super().summary_size
         self.condition_size = self.row_size + self.statistics * features + self.space.kinds
@@ -91,15 +91,15 @@ class FilmHead(LinearHead):
         centre = self.centre if self.embedder is None else self.embedder.mean
         return cl2n(film(x, scale, shift), centre.to(x))
 
-    def frozen(self, x: Tensor) -> Tensor:
+    def frozen_features(self, x: Tensor) -> Tensor:
         """The features of the backbone as it stands: (B, S, P * C) -> (B, S, C)."""
         nothing = x.new_zeros(x.shape[0], self.features)
         return self._features(x, nothing, nothing)
 
     def condition(self, support: Examples, units: int) -> Tensor:
         way, extra = self.classes(units), self.space.extra
-        rows = super().condition(Examples(self.frozen(support.x), support.y), way)
-        return beside(rows, self._channels(support, way), extra)
+        rows = super().condition(Examples(self.frozen_features(support.x), support.y), way)
+        return append_unit_features(rows, self._channels(support, way), extra)
 
     def _channels(self, support: Examples, way: int) -> Tensor:
         """`statistics` numbers of every channel: (B, statistics * C)."""

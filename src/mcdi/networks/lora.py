@@ -12,8 +12,8 @@ from mcdi.errors import McdiError
 from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings
 from mcdi.networks.base import Network
 from mcdi.networks.batched import State
-from mcdi.networks.linear_head import OWN_HEADS, Condition, LinearHead
-from mcdi.networks.support import beside, least_squares_rows, spreads
+from mcdi.networks.linear_head import CLOSED_FORM_HEADS, Condition, LinearHead
+from mcdi.networks.support import append_unit_features, least_squares_rows, spreads
 from mcdi.types import Examples
 
 
@@ -24,7 +24,7 @@ class LoraClassifier(LinearHead):
     texts lie: states are a hundred times as large as what a condition reads of them.
 
     theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B zero),
-    or pairs that `starts.train_start` has trained on the training sets. The condition of a row is
+    or pairs that `starts.pretrain_lora` has trained on the training sets. The condition of a row is
     LinearHead's on what the head reads of the frozen model; that of a piece of a pair says, over the support set, of both
     pooled features: their mean, the spread of the class means and the spread within classes. Flags name the piece. With
     condition "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the
@@ -34,13 +34,13 @@ class LoraClassifier(LinearHead):
     """
 
     kind = "lora"
-    heads = OWN_HEADS
+    condition_heads = CLOSED_FORM_HEADS
     statistics = 3  # numbers a feature in the condition of a pair
 
     def __init__(
         self, lora: LoraSettings, way: int, base: int | None = None, condition: Condition = "means", examples: int = 0
     ) -> None:
-        self.encoder, self.way, self.reads = Encoder(lora, way), way, condition
+        self.encoder, self.way, self.condition_kind = Encoder(lora, way), way, condition
         self.base = self.encoder.fingerprint()
         if base not in (None, self.base):
             raise McdiError(
@@ -55,10 +55,10 @@ class LoraClassifier(LinearHead):
         self.features = self.encoder.whole.config.hidden_size
         self.input_size = self.features + 1
         self.centre, self.spread = torch.zeros(POOLED, self.features), torch.ones(POOLED, 1)
-        self.bank: Tensor | None = None
+        self.feature_bank: Tensor | None = None
         self.row_size = super().summary_size
-        self.examples = examples if condition == "examples" else 0
-        self.condition_size = self.summary_size + self.examples * (self.features + 1)
+        self.condition_examples = examples if condition == "examples" else 0
+        self.condition_size = self.summary_size + self.condition_examples * (self.features + 1)
 
     @property
     def summary_size(self) -> int:
@@ -66,24 +66,19 @@ class LoraClassifier(LinearHead):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For workers: the model is loaded again, not sent.
-        return _again, (self._described(), self.state(), self.bank)
+        return _again, (self._described(), self.state(), self.feature_bank)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         held = dict(self.module.named_parameters())
         start = self.space.pack({n: held[n][None] for n in self.space.spec})[0]
         return torch.cat([start[:1].expand(self.classes(units), -1), start[self.way :]])
 
-    def whole(self) -> "LoraClassifier":
+    def with_generated_pairs(self) -> "LoraClassifier":
         """The same network with the pairs generated beside the rows; itself, where they are."""
         if self.space.extra:
             return self
         described = {**self._described(), "lora": replace(self.encoder.settings, generate="both")}
-        return _again(described, self.state(), self.bank)
-
-    def with_pairs(self, rows: Tensor) -> Tensor:
-        """Rows of a head alone, and the pairs of theta_0 beside them: (B, way, D) -> (B, U, D)."""
-        pairs = self.theta0(0, self.space.U)[self.way :].to(rows)
-        return torch.cat([rows, pairs.expand(len(rows), -1, -1)], 1)
+        return _again(described, self.state(), self.feature_bank)
 
     def read(self, x: Any) -> Tensor:
         """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
@@ -92,10 +87,10 @@ class LoraClassifier(LinearHead):
     def embed(self, x: Tensor) -> Tensor:
         return x
 
-    def hold(self, bank: Tensor, training: Tensor) -> None:
+    def set_feature_bank(self, bank: Tensor, training: Tensor) -> None:
         """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""
         pooled = bank[training, :POOLED, :-1].float()
-        self.bank, self.centre = bank, pooled.mean(0)
+        self.feature_bank, self.centre = bank, pooled.mean(0)
         self.spread = (pooled - self.centre).square().mean((0, 2))[:, None].sqrt()
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -113,9 +108,9 @@ class LoraClassifier(LinearHead):
 
     def _kept(self, x: Tensor, rows: slice, columns: slice = slice(None)) -> Tensor:
         """Some rows and columns of numbers' states, from wherever the bank lies to where the numbers are."""
-        if self.bank is None:
+        if self.feature_bank is None:
             raise McdiError("examples are numbers of texts, and this network holds no bank of texts: give it states")
-        return self.bank[x.to(self.bank.device), rows, columns].to(x.device).float()
+        return self.feature_bank[x.to(self.feature_bank.device), rows, columns].to(x.device).float()
 
     def pooled(self, x: Tensor) -> Tensor:
         """Both pooled features of every example, centred and scaled: (B, S, ...) -> (B, S, POOLED, H)."""
@@ -127,7 +122,7 @@ class LoraClassifier(LinearHead):
         states = x if x.is_floating_point() else self._kept(x, slice(POOLED))
         return states[..., :POOLED, :-1].float()
 
-    def frozen(self, x: Tensor) -> Tensor:
+    def frozen_features(self, x: Tensor) -> Tensor:
         """What the head reads of the frozen model, neither centred nor scaled: (B, S, ...) -> (B, S, H)."""
         return self._read_by_head(x)[..., 0, :]
 
@@ -136,15 +131,15 @@ class LoraClassifier(LinearHead):
         features = pooled[..., 0, :]
         said = self.summary(features, support.y, way)
         if extra:
-            said = beside(said, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
+            said = append_unit_features(said, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
         return self.with_examples(said, features, support.y, way)
 
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         return self._raw(least_squares_rows(self.pooled(support.x)[..., 0, :], support.y, way, ridge))
 
-    def own_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
+    def closed_form_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
         """Of features that are centred and scaled, for a head that reads them as they are."""
-        return self._raw(super().own_heads(features, y, way).unflatten(-1, (OWN_HEADS, -1))).flatten(2)
+        return self._raw(super().closed_form_heads(features, y, way).unflatten(-1, (CLOSED_FORM_HEADS, -1))).flatten(2)
 
     def _raw(self, rows: Tensor) -> Tensor:
         """Rows (.., F + 1) that read centred and scaled features -> rows (.., D) of the same logits, but for one number."""
@@ -156,7 +151,7 @@ class LoraClassifier(LinearHead):
         if self.space.extra:
             return Network.forward(self, state, self.inputs(x), keys)
         weight, *bias = (state[n] for n in self.space.spec)
-        out = self.frozen(self.inputs(x)) @ weight.transpose(1, 2)
+        out = self.frozen_features(self.inputs(x)) @ weight.transpose(1, 2)
         return out + bias[0][:, None] if bias else out
 
     def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
@@ -168,7 +163,7 @@ class LoraClassifier(LinearHead):
 
     def _described(self) -> dict[str, Any]:
         """What it is made of; the condition only where it is not that of earlier versions."""
-        single = {"condition": self.reads, "examples": self.examples} if self.examples else {}
+        single = {"condition": self.condition_kind, "examples": self.condition_examples} if self.condition_examples else {}
         return {"lora": self.encoder.settings, "way": self.way, **single}
 
     def to(self, device: str) -> None:
@@ -195,7 +190,7 @@ class LoraClassifier(LinearHead):
 def _again(described: Mapping[str, Any], state: dict[str, Tensor], bank: Tensor | None) -> LoraClassifier:
     network = LoraClassifier(**described)
     network.load_state(state)
-    network.bank = bank
+    network.feature_bank = bank
     return network
 
 

@@ -44,7 +44,7 @@ class OwnNetwork(Network):
         example: Sequence[int],
         target: Sequence[int],
         way: int,
-        real: bool,
+        regression: bool,
         squeeze: bool,
         described: int | None = None,
         loss: Loss | None = None,
@@ -63,14 +63,14 @@ class OwnNetwork(Network):
         super().__init__(copy.deepcopy(module), unit=unit, select=select, start="module")
         self.example_shape, self.target_shape = tuple(example), tuple(target)
         self.input_size = torch.Size(self.example_shape).numel()
-        self.way, self.real, self.squeeze, self.described = way, real, squeeze, described
+        self.way, self.regression, self.squeeze, self.described = way, regression, squeeze, described
         self.select, self.own_loss, self.describe = select, loss, describe
-        values = torch.Size(self.target_shape).numel() if real else way
+        values = torch.Size(self.target_shape).numel() if regression else way
         self.condition_size = PROBES * (1 + values) if described is None else described
         self.probes = torch.zeros(PROBES, self.input_size)
         self.scale = torch.tensor([0.0, 1.0, 1.0])  # mean and std of y, width of the kernel
 
-    def look_at(self, data: Examples, seed: int = 0) -> None:
+    def fit_probe_inputs(self, data: Examples, seed: int = 0) -> None:
         """Choose the probes among training examples (N, S, ...), and the scales of x and y."""
         x, y, g = data.x.flatten(0, 1).flatten(1), data.y.float(), torch.Generator().manual_seed(seed)
         self.probes = x[torch.randint(len(x), (PROBES,), generator=g)]
@@ -88,7 +88,11 @@ class OwnNetwork(Network):
 
     def _estimate(self, support: Examples) -> Tensor:
         x, (mean, std, width) = support.x.flatten(2), self.scale.to(support.x.device)
-        y = ((support.y - mean) / std).reshape(*x.shape[:2], -1) if self.real else F.one_hot(support.y, self.way) - 1 / self.way
+        y = (
+            ((support.y - mean) / std).reshape(*x.shape[:2], -1)
+            if self.regression
+            else F.one_hot(support.y, self.way) - 1 / self.way
+        )
         probes = self.probes.to(x.device).expand(len(x), -1, -1)
         near, own = (torch.exp(-0.5 * (torch.cdist(points, x) / width) ** 2) for points in (probes, x))
         value = near @ torch.linalg.solve(own + NOISE**2 * torch.eye(x.shape[1], device=x.device), y)
@@ -103,7 +107,7 @@ class OwnNetwork(Network):
 
     def config(self) -> dict[str, Any]:
         shapes = {"example": list(self.example_shape or ()), "target": list(self.target_shape)}
-        sizes = {"way": self.way, "real": self.real, "squeeze": self.squeeze, "described": self.described}
+        sizes = {"way": self.way, "regression": self.regression, "squeeze": self.squeeze, "described": self.described}
         return {"kind": self.kind, **shapes, **sizes, "select": self.select, "unit": self.space.unit}
 
     def state(self) -> dict[str, Tensor]:

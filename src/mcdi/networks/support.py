@@ -7,13 +7,13 @@ from torch import Tensor
 from mcdi.errors import McdiError
 
 
-def labelled(
-    x: Tensor, y: Tensor, *, way: int, any_way: bool, real: bool, target: tuple[int, ...] = ()
+def support_batch(
+    x: Tensor, y: Tensor, *, way: int, any_way: bool, regression: bool, target: tuple[int, ...] = ()
 ) -> tuple[Tensor, Tensor, int, bool]:
     """A user's support set, as batches x (B, S, ...), y (B, S), with its number of classes and whether it was one task alone.
 
-    any_way: whether weights can be made for other numbers of classes than `way`; real: whether y are real numbers; target: the
-    shape of one y. Raises McdiError for labels that do not fit.
+    any_way: whether weights can be made for other numbers of classes than `way`; regression: whether y are real numbers;
+    target: the shape of one y. Raises McdiError for labels that do not fit.
     """
     single = y.ndim == 1 + len(target)
     if single:
@@ -22,9 +22,9 @@ def labelled(
         raise McdiError(
             f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both"
         )
-    if y.is_floating_point() != real:
+    if y.is_floating_point() != regression:
         raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
-    if not real:
+    if not regression:
         given, way = way, int(y.max()) + 1
         missing = (~members(y, way).any(1)).any(0).nonzero().flatten().tolist()
         if int(y.min()) < 0 or missing:
@@ -79,7 +79,7 @@ def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float 
     return torch.cat([rows[..., :-1] / features.shape[-1], rows[..., -1:]], -1)
 
 
-def blend_with_ridge(rows: Tensor, towards: Tensor, mask: Tensor, mixing_weight: float | Tensor, size: int) -> Tensor:
+def blend_heads(rows: Tensor, towards: Tensor, mask: Tensor, share: float | Tensor, size: int) -> Tensor:
     """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D); a
     tensor of shares has the shape (.., 1, 1).
 
@@ -93,7 +93,7 @@ def blend_with_ridge(rows: Tensor, towards: Tensor, mask: Tensor, mixing_weight:
 
     own, other = apart(rows), apart(towards)
     length, far = (head[..., :size].square().sum((-2, -1), keepdim=True).sqrt() for head in (own, other))
-    return rows + (1 - mixing_weight) * (other * (length / far.clamp(min=1e-12)) - own)
+    return rows + (1 - share) * (other * (length / far.clamp(min=1e-12)) - own)
 
 
 def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +104,7 @@ def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor,
     return means.mean(1), means.std(1, correction=0), (features - own).square().mean(1).sqrt()
 
 
-def beside(rows: Tensor, said: Tensor, extra: int) -> Tensor:
+def append_unit_features(rows: Tensor, said: Tensor, extra: int) -> Tensor:
     """The condition of rows (B, way, R) and of `extra` units that are none, of all of which `said` (B, C) holds:
     -> (B, way + extra, R + C + 1 + extra). The two fill different places, and flags name the kind, so that one linear map is
     one for each."""

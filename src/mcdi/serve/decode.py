@@ -39,7 +39,7 @@ def examples_of(task: Task, generator: Generator, limits: Limits) -> Examples:
 
 
 def labels_of(labels: Labels, generator: Generator, limits: Limits) -> tuple[Tensor, tuple[Label, ...]]:
-    if generator.network.real:
+    if generator.network.regression:
         if any(isinstance(v, str) for v in labels):
             raise McdiError("labels of a curve are numbers: these are names")
         return _real([[float(v)] for v in labels], "labels")[:, 0], ()

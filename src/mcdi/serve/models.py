@@ -119,7 +119,7 @@ class Models:
 
 def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
     network, method = generator.network, generator.method
-    texts, curve = isinstance(network, LoraClassifier), network.real
+    texts, curve = isinstance(network, LoraClassifier), network.regression
     chain = method if isinstance(method, SupportsSampling) and method.is_chain else None
     most = None if chain is None else chain.chain_steps(Sampling())
     return ModelInfo(

@@ -50,13 +50,13 @@ class FewShot:
                 raise McdiError(
                     f"way = {way} is more than the {int(counts.min())} classes of a group of the {split} split: lower it"
                 )
-        self.name, self.downstream, self.banks = name, downstream, dict(banks)
+        self.name, self.downstream, self.examples = name, downstream, dict(banks)
         self.way, self.shots, self.queries = way, tuple(shots), queries
 
     def _bank(self, split: str) -> Tensor:
-        if split not in self.banks:
-            raise McdiError(f"unknown split {split!r}: {self.name} has {', '.join(self.banks)}")
-        return self.banks[split]
+        if split not in self.examples:
+            raise McdiError(f"unknown split {split!r}: {self.name} has {', '.join(self.examples)}")
+        return self.examples[split]
 
     def classes(self, split: str, seeds: Sequence[int]) -> Tensor:
         """(B, way) class indices, without repetition."""

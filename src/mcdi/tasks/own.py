@@ -47,7 +47,7 @@ class OwnTasks:
         last = -(-len(y) // HELD_OUT)
         self.parts = {"train": Examples(x[:-last], y[:-last]), "val": Examples(x[-last:], y[-last:])}
         if describe is None:
-            self.downstream.look_at(self.parts["train"])
+            self.downstream.fit_probe_inputs(self.parts["train"])
         known = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (x, y, *module.state_dict().values()))
         mark = hashlib.sha256(b"".join(t.numpy().tobytes() for t in known)).hexdigest()
         self.name = f"own-{mark[:12]}"  # so that no store of other data is resumed
@@ -65,7 +65,7 @@ class OwnTasks:
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         data, shots, net = self._tasks(split, seeds), shots or self.shots[0], self.downstream
         order = torch.from_numpy(uniform(split, seeds, draw, count=data.y.shape[1])).argsort(1)
-        if net.real:
+        if net.regression:
             first = torch.arange(order.shape[1]).expand_as(order) < shots
         else:  # the first `shots` of every class
             seen = F.one_hot(data.y.gather(1, order), net.way)
@@ -91,18 +91,18 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
         raise McdiError("the examples hold NaN or infinite values: clean them first")
     if describe is None and not x.is_floating_point():
         raise McdiError(f"x of {x.dtype} cannot be compared by distance: give `describe`, or real numbers")
-    real, target = y.is_floating_point(), tuple(y.shape[2:])
+    regression, target = y.is_floating_point(), tuple(y.shape[2:])
     out = _answer(module, x[0])
-    squeeze = real and target == () and out[1:] == (1,)
+    squeeze = regression and target == () and out[1:] == (1,)
     wanted = out[:1] if squeeze else out
-    if real and wanted != tuple(y.shape[1:]):
+    if regression and wanted != tuple(y.shape[1:]):
         raise McdiError(f"the module answers {out} for a task's inputs {tuple(x.shape[1:])}, but its y is {tuple(y.shape[1:])}")
-    if not real and (target or len(out) != 2):
+    if not regression and (target or len(out) != 2):
         raise McdiError(f"labels y (N, S) go with outputs (S, classes), not y {tuple(y.shape)} and outputs {out}")
-    way = 1 if real else out[-1]
-    _check_counts(y, shots, None if real else way)
+    way = 1 if regression else out[-1]
+    _check_counts(y, shots, None if regression else way)
     size = None if describe is None else describe(x[:1], y[:1]).shape[-1]
-    return dict(example=x.shape[2:], target=target, way=way, real=real, squeeze=squeeze, described=size)
+    return dict(example=x.shape[2:], target=target, way=way, regression=regression, squeeze=squeeze, described=size)
 
 
 def _answer(module: nn.Module, x: Tensor) -> tuple[int, ...]:

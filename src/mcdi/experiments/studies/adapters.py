@@ -163,12 +163,12 @@ def _tuned_probe(context: Context, family: TextTasks) -> Callable[[TaskBatch], T
 
 def _refined(family: TextTasks, weights: Callable[[TaskBatch], Tensor], seed: int) -> Callable[[TaskBatch], Tensor]:
     """REFINED steps after generation, of rows and pairs or of rows alone: what is best on validation tasks of a shot number."""
-    rows, whole = family.downstream, family.downstream.whole()
+    rows, whole = family.downstream, family.downstream.with_generated_pairs()
 
     def stepped(part: TaskBatch, pairs: bool, rate: float) -> Tensor:
         net, start = (whole if pairs else rows), weights(part)
         if net is not rows:
-            start = whole.with_pairs(start)
+            start = whole.with_default_units(start, whole.space.U)
         mask = part.mask[:, :1].expand(-1, start.shape[1])
         return _classes(net, adapt(net, start, part.support, mask, REFINED, rate, batch=BATCH, seed=seed), part)
 

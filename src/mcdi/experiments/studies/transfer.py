@@ -14,7 +14,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments.studies.variants import Cell, Context, Measured
 from mcdi.methods import SLOW, WeightGenerator
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.public import target_bank
+from mcdi.tasks.images.public import public_images
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.workers import Progress
 
@@ -51,7 +51,7 @@ def add_targets(context: Context, targets: Mapping[str, Path], progress: Progres
         place, source = _place(context, name), str(path.resolve())
         if not place.exists():
             progress(f"target {name}", 0, 1, {})
-            bank = target_bank(path, size=context.recipe.family.side)
+            bank = public_images(path, size=context.recipe.family.side)
             write_tensors(place, {"features": network.embed(bank.pixels)}, {"classes": bank.names, "source": source})
             progress(f"target {name}", 1, 1, {"classes": float(len(bank.names))})
         elif (known := read_tensors(place)[1]["source"]) != source:

@@ -66,7 +66,7 @@ class ClosedForm:
         return self._weights(net, support, mask, nearest_shots(self.chosen, net, support, mask) if self.chosen else 0.0)
 
     def _weights(self, net: LinearHead, support: Examples, mask: Tensor, number: float) -> Tensor:
-        return net.alone(self.rows(net, support, net.classes(mask.shape[1]), number), mask.shape[1])
+        return net.with_default_units(self.rows(net, support, net.classes(mask.shape[1]), number), mask.shape[1])
 
     def config(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings), "chosen": self.chosen}
@@ -95,7 +95,7 @@ class Prototypes(ClosedForm):
     name = "prototypes"
 
     def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
-        means, _ = class_means(net.frozen(support.x), support.y, way)
+        means, _ = class_means(net.frozen_features(support.x), support.y, way)
         return prototype_rows(means)
 
 
@@ -136,7 +136,7 @@ class MetaBaseline(ClosedForm):
     name, number = "heads of cosines", "temperature"
 
     def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
-        x = net.frozen(support.x)
+        x = net.frozen_features(support.x)
         lengths = x.norm(dim=-1)
         if bool((lengths.amax(1) > 1.01 * lengths.amin(1)).any()):
             raise McdiError(

@@ -27,7 +27,7 @@ class ConditionSizes(NamedTuple):
 
     @classmethod
     def of(cls, net: Network) -> "ConditionSizes":
-        return cls(net.condition_size, net.summary_size, net.heads, net.examples)
+        return cls(net.condition_size, net.summary_size, net.condition_heads, net.condition_examples)
 
 
 class Denoiser(nn.Module):

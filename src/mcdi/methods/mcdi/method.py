@@ -118,7 +118,7 @@ class Diffusion:
         if stored % s.k:
             raise McdiError(f"k = {s.k} targets cannot be taken evenly from {stored} stored ones: prepare with k = {s.k}")
         rows_only = net.space.unit == "row" and not net.space.extra
-        s.check_network(NetworkFacts(net.kind, net.heads, rows_only, bool(net.embedding)))
+        s.check_network(NetworkFacts(net.kind, net.condition_heads, rows_only, bool(net.embedding_size)))
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)

@@ -79,7 +79,7 @@ class ResidualOcd(FromNoise[OcdSettings]):
         """The base model's weights, standardised (B, U, D), and what the networks read: the condition beside them."""
         units = mask.shape[1]
         if isinstance(net, LinearHead):
-            base = net.alone(net.closed_form(support, net.classes(units)), units)
+            base = net.with_default_units(net.closed_form(support, net.classes(units)), units)
         else:
             base = net.theta0(0, units).to(mask.device).expand(len(mask), -1, -1)
         base = space.standardise(base)

@@ -202,7 +202,7 @@ def restore_training(module: nn.Module, optimiser: torch.optim.Optimizer, state:
 
 
 @torch.no_grad()
-def features_of(model: nn.Module, images: Tensor) -> Tensor:
+def compute_features(model: nn.Module, images: Tensor) -> Tensor:
     """Frozen features of uint8 images (..., channels, H, W) -> (..., F), in evaluation mode.
 
     The model's weights are brought into channels-last order, which those read from a file are not in: without it images of one
@@ -281,7 +281,7 @@ class Embedder(nn.Module):
 
     def _features(self, network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.bf16):
-            return features_of(network, images).float()
+            return compute_features(network, images).float()
 
     def forward(self, images: Tensor) -> Tensor:
         """-> (..., F), or (..., F + E) with those of the embedding."""

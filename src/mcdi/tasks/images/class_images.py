@@ -20,7 +20,7 @@ DRAWING: Shape = (1, 28, 28)
 
 
 @dataclass(frozen=True)
-class ImageBank:
+class ClassImages:
     """C classes of M square images, uint8: drawings (C, M, H, H), 0 = paper, 255 = full ink, or colours (C, M, 3, H, H).
 
     Names of drawings are "alphabet/character". Raises McdiError when the images have another shape or type, or when the
@@ -55,7 +55,7 @@ class ImageBank:
         write_tensors(path, {"images": self.images}, {"names": self.names})
 
     @classmethod
-    def load(cls, path: Path) -> "ImageBank":
+    def load(cls, path: Path) -> "ClassImages":
         """Inverse of `save`. Raises McdiError naming a file that is missing, corrupt or no image bank."""
         tensors, metadata = read_tensors(path)
         try:
@@ -69,10 +69,10 @@ def alphabet(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def rotated(bank: ImageBank) -> ImageBank:
+def with_rotations(bank: ClassImages) -> ClassImages:
     """The bank with its classes turned by 90, 180 and 270 degrees as further ones, named "...@90": (C, ...) -> (4 C, ...)."""
     images = torch.cat([torch.rot90(bank.images, k, dims=(-2, -1)) for k in range(4)])
-    return ImageBank(images, bank.names + tuple(f"{name}@{90 * k}" for k in (1, 2, 3) for name in bank.names))
+    return ClassImages(images, bank.names + tuple(f"{name}@{90 * k}" for k in (1, 2, 3) for name in bank.names))
 
 
 def split_alphabets(names: Sequence[str], shares: Mapping[str, int]) -> dict[str, tuple[str, ...]]:

@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import ImageBank
-from mcdi.tasks.images.photos import Classes, Source, bank_of, encoded_arrays, files_of
+from mcdi.tasks.images.class_images import ClassImages
+from mcdi.tasks.images.photos import Classes, Source, encoded_arrays, files_of, read_classes
 
 LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
 HELD = 5  # of so many images of a training domain one is for validation
 Parts = tuple[list[Source], list[Source]]  # for training, for validation
 
 
-def domain_banks(
+def domain_images(
     path: Path | None, domain: str, *, size: int = 32, limit: int | None = None, examples: int | None = None
-) -> dict[str, ImageBank]:
+) -> dict[str, ClassImages]:
     """Banks of colour images (C, M, 3, size, size), one class a (domain, class), named "domain/class". "test": all images of
     `domain`, which nothing else sees; "train" and "val": four fifths and a fifth of those of the others (validation on
     training domains, 2007.01434).
@@ -50,14 +50,14 @@ def domain_banks(
     return {split: _bank(path, split, classes, size, few[split]) for split, classes in parts.items()}
 
 
-def _bank(path: Path, split: str, classes: Classes, size: int, examples: int | None) -> ImageBank:
+def _bank(path: Path, split: str, classes: Classes, size: int, examples: int | None) -> ClassImages:
     kept = {name: sources for name, sources in classes.items() if len(sources) >= (examples or 1)}
     if not kept:
         raise McdiError(f"no class of {path} has {examples or 1} images for {split}: lower family.examples")
-    return bank_of(kept, size, examples)
+    return read_classes(kept, size, examples)
 
 
-def by_class(bank: ImageBank) -> ImageBank:
+def by_class(bank: ClassImages) -> ClassImages:
     """The classes of all domains together: what a backbone is trained to tell. Classes that are not in every domain are left
     out; (C, M, ..) -> (classes, domains * M, ..)."""
     places: dict[str, list[int]] = {}
@@ -66,10 +66,10 @@ def by_class(bank: ImageBank) -> ImageBank:
     everywhere = {name: of for name, of in places.items() if len(of) == len(bank.alphabets)}
     if len(everywhere) < 2:
         raise McdiError("fewer than two classes are in every training domain: a backbone has nothing to tell apart")
-    return ImageBank(torch.stack([bank.images[of].flatten(0, 1) for of in everywhere.values()]), tuple(everywhere))
+    return ClassImages(torch.stack([bank.images[of].flatten(0, 1) for of in everywhere.values()]), tuple(everywhere))
 
 
-def groups_of(bank: ImageBank) -> list[int]:
+def groups_of(bank: ClassImages) -> list[int]:
     """The number of every class's domain."""
     numbers = {name: number for number, name in enumerate(bank.alphabets)}
     return [numbers[name.rpartition("/")[0]] for name in bank.names]

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import ImageBank, alphabet, split_alphabets
+from mcdi.tasks.images.class_images import ClassImages, alphabet, split_alphabets
 
 Pixels = NDArray[np.uint8]
 
@@ -37,7 +37,7 @@ REACH = 5  # pixels of the canvas: distances to the pen's path are measured up t
 CHUNK = 64  # classes drawn at once, for memory
 
 
-def glyph_banks(seed: int, *, size: int = 28, examples: int = 20, limit: int | None = None) -> dict[str, ImageBank]:
+def glyph_images(seed: int, *, size: int = 28, examples: int = 20, limit: int | None = None) -> dict[str, ClassImages]:
     """Banks "train", "val", "test" of (C, examples, size, size) drawings; no script is in two of them.
 
     A class's drawings depend on `seed` and its character alone; `limit` keeps that many classes of a split, spread evenly.
@@ -59,7 +59,7 @@ def glyph_banks(seed: int, *, size: int = 28, examples: int = 20, limit: int | N
             mine = [mine[i * len(mine) // limit] for i in range(limit)]
         chunks = [mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)]
         drawn = [_draw([candidates[n] for n in chunk], faces, seed, size, examples) for chunk in chunks]
-        banks[split] = ImageBank(torch.cat(drawn), tuple(mine))
+        banks[split] = ClassImages(torch.cat(drawn), tuple(mine))
     return banks
 
 

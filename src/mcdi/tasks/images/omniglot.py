@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import ImageBank, alphabet
+from mcdi.tasks.images.class_images import ClassImages, alphabet
 from mcdi.utils.files import write_bytes
 
 Pixels = NDArray[np.uint8]
@@ -37,9 +37,9 @@ DRAWINGS = 20  # of every character
 TIMEOUT = 60.0  # seconds without a byte
 
 
-def omniglot_banks(
+def omniglot_images(
     path: str | Path | None, *, size: int = 28, split: Split = "alphabets", download_to: Path | None = None
-) -> dict[str, ImageBank]:
+) -> dict[str, ClassImages]:
     """Banks "train", "val", "test" of drawings (C, 20, size, size).
 
     split "alphabets": 25 background alphabets, the 5 others of them, and the 20 evaluation alphabets. "characters": of every
@@ -62,18 +62,18 @@ def omniglot_banks(
         validation = {background.alphabets[i] for i in VALIDATION}
         held = {name for name in background.names if alphabet(name) in validation}
         return {"train": _among(background, set(background.names) - held), "val": _among(background, held), "test": test}
-    both = ImageBank(torch.cat([background.images, test.images]), background.names + test.names)
+    both = ClassImages(torch.cat([background.images, test.images]), background.names + test.names)
     place = {name: i % 81 for i, name in enumerate(sorted(both.names))}
     parts = {"train": range(60), "val": range(60, 65), "test": range(65, 81)}
     return {part: _among(both, {n for n in place if place[n] in places}) for part, places in parts.items()}
 
 
-def _among(bank: ImageBank, names: set[str]) -> ImageBank:
+def _among(bank: ClassImages, names: set[str]) -> ClassImages:
     rows = [i for i, name in enumerate(bank.names) if name in names]
-    return ImageBank(bank.images[rows], tuple(bank.names[i] for i in rows))
+    return ClassImages(bank.images[rows], tuple(bank.names[i] for i in rows))
 
 
-def _bank(folder: Path, part: str, size: int) -> ImageBank:
+def _bank(folder: Path, part: str, size: int) -> ClassImages:
     """All characters of one archive, sorted by name, the drawings of each by file name, which ends in the drawer's number."""
     source, files = _source(folder, part)
     classes: dict[str, dict[str, Pixels]] = {}
@@ -89,7 +89,7 @@ def _bank(folder: Path, part: str, size: int) -> ImageBank:
             raise McdiError(f"{short}: fetch {URL}{part}.zip anew")
     names = sorted(classes)
     images = np.stack([np.stack([classes[name][file] for file in sorted(classes[name])]) for name in names])
-    return ImageBank(torch.from_numpy(images), tuple(names))
+    return ClassImages(torch.from_numpy(images), tuple(names))
 
 
 def _image(data: bytes, size: int, where: str) -> Pixels:

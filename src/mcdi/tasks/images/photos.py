@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import IMAGE_SUFFIXES, ImageBank, read_image
+from mcdi.tasks.images.class_images import IMAGE_SUFFIXES, ClassImages, read_image
 from mcdi.types import SPLITS
 
 Source = Path | memoryview  # of one encoded image
@@ -31,9 +31,9 @@ LAYOUTS = (
 KEYS = ("encoded", "offset", "label", "classes")
 
 
-def natural_banks(
+def natural_images(
     path: Path | None, *, size: int = 32, limit: int | None = None, examples: int | None = None
-) -> dict[str, ImageBank]:
+) -> dict[str, ClassImages]:
     """Banks "train", "val", "test" of colour images (C, M, 3, size, size), resized and cropped to the centre.
 
     M is the smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. Where
@@ -50,10 +50,10 @@ def natural_banks(
         raise McdiError(f"{path} does not exist: check --data, which must be {LAYOUTS}")
     splits = _npz(path) if path.suffix == ".npz" else _csv(path) if (path / "train.csv").is_file() else _folders(path)
     _check(splits, path)
-    return {split: bank_of(dict(sorted(classes.items())[:limit]), size, examples) for split, classes in splits.items()}
+    return {split: read_classes(dict(sorted(classes.items())[:limit]), size, examples) for split, classes in splits.items()}
 
 
-def bank_of(classes: Classes, size: int, examples: int | None) -> ImageBank:
+def read_classes(classes: Classes, size: int, examples: int | None) -> ClassImages:
     """As many images of every class as the smallest has, `examples` at most, cropped and resized."""
     count = min(len(sources) for sources in classes.values())
     count = count if examples is None else min(count, examples)
@@ -62,7 +62,7 @@ def bank_of(classes: Classes, size: int, examples: int | None) -> ImageBank:
         for i, source in enumerate(sources[:count]):
             where = str(source) if isinstance(source, Path) else f"image {i} of class {name}"
             of[i] = read_image(source, (3, size, size), where)
-    return ImageBank(images, tuple(classes))
+    return ClassImages(images, tuple(classes))
 
 
 def _check(splits: Mapping[str, Classes], path: Path) -> None:

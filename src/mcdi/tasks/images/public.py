@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import ImageBank
-from mcdi.tasks.images.photos import Classes, Source, bank_of, encoded_arrays, files_of
+from mcdi.tasks.images.class_images import ClassImages
+from mcdi.tasks.images.photos import Classes, Source, encoded_arrays, files_of, read_classes
 
 LAYOUTS = "CIFAR or STL-10 in binary form, FGVC-Aircraft, Oxford Pets, a folder of images a class, or a .npz"
 
 
-def target_bank(path: Path, *, size: int, examples: int = 100) -> ImageBank:
+def public_images(path: Path, *, size: int, examples: int = 100) -> ClassImages:
     """A bank (C, M, 3, size, size) of all classes of a data set, M the smallest number of images of a class, at most
     `examples`. Raises McdiError naming what is missing or broken."""
     if not path.exists():
@@ -37,7 +37,7 @@ def target_bank(path: Path, *, size: int, examples: int = 100) -> ImageBank:
         found[name].append(source)
     if len(found) < 2:
         raise McdiError(f"{path} holds images of {len(found)} classes, and two are needed: a target is {LAYOUTS}")
-    return bank_of(dict(sorted(found.items())), size, examples)
+    return read_classes(dict(sorted(found.items())), size, examples)
 
 
 Labelled = Iterable[tuple[str, Source]]

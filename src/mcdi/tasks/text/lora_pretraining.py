@@ -14,7 +14,7 @@ SHOTS, QUERIES = 5, 8  # at most, of a class in an episode
 SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
 
 
-def train_start(
+def pretrain_lora(
     tasks: TextTasks,
     *,
     steps: int,
@@ -60,7 +60,7 @@ def train_start(
 
 
 @torch.no_grad()
-def pool_again(net: LoraClassifier, bank: Tensor, device: str = "cpu", batch: int = 128) -> Iterator[int]:
+def recompute_pooled(net: LoraClassifier, bank: Tensor, device: str = "cpu", batch: int = 128) -> Iterator[int]:
     """Replace the pooled rows of a bank by what the network's present pairs make of its states; yields how many are done."""
     for i in range(0, len(bank), batch):
         rows = torch.arange(i, min(i + batch, len(bank)))

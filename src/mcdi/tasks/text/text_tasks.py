@@ -15,12 +15,12 @@ from mcdi.utils.random import uniform
 
 
 class Pool(NamedTuple):
-    """The examples of one set: bank (M,) the numbers of its texts in the network's bank, labels (M,), features (M, F) to tell
+    """The examples of one set: text_ids (M,) index its texts in the network feature bank, labels (M,), features (M, F) to tell
     topics by, held (M,) bool: kept for queries. `whole`: tasks are not confined to a topic; `apart`: no two classes
     are merged."""
 
     name: str
-    bank: Tensor
+    text_ids: Tensor
     labels: Tensor
     features: Tensor
     held: Tensor
@@ -120,7 +120,7 @@ class TextTasks:
         apart = self._picked(split, seeds, (2, draw), [t.queries for t in tasks])
         support, query = [], []
         for task, known, held in zip(tasks, picked, apart, strict=True):
-            bank = self.pools[split][task.pool].bank
+            bank = self.pools[split][task.pool].text_ids
             support.append(bank[torch.cat([p[:shots] for p in known])])
             asked = [h[: self.queries] if len(h) else p[shots : shots + self.queries] for p, h in zip(known, held, strict=True)]
             query.append(bank[torch.cat(asked)])
@@ -148,7 +148,7 @@ class TextTasks:
         rows, tasks = [], [self._task(split, seed) for seed in seeds]
         for task, picked in zip(tasks, self._picked(split, seeds, (1, 0), [t.members for t in tasks]), strict=True):
             fixed = [p[torch.arange(self.examples) % len(p)] for p in picked]
-            rows.append(self.pools[split][task.pool].bank[torch.cat(fixed)])
+            rows.append(self.pools[split][task.pool].text_ids[torch.cat(fixed)])
         return self._labelled(rows)
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
