@@ -38,7 +38,7 @@ class Objective:
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         n = math.prod(self.shape)
         rows, tasks = stored_tasks(self.family, self.data, n, step, g)
-        t, i = core.draw(n, self.schedule, g, s.window)
+        t, i = core.draw(n, self.schedule, g)
         target = i if s.objective == "local" else torch.randint(1, s.k + 1, (n,), generator=g)
         cond = net.condition(tasks.support, tasks.mask.shape[1])
         clean = space.standardise(rows.targets[torch.arange(n), target * self.stride - 1])
