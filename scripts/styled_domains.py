@@ -1,11 +1,11 @@
-"""A set of several domains out of one collection of photos, where none of drawings is at hand: domain/class as PACS has them.
+"""A data set of several domains from one collection of photos, for use where no set of drawings is available.
 
     python scripts/styled_domains.py PHOTOS styles.npz
     mcdi run styles-20way --data styles.npz
 
-PHOTOS is anything that `natural` reads. Every image of the first classes comes once in every style: the photo, its negative, a
-coarse mosaic of eight levels a channel, a grey and blurred one with noise (as ImageNet-C corrupts), and lines on white paper,
-which the recipe keeps for the test. It is a real shift for a network, and no drawing by hand.
+PHOTOS is anything that `natural` reads. Every image of the first classes is written once in every style: the photo, its
+negative, a coarse mosaic of eight levels a channel, a grey and blurred copy with noise (as in ImageNet-C), and lines on white
+paper, the test domain of the recipe. Names are domain/class, as in PACS. The shift is real, but the lines are not hand-drawn.
 """
 
 import argparse
@@ -54,24 +54,24 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    bank = natural_banks(arguments.photos, size=SIDE, limit=arguments.classes, examples=arguments.examples)["train"]
+    photos = natural_banks(arguments.photos, size=SIDE, limit=arguments.classes, examples=arguments.examples)["train"]
     files, label, domain = [], [], []
-    for of, images in enumerate(bank.pixels.permute(0, 1, 3, 4, 2).numpy()):
+    for number_of_class, images in enumerate(photos.pixels.permute(0, 1, 3, 4, 2).numpy()):
         for pixels in images:
             noise = rng.standard_normal((SIDE, SIDE))
             for number, style in enumerate(STYLES.values()):
                 file = io.BytesIO()
                 style(Image.fromarray(pixels), noise).save(file, "PNG")
                 files.append(file.getvalue())
-                label.append(of)
+                label.append(number_of_class)
                 domain.append(number)
     offset = np.cumsum([0, *map(len, files)])
     encoded = np.frombuffer(b"".join(files), dtype=np.uint8)
     out = io.BytesIO()
-    names: dict[str, Any] = {"classes": np.array(bank.names), "domains": np.array(list(STYLES))}
+    names: dict[str, Any] = {"classes": np.array(photos.names), "domains": np.array(list(STYLES))}
     np.savez(out, encoded=encoded, offset=offset, label=np.array(label), domain=np.array(domain), **names)
     write_bytes(arguments.out, out.getvalue())
-    print(f"{arguments.out}: {len(files)} images of {len(bank.names)} classes in {len(STYLES)} styles")
+    print(f"{arguments.out}: {len(files)} images of {len(photos.names)} classes in {len(STYLES)} styles")
 
 
 if __name__ == "__main__":

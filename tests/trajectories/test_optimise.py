@@ -199,7 +199,7 @@ class TestDropout:
         assert 0.15 < float((out > 0).float().mean()) < 0.35
         assert torch.equal(batched.apply(module.eval(), {"none": torch.zeros(1)}, x, key), x)
 
-    def test_other_randomness_is_refused(self):
+    def test_other_random_layers_raise_an_error(self):
         class Noisy(nn.Module):
             def forward(self, x):
                 return x + torch.randn_like(x)
@@ -215,7 +215,7 @@ class TestDropout:
             with pytest.raises(McdiError, match="only nn.Dropout may draw"):
                 batched.apply(attention, {"none": state["none"][some]}, x[some], torch.tensor([1, 2])[some])
 
-    def test_a_cumulative_batch_norm_is_refused(self):
+    def test_a_cumulative_batch_norm_raises_an_error(self):
         with pytest.raises(McdiError, match="momentum"), batched.training(nn.BatchNorm1d(3, momentum=None), []):
             pass
 
