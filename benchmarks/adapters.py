@@ -1,16 +1,15 @@
-"""How long does a LoRA trajectory take, and how much memory, beside peft and a loop over the tasks? And how soon is an adapter
-ready that is generated, beside one that is fine-tuned?
+"""Time and memory of LoRA trajectories against peft in a loop, and of a generated adapter against a fine-tuned one.
 
     python benchmarks/adapters.py [--data FOLDER] [--tasks 16] [--epochs 6]
     python benchmarks/adapters.py --model runs/text-lora/methods/mc-di-0 [--shots 16] [--steps 60]
 
-Both train the same pairs and the same head on the same texts, batch after batch, from the same start: peft as anybody would
-write it (token ids in, batches padded to their longest text, no dropout), and the engine on states of the frozen trunk,
-computed once. Prints seconds a task, the engine's with and without the trunk, and the peak of all tensors alive, parameters
-of the model left out. One thread. Sets: the embedded phrases, or --data.
+Both train the same pairs and the same head on the same texts, batch after batch, from the same start: peft in the common
+way (token ids, batches padded to their longest text, no dropout), and `trajectories` on states of the frozen trunk, which are
+computed once. Prints seconds a task, with and without the trunk, and the peak memory of tensors without the parameters of the
+model. One thread. Sets: the embedded phrases, or --data.
 
-With --model: from labelled sentences (the embedded opinions, --shots a class) to an adapter folder, by that generator and by
-so many full-batch steps of Adam with peft on the same model, the same pairs and rows.
+With --model: from labelled sentences (the embedded opinions, --shots a class) to an adapter folder, with that generator and
+with --steps full-batch steps of Adam with peft on the same model, the same pairs and rows.
 """
 
 import argparse
@@ -42,14 +41,14 @@ from mcdi.trajectories.prepare import Preparation, tile_size, trajectories
 from mcdi.types import Sentences
 
 
-def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, how: Optimisation, save: Path | None = None) -> None:
-    """One task: Adam on the pairs and the head of a peft model, which has its start back in the end."""
+def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, settings: Optimisation, save: Path | None = None) -> None:
+    """One task: Adam on the pairs and the head of a peft model, which is reset afterwards."""
     model = encoder.whole
     trained = [p.requires_grad_() for n, p in model.named_parameters() if "lora_" in n or "modules_to_save" in n]
     kept = [p.detach().clone() for p in trained]
-    optimiser = torch.optim.Adam(trained, lr=how.lr)
-    size = how.batch or len(texts)
-    for epoch in range(how.epochs):
+    optimiser = torch.optim.Adam(trained, lr=settings.lr)
+    size = settings.batch or len(texts)
+    for epoch in range(settings.epochs):
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(epoch)).tolist()
         for i in range(0, len(texts), size):
             rows = order[i : i + size]
@@ -65,7 +64,7 @@ def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, how: Optimi
             p.requires_grad_(False)
 
 
-def settings(recipe: FamilySettings, data: Path | None) -> FamilySettings:
+def with_adapters(recipe: FamilySettings, data: Path | None) -> FamilySettings:
     recipe = replace(recipe, lora=replace(recipe.lora, generate="both"))
     if data is None:
         return recipe
@@ -85,62 +84,62 @@ def mebibytes_of(call: Callable[[], object]) -> float:
     return live.peak / 2**20
 
 
-def measure(family: TextTasks, texts: list[Sentences], how: Preparation) -> dict[str, tuple[float, float]]:
-    """{way: (seconds a task, MiB at the peak of one)}."""
-    encoder, data = family.downstream.encoder, family.training_data("train", range(how.tasks))
+def measure(family: TextTasks, texts: list[Sentences], settings: Preparation) -> dict[str, tuple[float, float]]:
+    """{system: (seconds a task, MiB at the peak of one)}."""
+    encoder, data = family.downstream.encoder, family.training_data("train", range(settings.tasks))
 
-    def loop(how: Preparation, tasks: int) -> None:
+    def loop(settings: Preparation, tasks: int) -> None:
         for x, y in zip(data.x[:tasks], data.y[:tasks], strict=True):
-            plain(encoder, [texts[j] for j in x.tolist()], y, how)
+            plain(encoder, [texts[j] for j in x.tolist()], y, settings)
 
     def trunk() -> None:
         for x in data.x:
             encoder.read([texts[j] for j in x.unique().tolist()])
 
-    by_loop = seconds_of(lambda: loop(how, how.tasks)) / how.tasks
-    by_trunk = seconds_of(trunk) / how.tasks
-    size = tile_size(family, "train", how, "cpu")  # found once for a whole store
-    by_engine = seconds_of(lambda: trajectories(family, "train", range(how.tasks), how, at_once=size)) / how.tasks
-    short = replace(how, epochs=how.k)
-    of_loop = mebibytes_of(lambda: loop(short, 1))
-    of_engine = mebibytes_of(lambda: trajectories(family, "train", range(1), short, at_once=1))
+    loop_seconds = seconds_of(lambda: loop(settings, settings.tasks)) / settings.tasks
+    trunk_seconds = seconds_of(trunk) / settings.tasks
+    size = tile_size(family, "train", settings, "cpu")  # computed once for a whole store
+    batched = seconds_of(lambda: trajectories(family, "train", range(settings.tasks), settings, at_once=size)) / settings.tasks
+    short = replace(settings, epochs=settings.k)
+    loop_memory = mebibytes_of(lambda: loop(short, 1))
+    batched_memory = mebibytes_of(lambda: trajectories(family, "train", range(1), short, at_once=1))
     return {
-        "peft, one task after another": (by_loop, of_loop),
-        "engine, with the trunk": (by_engine + by_trunk, of_engine),
-        "engine, states at hand": (by_engine, of_engine),
+        "peft, one task after another": (loop_seconds, loop_memory),
+        "batched, with the trunk": (batched + trunk_seconds, batched_memory),
+        "batched, states computed before": (batched, batched_memory),
     }
 
 
 def ready(model: Path, shots: int, steps: int) -> dict[str, float]:
-    """{way: seconds from labelled sentences to an adapter folder}; the model is loaded before."""
+    """{system: seconds from labelled sentences to an adapter folder}; the model is loaded before."""
     generator = load(model)
     net = generator.network
     if not isinstance(net, LoraClassifier):
         raise SystemExit(f"{model} generates no adapters: give a generator that a text recipe has trained")
-    found = phrase_sets(0)["opinion"]["train"]
-    rows = [j for c in range(len(found.classes)) for j in [n for n, y in enumerate(found.labels) if y == c][:shots]]
-    texts, y = [found.texts[j] for j in rows], torch.tensor([found.labels[j] for j in rows])
+    labelled = phrase_sets(0)["opinion"]["train"]
+    rows = [j for c in range(len(labelled.classes)) for j in [n for n, y in enumerate(labelled.labels) if y == c][:shots]]
+    texts, y = [labelled.texts[j] for j in rows], torch.tensor([labelled.labels[j] for j in rows])
 
     def generated() -> None:
         weights = generator.generate((texts, y))
-        save_adapter(net, weights, Path(folder) / "generated", classes=found.classes, examples=len(y))
+        save_adapter(net, weights, Path(folder) / "generated", classes=labelled.classes, examples=len(y))
 
     def tuned(epochs: int = steps) -> None:
         plain(net.encoder, texts, y, Optimisation(epochs=epochs, k=1, lr=0.001), Path(folder) / "tuned")
 
     with tempfile.TemporaryDirectory() as folder:
-        generated()  # both warm
+        generated()  # warm-up
         tuned(1)
         return {"generated": seconds_of(generated), f"peft, {steps} steps": seconds_of(tuned)}
 
 
 def show_ready(model: Path, shots: int, steps: int) -> None:
-    found = ready(model, shots, steps)
+    results = ready(model, shots, steps)
     table = Table(title=f"{provenance()['hardware']}, one thread; {shots} sentences a class to an adapter folder")
-    for column in ("way", "s", "times as long as generation"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for name, seconds in found.items():
-        table.add_row(name, f"{seconds:.2f}", f"{seconds / found['generated']:.1f}x")
+    for column in ("system", "s", "times as long as generation"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, seconds in results.items():
+        table.add_row(name, f"{seconds:.2f}", f"{seconds / results['generated']:.1f}x")
     Console().print(table)
 
 
@@ -158,20 +157,20 @@ def main() -> None:
         show_ready(arguments.model, arguments.shots, arguments.steps)
         return
     recipe = read_recipe("text-lora")
-    family_settings = settings(recipe.family, arguments.data)
-    how = Preparation(tasks=arguments.tasks, epochs=arguments.epochs, batch=16, lr=0.003, chunk=arguments.tasks)
+    family_settings = with_adapters(recipe.family, arguments.data)
+    settings = Preparation(tasks=arguments.tasks, epochs=arguments.epochs, batch=16, lr=0.003, chunk=arguments.tasks)
     with tempfile.TemporaryDirectory() as folder:
         family = make_family(family_settings, Path(folder), data=arguments.data, device="cpu", progress=lambda *_: None)
     assert isinstance(family, TextTasks)
     sets = phrase_sets(family_settings.seed) if arguments.data is None else read_sets(arguments.data)
     texts = [t for c in choose(sets, family_settings.text, family_settings.way, family_settings.seed) for t in c.texts]
-    found = measure(family, texts, how)
-    size = f"{2 * family.examples} texts a task, {how.epochs} epochs, batch {how.batch}"
+    results = measure(family, texts, settings)
+    size = f"{2 * family.examples} texts a task, {settings.epochs} epochs, batch {settings.batch}"
     table = Table(title=f"{provenance()['hardware']}, one thread; {size}, {family.downstream.space.parameters} weights")
-    for column in ("way", "s a task", "peft / this", "MiB at the peak of a task"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for name, (seconds, peak) in found.items():
-        table.add_row(name, f"{seconds:.2f}", f"{found['peft, one task after another'][0] / seconds:.2f}x", f"{peak:.0f}")
+    for column in ("system", "s a task", "peft / this", "MiB at the peak of a task"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, (seconds, peak) in results.items():
+        table.add_row(name, f"{seconds:.2f}", f"{results['peft, one task after another'][0] / seconds:.2f}x", f"{peak:.0f}")
     Console().print(table)
 
 

@@ -1,10 +1,10 @@
-"""How accurate are heads that need no meta-training at all? The floor that a trained generator has to leave.
+"""Accuracy of heads that need no meta-training, which a trained generator has to exceed.
 
     python benchmarks/closed_form.py runs/glyphs
 
 Prints, on 1500 VALIDATION tasks of a run's family, the accuracy of nearest prototypes, of the least-squares classifier of
 the support set, and of the linear map from the condition to the head (the generator's prior) with the least-squares
-rows in the condition and without them, and the share of the variance of theta_M that the map explains.
+rows in the condition and without them, and the fraction of the variance of theta_M that the map explains.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     if type(net) is not LinearHead:
         parser.error("this compares heads on features: give the run of a recipe with network = 'linear-head'")
     if net.embedding_size:
-        parser.error("this reads class means of the backbone off the condition: give the run of a recipe without embedding")
+        parser.error("this reads class means of the backbone from the condition: give the run of a recipe without embedding")
     stored = TrajectoryStore.open(arguments.run / "trajectories").read()
     space = net.space.fitted([(stored.targets[:, -1], stored.mask)])
     z = space.standardise(stored.targets[:, -1])
@@ -46,9 +46,9 @@ def main() -> None:
     for column in ("weights", *(f"{shots}-shot (%)" for shots in family.shots), "R^2"):
         table.add_column(column, justify="right")
 
-    def show(name: str, weights: Callable[[TaskBatch], Tensor], share: float | None = None) -> None:
+    def show(name: str, weights: Callable[[TaskBatch], Tensor], explained: float | None = None) -> None:
         scores = [100 * float(net.score(weights(b), b.query, b.mask).mean()) for b in validation.values()]
-        table.add_row(name, *(f"{score:.2f}" for score in scores), "" if share is None else f"{share:.3f}")
+        table.add_row(name, *(f"{score:.2f}" for score in scores), "" if explained is None else f"{explained:.3f}")
 
     def prototypes(batch: TaskBatch) -> Tensor:
         mean = net.condition(batch.support, net.way)[..., : net.features]
@@ -72,12 +72,12 @@ def main() -> None:
         prior = LinearPrior(space.D, net.condition_size, 1)
         mask, targets = stored.mask.repeat(len(training), 1), z.repeat(len(training), 1, 1)
         prior.fit([(targets, torch.cat([condition(b) for b in training]), mask)])
-        share = 1 - float(prior.variance.mean() / targets[mask].var(0).mean())
+        explained = 1 - float(prior.variance.mean() / targets[mask].var(0).mean())
 
         def mapped(batch: TaskBatch, prior: LinearPrior = prior, read: Callable[[TaskBatch], Tensor] = condition) -> Tensor:
             return space.restore(prior.guess(read(batch), batch.mask))
 
-        show(name, mapped, share)
+        show(name, mapped, explained)
     Console().print(table)
 
 

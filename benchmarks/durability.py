@@ -1,11 +1,11 @@
-"""Does a trajectory store survive what can happen to it? Prints how often it did.
+"""Durability of the trajectory store: how often it survives kills, and how many flipped bits it detects.
 
     python benchmarks/durability.py [--kills 100] [--flips 100] [--seed 0]
 
 Kills: `prepare` runs in a process of its own that is killed with SIGKILL after a random time, and is started again on the
-same folder, until it was killed `--kills` times; whenever it gets to its end, every file is compared with those of a run
-that nobody disturbed, and a new folder is begun. Between kills the store must open and verify. Flips: one random bit of a
-random shard is turned over, `--flips` times; `verify` must report that file alone, and `read` must refuse and name it.
+same folder, until it was killed `--kills` times; whenever it finishes, every file is compared with an uninterrupted run, and a
+new folder is started. Between kills the store must open and verify. Flips: one random bit of a random shard is flipped,
+`--flips` times; `verify` must report that file and no other, and `read` must raise an error that names it.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from mcdi.tasks.curves import Sines
 from mcdi.trajectories.prepare import Preparation, prepare
 from mcdi.trajectories.store import TrajectoryStore
 
-HOW = Preparation(tasks=400, epochs=12, k=3, lr=0.03, chunk=8)
+SETTINGS = Preparation(tasks=400, epochs=12, k=3, lr=0.03, chunk=8)
 
 
 def start(family: Sines, folder: Path) -> int:
-    """The process id of a fork that prepares; forking saves the start of Python, so that kills fall into the work."""
+    """The process id of a fork that prepares; forking saves the start of Python, so that kills hit the work."""
     child = os.fork()
     if not child:
         try:
-            prepare(family, folder, HOW)
+            prepare(family, folder, SETTINGS)
             os._exit(0)
         except BaseException:
             os._exit(1)
@@ -47,7 +47,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def kills(family: Sines, folder: Path, wanted: int, rng: random.Random) -> str:
     begin = time.perf_counter()
-    prepare(family, folder / "whole", HOW)
+    prepare(family, folder / "whole", SETTINGS)
     whole, length = content(folder / "whole"), time.perf_counter() - begin
     killed = finished = equal = 0
     shards = set()
@@ -73,14 +73,14 @@ def kills(family: Sines, folder: Path, wanted: int, rng: random.Random) -> str:
             shutil.rmtree(at)
     return (
         f"{killed} kills, at {len(shards)} different numbers of finished shards: every one resumed; "
-        f"{equal} of {finished} final stores equal the undisturbed one byte for byte"
+        f"{equal} of {finished} final stores equal the uninterrupted one byte for byte"
     )
 
 
 def flips(family: Sines, folder: Path, wanted: int, rng: random.Random) -> str:
-    prepare(family, folder / "flipped", HOW)
+    prepare(family, folder / "flipped", SETTINGS)
     shards = sorted((folder / "flipped").glob("*.safetensors"))
-    found = 0
+    detected = 0
     for _ in range(wanted):
         path = rng.choice(shards)
         right = path.read_bytes()
@@ -91,13 +91,13 @@ def flips(family: Sines, folder: Path, wanted: int, rng: random.Random) -> str:
         problems = TrajectoryStore.open(folder / "flipped").verify()
         try:
             TrajectoryStore.open(folder / "flipped").read()
-            refused = ""
+            message = ""
         except McdiError as error:
-            refused = str(error)
-        found += len(problems) == 1 and path.name in problems[0] and path.name in refused
+            message = str(error)
+        detected += len(problems) == 1 and path.name in problems[0] and path.name in message
         path.write_bytes(right)
     assert not TrajectoryStore.open(folder / "flipped").verify()
-    return f"{found} of {wanted} single-bit flips in shards detected and named, by verify and by read"
+    return f"{detected} of {wanted} single-bit flips in shards detected and named, by verify and by read"
 
 
 def main() -> None:
@@ -105,13 +105,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--flips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    console, rng, family = Console(width=150), random.Random(asked.seed), Sines(shots=6, queries=20, hidden=6)
-    console.print(f"durability, seed {asked.seed}: {provenance()}")
+    console, rng, family = Console(width=150), random.Random(arguments.seed), Sines(shots=6, queries=20, hidden=6)
+    console.print(f"durability, seed {arguments.seed}: {provenance()}")
     with tempfile.TemporaryDirectory() as folder:
-        console.print(kills(family, Path(folder), asked.kills, rng))
-        console.print(flips(family, Path(folder), asked.flips, rng))
+        console.print(kills(family, Path(folder), arguments.kills, rng))
+        console.print(flips(family, Path(folder), arguments.flips, rng))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What does training ALL weights on the support set reach, backbone included, and how long does it take beside a head?
+"""Accuracy and time of fine-tuning all weights on the support set, against a generated head and prototypes.
 
     python benchmarks/full_fine_tuning.py RUN MODEL --data FILE [--tasks 100] [--tuning 15]
 
@@ -56,7 +56,7 @@ def one(batch: TaskBatch, b: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def scores_along(embedder: Embedder, way: int, batch: TaskBatch, b: int, rate: float, steps: tuple[int, ...]) -> list[float]:
     """The accuracy on the queries after each of these numbers of steps."""
     x, y, asked, answer = one(batch, b)
-    net, found = Whole(embedder, way), []
+    net, scores = Whole(embedder, way), []
     optimiser = torch.optim.Adam(net.parameters(), lr=rate)
     for step in range(1, max(steps) + 1):
         optimiser.zero_grad()
@@ -64,8 +64,8 @@ def scores_along(embedder: Embedder, way: int, batch: TaskBatch, b: int, rate: f
         optimiser.step()
         if step in steps:
             with torch.no_grad():
-                found.append(float((net(asked).argmax(-1) == answer).float().mean()))
-    return found
+                scores.append(float((net(asked).argmax(-1) == answer).float().mean()))
+    return scores
 
 
 def main() -> None:
@@ -79,10 +79,10 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = read_run(arguments.run).family
     family, generator = load_family(settings, arguments.run), load(arguments.model)
-    banks = natural_images(arguments.data, size=settings.side, limit=settings.limit, examples=settings.examples)
-    # The same tasks, as images: which they are is decided by the numbers of classes and examples alone.
+    classes = natural_images(arguments.data, size=settings.side, limit=settings.limit, examples=settings.examples)
+    # The same tasks, as images: they depend only on the numbers of classes and examples.
     counts = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
-    images = FewShot(settings.data, family.downstream, {n: b.pixels for n, b in banks.items()}, **counts)
+    images = FewShot(settings.data, family.downstream, {n: b.pixels for n, b in classes.items()}, **counts)
     embedder, way = family.downstream.embedder, settings.way
     assert isinstance(embedder, Embedder) and embedder.embedding is None and not family.downstream.centred
     made = provenance()
@@ -103,7 +103,7 @@ def main() -> None:
         tuned = [scores_along(embedder, way, test, b, rate, (steps,))[0] for b in range(arguments.tasks)]
         answers = {"fine-tuning, all": (f"{rate:g}, {steps} steps", tuned, time.perf_counter() - start)}
         for name in (generator.name, "prototypes"):
-            found, start = [], time.perf_counter()
+            correct, start = [], time.perf_counter()
             for b in range(arguments.tasks):
                 x, y = test.support.x[b], test.support.y[b]
                 if name == "prototypes":
@@ -113,10 +113,10 @@ def main() -> None:
                 else:
                     weights = generator.generate((x, y))
                 logits = F.linear(embedder(test.query.x[b]), weights["weight"], weights["bias"])
-                found.append(float((logits.argmax(-1) == test.query.y[b]).float().mean()))
-            answers[name] = ("", found, time.perf_counter() - start)
-        for name, (chosen, found, seconds) in answers.items():
-            figures = interval(torch.tensor(found))
+                correct.append(float((logits.argmax(-1) == test.query.y[b]).float().mean()))
+            answers[name] = ("", correct, time.perf_counter() - start)
+        for name, (chosen, correct, seconds) in answers.items():
+            figures = interval(torch.tensor(correct))
             accuracy = f"{100 * figures['mean']:.2f} ± {100 * figures['ci95']:.2f}"
             table.add_row(str(shots), name, chosen, accuracy, f"{1000 * seconds / arguments.tasks:.3g}")
     Console().print(table)

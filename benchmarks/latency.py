@@ -1,4 +1,4 @@
-"""How long does it take to generate one head, beside fine-tuning it? Ratios measured side by side in one run.
+"""Milliseconds to generate a head against fine-tuning it, measured in turn in one run.
 
     python benchmarks/latency.py runs/glyphs
 

@@ -1,16 +1,16 @@
-"""LoRA pairs are one of many with the same product: A -> R A, B -> B R^-1. In which form are they predicted best?
+"""Prediction of LoRA pairs in three forms of the same product (A -> R A, B -> B R^-1 leaves it unchanged).
 
     python benchmarks/lora_forms.py --out FOLDER [--data FOLDER] [--tasks 240] [--test 60] [--seeds 3]
 
 One store of trajectories, made once: rows and pairs of the recipe text-lora in one layer. Its targets in three forms, all of
 which are the same networks:
 
-  as trained        every task starts from the same A and B, and that is all
+  as trained        every task starts from the same A and B
   svd               A = sqrt(S) V', B = U sqrt(S) of the product U S V'; the largest number of a row of A is positive
-  svd, as the start's   the same, its components in the order and with the signs that lie nearest to those of theta_0
+  svd, as the start's   the same, its components in the order and with the signs nearest to those of theta_0
 
-Prints, for one-step regression and Mc-Di: the variance of theta_M that is explained on training tasks held out, and the
-accuracy on validation and test sets that no training has seen, mean and standard deviation over seeds. The same folder resumes.
+Prints, for one-step regression and Mc-Di: the variance of theta_M that is explained on held-out training tasks, and the
+accuracy on unseen validation and test sets, mean and standard deviation over seeds. The same folder resumes.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from mcdi.trajectories.prepare import Preparation, prepare
 from mcdi.trajectories.store import Trajectories
 from mcdi.utils.workers import silent
 
-HELD = 5  # every so many-th task is kept from training
-# No prior: its guess of a pair is theta_0, which is of the first form.
+HELD = 5  # every fifth task is held out from training
+# No prior: its pairs are those of theta_0, which are of the first form.
 GENERATOR = {"prior": False, "options": {"width": 64, "depth": 2}}
 TRAINING = {"iterations": 150, "learners": 2, "tasks": 16, "outer_lr": 0.003}
 
@@ -57,7 +57,7 @@ def by_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_the_starts(a: Tensor, b: Tensor, start: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """`by_size`, with the order and signs of components by which they lie nearest to the start's, (r, n) and (m, r)."""
+    """`by_size`, with the order and signs of components nearest to the start's, (r, n) and (m, r)."""
     a, b = by_size(a, b)
     first, second = by_size(*start)
     alike = torch.einsum("...in,jn->...ij", a, first) + torch.einsum("...mi,mj->...ij", b, second)
@@ -70,7 +70,7 @@ def as_the_starts(a: Tensor, b: Tensor, start: tuple[Tensor, Tensor]) -> tuple[T
 
 
 def formed(net: LoraClassifier, targets: Tensor, form: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Targets (B, k, U, D), every pair of which `form` has brought to another form of the same product."""
+    """Targets (B, k, U, D), every pair of which is brought to another form of the same product by `form`."""
     params = net.space.unpack(targets.flatten(0, 1))
     for name in [n for n in params if "lora_A" in n]:
         other = name.replace("lora_A", "lora_B")
@@ -93,11 +93,11 @@ def all_forms(net: LoraClassifier, targets: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def explained(method: Diffusion, family: TextTasks, held: Trajectories) -> float:
-    """Share of the variance of theta_M over tasks that was never seen in training, of all weights."""
+    """Fraction of the variance of theta_M over held-out tasks that is explained, of all weights."""
     assert method.space is not None
     batch = family.sample("train", held.seeds.tolist(), draw=0)
-    found = method.generate(family.downstream, batch.support, batch.mask, seed=0)
-    error, spread = (method.space.standardise(w) for w in (found, held.targets[:, -1]))
+    generated = method.generate(family.downstream, batch.support, batch.mask, seed=0)
+    error, spread = (method.space.standardise(w) for w in (generated, held.targets[:, -1]))
     return 1 - float((error - spread).square().sum() / (spread - spread.mean(0)).square().sum())
 
 
@@ -125,21 +125,21 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     family = make_family(settings, arguments.out, data=arguments.data, device="cpu", progress=silent)
     assert isinstance(family, TextTasks)
-    how = Preparation(tasks=arguments.tasks, epochs=6, batch=16, lr=0.003, weight_decay=0.1, chunk=20)
-    data = prepare(family, arguments.out / "trajectories", how).read()
+    preparation = Preparation(tasks=arguments.tasks, epochs=6, batch=16, lr=0.003, weight_decay=0.1, chunk=20)
+    data = prepare(family, arguments.out / "trajectories", preparation).read()
     numbers = torch.arange(len(data))
     made = provenance()
     table = Table(title=f"{len(data)} training tasks, {arguments.test} unseen ones; {made['hardware']}, {made['date']}")
     for column in ("method", "form", "explained (%)", "validation sets (%)", "test sets (%)"):
         table.add_column(column, justify="right" if "%" in column else "left")
     for form, targets in all_forms(family.downstream, data.targets).items():
-        known = replace(data, targets=targets)
-        seen, held = known.rows(numbers[numbers % HELD != 0]), known.rows(numbers[numbers % HELD == 0])
+        formed_data = replace(data, targets=targets)
+        seen, held = formed_data.rows(numbers[numbers % HELD != 0]), formed_data.rows(numbers[numbers % HELD == 0])
         for name in ("hypernetwork", "mc-di"):
             figures = []
             for seed in range(arguments.seeds):
-                how_sampled = {} if name == "hypernetwork" else {"sampling": {"temperature": 0.0, "steps": 2}}
-                method = make_method(name, {**GENERATOR, "training": TRAINING, **how_sampled}).fit(family, seen, seed=seed)
+                sampling = {} if name == "hypernetwork" else {"sampling": {"temperature": 0.0, "steps": 2}}
+                method = make_method(name, {**GENERATOR, "training": TRAINING, **sampling}).fit(family, seen, seed=seed)
                 assert isinstance(method, Diffusion)
                 sets = [accuracy(method, family, split, arguments.test) for split in ("val", "test")]
                 figures.append((100 * explained(method, family, held), *sets))

@@ -1,4 +1,4 @@
-"""Does a chain of T steps stand on every local target? An oracle that knows them all, under each noise rule.
+"""Distance of a chain to every local target under each noise rule, for an oracle that knows the targets.
 
     python benchmarks/noise_rules.py
 
@@ -38,8 +38,8 @@ def main() -> None:
     table = Table(title="distance to the local target (rms, seed 0)")
     for column in ("rule", *(f"e_{i} = {schedule.ends[i]}" for i in (1, 2, 3))):
         table.add_column(column, justify="right")
-    for name, how in RULES.items():
-        visited = dict(core.sample(oracle, start, schedule, generator=generator, **how))  # type: ignore[arg-type]
+    for name, options in RULES.items():
+        visited = dict(core.sample(oracle, start, schedule, generator=generator, **options))  # type: ignore[arg-type]
         distances = [float((visited[int(schedule.ends[i])] - targets[i - 1]).square().mean().sqrt()) for i in (1, 2, 3)]
         table.add_row(name, *(f"{d:.2g}" for d in distances))
     Console().print(table)

@@ -1,14 +1,14 @@
-"""How fast are our diffusions of weights beside the code that the authors of OCD and p-diff published?
+"""Speed of our diffusions of weights against the code that the authors of OCD and p-diff published.
 
     python benchmarks/official.py [--ocd CHECKOUT] [--pdiff CHECKOUT] [--rounds 5]
 
-Checkouts of github.com/ShaharLutatiPersonal/OCD and github.com/NUS-HPC-AI-Lab/Neural-Network-Diffusion, made by you: nothing of
-them is part of mcdi. Their networks are built from their files and settings and run as they are, one thread, random weights:
+You make the checkouts of github.com/ShaharLutatiPersonal/OCD and github.com/NUS-HPC-AI-Lab/Neural-Network-Diffusion; mcdi
+contains none of their code. Their networks are built from their files and settings, with one thread and random weights:
 
-  OCD     the 84 x 120 matrix of its LeNet: a U-Net on a padded image, as published and with the fewest channels that it takes
+  OCD     the 84 x 120 matrix of its LeNet: a U-Net on a padded image, as published and with the fewest channels it allows
   p-diff  2,048 numbers of normalisation layers: an autoencoder and a 1-D network of its latents, as published
 
-beside ours for the same weights, as shipped and, for p-diff, with about as many parameters. Prints the milliseconds of one
+and ours for the same weights, as shipped and, for p-diff, with about as many parameters. Prints the milliseconds of one
 training step (forward, backward) of the diffusion and of one generated set of weights, medians over the rounds, and the ratios.
 """
 

@@ -1,9 +1,9 @@
-"""Is bfloat16 accurate enough for heads, and is it faster? Backbone, generator or both in it, on a run's unseen tasks.
+"""Accuracy and speed of bfloat16 in the backbone, the generator or both, on a run's unseen tasks.
 
     python benchmarks/precision.py runs/glyphs
     python benchmarks/precision.py runs/natural --data FILE
 
-Images of the test classes go through the backbone in float32 and, as `mcdi serve --bf16` has it, under autocast to bfloat16;
+Images of the test classes go through the backbone in float32 and, as `mcdi serve --bf16` does, under autocast to bfloat16;
 the generator, the first trained mc-di of the run, generates from these features in float32 and under autocast. Queries are
 answered from features of the same precision. Differences are paired over tasks.
 """
@@ -42,36 +42,39 @@ def main() -> None:
     if embedder is None:
         raise McdiError(f"{models[0].parent} reads no images")
     pixels = images_of(recipe.family, arguments.data, arguments.run)["test"].pixels
-    few, said = pixels.flatten(0, 1)[:IMAGES], provenance()
-    title = f"{recipe.name}: {said['hardware']}, one thread, {said['commit']}, {said['date']}; {arguments.tasks} unseen tasks"
+    few, made = pixels.flatten(0, 1)[:IMAGES], provenance()
+    title = f"{recipe.name}: {made['hardware']}, one thread, {made['commit']}, {made['date']}; {arguments.tasks} unseen tasks"
     table = Table(title=title)
     shots = recipe.family.shots
     for column in ("backbone", "generator", f"{IMAGES} images, ms", "1 task, ms", f"{BATCH} tasks, ms"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="correct")
     for n in shots:
-        table.add_column(f"{n} shots, %", justify="right")
-        table.add_column("minus float32", justify="right")
+        table.add_column(f"{n} shots, %", justify="correct")
+        table.add_column("minus float32", justify="correct")
     first: dict[int, Tensor] = {}
     for name in ("float32", "bfloat16"):
         if name == "bfloat16":
             embedder.in_bf16()
-        bank = {"test": net.embed(pixels)}
-        family = FewShot(recipe.name, net, bank, way=recipe.family.way, shots=shots, queries=recipe.family.queries)
+        features = {"test": net.embed(pixels)}
+        family = FewShot(recipe.name, net, features, way=recipe.family.way, shots=shots, queries=recipe.family.queries)
         reading = milliseconds(lambda: net.embed(few))
         for kind in ("float32", "bfloat16"):
             with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bfloat16"):
-                cells = [name, kind, f"{reading:.2f}"]
+                values = [name, kind, f"{reading:.2f}"]
                 for tasks in (1, BATCH):
                     support = family.sample("test", range(tasks), shots=shots[-1]).support
-                    cells.append(f"{milliseconds(lambda support=support: generator.generate(support)):.2f}")
+                    values.append(f"{milliseconds(lambda support=support: generator.generate(support)):.2f}")
                 for n in shots:
                     batch = family.sample("test", range(arguments.tasks), shots=n)
                     weights: Any = {k: w.float() for k, w in generator.generate(batch.support).items()}
                     with torch.autocast("cpu", enabled=False):
-                        right = (generator.predict(weights, batch.query.x).argmax(-1) == batch.query.y).float().mean(1)
-                    apart = interval(right - first.setdefault(n, right))
-                    cells += [f"{100 * float(right.mean()):.2f}", f"{100 * apart['mean']:+.3f} ± {100 * apart['ci95']:.3f}"]
-            table.add_row(*cells)
+                        correct = (generator.predict(weights, batch.query.x).argmax(-1) == batch.query.y).float().mean(1)
+                    difference = interval(correct - first.setdefault(n, correct))
+                    values += [
+                        f"{100 * float(correct.mean()):.2f}",
+                        f"{100 * difference['mean']:+.3f} ± {100 * difference['ci95']:.3f}",
+                    ]
+            table.add_row(*values)
     Console(width=140).print(table)
 
 

@@ -1,4 +1,4 @@
-"""How fast are optimiser trajectories of many tasks made, and with how much memory, beside a loop over the tasks?
+"""Speed and memory of preparing the trajectories of many tasks, against a loop over the tasks.
 
     python benchmarks/preparation.py [--device cuda]
 
@@ -7,12 +7,12 @@ Three networks, all of whose weights are trained: a linear head on 64 features, 
 snapshots. Prints
 
 1. tasks a second, side by side in one run: a plain PyTorch loop over tasks (a module, torch.optim.Adam, backward, step),
-   the same through `higher` if it is installed (pip install higher), our engine with one thread, and `prepare` with one
-   worker a core, store included. On a CPU the loops run with one thread and with all, and the faster one counts. Also
-   GFLOP/s as a share of what a large matrix product reaches on one thread, and where the loop's time goes;
-2. peak memory over what the interpreter holds already, and time, while the tasks grow tenfold under one budget.
+   the same through `higher` if it is installed (pip install higher), `trajectories` with one thread, and `prepare` with one
+   worker a core, including the store. On a CPU the loops run with one thread and with all, and the faster one counts. Also
+   GFLOP/s as a percentage of a large matrix product on one thread, and where the loop's time goes;
+2. peak memory above that of the interpreter, and time, while the tasks grow tenfold under one budget.
 
-Contenders take turns; medians over `--rounds`. Start-up of workers is timed apart. Data are a pool of Gaussian examples:
+Contenders take turns; medians over `--rounds`. Start-up of workers is timed separately. Data are a pool of Gaussian examples:
 values do not change the arithmetic.
 """
 
@@ -111,7 +111,7 @@ def begin(family: Pool, seed: int, device: str) -> tuple[Tensor, Tensor, nn.Modu
 
 
 def plain(family: Pool, seed: int, device: str) -> list[Tensor]:
-    """One task as anybody would write it."""
+    """One task in the common way."""
     x, y, module, optimiser = begin(family, seed, device)
     kept = []
     for epoch in range(1, EPOCHS + 1):
@@ -168,7 +168,7 @@ def peak(size: int = 1024, repeats: int = 5) -> float:
 
 
 def profile(family: Pool) -> str:
-    """Where the plain loop's time goes, one thread: shares of the operators."""
+    """Where the plain loop's time goes, one thread, by operator."""
     torch.set_num_threads(1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         plain(family, 0, "cpu")
@@ -178,7 +178,7 @@ def profile(family: Pool) -> str:
     return ", ".join(f"{name.removeprefix('aten::')} {100 * t / total:.0f} %" for name, t in largest)
 
 
-def prepared(family: Pool, how: Preparation, workers: int, device: str) -> tuple[float, float]:
+def prepared(family: Pool, settings: Preparation, workers: int, device: str) -> tuple[float, float]:
     """Tasks a second of `prepare` once every worker has made a shard, and the seconds before the first shard."""
     moments: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -186,12 +186,12 @@ def prepared(family: Pool, how: Preparation, workers: int, device: str) -> tuple
         prepare(
             family,
             Path(folder) / "store",
-            how,
+            settings,
             workers=workers,
             device=device,
             progress=lambda _, done, __, ___: moments.append((time.perf_counter(), done)),
         )
-    (begin, before), (end, after) = moments[workers], moments[-1]  # the first call tells that there is nothing yet
+    (begin, before), (end, after) = moments[workers], moments[-1]  # the first call reports an empty store
     return (after - before) / (end - begin), moments[1][0] - start
 
 
@@ -199,9 +199,9 @@ def speed(case: Callable[[], Pool], chunk: int, shards: int, loop_tasks: int, ro
     """A row of the table of speeds."""
     family, cores = case(), os.cpu_count() or 1
     workers = cores if device == "cpu" else 1
-    how = Preparation(tasks=chunk * shards, epochs=EPOCHS, k=K, lr=LR, chunk=chunk, memory=1.0)
-    at_once = tile_size(family, "train", how, device)
-    loops = {"plain": plain} | ({"higher": through_higher} if higher_is_there() else {})
+    settings = Preparation(tasks=chunk * shards, epochs=EPOCHS, k=K, lr=LR, chunk=chunk, memory=1.0)
+    at_once = tile_size(family, "train", settings, device)
+    loops = {"plain": plain} | ({"higher": through_higher} if higher_is_installed() else {})
     contenders: dict[str, tuple[Callable[[], object], int, int]] = {}
     for name, loop in loops.items():
         for threads in {1, cores}:
@@ -210,10 +210,10 @@ def speed(case: Callable[[], Pool], chunk: int, shards: int, loop_tasks: int, ro
                 loop_tasks,
                 threads,
             )
-    engine_tasks = min(chunk, max(1, at_once))
-    contenders["engine"] = (
-        lambda: trajectories(family, "train", range(engine_tasks), how, device, at_once=at_once),
-        engine_tasks,
+    batched_tasks = min(chunk, max(1, at_once))
+    contenders["batched"] = (
+        lambda: trajectories(family, "train", range(batched_tasks), settings, device, at_once=at_once),
+        batched_tasks,
         1,
     )
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -222,27 +222,27 @@ def speed(case: Callable[[], Pool], chunk: int, shards: int, loop_tasks: int, ro
             rates[name].append(rate(call, tasks, device, threads))
     median = {name: statistics.median(r[1:]) for name, r in rates.items()}  # the first round warms up
     best = {name: max(median[n] for n in median if n.startswith(name)) for name in loops}
-    many, started = prepared(family, how, workers, device)
+    many, started = prepared(family, settings, workers, device)
 
-    def share(tasks_a_second: float, threads: int) -> str:
+    def of_peak(tasks_a_second: float, threads: int) -> str:
         return f"{100 * tasks_a_second * flops(family) / (threads * peak()):.0f} %" if device == "cpu" else ""
 
     return [
         family.name,
         f"{best['plain']:.3g}",
         f"{best['higher']:.3g}" if "higher" in best else "not installed",
-        f"{median['engine']:.4g}",
+        f"{median['batched']:.4g}",
         f"{many:.4g}",
-        f"{median['engine'] / median['plain 1']:.1f}x",
+        f"{median['batched'] / median['plain 1']:.1f}x",
         f"{many / best['plain']:.1f}x",
         f"{many / best['higher']:.1f}x" if "higher" in best else "",
-        share(median["plain 1"], 1),
-        share(median["engine"], 1),
+        of_peak(median["plain 1"], 1),
+        of_peak(median["batched"], 1),
         f"{started:.1f}",
     ]
 
 
-def higher_is_there() -> bool:
+def higher_is_installed() -> bool:
     try:
         import higher  # noqa: F401
     except ImportError:
@@ -254,39 +254,39 @@ GROWTH = {"head": (head, 0.1, 5000), "wide": (wide, 0.25, 40)}  # case, budget i
 
 
 def peak_memory() -> float:
-    """MiB that this process ever held."""
+    """Peak memory of this process in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held when it forked
+    if status.exists():  # getrusage would count the memory of the parent at the fork
         return float(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in bytes on macOS
 
 
 def grow(name: str, factor: int) -> None:
-    """In a process of its own: prepare, and print the peak (MiB, over what was there before) and the seconds."""
+    """Run in its own process: prepare, and print the added peak memory (MiB) and the seconds."""
     case, budget, fewest = GROWTH[name]
     torch.set_num_threads(1)
     family = case()
     prepared_before = Preparation(tasks=1, epochs=K, k=K)
     with tempfile.TemporaryDirectory() as folder:
-        prepare(family, Path(folder) / "warm", prepared_before)
+        prepare(family, Path(folder) / "first", prepared_before)
         base = peak_memory()
-        how = replace(prepared_before, tasks=fewest * factor, epochs=EPOCHS, memory=budget)
+        settings = replace(prepared_before, tasks=fewest * factor, epochs=EPOCHS, memory=budget)
         start = time.perf_counter()
-        prepare(family, Path(folder) / "store", how)
+        prepare(family, Path(folder) / "store", settings)
         seconds = time.perf_counter() - start
     print(peak_memory() - base, seconds)
 
 
 def growth(name: str) -> list[list[str]]:
     case, budget, fewest = GROWTH[name]
-    found = []
+    rows = []
     for factor in (1, 2, 5, 10):
-        said = subprocess.run(
+        printed = subprocess.run(
             [sys.executable, __file__, "--grow", name, str(factor)], capture_output=True, text=True, check=True
         ).stdout
-        mib, seconds = map(float, said.split())
-        found.append((fewest * factor, mib, seconds))
-    logs = torch.tensor([[math.log(n), math.log(s)] for n, _, s in found])
+        mib, seconds = map(float, printed.split())
+        rows.append((fewest * factor, mib, seconds))
+    logs = torch.tensor([[math.log(n), math.log(s)] for n, _, s in rows])
     centred = logs - logs.mean(0)
     exponent = float((centred[:, 0] * centred[:, 1]).sum() / centred[:, 0].square().sum())
     return [
@@ -296,9 +296,9 @@ def growth(name: str) -> list[list[str]]:
             f"{budget * 1024:.0f}",
             f"{mib:.0f}",
             f"{s:.1f}",
-            f"{exponent:.3f}" if n == found[-1][0] else "",
+            f"{exponent:.3f}" if n == rows[-1][0] else "",
         ]
-        for n, mib, s in found
+        for n, mib, s in rows
     ]
 
 
@@ -307,24 +307,24 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grow", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.grow:
-        grow(asked.grow[0], int(asked.grow[1]))
+    arguments = parser.parse_args()
+    if arguments.grow:
+        grow(arguments.grow[0], int(arguments.grow[1]))
         return
     console = Console(width=170)
     console.print(f"preparation: {provenance()}")
     console.print(f"a matrix product reaches {peak() / 1e9:.1f} GFLOP/s on one thread")
-    table = Table(title=f"tasks a second, {EPOCHS} Adam steps each; {asked.device}")
+    table = Table(title=f"tasks a second, {EPOCHS} Adam steps each; {arguments.device}")
     columns = (
         "network",
         "plain loop",
         "higher",
-        "engine, 1 thread",
+        "batched, 1 thread",
         "prepare, all cores",
         "1 thread: / plain",
         "all cores: / plain",
     )
-    for column in (*columns, "/ higher", "of peak: plain", "of peak: engine", "start-up (s)"):
+    for column in (*columns, "/ higher", "of peak: plain", "of peak: batched", "start-up (s)"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for case, chunk, shards, loop_tasks in (
         (head, 500, 40, 10),
@@ -332,9 +332,9 @@ def main() -> None:
         (deep_on_more, 250, 16, 6),
         (conv, 1, 8, 1),
     ):
-        table.add_row(*speed(case, chunk, shards, loop_tasks, asked.rounds, asked.device))
+        table.add_row(*speed(case, chunk, shards, loop_tasks, arguments.rounds, arguments.device))
     console.print(table)
-    if asked.device != "cpu":
+    if arguments.device != "cpu":
         return
     console.print(f"the plain loop's time on Conv-4, one thread: {profile(conv())}")
     table = Table(title="one worker while the tasks grow tenfold")

@@ -1,10 +1,10 @@
-"""What does SAM in the weight preparation do to the sharpness lambda of Theorem 2, and to held-out scores?
+"""Effect of SAM in the weight preparation on the sharpness lambda of Theorem 2 and on held-out scores.
 
     python benchmarks/sharpness.py [--tasks 64] [--seeds 0 1 2]
 
-Prints, for sine curves, linear heads and a pixel network on glyphs (no download), what preparation ends on at several
+Prints, for sine curves, linear heads and a pixel network on glyphs (no download), the results of preparation at several
 radii rho of SAM: losses, largest eigenvalue and trace of the Hessian of the training loss at theta_M, loss and score on
-examples that were not trained on, and that loss with Gaussian noise on theta_M as large as a generator's error of mse
+held-out examples, and that loss with Gaussian noise on theta_M as large as a generator's error of mse
 0.1. The last two columns are relative to rho = 0, task by task (geometric mean). One row of the heads is a control: no
 SAM, but less weight decay. A task's figures are averaged over `--seeds`, which name the starts theta_0; intervals are
 over tasks. These are the tables in docs/method.md.
@@ -51,7 +51,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A family, how its weights are prepared, row by row, and examples of the same tasks that preparation lacks."""
+    """A family, the preparation of every row, and held-out examples of the same tasks."""
 
     title: str
     family: TaskFamily
@@ -60,7 +60,7 @@ class Case:
 
 
 class Row(NamedTuple):
-    """What preparation ends on, task by task: each (N,)."""
+    """Results of preparation, task by task: each (N,)."""
 
     train_loss: Tensor
     largest: Tensor
@@ -70,8 +70,8 @@ class Row(NamedTuple):
     score: Tensor  # in percent
 
 
-def radii(how: Preparation) -> dict[str, Preparation]:
-    return {str(rho): replace(how, sam_rho=rho) for rho in RADII}
+def radii(settings: Preparation) -> dict[str, Preparation]:
+    return {str(rho): replace(settings, sam_rho=rho) for rho in RADII}
 
 
 def cases(seeds: Sequence[int]) -> list[Case]:
@@ -79,12 +79,12 @@ def cases(seeds: Sequence[int]) -> list[Case]:
     sines = Sines()
     images = glyph_images(seed=0, limit=120)["train"].images
     pixels = F.avg_pool2d(images.float() / 255, 2).flatten(2)
-    features = cl2n(pixels, pixels.mean((0, 1)))  # pixels as if they were a backbone's features
+    features = cl2n(pixels, pixels.mean((0, 1)))  # pixels in place of a backbone's features
 
-    def glyphs(title: str, net: Network, bank: Tensor, rows: dict[str, Preparation]) -> Case:
-        # Preparation trains on every drawing it is given: half of them are kept from it.
-        given, kept = ({"train": part} for part in bank.chunk(2, 1))
-        family, other = (FewShot("glyphs", net, banks, way=5, shots=[1], queries=5) for banks in (given, kept))
+    def glyphs(title: str, net: Network, examples: Tensor, rows: dict[str, Preparation]) -> Case:
+        # Half of the drawings are held out from preparation.
+        given, kept = ({"train": part} for part in examples.chunk(2, 1))
+        family, other = (FewShot("glyphs", net, drawings, way=5, shots=[1], queries=5) for drawings in (given, kept))
         return Case(title, family, rows, other.training_data("train", seeds))
 
     heads = radii(Preparation(weight_decay=0.1)) | {"0, decay 0.06": Preparation(weight_decay=0.06)}
@@ -95,9 +95,9 @@ def cases(seeds: Sequence[int]) -> list[Case]:
     ]
 
 
-def measure(case: Case, how: Preparation, seeds: Sequence[int]) -> Row:
+def measure(case: Case, settings: Preparation, seeds: Sequence[int]) -> Row:
     net = case.family.downstream
-    prepared = trajectories(case.family, "train", seeds, how)
+    prepared = trajectories(case.family, "train", seeds, settings)
     weights, mask, data = prepared.targets[:, -1], prepared.mask, case.family.training_data("train", seeds)
     spectrum = hessian_spectrum(lambda p: net.loss(p["weights"], data, mask), {"weights": weights})
     noise = torch.Generator().manual_seed(0)  # the same at every rho
@@ -110,8 +110,8 @@ def measure(case: Case, how: Preparation, seeds: Sequence[int]) -> Row:
 
 
 def shown(values: Tensor, digits: int = 3) -> str:
-    found = interval(values)
-    return f"{found['mean']:.{digits}g} ± {found['ci95']:.2g}"
+    figures = interval(values)
+    return f"{figures['mean']:.{digits}g} ± {figures['ci95']:.2g}"
 
 
 def relative(values: Tensor, reference: Tensor) -> str:
@@ -136,8 +136,8 @@ def main() -> None:
         for column in ("rho", *COLUMNS):
             table.add_column(column, justify="right")
         first = None
-        for name, how in case.rows.items():
-            runs = [measure(case, replace(how, theta0_seed=start), tasks) for start in arguments.seeds]
+        for name, settings in case.rows.items():
+            runs = [measure(case, replace(settings, theta0_seed=start), tasks) for start in arguments.seeds]
             row = Row(*(torch.stack(parts).mean(0) for parts in zip(*runs, strict=True)))
             first = row if first is None else first
             ratios = relative(row.largest, first.largest), relative(row.disturbed, first.disturbed)

@@ -1,11 +1,11 @@
-"""How fast is the trajectory store, beside the plain file that a careless program would use?
+"""Speed of the trajectory store against plain files.
 
     python benchmarks/store.py
 
-Makes a store in a temporary folder and prints megabytes of stored targets a second. Append: a shard beside a plain write of
-the same bytes, both with fsync (a shard takes two: its own and the index's). Random rows: mini-batches of all columns through
-`rows` from verified and mapped shards, beside the targets alone by a fancy index of numpy.memmap on one flat file. Read:
-everything, verified. Medians; the two sides take turns, each on rows of its own. One thread.
+Writes a store to a temporary folder and prints megabytes of stored targets a second. Append: a shard, against a plain write
+of the same bytes, both with fsync (a shard needs two, one for the index). Random rows: mini-batches of all columns with `rows`
+from verified and mapped shards, against only the targets with a fancy index of numpy.memmap on one flat file. Read: everything,
+verified. Medians; the two take turns, each on its own rows. One thread.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from mcdi.trajectories.store import Trajectories, TrajectoryStore
 
 
 def seconds(*calls: Callable[[Any], object], arguments: Sequence[Iterable[Any]]) -> list[float]:
-    """The median time of each call over its arguments; they take turns, so that other work disturbs them alike."""
+    """The median time of each call over its arguments; they take turns, so that other processes affect both."""
     times: list[list[float]] = [[] for _ in calls]
     for round_ in zip(*arguments, strict=True):
         for call, argument, mine in zip(calls, round_, times, strict=True):
@@ -64,8 +64,8 @@ def measure(folder: Path, storage: str, parts: list[Trajectories], batch: int) -
     task = shape.numel() * np.dtype(dtype).itemsize / 1e6
 
     def row(what: str, megabytes: float, mine: float, plain: float | None = None) -> tuple[str, ...]:
-        beside = ("", "") if plain is None else (f"{megabytes / plain:.0f}", f"{plain / mine:.2f}")
-        return what, f"{megabytes / mine:.0f}", *beside
+        plain_figures = ("", "") if plain is None else (f"{megabytes / plain:.0f}", f"{plain / mine:.2f}")
+        return what, f"{megabytes / mine:.0f}", *plain_figures
 
     store = TrajectoryStore.create(folder / "store", {"storage": storage})
     flat = np.memmap(folder / "flat", dtype, "w+", shape=(total, *shape))
@@ -79,9 +79,9 @@ def measure(folder: Path, storage: str, parts: list[Trajectories], batch: int) -
     flat.flush()
     flat = np.memmap(folder / "flat", dtype, "r", shape=(total, *shape))
     store.rows(torch.arange(total))
-    flat.max()  # now both sides are warm
+    flat.max()  # both are in the page cache now
     draw = torch.Generator().manual_seed(0)
-    batches = [[torch.randint(total, (batch,), generator=draw) for _ in range(500)] for _ in range(2)]  # each side its own
+    batches = [[torch.randint(total, (batch,), generator=draw) for _ in range(500)] for _ in range(2)]  # one list for each
 
     def plain_rows(index: Tensor) -> Tensor:
         return torch.from_numpy(flat[index.numpy()]).view(getattr(torch, storage)).float()

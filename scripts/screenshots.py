@@ -1,4 +1,4 @@
-"""What does the page of `mcdi serve` look like? Pictures of a desktop and a phone, taken of a server that runs.
+"""Screenshots of the page of `mcdi serve` on a desktop and a phone, taken from a running server.
 
 Example: mcdi serve runs/glyphs/methods/mc-di-0 & python scripts/screenshots.py http://127.0.0.1:8000 docs/images
 """
@@ -13,7 +13,7 @@ SCREENS = {"desktop": (1280, 800, 1.0, "light"), "phone": (390, 844, 1.5, "dark"
 
 
 def picture(page: Page, address: str, path: Path) -> None:
-    """The whole page, filled with its example, the chain at its end."""
+    """The whole page, filled with its example, after the last step of the chain."""
     page.goto(address)
     page.click("#fill")
     page.wait_for_selector("#bars .best")

@@ -1,11 +1,11 @@
-"""A set of several domains out of one collection of photos, where none of drawings is at hand: domain/class as PACS has them.
+"""A data set of several domains from one collection of photos, for use where no set of drawings is available.
 
     python scripts/styled_domains.py PHOTOS styles.npz
     mcdi run styles-20way --data styles.npz
 
-PHOTOS is anything that `natural` reads. Every image of the first classes comes once in every style: the photo, its negative, a
-coarse mosaic of eight levels a channel, a grey and blurred one with noise (as ImageNet-C corrupts), and lines on white paper,
-which the recipe keeps for the test. It is a real shift for a network, and no drawing by hand.
+PHOTOS is anything that `natural` reads. Every image of the first classes is written once in every style: the photo, its
+negative, a coarse mosaic of eight levels a channel, a grey and blurred copy with noise (as in ImageNet-C), and lines on white
+paper, the test domain of the recipe. Names are domain/class, as in PACS. The shift is real, but the lines are not hand-drawn.
 """
 
 import argparse
@@ -56,14 +56,14 @@ def main() -> None:
     rng = np.random.default_rng(0)
     photos = natural_images(arguments.photos, size=SIDE, limit=arguments.classes, examples=arguments.examples)["train"]
     files, label, domain = [], [], []
-    for of, images in enumerate(photos.pixels.permute(0, 1, 3, 4, 2).numpy()):
+    for number_of_class, images in enumerate(photos.pixels.permute(0, 1, 3, 4, 2).numpy()):
         for pixels in images:
             noise = rng.standard_normal((SIDE, SIDE))
             for number, style in enumerate(STYLES.values()):
                 file = io.BytesIO()
                 style(Image.fromarray(pixels), noise).save(file, "PNG")
                 files.append(file.getvalue())
-                label.append(of)
+                label.append(number_of_class)
                 domain.append(number)
     offset = np.cumsum([0, *map(len, files)])
     encoded = np.frombuffer(b"".join(files), dtype=np.uint8)

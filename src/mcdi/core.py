@@ -1,8 +1,7 @@
-"""The method: how is a chain of denoising steps made to pass through points of an optimiser's trajectory?
+"""The mathematics of the paper (Mc-Di, CVPR 2026): schedule, local consistency loss, sampler and REPTILE.
 
 Time runs as in the paper, from noise (t = 0) to weights (t = T). Segment i of k ends at e_i = round(i T / k), where
-the chain is to stand on the local target theta_{i d}. Only torch and Gaussian noise are imported: this file knows nothing of
-tasks, files or networks; a denoiser is any callable f(x, t) whose condition the caller has bound.
+the chain should equal the local target theta_{i d}. A denoiser is any callable f(x, t) whose condition the caller has bound.
 """
 
 import itertools
@@ -23,9 +22,12 @@ Parameterisation = Literal["eps", "x0", "v"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """T steps in k segments: ``alpha[t]``, the share of signal kept between t + 1 and t (smallest near noise).
+    """T diffusion steps in k segments.
 
-    Raises McdiError unless 0 < alpha < 1, 1 <= k <= T, and every chain begins in noise: sqrt(abar^i_0) <= `max_signal`.
+    Args:
+        alpha: (T,) fraction of the signal kept from t + 1 to t, in (0, 1), smallest near noise.
+        k: number of segments, 1..T.
+        max_signal: the largest sqrt(abar^i_0) allowed, so that every chain starts from noise.
     """
 
     alpha: Tensor
@@ -39,14 +41,13 @@ class Schedule:
         if not 1 <= self.k <= self.T:
             raise McdiError(f"k = {self.k} segments do not fit T = {self.T} steps: choose 1 <= k <= T")
         if not bool(((self.alpha > 0) & (self.alpha < 1)).all()):
-            raise McdiError("a schedule needs 0 < alpha < 1 at every step; usual betas scaled to few steps reach beta = 1")
-        # All are read at every step of every chain: computed once (the class is frozen, hence the detour).
+            raise McdiError("a schedule needs 0 < alpha < 1 at every step; common betas scaled to few steps reach beta = 1")
+        # Every step of every chain reads these: computed once (the class is frozen).
         ends = torch.tensor([round(i * self.T / self.k) for i in range(self.k + 1)], device=self.alpha.device)
         log_bar = torch.cat([self.alpha.log().flip(0).cumsum(0).flip(0), self.alpha.new_zeros(1)])
         for name, value in (("ends", ends), ("_log_bar", log_bar), ("_log_end", log_bar[ends])):
             object.__setattr__(self, name, value)
-        zero, first = (torch.full((1,), n, device=self.alpha.device) for n in (0, 1))
-        signal = float(self.bar(zero, first).sqrt())
+        signal = float((log_bar[0] - log_bar[ends[1]]).exp().sqrt())
         if signal > self.max_signal:
             raise McdiError(
                 f"segment 1 starts with a signal of {signal:.2f}, more than max_signal = {self.max_signal}: it is not noise; "
@@ -58,8 +59,8 @@ class Schedule:
         return len(self.alpha)
 
     def segment(self, t: Tensor) -> Tensor:
-        """The segment whose half-open interval (e_{i-1}, e_i] holds arrival time t: the smallest i with e_i >= t."""
-        return (self.ends[1:-1] < t[..., None]).sum(-1) + 1  # counted: ONNX has no searchsorted
+        """The segment of arrival time t: the smallest i with e_i >= t."""
+        return (self.ends[1:-1] < t[..., None]).sum(-1) + 1  # not searchsorted, which ONNX lacks
 
     def bar(self, t: Tensor, i: Tensor | None = None) -> Tensor:
         """abar^i_t = prod_{j=t}^{e_i - 1} alpha_j, of t's shape; i = None is the global chain, i = k. 1 at t = e_i."""
@@ -69,13 +70,11 @@ class Schedule:
 
 
 def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 2e-3, **check: float) -> Schedule:
-    """A schedule whose global chain starts at abar_0 = `floor` exactly (our choice: the paper names no schedule).
+    """A schedule whose global chain starts at abar_0 = `floor` (our choice: the paper names no schedule).
 
-    "cosine": abar at t is cos^2 of an even grid; "linear": betas linear in t; "constant": every alpha the same.
-
-    >>> s = make_schedule("cosine", T=20, k=3)
-    >>> s.ends.tolist(), round(float(s.bar(torch.tensor(0))), 6)
-    ([0, 7, 13, 20], 0.002)
+    Args:
+        kind: "cosine": abar_t is cos^2 of an even grid; "linear": betas linear in t; "constant": equal alphas.
+        T, k, check: numbers of steps and segments; `max_signal`.
     """
     if not 0 < floor < 1 or T < 1:
         raise McdiError(f"a schedule needs 0 < floor < 1 and T >= 1, not floor = {floor}, T = {T}")
@@ -101,13 +100,13 @@ def _like(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def noised(theta: Tensor, eps: Tensor, t: Tensor, i: Tensor, schedule: Schedule) -> Tensor:
-    """x_t = sqrt(abar^i_t) theta_{i d} + sqrt(1 - abar^i_t) eps. theta, eps (B, U, D); t, i (B,), t in [0, e_i]."""
+    """x_t = sqrt(abar^i_t) theta_{i d} + sqrt(1 - abar^i_t) eps. theta, eps: (B, U, D); t, i: (B,), 0 <= t <= e_i."""
     bar = _like(schedule.bar(t, i), theta)
     return bar.sqrt() * theta + (1 - bar).sqrt() * eps
 
 
 def to_f(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, kind: Parameterisation) -> Tensor:
-    """The noise estimate f of the GLOBAL chain from a network's output: eps itself, x0, or v (2202.00512).
+    """The noise estimate f of the global chain from a network's output: eps, x0 or v (Salimans and Ho, 2202.00512).
 
     x0: f = (x - sqrt(abar) x0) / sqrt(1 - abar);  v = sqrt(abar) f - sqrt(1 - abar) x0, so f = sqrt(abar) v + sqrt(1 - abar) x.
     """
@@ -127,22 +126,23 @@ def to_x0(f: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     return (x - (1 - bar).sqrt() * f) / bar.sqrt()
 
 
-def draw(n: int, schedule: Schedule, generator: torch.Generator, window: str = "prefix") -> tuple[Tensor, Tensor]:
-    """n pairs (t, i): i uniform in 1..k, t uniform in [0, e_i) ("prefix", the paper's) or [e_{i-1}, e_i) ("own")."""
-    if window not in ("prefix", "own"):
-        raise McdiError(f"unknown window {window!r}: choose prefix or own")
+def draw(n: int, schedule: Schedule, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """n pairs (t, i) for training: i uniform in 1..k, t uniform in [0, e_i)."""
     i = torch.randint(1, schedule.k + 1, (n,), generator=generator, device=generator.device)
-    start = schedule.ends[i - 1] if window == "own" else torch.zeros_like(i)
     u = torch.rand(n, generator=generator, device=generator.device)
-    return (start + (u * (schedule.ends[i] - start)).long()).clamp(max=schedule.T - 1), i
+    return (u * schedule.ends[i]).long().clamp(max=schedule.T - 1), i
 
 
 def local_consistency_loss(f: Tensor, eps: Tensor, t: Tensor, i: Tensor, schedule: Schedule, weight: str = "paper") -> Tensor:
-    """L^loc_i = || sqrt(1 - abar^i_t) f(x_t, t) - sqrt(1 - abar_t) eps ||^2 per element, the shape of f (Mc-Di, CVPR 2026).
+    """The local consistency loss L^loc_i = || sqrt(1 - abar^i_t) f(x_t, t) - sqrt(1 - abar_t) eps ||^2, per element.
 
-    With i = k everywhere it is the vanilla loss weighted by 1 - abar_t: on theta_M alone that is Mv-Di; on every
-    theta_{i d} (each taken for the end point after T steps) it is the inconsistent Tw-Di.
-    weight "x0" divides by abar_t, so that k = 1 becomes the plain mean square of x0; no clamp: it ruins the early steps.
+    With i = k everywhere it is the vanilla loss weighted by 1 - abar_t: on theta_M only it is Mv-Di, on every theta_{i d}
+    (each treated as the end point after T steps) it is Tw-Di.
+
+    Args:
+        f, eps: (B, U, D) noise estimate of the global chain, and the noise in x_t.
+        t, i: (B,) times and segments.
+        weight: "paper", or "x0": divided by abar_t (not clamped), the squared error of x0 for k = 1.
     """
     if weight not in ("paper", "x0"):
         raise McdiError(f"unknown loss weight {weight!r}: choose paper or x0")
@@ -163,14 +163,17 @@ def sample(
     stop: int | None = None,
     generator: Noise = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Denoise x (B, U, D), drawn at t = 0, in `steps` <= T steps; yields (time reached, x) after each.
+    """Denoise x (B, U, D) from t = 0; yields (time reached, x) after each step.
 
-    With b = abar^i, i the segment of the arrival time u ("segment"; "global": i = k), the ideal f of chain i gives
+    With b = abar^i, i the segment of the arrival time u:
     eps^ = sqrt((1 - b_t) / (1 - abar_t)) f,  theta^ = (x - sqrt(1 - b_t) eps^) / sqrt(b_t), and the step to u is
         x_u = sqrt(b_u) theta^ + sqrt(1 - b_u - s^2) eps^ + noise * s * z,   s = eta sqrt((1-b_u)/(1-b_t) (1 - b_t/b_u)).
-    eta = 1 is DDPM (its mean is the global ancestral mean for BOTH chains; only the variance differs), eta = 0 is DDIM,
-    noise = 0 the mean alone. "segment" noise vanishes at every e_i, so that the chain stands on theta_{i d} there;
-    "global" DDIM is the usual x0 form, not exact for i < k. `stop` = i ends the chain at e_i, on theta_{i d}.
+
+    Args:
+        steps, stop: number of steps, at most T (None: T); segment at whose end the chain ends, on theta_{i d} (None: k).
+        eta: 1 is DDPM (its mean is the global ancestral mean for both chains; only the variance differs), 0 is DDIM.
+        noise: factor of the noise; 0 gives the mean.
+        chain: "segment": noise vanishes at every e_i, where x equals theta_{i d}; "global": i = k, inexact DDIM for i < k.
     """
     if chain not in ("segment", "global"):
         raise McdiError(f"unknown chain {chain!r}: choose segment or global")
@@ -199,9 +202,11 @@ def reptile_displacement(
     params: Params, loss_fn: Callable[..., Tensor], batches: tuple[Tensor, ...], inner_lr: float, inner: str = "sgd"
 ) -> tuple[Params, Tensor]:
     """B base learners phi_i, copies of phi, take K steps phi_i <- phi_i - eta grad L_i (Reptile, 1803.02999).
+    Returns mean_i (phi_i - phi), and the losses (K, B).
 
-    `batches`: tensors (K, B, ...); loss_fn(params, *batch) -> (). Returns mean_i (phi_i - phi) and the (K, B) losses.
-    inner "adam": an Adam for each, begun anew, without momentum (beta1 = 0), as there. One stacked dict, one vmap.
+    Args:
+        loss_fn, batches: loss_fn(params, *batch) -> (); tensors (K, B, ...).
+        inner: "sgd", or "adam": a new Adam without momentum (beta1 = 0) for each learner, as in the Reptile paper.
     """
     if inner not in ("sgd", "adam"):
         raise McdiError(f"unknown inner optimiser {inner!r}: choose sgd or adam")
@@ -219,8 +224,8 @@ def reptile_displacement(
 
 
 class OuterStep:
-    """phi after the inner loop: "literal": phi + zeta * mean(phi_i - phi), the paper's; "adam": Adam at rate zeta on
-    the meta-gradient -mean(phi_i - phi) / (eta K). Plain SGD at the paper's rates moves phi by ~1e-5 a step (our finding)."""
+    """Update of phi after the inner loop. "literal": phi + zeta * mean(phi_i - phi), as in the paper; "adam": Adam at rate
+    zeta on the meta-gradient -mean(phi_i - phi) / (eta K), because the paper's rates move phi by about 1e-5 a step."""
 
     def __init__(self, params: list[Tensor], kind: str, outer_lr: float) -> None:
         if kind not in ("literal", "adam"):

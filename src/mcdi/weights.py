@@ -1,7 +1,4 @@
-"""Which parameters of a network are generated, and how do they become (B, U, D): tasks, units, numbers per unit?
-
-The only place that knows parameter names and shapes.
-"""
+"""The weight space: the generated parameters of a network as (B, U, D) tensors, B tasks, U units of D numbers."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -18,19 +15,22 @@ STATISTICS = ("running_mean", "running_var")
 
 
 class WeightSpace:
-    """The chosen parameters of `module`, packed as units.
+    """The selected parameters of a module, packed as units.
 
-    select: a regular expression over parameter names ("head", "norm|bn", ".*"), matched anywhere in the name.
-    unit: "row": one unit per output row of all chosen tensors (a classifier head: one a class; U may then vary by task);
-        "layer": one unit per layer that owns chosen parameters; "whole": one unit; n: chunks of n numbers of the flat vector.
-    shared: with "row", a regular expression over the chosen names: these tensors belong to no row (norms, FiLM). Each is cut
-        into chunks of D numbers, a unit a chunk; these `extra` units stand after the rows, however many rows a task has.
+    Running statistics (batch norm) of a layer with selected parameters are packed like parameters, under their own names;
+    `buffers` lists them.
 
-    Running statistics of a layer with chosen parameters (batch norm) belong to it: a network without them computes
-    something else. They are packed like parameters, under their own names, and `buffers` says which they are.
+    Args:
+        module: the network.
+        select: a regular expression, matched anywhere in the names of parameters ("head", "norm|bn", ".*").
+        unit: "row": one unit per output row of all selected tensors (one class of a classifier head; U may vary by task);
+            "layer": one unit per layer with selected parameters; "whole": one unit; n: chunks of n numbers.
+        shared: with "row", a regular expression for selected tensors that belong to no row (norms, FiLM). Each is cut into
+            chunks of D numbers; these `extra` units follow the rows of every task.
 
-    Raises McdiError when nothing matches, when parameters are not real floating point, when "row" is asked of tensors
-    without a common first dimension, or when `shared` comes with another unit or leaves no row.
+    Raises:
+        McdiError: when nothing matches; for parameters that are not real floating point; for "row" and tensors without a
+            common first dimension; for `shared` with another unit, or when it matches no tensor or all of them.
 
     >>> space = WeightSpace(nn.Linear(3, 5), unit="row")
     >>> flat = space.pack({n: p[None] for n, p in nn.Linear(3, 5).named_parameters()})
@@ -42,7 +42,7 @@ class WeightSpace:
         chosen: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if re.search(select, n)}
         if not chosen:
             raise McdiError(
-                f"select = {select!r} matches no parameter; there are: {', '.join(dict(module.named_parameters()))}"
+                f"select = {select!r} matches no parameter; choose from: {', '.join(dict(module.named_parameters()))}"
             )
         owners = {n.rpartition(".")[0] for n in chosen}
         statistics = {
@@ -50,13 +50,13 @@ class WeightSpace:
         }
         chosen |= statistics
         spec = {n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in chosen.items()}
-        apart = tuple(n for n in spec if shared and re.search(shared, n))
-        if shared and (unit != "row" or len(apart) in (0, len(spec))):
-            found = f"it matches {', '.join(apart) or 'nothing'} of {', '.join(spec)}"
+        in_no_row = tuple(n for n in spec if shared and re.search(shared, n))
+        if shared and (unit != "row" or len(in_no_row) in (0, len(spec))):
+            matched = f"it matches {', '.join(in_no_row) or 'nothing'} of {', '.join(spec)}"
             raise McdiError(
-                f"shared = {shared!r} must leave rows of unit = 'row', not {unit!r} ({found}): change it or leave it out"
+                f"shared = {shared!r} must leave rows of unit = 'row', not {unit!r} ({matched}): change it or leave it out"
             )
-        self._set(spec, tuple(statistics), unit, apart)
+        self._set(spec, tuple(statistics), unit, in_no_row)
 
     def _set(
         self,
@@ -72,7 +72,7 @@ class WeightSpace:
         dtypes = [getattr(torch, d) for _, d in spec.values()]
         if not all(d.is_floating_point for d in dtypes):
             raise McdiError("only real floating-point parameters can be generated: narrow `select`")
-        self.dtype = torch.float32  # every narrower type fits in float32 exactly; float64 widens the whole
+        self.dtype = torch.float32  # holds every narrower type exactly; one float64 parameter makes it float64
         for d in dtypes:
             self.dtype = torch.promote_types(self.dtype, d)
         sizes = {n: torch.Size(s).numel() for n, (s, _) in spec.items()}
@@ -99,14 +99,14 @@ class WeightSpace:
             raise McdiError(f"unknown unit {unit!r}: choose row, layer, whole or a chunk width > 0")
 
     def pack(self, params: Mapping[str, Tensor]) -> Tensor:
-        """{name: (B, *shape)} -> (B, U, D), padded with zeros where a unit is not full."""
+        """{name: (B, *shape)} -> (B, U, D), padded with zeros. Raises McdiError for a missing name or another shape."""
         missing = [n for n in self.spec if n not in params]
         if missing:
             raise McdiError(f"parameters missing: {', '.join(missing)}")
         for n, (shape, _) in self.spec.items():
             got = tuple(params[n].shape[1:])
             if got != shape and not (self.unit == "row" and n not in self.shared and got[1:] == shape[1:]):
-                raise McdiError(f"{n} has shape {got} a task, this space was made for {shape}")
+                raise McdiError(f"{n} has shape {got} in a task: this space needs {shape}")
         parts = {n: params[n].to(self.dtype) for n in self.spec}
         batch = next(iter(parts.values())).shape[0]
         if self.unit == "row":
@@ -132,17 +132,17 @@ class WeightSpace:
         return torch.Size(self.spec[name][0][1:]).numel()
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
-        """(B, U, D) -> {name: (B, *shape)} in the parameters' own dtypes; inverse of `pack`. With "row", U follows `flat`."""
+        """Inverse of `pack`: (B, U, D) -> {name: (B, *shape)} in the parameters' own dtypes; with "row", for any U."""
         units = flat.shape[1] if flat.ndim == 3 and self.unit == "row" else self.U
         if flat.ndim != 3 or flat.shape[1:] != (units, self.D) or units < self.extra:
-            raise McdiError(f"weights of shape {tuple(flat.shape)} do not fit this space: (B, {self.U}, {self.D}) is expected")
+            raise McdiError(f"weights of shape {tuple(flat.shape)} do not fit this space: pass (B, {self.U}, {self.D})")
         out, batch = {}, flat.shape[0]
         if self.unit == "row":
             names = [n for n in self.spec if n not in self.shared]
-            rows, *apart = flat.split([units - self.extra, *(self._chunks(n) for n in self.shared)], 1)
+            rows, *others = flat.split([units - self.extra, *(self._chunks(n) for n in self.shared)], 1)
             for n, part in zip(names, rows.split([self._row(n) for n in names], -1), strict=True):
                 out[n] = part.reshape(batch, units - self.extra, *self.spec[n][0][1:])
-            for n, part in zip(self.shared, apart, strict=True):
+            for n, part in zip(self.shared, others, strict=True):
                 shape = self.spec[n][0]
                 out[n] = part.flatten(1)[:, : torch.Size(shape).numel()].reshape(batch, *shape)
         else:
@@ -155,32 +155,29 @@ class WeightSpace:
             sizes = [torch.Size(self.spec[n][0]).numel() for n in order]
             for n, part in zip(order, vector.split(sizes, -1), strict=True):
                 out[n] = part.reshape(batch, *self.spec[n][0])
-        # A variance that a generator guessed below zero would turn every output into NaN.
+        # A generated variance below zero would turn every output into NaN.
         for n in self.buffers:
             if n.endswith("running_var"):
                 out[n] = out[n].clamp(min=0)
         return {n: out[n].to(getattr(torch, self.spec[n][1])) for n in self.spec}
 
     def units(self, rows: int) -> int:
-        """How many units a task has: `rows` and the extra ones with "row", else always U."""
+        """Number of units of a task: `rows` and the extra ones with "row", otherwise U."""
         return rows + self.extra if self.unit == "row" else self.U
 
     @property
     def kinds(self) -> int:
-        """How many kinds of units there are: exchangeable rows are one, every other unit is its own."""
+        """Number of kinds of units: exchangeable rows are one kind, every other unit is a kind of its own."""
         return 1 + self.extra if self.unit == "row" else self.U
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        """What an optimiser may move: the names of `spec` without its running statistics."""
+        """The trainable parameters: the names of `spec` without running statistics."""
         return tuple(n for n in self.spec if n not in self.buffers)
 
     def fitted(self, parts: Iterable[tuple[Tensor, Tensor]]) -> "WeightSpace":
-        """A new space that standardises by the mean and std of all flat (N, U, D) over the units in their masks (N, U).
-
-        `parts`: (flat, mask) pairs, so that they need not be in memory at once. Rows are exchangeable and share one mean and
-        std, every other unit has its own: (D,) where there are rows alone, else (kinds, D).
-        """
+        """A copy of this space with the statistics of weights (N, U, D) and masks (N, U), passed in parts: one mean and std
+        for all rows, which are exchangeable, and one for every other unit."""
         count = first = second = torch.zeros((), dtype=torch.float64)
         for flat, mask in parts:
             weight, flat = mask[..., None].double(), flat.double()
@@ -199,18 +196,19 @@ class WeightSpace:
         return torch.cat([rows[None], total[len(total) - self.extra :]]) if self.extra else rows
 
     def _spread(self, statistic: Tensor, flat: Tensor) -> Tensor:
-        """What `fitted` keeps, for every unit of flat (..., U, D): all rows have the first one's."""
+        """A statistic for every unit of flat (..., U, D): all rows have the first one."""
         if self.extra:
             statistic = torch.cat([statistic[:1].expand(flat.shape[-2] - self.extra, -1), statistic[1:]])
         return statistic.to(flat)
 
     def with_statistics(self, mean: Tensor, std: Tensor) -> "WeightSpace":
+        """A copy of this space that standardises by mean and std, (D,) with rows only, else (kinds, D)."""
         space = object.__new__(WeightSpace)
         space._set(self.spec, self.buffers, self.unit, self.shared, mean, std)
         return space
 
     def standardise(self, flat: Tensor) -> Tensor:
-        """Natural scale -> zero mean, unit variance (the scale of the diffusion)."""
+        """Weights (..., U, D) -> zero mean and unit variance, the scale of the diffusion."""
         mean, std = self.statistics()
         return (flat - self._spread(mean, flat)) / self._spread(std, flat)
 
@@ -220,20 +218,20 @@ class WeightSpace:
         return z * self._spread(std, z) + self._spread(mean, z)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and std. Raises McdiError before `fitted`."""
+        """Mean and std. Raises McdiError for a space without them."""
         if self.mean is None or self.std is None:
-            raise McdiError("this space has no statistics yet: call fitted first")
+            raise McdiError("this space has no statistics: call fitted first")
         return self.mean, self.std
 
     def config(self) -> dict[str, Any]:
-        """Names, shapes and dtypes as JSON: two spaces with equal config hold interchangeable weights."""
+        """Names, shapes and dtypes for JSON; weights of two spaces with equal config are interchangeable."""
         parameters = {n: [list(s), d] for n, (s, d) in self.spec.items()}
-        # Stores and generators made before there was `shared` do not have it.
         shared = {"shared": list(self.shared)} if self.shared else {}
         return {"unit": self.unit, "parameters": parameters, "buffers": list(self.buffers), **shared}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "WeightSpace":
+        """Inverse of `config`, without statistics."""
         space = object.__new__(cls)
         spec = {n: (tuple(s), d) for n, (s, d) in config["parameters"].items()}
         space._set(spec, tuple(config.get("buffers", ())), config["unit"], tuple(config.get("shared", ())))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import mcdi
 from safetensors.torch import load_file
-from test_store import drawn, equal, some
+from stores import drawn, equal, some
 
 from mcdi.trajectories.prepare import Preparation, prepare
 from mcdi.trajectories.store import TrajectoryStore

@@ -1,4 +1,4 @@
-"""Hessian spectra against Hessians that are known, and Theorem 2's bound against losses whose constants are known."""
+"""Hessian spectra against known Hessians, and the bound of Theorem 2 on losses of known constants."""
 
 import pytest
 import torch
@@ -63,8 +63,8 @@ class TestSpectrum:
 
     def test_lanczos_approaches_from_below(self):
         h = with_eigenvalues(torch.linspace(0, 1, 100, dtype=torch.float64)[None])
-        found = [float(hessian_spectrum(*quadratic(h), iterations=i, probes=0).largest) for i in (1, 2, 5, 10, 20)]
-        assert found == sorted(found) and 0.9 < found[-1] <= 1 and found[0] < 0.6
+        values = [float(hessian_spectrum(*quadratic(h), iterations=i, probes=0).largest) for i in (1, 2, 5, 10, 20)]
+        assert values == sorted(values) and 0.9 < values[-1] <= 1 and values[0] < 0.6
 
     def test_largest_is_algebraic_also_where_negative_curvature_dominates(self):
         values = torch.tensor([[-100.0, -3, 0.5, 0.1], [-1, -2, -3, -4], [5, -5, 0, 1]])
@@ -72,7 +72,7 @@ class TestSpectrum:
         torch.testing.assert_close(largest, torch.tensor([0.5, -1.0, 5.0]), rtol=1e-4, atol=2e-5)
 
     def test_orthogonality_survives_float32(self):
-        """A direction 1000 times as negative: with a single pass of orthogonalisation 1.0 is found as 18."""
+        """A direction 1000 times as negative: a single pass of orthogonalisation gives 18 instead of 1.0."""
         values = torch.rand(1, 60, generator=torch.Generator().manual_seed(0)) * 0.99
         values[0, :2] = torch.tensor([-1000, 1.0])
         largest = hessian_spectrum(*quadratic(with_eigenvalues(values)), iterations=60, probes=0).largest
@@ -128,27 +128,27 @@ class TestSpectrum:
             spread = float((2 * (h.square().sum() - h.diagonal().square().sum()) / 400).sqrt())
             assert abs(float(spectrum.trace[n]) - float(values.sum())) < 4 * spread
 
-    def test_one_task_alone_is_the_same_as_in_a_batch(self):
+    def test_a_single_task_is_the_same_as_in_a_batch(self):
         params, x, y, _, loss = mlp()
         g = torch.Generator().manual_seed(3)
         together = hessian_spectrum(loss, params, iterations=6, generator=g)
         for n in range(3):
             rows = slice(n, n + 1)
-            alone = hessian_spectrum(
+            single = hessian_spectrum(
                 lambda p, rows=rows: loss(p, x[rows], y[rows]),
                 {k: p[rows] for k, p in params.items()},
                 iterations=6,
                 generator=g.manual_seed(3),
             )
-            torch.testing.assert_close(alone.largest, together.largest[rows], rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(alone.trace, together.trace[rows], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(single.largest, together.largest[rows], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(single.trace, together.trace[rows], rtol=1e-5, atol=1e-5)
 
     def test_it_leaves_the_parameters_and_works_without_gradients(self):
         params, *_, loss = mlp()
         with torch.no_grad():
-            quiet = hessian_spectrum(loss, params)
+            without = hessian_spectrum(loss, params)
         assert all(not p.requires_grad and p.grad is None for p in params.values())
-        torch.testing.assert_close(quiet.largest, hessian_spectrum(loss, params).largest, rtol=0, atol=0)  # default seed
+        torch.testing.assert_close(without.largest, hessian_spectrum(loss, params).largest, rtol=0, atol=0)  # default seed
 
     def test_errors(self):
         params = {"w": torch.ones(2, 3)}
@@ -219,7 +219,7 @@ class TestBound:
         assert self.bound(theta0, round(2.2 * 350), none) < at_l <= self.bound(theta0, 700, none)
 
     def test_it_needs_the_cross_term(self):
-        """An error along what the optimiser has left: their squares alone do not bound the square of their sum."""
+        """An error along what the optimiser has not reached: the sum of their squares does not bound the square of their sum."""
         theta0, error = torch.tensor([[0, 0, 1.0], [0, 0, 0.5]], dtype=torch.float64)
         reached = float(value(theta0 + error))  # M = 0, and a loss as curved everywhere as here
         psi = float(value(theta0))

@@ -1,4 +1,4 @@
-"""Nothing finished is lost, nothing half-written is seen, nothing changed goes unnoticed."""
+"""A store loses no finished shard, shows no unfinished one, and detects every change."""
 
 import errno
 import os
@@ -7,47 +7,16 @@ import subprocess
 import sys
 import time
 
-import fsspec
 import pytest
 import torch
-from fsspec.registry import known_implementations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stores import drawn, equal, some
 
 from mcdi.errors import McdiError
-from mcdi.trajectories.copy import export, merge, weights_of
-from mcdi.trajectories.prepare import Preparation, prepare
 from mcdi.trajectories.store import Trajectories, TrajectoryStore
 from mcdi.utils import files
 from mcdi.utils.files import read_json, read_tensors, write_json, write_tensors
-
-
-def some(n, value=0.0, first=0, **columns):
-    """n tasks whose targets are `value`, or drawn at random if that is None."""
-    return Trajectories(
-        torch.randn(n, 3, 2, 4) if value is None else torch.full((n, 3, 2, 4), value),
-        torch.ones(n, 2, dtype=torch.bool),
-        torch.arange(first, first + n),
-        torch.rand(n, 3),
-        torch.rand(n, 3),
-        torch.tensor([[20, 40, 60]]).repeat(n, 1),
-        columns,
-    )
-
-
-def equal(a, b):
-    x, y = a.tensors(), b.tensors()
-    return x.keys() == y.keys() and all(x[n].dtype == y[n].dtype and torch.equal(x[n], y[n]) for n in x)
-
-
-def drawn(folder, sizes, meta=None):
-    """A store with shards of these sizes, and what was put in."""
-    store, parts = TrajectoryStore.create(folder, meta or {}), []
-    for size in sizes:
-        first = sum(map(len, parts))
-        parts.append(some(size, None, first, classes=torch.randint(9, (size, 2)), trace=torch.rand(size)))
-        store.append(parts[-1])
-    return store, Trajectories.cat(parts)
 
 
 def test_append_and_read(tmp_path):
@@ -65,7 +34,7 @@ def test_append_and_read(tmp_path):
         TrajectoryStore.create(tmp_path / "s", {"a": 2})
 
 
-def test_trajectories_are_one_row_a_task():
+def test_trajectories_have_one_row_for_each_task():
     with pytest.raises(McdiError, match=r"trace has shape \(4,\), but there are 3 tasks"):
         some(3, trace=torch.zeros(4))
     with pytest.raises(McdiError, match="cannot be called 'seeds'"):
@@ -81,7 +50,7 @@ class TestRows:
     def test_as_plain_indexing(self, tmp_path_factory, data, sizes, storage):
         store, put = drawn(tmp_path_factory.mktemp("rows"), sizes, {"storage": storage})
         if storage == "bfloat16":
-            put = Trajectories.of({**put.tensors(), "targets": put.targets.bfloat16().float()})
+            put = Trajectories.from_tensors({**put.tensors(), "targets": put.targets.bfloat16().float()})
         assert equal(store.read(), put)
         for _ in range(3):
             index = torch.tensor(data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=20)), dtype=torch.int64)
@@ -103,7 +72,7 @@ class TestRows:
             store.rows(torch.tensor([0, 4]))
 
     def test_chunks_finished_out_of_order(self, tmp_path):
-        """Workers write, the coordinator commits; the files do not tell who was first."""
+        """Workers write, the coordinator commits; the files do not depend on the order."""
         parts = [some(n, None, 10 * n) for n in (2, 3, 4)]
         store, reader = TrajectoryStore.create(tmp_path / "a", {}), TrajectoryStore.open(tmp_path / "a")
         with store.writer():
@@ -172,7 +141,7 @@ def test_shards_of_other_columns_are_named(tmp_path):
         store.read()
 
 
-def test_every_flipped_bit_is_noticed_and_named(tmp_path):
+def test_every_flipped_bit_is_detected_and_its_file_named(tmp_path):
     store, _ = drawn(tmp_path, [3, 4], {"lr": 1e-05, "name": "\u00e9"})
     draw = random.Random(0)
     for file in ("index.json", *(shard["file"] for shard in store.shards)):
@@ -204,8 +173,8 @@ import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[2])
-from test_store import some
-from mcdi.store import TrajectoryStore
+from stores import some
+from mcdi.trajectories.store import TrajectoryStore
 store = TrajectoryStore.open(sys.argv[1])
 with store.writer():
     print("writing", flush=True)
@@ -233,7 +202,7 @@ def appending(tmp_path):
         process.communicate()
 
 
-def test_reader_beside_a_writer_sees_only_growth(tmp_path, appending):
+def test_a_reader_sees_only_growth_while_another_process_writes(tmp_path, appending):
     reader = TrajectoryStore.create(tmp_path, {})
     appending(60)
     seen, deadline = [0], time.monotonic() + 60
@@ -279,116 +248,7 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
         TrajectoryStore.create(tmp_path / "s", {})
 
 
-class TestTransfer:
-    def test_merge(self, tmp_path):
-        _, x = drawn(tmp_path / "a", [3, 2], {"lr": 0.1, "tasks": 5})
-        b = TrajectoryStore.create(tmp_path / "b", {"lr": 0.1, "tasks": 4})
-        y = some(4, None, 100, classes=torch.zeros(4, 2, dtype=torch.int64), trace=torch.rand(4))
-        b.append(y)
-        merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
-        assert equal(merged.read(), Trajectories.cat([x, y])) and merged.meta == {"lr": 0.1, "tasks": 9}
-        assert merged.numbers() == {0, 1, 2} and merged.verify() == []
-        with pytest.raises(McdiError, match="c exists already"):
-            merge([tmp_path / "a"], tmp_path / "c")
-
-    def test_what_cannot_be_merged(self, tmp_path):
-        drawn(tmp_path / "a", [3], {"lr": 0.1, "k": 3})
-        drawn(tmp_path / "b", [4], {"lr": 0.1, "k": 3})
-        drawn(tmp_path / "c", [2], {"lr": 0.2, "k": 1})
-        TrajectoryStore.create(tmp_path / "d", {"lr": 0.1, "k": 3}).append(some(2, 0.0, 50))
-        for others, message in (
-            (["b"], "seed 0 is in .*a and in .*b: give every store seeds of its own"),
-            (["c"], "c was made with k = 1, .*a with 3"),
-            (["d"], "d has another type or shape of 'classes'"),
-            (["e"], "e.*does not exist"),
-        ):
-            with pytest.raises(McdiError, match=message):
-                merge([tmp_path / n for n in ("a", *others)], tmp_path / "out")
-            assert not (tmp_path / "out").exists()
-
-    @pytest.mark.parametrize("kind", ["folder", "file", "memory"])
-    def test_export_and_read_back(self, tmp_path, kind):
-        store, put = drawn(tmp_path / "a", [3, 2], {"lr": 0.1})
-        where = {"folder": tmp_path / "b", "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path.name}/b"}[kind]
-        export(tmp_path / "a", where)
-        copy = TrajectoryStore.open(where)
-        assert copy.index == store.index and equal(copy.read(), put) and copy.verify() == []
-        index = torch.tensor([4, 0, 3])
-        assert equal(copy.rows(index), put.rows(index))
-        with pytest.raises(McdiError, match="holds a store already"):
-            export(tmp_path / "a", where)
-        if kind != "folder":
-            for write in (lambda: copy.append(some(2)), lambda: copy.write_shard(7, some(2))):
-                with pytest.raises(McdiError, match="b is only read: write to a folder"):
-                    write()
-
-    def test_damage_at_a_url(self, tmp_path):
-        drawn(tmp_path / "a", [3, 2])
-        export(tmp_path / "a", f"memory://{tmp_path.name}/d")
-        system = fsspec.filesystem("memory")
-        path = f"/{tmp_path.name}/d/shard-00001.safetensors"
-        system.pipe_file(path, system.cat_file(path)[:-1] + b"?")
-        copy = TrajectoryStore.open(f"memory://{tmp_path.name}/d/")
-        assert len(copy.rows(torch.tensor([2]))) == 1  # touches the first shard only
-        with pytest.raises(McdiError, match=r"memory://.*/d/shard-00001.safetensors does not match its checksum"):
-            copy.rows(torch.tensor([3]))
-        system.rm(path)
-        with pytest.raises(McdiError, match="shard-00001.*does not exist"):
-            copy.read()
-
-    def test_urls_that_do_not_work(self, tmp_path, monkeypatch):
-        drawn(tmp_path / "a", [3])
-        for protocol, name in (("lacking", "no_such_package.FileSystem"), ("breaking", "builtins.int")):
-            entry = {"class": name, "err": "Install no_such_package to use it"}
-            monkeypatch.setitem(known_implementations, protocol, entry)
-        for url, message in (
-            ("gopher://a/b", "unknown protocol 'gopher' in gopher://a/b"),
-            ("memory://nowhere", "memory://nowhere/index.json does not exist: check the address"),
-            (f"file://{tmp_path}/nowhere", "nowhere/index.json does not exist"),
-            ("lacking://a/b", "needs a package that is not installed: Install no_such_package"),
-            ("breaking://a/b", "cannot be used .*: check the address and your access"),
-        ):
-            with pytest.raises(McdiError, match=message):
-                TrajectoryStore.open(url)
-            if not url.startswith(("memory", "file")):
-                with pytest.raises(McdiError, match=message):
-                    export(tmp_path / "a", url)
-
-    def test_weights_of_one_task(self, tmp_path, sines):
-        store = prepare(sines, tmp_path, Preparation(tasks=10, epochs=6, k=3, chunk=4))
-        data = store.read()
-        for target, i in ((None, 2), (1, 0), (3, 2)):
-            expected = sines.downstream.space.unpack(data.targets[7:8, i])
-            found = weights_of(TrajectoryStore.open(tmp_path), 7, target)
-            assert list(found) == list(expected)
-            assert all(torch.equal(found[n], expected[n][0]) for n in found)
-            sines.downstream.module.load_state_dict(found)
-        with pytest.raises(McdiError, match="no task with seed 10"):
-            weights_of(store, 10)
-        with pytest.raises(McdiError, match=r"target = 4 names no local target: choose 1..3"):
-            weights_of(store, 1, 4)
-
-    def test_weights_of_a_task_with_fewer_rows(self, tmp_path):
-        with pytest.raises(McdiError, match="does not say which parameters"):
-            weights_of(drawn(tmp_path / "a", [1])[0], 0)
-        meta = {"space": {"unit": "row", "parameters": {"weight": [[2, 3], "float32"], "bias": [[2], "float32"]}}}
-        store = TrajectoryStore.create(tmp_path / "b", meta)
-        data = some(2, None)
-        data.mask[1, 1] = False
-        store.append(data)
-        assert {n: tuple(w.shape) for n, w in weights_of(store, 0).items()} == {"weight": (2, 3), "bias": (2,)}
-        found = weights_of(store, 1, 2)
-        assert torch.equal(found["weight"][0], data.targets[1, 1, 0, :3]) and found["bias"].shape == (1,)
-        # The second unit belongs to no row: it stays behind however many rows a task has.
-        beside = {"weight": [[1, 3], "float32"], "bias": [[1], "float32"], "scale": [[2], "float32"]}
-        store = TrajectoryStore.create(tmp_path / "c", {"space": {"unit": "row", "parameters": beside, "shared": ["scale"]}})
-        data.mask[1] = torch.tensor([False, True])
-        store.append(data)
-        found = weights_of(store, 1)
-        assert found["weight"].shape == (0, 3) and torch.equal(found["scale"], data.targets[1, -1, 1, :2])
-
-
-def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_store_unchanged(tmp_path, monkeypatch):
     store = TrajectoryStore.create(tmp_path, {})
     store.append(some(3, 5.0))
     before = sorted(os.listdir(tmp_path))

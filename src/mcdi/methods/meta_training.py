@@ -13,6 +13,7 @@ from mcdi.core import OuterStep, reptile_displacement
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log
 from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.training import cosine_rate, restore_training, training_state
 
 Batch = tuple[Tensor, ...]
 
@@ -76,13 +77,15 @@ def meta_train(
     average = {n: p.clone() for n, p in phi.items()}
     outer = OuterStep(list(phi.values()), how.outer if how.meta == "reptile" else "adam", how.outer_lr)
     path = None if folder is None else folder / f"checkpoint{stage or ''}.safetensors"
-    done = 0
+    done, tensors = 0, {f"phi.{n}": p for n, p in phi.items()} | {f"average.{n}": p for n, p in average.items()}
     if path is not None and path.exists():
-        done = _restore(path, phi, average, outer)
+        state, metadata = read_tensors(path)
+        restore_training(tensors, outer.optimiser, state, str(path))
+        done = int(metadata["step"])
     for step in range(done, how.iterations):
         batch = batch_at(step)
         loss_of = _by_field(loss_fn, type(batch))
-        lr = how.outer_lr * (0.5 + 0.5 * math.cos(math.pi * step / how.iterations))
+        lr = cosine_rate(step, how.iterations, how.outer_lr)
         outer.optimiser.param_groups[0]["lr"] = lr
         if how.meta == "reptile":
             displacement, losses = reptile_displacement(phi, loss_of, batch, how.inner_lr, how.inner)
@@ -98,7 +101,7 @@ def meta_train(
         keep = min(how.ema, (step + 1) / (step + 10))  # a short memory at first, or phi's random start would linger
         torch._foreach_lerp_(list(average.values()), list(phi.values()), 1 - keep)
         if path is not None and (step + 1) % how.checkpoint_every == 0 and step + 1 < how.iterations:
-            _save(path, step + 1, phi, average, outer)
+            write_tensors(path, training_state(tensors, outer.optimiser), {"step": step + 1})
         inner = {"inner_loss": float(losses[-1].mean())} if len(losses.shape) == 2 and len(losses) > 1 else {}
         log(step + 1, how.iterations, {"loss": loss, **inner, "lr": lr})
     with torch.no_grad():
@@ -109,29 +112,3 @@ def meta_train(
 def _by_field(loss_fn: Callable[..., Tensor], kind: type[Batch]) -> Callable[..., Tensor]:
     """loss_fn(params, batch) as a function of the batch's fields, which core stacks and vmaps one by one."""
     return loss_fn if kind is tuple else lambda params, *fields: loss_fn(params, kind(*fields))
-
-
-def _save(path: Path, step: int, phi: dict[str, Tensor], average: dict[str, Tensor], outer: OuterStep) -> None:
-    tensors = {f"phi.{n}": p for n, p in phi.items()} | {f"average.{n}": p for n, p in average.items()}
-    for n, p in phi.items():
-        tensors |= {
-            f"{key}.{n}": torch.as_tensor(value) for key, value in outer.optimiser.state[p].items() if value is not None
-        }
-    write_tensors(path, tensors, {"step": step})
-
-
-def _restore(path: Path, phi: dict[str, Tensor], average: dict[str, Tensor], outer: OuterStep) -> int:
-    tensors, metadata = read_tensors(path)
-    try:
-        for n, p in phi.items():
-            p.copy_(tensors[f"phi.{n}"])
-            average[n].copy_(tensors[f"average.{n}"])
-            if f"exp_avg.{n}" in tensors:
-                outer.optimiser.state[p] = {
-                    "step": tensors[f"step.{n}"],
-                    "exp_avg": tensors[f"exp_avg.{n}"].to(p.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{n}"].to(p.device),
-                }
-        return int(metadata["step"])
-    except (KeyError, RuntimeError) as error:
-        raise McdiError(f"{path} is a checkpoint of another network: delete it or choose another --out") from error

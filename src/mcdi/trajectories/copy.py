@@ -1,4 +1,4 @@
-"""How do finished stores move? Several become one, one goes to another place, one task's weights become a file."""
+"""Merging and copying of finished stores, and the weights of one of their tasks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +16,11 @@ from mcdi.weights import WeightSpace
 
 
 def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
-    """All tasks of `sources`, in that order, in a new store; shards are renumbered and copied as they are, the index last.
+    """Merge stores into a new one: all tasks of `sources`, in that order. Everything is verified before anything is written.
 
-    Everything is verified before anything is written. Raises McdiError when `destination` exists, when metas differ in
-    more than `tasks`, when two stores share a seed, or when a source is damaged.
+    Raises:
+        McdiError: when `destination` exists, when the metas differ in more than `tasks`, when two stores contain the same
+            seed, or when a source is damaged.
     """
     if destination.exists():
         raise McdiError(f"{destination} exists already: choose another --out, or delete it")
@@ -31,58 +32,65 @@ def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
         name = first_difference({**store.meta, "tasks": None}, {**meta, "tasks": None})
         if name is not None:
             raise McdiError(
-                f"{store.where} was made with {name} = {store.meta.get(name)!r}, {stores[0].where} with {meta.get(name)!r}: "
-                "only stores of the same settings can be merged"
+                f"{store.location} was made with {name} = {store.meta.get(name)!r}, {stores[0].location} with "
+                f"{meta.get(name)!r}: only stores of the same settings can be merged"
             )
         for part in store.parts():
             rows = rows or layout(part.tensors())
-            odd = first_difference(layout(part.tensors()), rows)
-            if odd is not None:
+            name = first_difference(layout(part.tensors()), rows)
+            if name is not None:
                 raise McdiError(
-                    f"{store.where} has another type or shape of {odd!r} than {stores[0].where}: they cannot be merged"
+                    f"{store.location} has another type or shape of {name!r} than {stores[0].location}: they cannot be merged"
                 )
             for seed in part.seeds.tolist():
                 if seed in owner:
-                    raise McdiError(f"seed {seed} is in {owner[seed]} and in {store.where}: give every store seeds of its own")
-                owner[seed] = store.where
+                    raise McdiError(f"seed {seed} is in {owner[seed]} and in {store.location}: merge stores of different seeds")
+                owner[seed] = store.location
     entries: list[dict[str, Any]] = []
     with only_writer(destination):
         for store in stores:
             for shard in store.shards:
                 entry = {**shard, "number": len(entries), "file": shard_file(len(entries))}
-                write_bytes(destination / entry["file"], shard_bytes(store.where, shard))
+                write_bytes(destination / entry["file"], shard_bytes(store.location, shard))
                 entries.append(entry)
         meta = {**meta, "tasks": len(owner)} if "tasks" in meta else meta
         write_bytes(destination / "index.json", index_bytes(sealed_index(meta, entries)))
     return TrajectoryStore.open(destination)
 
 
-def export(source: str | Path, where: str | Path) -> None:
-    """Copy a store to a folder or to any URL that fsspec writes; every shard is verified, the index goes last.
+def export(source: str | Path, destination: str | Path) -> None:
+    """Copy a store to a folder or to any URL that fsspec writes; every shard is verified, the index is written last.
 
-    Raises McdiError when a store is there already, when the place cannot be written, or when `source` is damaged.
+    Raises:
+        McdiError: when `destination` holds a store or cannot be written, or when `source` is damaged.
     """
-    store, target = TrajectoryStore.open(source), place(where)
+    store, target = TrajectoryStore.open(source), place(destination)
     last = within(target, "index.json")
     if url_exists(last) if isinstance(last, str) else last.exists():
-        raise McdiError(f"{where} holds a store already: choose another place, or delete it")
+        raise McdiError(f"{destination} holds a store already: choose another destination, or delete it")
 
     def write(file: str, data: bytes) -> None:
         path = within(target, file)
         write_url(path, data) if isinstance(path, str) else write_bytes(path, data)
 
     for shard in store.shards:
-        write(shard["file"], shard_bytes(store.where, shard))
+        write(shard["file"], shard_bytes(store.location, shard))
     write("index.json", index_bytes(store.index))
 
 
 def weights_of(store: TrajectoryStore, seed: int, target: int | None = None) -> dict[str, Tensor]:
-    """The weights theta_{i d}, i = `target` (default: k, the last), of the task with `seed`: ready for load_state_dict.
+    """The weights of one task under their names, as load_state_dict takes them.
 
-    Raises McdiError when no task has that seed, or it has no such target.
+    Args:
+        store: the store to read.
+        seed: names the task.
+        target: i of theta_{i d}, 1..k (None: k, the last).
+
+    Raises:
+        McdiError: when no task has that seed or that target, or the store has no names of parameters.
     """
     if "space" not in store.meta:
-        raise McdiError(f"{store.where} does not say which parameters its numbers are: it was not made by `mcdi prepare`")
+        raise McdiError(f"{store.location} has no names of parameters: use a store made by `mcdi prepare`")
     space = WeightSpace.from_config(store.meta["space"])
     for part in store.parts():
         for row in (part.seeds == seed).nonzero()[:, 0].tolist():
@@ -91,7 +99,7 @@ def weights_of(store: TrajectoryStore, seed: int, target: int | None = None) -> 
             if not 1 <= chosen <= k:
                 raise McdiError(f"target = {target} names no local target: choose 1..{k}")
             units = part.targets[row, chosen - 1]
-            if space.unit == "row":  # a task may have fewer rows than the store: the rest is padding
+            if space.unit == "row":  # a task may have fewer rows than the store: the others are padding
                 units = units[part.mask[row]]
             return {n: w[0].clone() for n, w in space.unpack(units[None]).items()}
-    raise McdiError(f"{store.where} has no task with seed {seed}: `mcdi store info` shows the first and the last")
+    raise McdiError(f"{store.location} has no task with seed {seed}: `mcdi store info` shows the first and the last")

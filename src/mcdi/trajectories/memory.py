@@ -1,4 +1,4 @@
-"""How many bytes does a computation hold at its peak? Counted from its tensors, so that the answer is the same every time."""
+"""Peak memory of a computation, counted from its tensors, so that the result is the same every time."""
 
 import weakref
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensor storages that are alive at once while the mode is on: `peak`."""
+    """Counts the bytes of all tensor storages that are alive at once while the mode is on; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,15 +32,15 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
 
-        def gone(_: Any) -> None:
+        def freed(_: Any) -> None:
             self.now -= size
             del self._seen[key]
 
-        self._seen[key] = weakref.ref(storage, gone)
+        self._seen[key] = weakref.ref(storage, freed)
 
 
 def bytes_per_task(run: Callable[[int], object]) -> int:
-    """What one more task adds to the peak of `run(number of tasks)`, from runs with one and with three."""
+    """Bytes that one more task adds to the peak of `run(number of tasks)`, from runs with one task and with three."""
     peaks = []
     for tasks in (1, 3):
         with LiveBytes() as live:

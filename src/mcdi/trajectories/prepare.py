@@ -1,10 +1,10 @@
-"""Weight preparation: the optimiser's trajectories of all tasks of a family, into a store that loses none.
+"""Weight preparation: the optimiser's trajectories of all tasks of a family, written to a resumable store.
 
-A chunk of tasks is a shard, and a pure function of (family, split, chunk): any worker may make it, and make it again.
+A chunk of tasks becomes one shard, a pure function of (family, split, chunk): any worker may compute it, more than once.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,17 +23,22 @@ from mcdi.trajectories.store import Trajectories, TrajectoryStore
 from mcdi.utils.workers import Backend, Progress, silent, work_through
 
 CHUNK = 500  # tasks a shard, if they fit
-CACHED = 4 * 2**20  # bytes of a tile on a CPU: about what its caches hold
-SMALLEST = 128  # tasks of a tile all the same: under it the calls cost more than the arithmetic
+CACHE = 4 * 2**20  # bytes of a tile on a CPU: about the size of its caches
+SMALLEST = 128  # least tasks of a tile on a CPU: with fewer the calls cost more than the arithmetic
 
 
 @dataclass(frozen=True)
 class Preparation(Optimisation):
-    """Which trajectories are made and kept: `tasks` of them, all from the theta_0 of `theta0_seed`.
+    """How many trajectories are prepared, and how they are computed and stored.
 
-    chunk: tasks a shard (None: 500, or fewer if they are large). memory: GiB that one worker may use; it decides how many
-    tasks run at once. storage: precision of the targets on disk. sharpness: Lanczos steps for the largest eigenvalue of
-    the Hessian at theta_M, and as many probes for its trace, kept as columns (0 = off).
+    Args:
+        tasks: number of training tasks.
+        theta0_seed: seed of theta_0, from which all tasks start.
+        chunk: tasks in a shard (None: 500, or fewer if they are large).
+        memory: GiB that one worker may use; it decides how many tasks run at once.
+        storage: precision of the targets on disk.
+        sharpness: Lanczos steps for the largest eigenvalue of the Hessian at theta_M and number of probes for its trace,
+            both stored as columns; 0 for none.
     """
 
     tasks: int = 4000
@@ -56,110 +61,116 @@ def trajectories(
     family: TaskFamily,
     split: str,
     seeds: Sequence[int],
-    how: Preparation,
+    settings: Preparation,
     device: str = "cpu",
     *,
     augment: Augment | None = None,
     at_once: int | None = None,
 ) -> Trajectories:
-    """Trajectories of the tasks named by (split, seeds); targets at round(i M / k), i = 1..k, where spacing is "steps".
+    """Trajectories of the tasks named by (split, seeds), in memory.
 
-    at_once: how many tasks run together (None: see `tile_size`). Raises McdiError when weights stop being finite, or when
-    one task alone needs more than `how.memory`.
+    Args:
+        family: the source of the tasks.
+        split: "train", "val" or "test".
+        seeds: the tasks.
+        settings: how they are trained; `tasks` and `chunk` are not read.
+        device: where they are trained.
+        augment: views of a task's examples, instead of the noise of `settings.augment`.
+        at_once: how many tasks run together (None: see `tile_size`).
+
+    Raises:
+        McdiError: when weights are not finite, or one task needs more than `settings.memory`.
     """
     seeds = list(seeds)
-    run = partial(_tile, family, split, how=how, device=device, augment=augment)
-    size = at_once or tile_size(family, split, how, device, augment)
-    parts = [run(seeds[n : n + size]) for n in range(0, len(seeds), size)]
-    return Trajectories.cat(parts)
+    run = partial(_tile, family, split, settings=settings, device=device, augment=augment)
+    size = at_once or tile_size(family, split, settings, device, augment)
+    return Trajectories.cat([run(seeds[n : n + size]) for n in range(0, len(seeds), size)])
 
 
 def _tile(
-    family: TaskFamily, split: str, seeds: Sequence[int], *, how: Preparation, device: str, augment: Augment | None
+    family: TaskFamily, split: str, seeds: Sequence[int], *, settings: Preparation, device: str, augment: Augment | None
 ) -> Trajectories:
     net = family.downstream
     batch, data = family.sample(split, seeds).to(device), family.training_data(split, seeds).to(device)
     tasks = Tasks(split, seeds, data, batch.query, batch.mask)
-    theta0 = net.theta0(how.theta0_seed, batch.mask.shape[1])
-    found = optimise(net, theta0, tasks, how, augment)
+    theta0 = net.theta0(settings.theta0_seed, batch.mask.shape[1])
+    recorded = optimise(net, theta0, tasks, settings, augment)
     columns = dict(family.columns(split, seeds))
-    if how.sharpness:
-        columns |= _sharpness(family, found.targets[:, -1], tasks, how)
-    tensors = {**found._asdict(), "mask": batch.mask, "seeds": batch.seeds, **columns}
-    return Trajectories.of({n: t.cpu() for n, t in tensors.items()})
+    if settings.sharpness:
+        columns |= _sharpness(family, recorded.targets[:, -1], tasks, settings)
+    tensors = {**recorded._asdict(), "mask": batch.mask, "seeds": batch.seeds, **columns}
+    return Trajectories.from_tensors({n: t.cpu() for n, t in tensors.items()})
 
 
-def _sharpness(family: TaskFamily, weights: Tensor, tasks: Tasks, how: Preparation) -> dict[str, Tensor]:
-    """Largest Hessian eigenvalue and trace of the training loss at theta_M, over what the optimiser moves."""
+def _sharpness(family: TaskFamily, weights: Tensor, tasks: Tasks, settings: Preparation) -> dict[str, Tensor]:
+    """Largest Hessian eigenvalue and trace of the training loss at theta_M, over the trained parameters."""
     net = family.downstream
     state = net.space.unpack(weights)
     params = {n: state[n] for n in net.space.parameter_names}
     with batched.evaluating(net.module):
-        found = hessian_spectrum(
+        spectrum = hessian_spectrum(
             lambda moved: net.losses({**state, **moved}, tasks.data, tasks.mask),
             params,
-            iterations=how.sharpness,
-            probes=how.sharpness,
-            generator=torch.Generator(weights.device).manual_seed(how.theta0_seed),
+            iterations=settings.sharpness,
+            probes=settings.sharpness,
+            generator=torch.Generator(weights.device).manual_seed(settings.theta0_seed),
         )
-    return {"sharpness": found.largest, "trace": found.trace}
+    return {"sharpness": spectrum.largest, "trace": spectrum.trace}
 
 
-def tile_size(family: TaskFamily, split: str, how: Preparation, device: str, augment: Augment | None = None) -> int:
-    """How many tasks run at once: as many as fit into `how.memory`, on a CPU no more than its caches like.
+def tile_size(family: TaskFamily, split: str, settings: Preparation, device: str, augment: Augment | None = None) -> int:
+    """How many tasks run at once: as many as fit into `settings.memory`, and into the caches of a CPU.
 
-    The bytes of a task are counted in a short run: the most that is alive at once, and what is recorded of the way.
+    The bytes of a task are measured in a short run.
     """
-    short = {"epochs": how.k, "patience": 0, "spacing": "steps", "tasks": 1}
-    brief = Preparation(**{**asdict(how), **short})
-    each = bytes_per_task(lambda n: _tile(family, split, range(n), how=brief, device=device, augment=augment))
-    weights = 4 * family.downstream.space.U * family.downstream.space.D
-    whole = each + weights * (how.epochs + 1 + how.k if how.dense else 0)
-    room = int(how.memory * 2**30) * 3 // 4 // whole
-    if room < 1:
+    short = replace(settings, epochs=settings.k, tasks=1)
+    each = bytes_per_task(lambda n: _tile(family, split, range(n), settings=short, device=device, augment=augment))
+    fitting = int(settings.memory * 2**30) * 3 // 4 // each
+    if fitting < 1:
         raise McdiError(
-            f"a task of {family.name} needs {whole / 2**30:.2f} GiB, too much for memory = {how.memory}: raise it, or set batch"
+            f"a task of {family.name} needs {each / 2**30:.2f} GiB, too much for memory = {settings.memory}: "
+            "raise it, or set batch"
         )
-    return min(room, max(SMALLEST, CACHED // each)) if device == "cpu" else room
+    return min(fitting, max(SMALLEST, CACHE // each)) if device == "cpu" else fitting
 
 
-def chunk_size(family: TaskFamily, how: Preparation) -> int:
-    """Tasks a shard: 500, or fewer: their targets, which exist up to four times while a shard is made, get a quarter."""
-    if how.chunk is not None:
-        return how.chunk
-    targets = 4 * how.k * family.downstream.space.U * family.downstream.space.D
-    return max(1, min(CHUNK, int(how.memory * 2**30) // 16 // targets))
+def chunk_size(family: TaskFamily, settings: Preparation) -> int:
+    """Tasks in a shard: at most 500; their targets, of which up to four copies exist at once, get a quarter of the memory."""
+    if settings.chunk is not None:
+        return settings.chunk
+    targets = 4 * settings.k * family.downstream.space.U * family.downstream.space.D
+    return max(1, min(CHUNK, int(settings.memory * 2**30) // 16 // targets))
 
 
-class Job(NamedTuple):
+class _Job(NamedTuple):
     number: int
     first: int
     end: int
 
 
-class Shared(NamedTuple):
-    """What every worker has."""
+class _Shared(NamedTuple):
+    """Arguments of every job."""
 
     family: TaskFamily
     folder: Path
     split: str
-    how: Preparation
+    settings: Preparation
     device: str
     augment: Augment | None
     at_once: int
 
 
-def _make_shard(shared: Shared, job: Job, progress: Progress) -> dict[str, Any]:
+def _make_shard(shared: _Shared, job: _Job, progress: Progress) -> dict[str, Any]:
     seeds = range(job.first, job.end)
-    family, _, split, how, device, augment, at_once = shared
-    data = trajectories(family, split, seeds, how, device, augment=augment, at_once=at_once)
-    return TrajectoryStore.open(shared.folder).write_shard(job.number, data)
+    family, folder, split, settings, device, augment, at_once = shared
+    data = trajectories(family, split, seeds, settings, device, augment=augment, at_once=at_once)
+    return TrajectoryStore.open(folder).write_shard(job.number, data)
 
 
 def prepare(
     family: TaskFamily,
     folder: Path,
-    how: Preparation,
+    settings: Preparation,
     *,
     split: str = "train",
     device: str = "cpu",
@@ -169,33 +180,47 @@ def prepare(
     name: str = "trajectories",
     progress: Progress = silent,
 ) -> TrajectoryStore:
-    """Fill the store in `folder` with the trajectories of seeds 0..tasks-1, a chunk a shard; resumes where it stopped.
+    """Fill the store in `folder` with the trajectories of seeds 0..tasks-1, one chunk in a shard; resumes where it stopped.
 
-    The result does not depend on `workers` or `backend` ("ray" needs a folder that all its machines see), nor on how
-    often it was stopped. `augment` must be a function of a module if there are several workers. Readers may open the
-    store meanwhile. Raises McdiError when the folder holds other trajectories, or another process writes there.
+    The result does not depend on `workers`, `backend` or interruptions. Other processes may read the store meanwhile.
+
+    Args:
+        family: the source of the tasks.
+        folder: the store; it is created if it does not exist.
+        settings: how tasks are trained and stored.
+        split: "train", "val" or "test".
+        device: where tasks are trained.
+        augment: views of a task's examples; with several workers a function at the top level of a module.
+        workers: number of processes.
+        backend: "local", or "ray", which needs a folder that all machines of the cluster see.
+        name, progress: called as progress(name, tasks done, tasks, {}) after every shard.
+
+    Raises:
+        McdiError: when the folder holds other trajectories, or another process writes to it.
     """
-    size = chunk_size(family, how)
-    settings = {n: v for n, v in asdict(how).items() if n not in ("tasks", "memory")}
-    identity = {"family": family.name, "split": split, "space": family.downstream.space.config(), **settings, "chunk": size}
+    size = chunk_size(family, settings)
+    options = {n: v for n, v in asdict(settings).items() if n not in ("tasks", "memory")}
+    identity = {"family": family.name, "split": split, "space": family.downstream.space.config(), **options, "chunk": size}
     if augment is not None:
         identity["augment"] = f"{augment.__module__}.{augment.__qualname__}"
     store = TrajectoryStore.create(folder, identity)
     with store.writer():
-        if len(store) < how.tasks and any(shard["tasks"] < size for shard in store.shards):
+        if len(store) < settings.tasks and any(shard["tasks"] < size for shard in store.shards):
             raise McdiError(
-                f"{folder} ends with a part of a chunk: it was prepared with {len(store)} tasks; delete it to get {how.tasks}"
+                f"{folder} ends with an incomplete chunk: it was prepared with tasks = {len(store)}; delete it to prepare "
+                f"{settings.tasks}"
             )
         jobs = [
-            Job(n, first, min(first + size, how.tasks))
-            for n, first in enumerate(range(0, how.tasks, size))
+            _Job(n, first, min(first + size, settings.tasks))
+            for n, first in enumerate(range(0, settings.tasks, size))
             if n not in store.numbers()
         ]
-        progress(name, len(store), how.tasks, {})
+        progress(name, len(store), settings.tasks, {})
         if not jobs:
             return store
-        shared = Shared(family, folder, split, how, device, augment, tile_size(family, split, how, device, augment))
+        at_once = tile_size(family, split, settings, device, augment)
+        shared = _Shared(family, folder, split, settings, device, augment, at_once)
         for _, entry in work_through(_make_shard, shared, jobs, workers=workers, backend=backend):
             store.commit(entry)
-            progress(name, len(store), how.tasks, {})
+            progress(name, len(store), settings.tasks, {})
     return store

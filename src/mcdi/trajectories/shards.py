@@ -1,6 +1,6 @@
-"""What do the files of a store look like, and how is every change of one noticed?
+"""The files of a store, and the checks that detect every change of one.
 
-A shard is a safetensors file of N tasks; index.json names the shards with their checksums, and holds its own.
+A shard is a safetensors file of N tasks; index.json names the shards with their checksums, and contains its own checksum.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ def checksum(data: bytes) -> str:
 
 
 def index_bytes(index: Mapping[str, Any]) -> bytes:
-    """JSON with a shard a line; item by item, because json's own indenting is slow where there are thousands of shards.
+    """JSON with one shard in a line, joined by hand because json's indenting is slow for thousands of shards.
 
-    Keys stay in their order: that of the parameters in meta["space"] says which number belongs to which.
+    Keys keep their order: that of the parameters in meta["space"] is the order of the numbers in a unit.
     """
 
     def text(value: Any) -> str:
@@ -45,14 +45,14 @@ def sealed_index(meta: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -
     return {**content, "blake2b": checksum(index_bytes(content))}
 
 
-def checked_index(data: bytes, name: str) -> dict[str, Any]:
+def _checked_index(data: bytes, name: str) -> dict[str, Any]:
     try:
         index = json.loads(data.decode())
     except ValueError as error:
         raise McdiError(f"{name} cannot be read as JSON ({error}): {CURE}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise McdiError(f"{name} is not a trajectory index of format {FORMAT}: it is damaged or from another version; {CURE}")
-    # Byte for byte what we would write: a flip that leaves the meaning (1e-05, 1E-05) is noticed too.
+        raise McdiError(f"{name} is not a trajectory index of format {FORMAT}: it is damaged or of another version; {CURE}")
+    # Byte for byte what `index_bytes` writes: a flip that keeps the meaning (1e-05, 1E-05) is detected too.
     content = {n: v for n, v in index.items() if n != "blake2b"}
     if index_bytes({**content, "blake2b": checksum(index_bytes(content))}) != data:
         raise McdiError(f"{name} does not match its own checksum: {CURE}")
@@ -60,7 +60,7 @@ def checked_index(data: bytes, name: str) -> dict[str, Any]:
 
 
 def first_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
-    """The first key, in the alphabet, at which two metas differ."""
+    """The alphabetically first key at which two mappings differ."""
     return min((n for n in {*a, *b} if a.get(n) != b.get(n)), default=None)
 
 
@@ -69,12 +69,13 @@ def shard_file(number: int) -> str:
 
 
 def layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """Type and shape of one task's row of every tensor: the same in all shards of a store."""
+    """Type and shape of one task's row of every tensor, which are the same in all shards of a store."""
     return {n: (t.dtype, t.shape[1:]) for n, t in tensors.items()}
 
 
-def within(where: str | Path, file: str) -> str | Path:
-    return f"{where.rstrip('/')}/{file}" if isinstance(where, str) else where / file
+def within(location: str | Path, file: str) -> str | Path:
+    """The path or URL of a file of a store."""
+    return f"{location.rstrip('/')}/{file}" if isinstance(location, str) else location / file
 
 
 def _read(name: str | Path, absent: str) -> bytes:
@@ -86,30 +87,29 @@ def _read(name: str | Path, absent: str) -> bytes:
         raise McdiError(f"{name} cannot be read ({error.strerror or error}): {CURE}") from error
 
 
-def read_index(where: str | Path) -> dict[str, Any]:
-    """The index of the store in a folder or at a URL. Raises McdiError when there is none, or it is damaged."""
-    name = within(where, "index.json")
-    return checked_index(_read(name, "does not exist: check the path, or run the step that makes it"), str(name))
+def read_index(location: str | Path) -> dict[str, Any]:
+    """The index of the store in a folder or at a URL. Raises McdiError when it is missing or damaged."""
+    name = within(location, "index.json")
+    return _checked_index(_read(name, "does not exist: check the path, or run the step that makes it"), str(name))
 
 
-def shard_bytes(where: str | Path, shard: Mapping[str, Any]) -> bytes:
-    """The verified content of a shard. Raises McdiError naming one that is missing or changed."""
-    name = within(where, shard["file"])
+def shard_bytes(location: str | Path, shard: Mapping[str, Any]) -> bytes:
+    """The verified content of a shard. Raises McdiError when it is missing or changed."""
+    name = within(location, shard["file"])
     data = _read(name, f"is missing: {CURE}")
     if checksum(data) != shard["blake2b"]:
         raise McdiError(f"{name} does not match its checksum: {CURE}")
     return data
 
 
-def shard_tensors(where: str | Path, shard: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A verified shard's tensors as stored: a memory map of a file, or what a URL sent.
+def shard_tensors(location: str | Path, shard: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a verified shard as stored: a memory map of a file, or a copy of the bytes at a URL.
 
-    Raises McdiError naming a shard that is missing, changed, or holds NaN or infinite weights.
+    Raises:
+        McdiError: when the shard is missing, changed, or holds NaN or infinite weights.
     """
-    name, data = within(where, shard["file"]), shard_bytes(where, shard)
+    name, data = within(location, shard["file"]), shard_bytes(location, shard)
     tensors = load(data) if isinstance(name, str) else read_tensors(name)[0]
-    if not all(
-        math.isfinite(extreme) for extreme in torch.aminmax(tensors["targets"])
-    ):  # 20 times faster than isfinite().all()
+    if not all(map(math.isfinite, torch.aminmax(tensors["targets"]))):  # 20 times faster than isfinite().all()
         raise McdiError(f"{name} holds NaN or infinite weights: prepare again with a lower learning rate")
     return tensors

@@ -1,7 +1,7 @@
-"""How sharp are the minima that weight preparation finds? Hessian spectra of many tasks at once, and Theorem 2's bound.
+"""Sharpness of minima: Hessian spectra of many tasks at once, and the bound of Theorem 2.
 
-The parameters of N tasks are stacked and the tasks do not touch each other, so the gradient of sum_n g_n . v_n, g_n the
-gradient of task n, is every task's own H_n v_n: one double backward serves all of them.
+The parameters of N tasks are stacked and the tasks are independent, so the gradient of sum_n g_n . v_n, g_n the gradient of
+task n, consists of the products H_n v_n: one double backward computes all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,22 +30,26 @@ def hessian_spectrum(
     probes: int = 8,
     generator: torch.Generator | None = None,
 ) -> Spectrum:
-    """Largest eigenvalue and trace of the Hessians of N independent tasks; params: {name: (N, *shape)}, loss(params): (N,).
+    """Largest eigenvalue and trace of the Hessians of N independent tasks.
 
-    largest: Lanczos (1950) with full reorthogonalisation, which approaches it from below; exact after as many
-    iterations as the Hessian has distinct eigenvalues. Negative curvature does not disturb it.
-    trace: mean over Rademacher z of z . H z (Hutchinson, 1990); exact for a diagonal Hessian. Its variance is
-    2 sum_{i != j} H_ij^2 / probes. probes = 0 skips it: it is then NaN.
-
-    All tasks share the random vectors of `generator` (default: seed 0), one of P numbers for the start and one a probe,
-    so a task's result is the same in every batch; the errors of different tasks are for the same reason not independent.
-    Products are in the parameters' dtype. float32 is enough: a product errs by ~1e-6 of the norm |H|, so the eigenvalue
-    does too (1e-4 of itself if the most negative one is 100 times as large). It is not where a cross-entropy falls to
+    All tasks use the same random vectors, so a task's result is the same in every batch, and the errors of different tasks
+    are not independent. float32 is enough, with an error of about 1e-6 of the norm |H|, except where a cross-entropy falls to
     1e-6, whose Hessian is made of differences of numbers near 1 (0.2 % off at a loss of 5e-6, 10 % at 7e-7): use float64.
-    Memory: the graph of a double backward and N * iterations * P numbers; cut many tasks into batches.
 
-    Raises McdiError for iterations < 1 or probes < 0, for a loss that is no (N,), not finite or does not depend on the
-    parameters, and for second derivatives that are not finite.
+    Args:
+        loss: loss(params) -> (N,), differentiable twice.
+        params: {name: (N, *shape)}; products are computed in their dtype.
+        iterations: steps of Lanczos with full reorthogonalisation, which approaches the largest eigenvalue from below and is
+            exact after as many steps as the Hessian has distinct eigenvalues. N * iterations * P numbers are in memory.
+        probes: number of Rademacher vectors z; the trace is the mean of z . H z, with variance
+            2 sum_{i != j} H_ij^2 / probes. 0: the trace is NaN.
+        generator: of the random vectors (None: seed 0).
+
+    Raises:
+        McdiError: for iterations < 1 or probes < 0; for a loss that is not (N,), is not finite or does not depend on the
+            parameters; for second derivatives that are not finite.
+
+    Source: Lanczos (1950); Hutchinson (1990).
 
     >>> spectrum = hessian_spectrum(lambda p: p["a"] ** 2 - p["b"] ** 2, {"a": torch.ones(1), "b": torch.ones(1)})
     >>> round(float(spectrum.largest), 4), float(spectrum.trace)
@@ -56,11 +60,11 @@ def hessian_spectrum(
     hessian = _Hessian(loss, params)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     start = torch.randn(hessian.size, generator=generator, device=generator.device)
-    largest = _largest(hessian, hessian.everywhere(start), min(iterations, hessian.size))
+    largest = _largest(hessian, hessian.for_all_tasks(start), min(iterations, hessian.size))
     total = torch.zeros_like(largest)
     for _ in range(probes):
         signs = torch.randint(0, 2, (hessian.size,), generator=generator, device=generator.device) * 2 - 1
-        z = hessian.everywhere(signs)
+        z = hessian.for_all_tasks(signs)
         total += (z * hessian(z)).sum(-1)
     return Spectrum(largest, total / probes)
 
@@ -73,15 +77,20 @@ def convergence_bound(
     epochs: int,
     reconstruction: Tensor | float = 0.0,
 ) -> Tensor:
-    """Theorem 2 of the paper in our reading: L(theta_hat) - L* <= lambda/2 (c + 2 psi / mu) (1 - mu/l)^M, of `gap`'s shape.
+    """The bound L(theta_hat) - L* <= lambda/2 (c + 2 psi / mu) (1 - mu/l)^M, which is lambda/2 (reconstruction + r)^2 with
+    r^2 = 2 psi/mu (1 - mu/l)^M. For steps of 1/l the squared distance falls as (1 - mu/l)^(2 M): pass 2 M.
 
-    largest: lambda, the largest Hessian eigenvalue on the segment from theta* to theta_hat; gap: psi = L(theta_0) - L*;
-    mu, smoothness: the strong convexity and l; epochs: M gradient steps; reconstruction: |theta_hat - theta_M|.
-    With r^2 = 2 psi/mu (1 - mu/l)^M it is lambda/2 (reconstruction + r)^2, so c (1 - mu/l)^M = reconstruction^2
-    + 2 r reconstruction. At rate 1/l itself the squared distance falls as (1 - mu/l)^(2 M): pass 2 M for that bound.
-    Derivation: docs/method.md, "Sharpness and Theorem 2".
+    Args:
+        largest: lambda, the largest Hessian eigenvalue on the segment from theta* to theta_hat.
+        gap: psi = L(theta_0) - L*, of any shape, which the result has too.
+        mu, smoothness: strong convexity, and l.
+        epochs: M, the number of gradient steps.
+        reconstruction: |theta_hat - theta_M|.
 
-    Raises McdiError unless 0 < mu <= smoothness, and for a negative epochs, gap or reconstruction.
+    Raises:
+        McdiError: unless 0 < mu <= smoothness, and for a negative epochs, gap or reconstruction.
+
+    Source: Theorem 2 of the paper, as we read it; derivation in the documentation of the method.
     """
     if not 0 < mu <= smoothness:
         raise McdiError(f"mu = {mu} and smoothness = {smoothness}: a strongly convex loss has 0 < mu <= smoothness")
@@ -109,9 +118,9 @@ class _Hessian:
             self.gradient = torch.autograd.grad(value.sum(), self.at, create_graph=True, materialize_grads=True)
         self.sizes = [p.shape[1:].numel() for p in self.at]
         self.size = sum(self.sizes)
-        self.like = torch.cat([p.detach().flatten()[:1] for p in self.at])  # the widest dtype of them, and the device
+        self.like = torch.cat([p.detach().flatten()[:1] for p in self.at])  # of the widest dtype, on their device
 
-    def everywhere(self, v: Tensor) -> Tensor:
+    def for_all_tasks(self, v: Tensor) -> Tensor:
         """One vector (P,) for all tasks: (N, P)."""
         return v.to(self.like).expand(self.tasks, -1)
 
@@ -138,30 +147,30 @@ def _finite(values: Tensor, what: str) -> None:
 def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
     """(N,) largest Ritz values of the Krylov spaces of start (N, P); iterations <= P.
 
-    A task whose residual vanishes has reached an invariant space, which holds the wanted eigenvector as `start` has a
-    part along it. From there on its tridiagonal is padded with the first diagonal entry, a Rayleigh quotient and hence no
-    larger than the largest Ritz value, and its later vectors are zero.
+    A task whose residual vanishes has reached an invariant space, which contains the wanted eigenvector because `start` has a
+    component along it. From that step on its tridiagonal matrix is padded with the first diagonal entry, a Rayleigh quotient
+    and hence no larger than the largest Ritz value, and its vectors are zero.
     """
-    tolerance = 100 * torch.finfo(start.dtype).eps  # above the rounding error of a product, below what is promised
+    tolerance = 100 * torch.finfo(start.dtype).eps  # above the rounding error of a product, below the promised accuracy
     v = start / start.norm(dim=-1, keepdim=True)
     basis = v.new_zeros(len(v), iterations, v.shape[1])
-    going, scale = torch.ones_like(v[:, 0], dtype=torch.bool), torch.zeros_like(v[:, 0])
+    active, scale = torch.ones_like(v[:, 0], dtype=torch.bool), torch.zeros_like(v[:, 0])
     diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
+    off_diagonal: list[Tensor] = []
     for j in range(iterations):
         basis[:, j] = v
-        known = basis[:, : j + 1]
+        previous = basis[:, : j + 1]
         w = hessian(v)
         alpha = (v * w).sum(-1)
-        for _ in range(2):  # one pass leaves parts of a much more negative direction, which then come back: twice is enough
-            w = w - torch.einsum("njp,nj->np", known, torch.einsum("njp,np->nj", known, w))
+        for _ in range(2):  # one pass leaves components of a much more negative direction, which grow again
+            w = w - torch.einsum("njp,nj->np", previous, torch.einsum("njp,np->nj", previous, w))
         beta = w.norm(dim=-1)
-        diagonal.append(torch.where(going, alpha, diagonal[0] if diagonal else alpha))
+        diagonal.append(torch.where(active, alpha, diagonal[0] if diagonal else alpha))
         scale = torch.maximum(scale, torch.maximum(alpha.abs(), beta))
-        going = going & (beta > tolerance * scale)
-        beside.append(torch.where(going, beta, 0))
-        v = torch.where(going[:, None], w / beta[:, None], 0)
-    off = torch.stack(beside, -1)[:, :-1].double()
+        active = active & (beta > tolerance * scale)
+        off_diagonal.append(torch.where(active, beta, 0))
+        v = torch.where(active[:, None], w / beta[:, None], 0)
+    off = torch.stack(off_diagonal, -1)[:, :-1].double()
     ritz = torch.diag_embed(torch.stack(diagonal, -1).double())
     ritz = ritz + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     return torch.linalg.eigvalsh(ritz)[:, -1].to(start.dtype)
