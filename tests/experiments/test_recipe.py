@@ -1,70 +1,10 @@
 """A recipe says what is wrong with it, all at once; the shipped ones are right."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 import pytest
 
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import checked, read_recipe, recipe_names
 from mcdi.methods import make_method
-from mcdi.utils.settings import make, merged
-
-
-@dataclass(frozen=True)
-class Inner:
-    rate: float = 0.1
-    kind: Literal["a", "b"] = "a"
-
-
-@dataclass(frozen=True)
-class Outer:
-    name: str
-    count: int = 1
-    limit: int | None = None
-    sizes: tuple[int, ...] = (1,)
-    on: bool = False
-    inner: Inner = Inner()
-    free: dict[str, Any] = field(default_factory=dict)
-
-
-class TestMake:
-    def test_builds_nested_values(self):
-        values = {"name": "x", "sizes": [1, 2], "limit": None, "inner": {"rate": 1}, "free": {"any": [1]}}
-        assert make(Outer, values, "f") == Outer("x", sizes=(1, 2), inner=Inner(1), free={"any": [1]})
-        assert make(Outer, {"name": "x", "limit": 3}, "f").limit == 3
-
-    def test_lists_everything_that_is_wrong(self):
-        values = {
-            "name": 3,
-            "colour": 1,
-            "count": True,
-            "sizes": [1, "2"],
-            "inner": {"rte": 1, "kind": "c"},
-            "limit": 1.5,
-            "on": 1,
-        }
-        with pytest.raises(McdiError) as error:
-            make(Outer, values, "f.toml")
-        problems = str(error.value).split("; ")
-        assert problems == [
-            "f.toml.name = 3 must be str",
-            "f.toml: unknown key 'colour', there are name, count, limit, sizes, on, inner, free",
-            "f.toml.count = True must be int",
-            "f.toml.sizes = [1, '2'] must be tuple[int, ...]",
-            "f.toml.inner: unknown key 'rte', there are rate, kind",
-            "f.toml.inner.kind = 'c' must be one of a, b",
-            "f.toml.limit = 1.5 must be int | None",
-            "f.toml.on = 1 must be bool",
-        ]
-        with pytest.raises(McdiError, match=r"f.inner = 3 must be a table"):
-            make(Outer, {"name": "x", "inner": 3}, "f")
-
-
-def test_merged_goes_table_by_table():
-    base = {"a": 1, "t": {"x": 1, "y": 2}}
-    assert merged(base, {"t": {"y": 3}, "b": 2}) == {"a": 1, "b": 2, "t": {"x": 1, "y": 3}}
-    assert merged(base, {"t": 5})["t"] == 5 and base == {"a": 1, "t": {"x": 1, "y": 2}}
 
 
 TEXT = '[family]\ndata = "text"\nnetwork = "lora"'
@@ -163,7 +103,7 @@ class TestRecipes:
             ("[method.reptile.training]\nouter_rate = 1", "reptile.training: unknown key 'outer_rate'"),
             (
                 '[family]\nshots = 5\n[preparation]\nlr = "x"',
-                r"family.shots = 5 must be .*; .*preparation.lr = 'x' must be float",
+                r"family.shots = 5 should be a valid array; .*preparation.lr = 'x' should be a valid number",
             ),
         ],
     )
