@@ -56,7 +56,7 @@ def small_model(folder: Path) -> Path:
 def server(model: Path, **options: object) -> Iterator[tuple[str, int]]:
     """Its address and process id; SIGTERM and exit code 0 in the end."""
     asked = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-m", "mcdi.cli.main", "serve", f"m={model}", "--port", "0", *asked]
+    command = [sys.executable, "-m", "mcdi", "serve", f"m={model}", "--port", "0", *asked]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     address = process.stderr.readline().split()[0]

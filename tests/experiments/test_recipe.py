@@ -1,11 +1,14 @@
-"""A recipe says what is wrong with it, all at once; the shipped ones are right."""
+"""Recipes: shipped ones resolve, a base is read first, what is printed is read back, and all errors are reported at once."""
+
+import tomllib
+from dataclasses import asdict
 
 import pytest
 
 from mcdi.errors import McdiError
-from mcdi.experiments.recipe import checked, read_recipe, recipe_names
-from mcdi.methods import make_method
-
+from mcdi.experiments.recipe import checked, read_recipe
+from mcdi.experiments.recipe_files import read_tables, recipe_names, to_toml
+from mcdi.methods import Sampling, make_method
 
 TEXT = '[family]\ndata = "text"\nnetwork = "lora"'
 
@@ -31,6 +34,7 @@ class TestRecipes:
                 "pacs-sketch",
                 "pacs-sketch-centred",
                 "pacs-sketch-span",
+                "paper",
                 "shift",
                 "shift-film",
                 "sines",
@@ -43,6 +47,28 @@ class TestRecipes:
             assert recipe.name == name and recipe.about
             for method in recipe.methods:
                 make_method(method, recipe.settings_of(method))
+
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_what_is_printed_is_read_back(self, name, tmp_path):
+        recipe = read_recipe(name)
+        path = tmp_path / "printed.toml"
+        path.write_text("\n".join(to_toml(asdict(recipe))))
+        assert read_recipe(str(path)) == recipe
+
+    def test_any_value_is_printed(self):
+        values = {
+            "a": [1, -2.5, 1e-07, float("inf"), True],
+            "b c": 'quotes " and \\ and\nlines, ü',
+            "t": {"x.y": {"deep": [[1], [{"k": "v", "of": {}}]]}, "empty": {}, "z": 0.1},
+        }
+        assert tomllib.loads("\n".join(to_toml(values))) == values
+        assert tomllib.loads("\n".join(to_toml({"a": (1, 2), "gone": None}))) == {"a": [1, 2]}
+
+    def test_the_paper_has_none_of_our_additions(self):
+        settings = make_method("mc-di", read_recipe("paper").settings_of("mc-di")).settings
+        assert not settings.prior and settings.functional == 0 and settings.k == 3
+        assert settings.sampling == Sampling(steps=20) and (settings.T, settings.training.inner_steps) == (20, 3)
+        assert settings.training.iterations == read_recipe("glyphs").generator["training"]["iterations"]
 
     def test_a_method_takes_the_generator_table_and_its_own(self):
         values = {
@@ -60,6 +86,31 @@ class TestRecipes:
         assert read_recipe(str(tmp_path / "mine.toml")).name == "mine"
         (tmp_path / "mine.toml").write_text('name = "other"\n')
         assert read_recipe(str(tmp_path / "mine.toml")).name == "other"
+
+    def test_a_base_is_overridden_table_by_table(self, tmp_path):
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "a.toml").write_text('base = "natural"\nname = "a"\nmethods = ["adam"]\n[family]\nside = 64\n')
+        (tmp_path / "sub" / "b.toml").write_text('base = "../a.toml"\n[generator.training]\niterations = 7\n')
+        natural, b = read_recipe("natural"), read_recipe(str(tmp_path / "sub" / "b.toml"))
+        assert (b.name, b.about, b.methods, b.family.side) == ("b", natural.about, ("adam",), 64)
+        assert b.family.backbone_steps == natural.family.backbone_steps == 3000
+        assert b.generator["training"] == {"iterations": 7, "outer_lr": 0.003} and b.generator["functional"] == 10.0
+
+    @pytest.mark.parametrize(
+        ("base", "message"),
+        [
+            ('"sub/b.toml"', r"a.toml -> .*b.toml -> .*a.toml: these bases form a circle; remove one of them"),
+            ('"a.toml"', r"a.toml -> .*a.toml: these bases form a circle"),
+            ('"nothing"', r"a.toml: unknown base 'nothing': choose domainnet-sketch, .*, or give the path of a .toml file"),
+            ("3", r"a.toml: base = 3 should be the name of a recipe or the path of a .toml file"),
+        ],
+    )
+    def test_a_bad_base(self, tmp_path, base, message):
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "a.toml").write_text(f"base = {base}")
+        (tmp_path / "sub" / "b.toml").write_text('base = "../a.toml"')
+        with pytest.raises(McdiError, match=message):
+            read_tables(str(tmp_path / "a.toml"))
 
     @pytest.mark.parametrize(
         ("text", "message"),
