@@ -56,7 +56,7 @@ def small_model(folder: Path) -> Path:
 def server(model: Path, **options: object) -> Iterator[tuple[str, int]]:
     """Address and process id of a server, which must end with exit code 0 on SIGTERM."""
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-m", "mcdi.cli.main", "serve", f"m={model}", "--port", "0", *flags]
+    command = [sys.executable, "-m", "mcdi", "serve", f"m={model}", "--port", "0", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     address = process.stderr.readline().split()[0]

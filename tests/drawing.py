@@ -43,7 +43,7 @@ def trained(root):
 @contextmanager
 def process(folders):
     """The address of `mcdi serve` of these folders."""
-    command = [sys.executable, "-m", "mcdi.cli.main", "serve", *map(str, folders), "--port", "0"]
+    command = [sys.executable, "-m", "mcdi", "serve", *map(str, folders), "--port", "0"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         first = running.stderr.readline()

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from mcdi.cli.main import app
-from mcdi.experiments.recipe import recipe_names
+from mcdi.experiments.recipe_files import recipe_names
 from mcdi.experiments.studies import STUDIES
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def parse(line, mention=False):
     assert not rest, f"{line}: {rest} is too much"
     missing = [p.name for p in command.params if p.required and not values.get(p.name)]
     assert mention or not missing, f"{line}: {missing} is missing"
-    recipe = values.get("recipe") or values.get("show")
+    recipe = values.get("recipe")
     known = (*recipe_names(), "RECIPE", "NAME")
     assert not isinstance(recipe, str) or recipe.endswith(".toml") or recipe in known, f"{line}: no such recipe"
     study = values.get("study")

@@ -1,4 +1,4 @@
-"""End to end, as a user: run, stop, resume, the parts, generated weights in a plain torch network."""
+"""End to end, as a user: start, run, stop, resume, the parts, generated weights in a plain torch network."""
 
 import json
 import os
@@ -20,6 +20,7 @@ import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.experiments import demo
 from mcdi.experiments.logs import read_log
+from mcdi.experiments.recipe import read_recipe
 from mcdi.methods import METHODS
 from mcdi.methods.mcdi.method import Diffusion
 from mcdi.tasks.images.class_images import read_folder
@@ -38,14 +39,14 @@ def figures(folder: Path) -> dict[str, dict]:
 
 
 def logs(folder: Path) -> dict[str, list]:
-    """What every training said, without its times."""
+    """The log of every training, without its times."""
     paths = [*sorted(folder.glob("methods/*/log.jsonl")), folder / "logs" / "backbone.jsonl"]
     return {str(p.relative_to(folder)): [(*q[:3], q.figures) for q in read_log(p)] for p in paths}
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     """`mcdi ...` in a process group of its own. Ctrl-C works in it, though a test run in the background ignores SIGINT."""
-    command = [sys.executable, "-m", "mcdi.cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "mcdi", *map(str, arguments)]
     return subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -69,6 +70,50 @@ def alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+class TestStart:
+    """What a user waits for at every call does not load what it does not need."""
+
+    @staticmethod
+    def loaded(*arguments: str, **environment: str) -> tuple[str, list[str]]:
+        """What `mcdi ...` prints in a process of its own, and which slow packages it has loaded."""
+        code = (
+            f"import atexit, sys; sys.argv = {['mcdi', *arguments]}; "
+            "atexit.register(lambda: print(*{'torch', 'matplotlib', 'scipy', 'fastapi', 'numpy'} & set(sys.modules))); "
+            "from mcdi.cli.main import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
+        )
+        *printed, slow = done.stdout.splitlines()
+        return "\n".join(printed), slow.split()
+
+    @pytest.mark.parametrize(
+        ("arguments", "printed"),
+        [
+            (["--version"], f"mcdi {package.__version__}"),
+            (["--help"], "--install-completion"),
+            (["-h"], "reproduce"),
+            (["run", "-h"], "--tensorboard"),
+            (["store", "info", "-h"], "URL of a finished one"),
+            (["recipes"], "omniglot-20way"),
+        ],
+    )
+    def test_loads_no_slow_package(self, arguments, printed):
+        out, slow = self.loaded(*arguments)
+        assert printed in out and not slow
+
+    def test_the_shell_completes_recipes(self):
+        words = {"COMP_WORDS": "mcdi run omni", "COMP_CWORD": "2", "_MCDI_COMPLETE": "complete_bash"}
+        out, slow = self.loaded(**words)
+        assert out.split() == ["omniglot", "omniglot-20way", "omniglot-characters"] and not slow
+
+    def test_the_package_has_its_names(self):
+        for name in package.__all__:
+            assert getattr(package, name).__name__ == name
+        with pytest.raises(AttributeError, match="module 'mcdi' has no attribute 'lode'"):
+            _ = package.lode
 
 
 class TestRun:
@@ -145,10 +190,13 @@ class TestRun:
         with pytest.raises(McdiError, match="real numbers for a curve"):
             generator.generate((x, torch.zeros(6, dtype=torch.long)))
 
-    def test_recipes(self, capsys):
-        assert mcdi("recipes") == 0 and mcdi("recipes", "glyphs") == 0
-        out = capsys.readouterr().out
-        assert "omniglot" in out and json.loads(out[out.index("{") :])["family"]["data"] == "glyphs"
+    def test_recipes(self, tmp_path, capsys):
+        assert mcdi("recipes") == 0
+        assert "omniglot " in capsys.readouterr().out
+        assert mcdi("recipes", "natural-film") == 0
+        (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+        assert read_recipe(str(tmp_path / "mine.toml")) == read_recipe("natural-film")
+        assert (tmp_path / "mine.toml").read_text().startswith("# All values of the recipe natural-film, for `mcdi run")
 
     def test_demo(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(demo, "TASKS", 30)
@@ -165,9 +213,9 @@ class TestGenerate:
         model = done / "methods" / "mc-di-0"
         query = support / "ring"
         assert mcdi("generate", model, "--support", support, "--out", out, "--query", query, "--samples", 2, "--stop", 3) == 0
-        said = capsys.readouterr()
-        assert "2 classes: ring, stroke" in said.err
-        lines = [line.split("\t") for line in said.out.splitlines()]
+        printed = capsys.readouterr()
+        assert "2 classes: ring, stroke" in printed.err
+        lines = [line.split("\t") for line in printed.out.splitlines()]
         assert [Path(p).name for p, _ in lines] == ["0.png", "1.png"] and {c for _, c in lines} <= {"ring", "stroke"}
         head = nn.Linear(64, 2)
         head.load_state_dict(load_file(out))  # three classes in training, two here
@@ -178,16 +226,16 @@ class TestGenerate:
         torch.testing.assert_close(generator.predict(weights, x), head(generator.embed(x)))
 
     @pytest.mark.parametrize(
-        ("level", "said"), [(99.0, ""), (-99.0, "unlike the tasks of training: nothing of what was learnt")]
+        ("level", "note"), [(99.0, ""), (-99.0, "note: confidence 0%: these examples are unlike the training tasks")]
     )
-    def test_says_where_examples_are_unlike_those_of_training(self, done, support, tmp_path, capsys, level, said):
+    def test_low_confidence_is_noted(self, done, support, tmp_path, capsys, level, note):
         model, out = tmp_path / "model", tmp_path / "w.safetensors"
         shutil.copytree(done / "methods" / "mc-di-0", model)
         config = json.loads((model / "config.json").read_text())
         config["settings"]["sampling"]["usual"] = {"1": [level] * 11}
         (model / "config.json").write_text(json.dumps(config))
         assert mcdi("generate", model, "--support", support, "--out", out) == 0
-        assert said in (text := capsys.readouterr().err) and ("unlike" in text) == bool(said)
+        assert note in (text := capsys.readouterr().err) and ("unlike" in text) == bool(note)
         assert mcdi("generate", model, "--support", support, "--out", out, "--steps", 2) == 0
         assert "unlike" not in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
-"""Presets for data sets and models that are not at hand: with small ones in their place they start, run and end in a table."""
+"""Recipes that have not been measured here run from start to table: presets with small data, and the paper's setting."""
 
 import io
-from importlib import resources
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,11 @@ from tiny_models import make_models
 from transformers import ResNetConfig, ResNetModel
 
 from mcdi.errors import McdiError
+from mcdi.experiments.recipe import read_recipe
+from mcdi.experiments.recipe_files import to_toml
 from mcdi.tasks.images.photos import natural_images
 from mcdi.types import SPLITS
+from mcdi.utils.files import read_json
 
 GLUE = Path(__file__).parents[3] / "shared" / "data" / "glue"
 
@@ -34,8 +37,8 @@ def put(folder: Path, classes: int, many: int, first: int, name: str = "n") -> N
 
 
 def preset(name: str, path: Path, changes: dict[str, str]) -> Path:
-    """The preset with some of its text replaced: small images, models that are here."""
-    text = (resources.files("mcdi.recipes") / f"{name}.toml").read_text()
+    """The preset as it is printed, with some of its text replaced: small images, small models."""
+    text = "\n".join(to_toml(asdict(read_recipe(name))))
     for before, after in changes.items():
         assert before in text
         text = text.replace(before, after)
@@ -99,3 +102,33 @@ def test_the_preset_of_roberta(tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run", "--results", tmp_path / "results", "--workers", 1)
     assert mcdi("reproduce", "ablation", recipe, "--quick", "--data", GLUE, *out) == 0
     assert "| mc-di |" in (tmp_path / "results" / "ablation-glue-roberta-quick.md").read_text()
+
+
+def test_the_setting_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.toml").write_text("""
+        base = "paper"
+        methods = ["mc-di"]
+        [family]
+        way = 3
+        shots = [1]
+        queries = 5
+        limit = 30
+        backbone_steps = 4
+        backbone_way = 8
+        [preparation]
+        tasks = 24
+        epochs = 12
+        [generator]
+        options = { width = 16, depth = 1 }
+        training = { iterations = 8, learners = 2, tasks = 4 }
+        [evaluation]
+        tasks = 8
+        validation = 8
+    """)
+    assert mcdi("run", tmp_path / "tiny.toml", "--out", tmp_path / "run", "--workers", 1) == 0
+    lines = capsys.readouterr().err.splitlines()  # no terminal
+    assert any(line.startswith("mc-di-0: 1/8, loss ") for line in lines) and "mc-di-0: evaluation: 1/1" in "\n".join(lines)
+    model = tmp_path / "run" / "methods" / "mc-di-0"
+    assert "sampler" not in read_json(model / "training.json")
+    settings = read_json(model / "config.json")["settings"]
+    assert settings["sampling"]["steps"] == 20 and not settings["prior"] and settings["sampling"]["temperature"] == 1.0

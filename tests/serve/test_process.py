@@ -33,7 +33,7 @@ def started(folders, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("ann:" + "a" * 20 + "\n")
     folder = shutil.copytree(folders["drawings"], tmp_path / "drawings")
-    command = [sys.executable, "-m", "mcdi.cli.main", "serve", f"drawings={folder}", "--port", "0", "--wait", "500"]
+    command = [sys.executable, "-m", "mcdi", "serve", f"drawings={folder}", "--port", "0", "--wait", "500"]
     process = subprocess.Popen([*command, "--api-key-file", keys, "--body", "0.1"], stderr=subprocess.PIPE, text=True)
     first = process.stderr.readline()
     assert " serves" in first, first + process.stderr.read()

@@ -1,11 +1,11 @@
-"""How does a trained generator leave its folder? As one file that runs without our code, or on the Hugging Face Hub."""
+"""`mcdi export` and `mcdi push`: a trained generator as one file that runs without mcdi, or on the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Model = Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")]
+from mcdi.cli.options import Model
 
 
 def export(
@@ -15,7 +15,7 @@ def export(
     ] = None,
     kind: Annotated[str, typer.Option("--format", help="onnx, or torch: a torch.export program (.pt2).")] = "onnx",
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T (default: as trained).")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = no noise (default: as trained).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = none (default: as trained).")] = None,
 ) -> None:
     """One file from the features and labels of a support set to weights, checked to give what the generator gives.
 
@@ -27,7 +27,7 @@ def export(
     from mcdi.generator.saving import MODEL
 
     folder = hub.located(model)
-    # One of the Hub lies in its cache, which is not ours to add to.
+    # A generator of the Hub lies in its cache, to which nothing is added.
     path = out or (folder if folder == model else Path()) / exporting.FILES.get(kind, kind)
     difference = exporting.export(load(folder), path, kind, weights=folder / MODEL, steps=steps, temperature=temperature)
     typer.echo(f"{path}: differs from the generator's weights by {difference:.1e} of the largest at most")
@@ -36,7 +36,7 @@ def export(
 def push(
     model: Model,
     name: Annotated[str, typer.Argument(help="Its name on the Hub: user/name.", show_default=False)],
-    private: Annotated[bool, typer.Option("--private", help="Seen by you alone (default: as your account has it).")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Visible to you only (default: as your account has it).")] = False,
 ) -> None:
     """Put a trained generator on the Hugging Face Hub: config.json, model.safetensors and a card, or the README.md in MODEL.
 

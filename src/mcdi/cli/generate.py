@@ -1,23 +1,21 @@
-"""What does a user type for weights of a task of their own? Images of a few classes, or labelled sentences."""
+"""`mcdi generate`: weights for a task of the user's own, from images of a few classes or from labelled sentences."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from torch import Tensor
 
+from mcdi.cli.options import Device, Model, console
 from mcdi.errors import McdiError
-from mcdi.generator.api import Generator, load
-from mcdi.networks.lora import LoraClassifier
-from mcdi.utils.files import write_tensors
-from mcdi.utils.workers import pick_device
 
-console = Console(stderr=True)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mcdi.generator.api import Generator
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")],
+    model: Model,
     support: Annotated[
         Path,
         typer.Option("--support", help="Folder with one sub-folder of images a class; or labelled text: .tsv, .csv, .jsonl."),
@@ -30,69 +28,70 @@ def generate(
         Path | None, typer.Option("--query", help="What to classify with the weights: a folder of images, or a file of text.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Scale of the noise; 0 = a chain without noise, from the mean.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = a deterministic chain.")] = None,
     samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,
     stop: Annotated[int | None, typer.Option(help="End at local target theta_(i d), i in 1..k.")] = None,
     seed: Annotated[int, typer.Option(help="Decides the noise.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Weights for a task of your own, from a few images or sentences a class.
 
     Example: [bold]mcdi generate runs/glyphs/methods/mc-di-0 --support my-symbols/ --query photos/[/]
     """
+    from mcdi.generator.api import load
+    from mcdi.networks.lora import LoraClassifier
+    from mcdi.utils.files import write_tensors
+    from mcdi.utils.workers import pick_device
+
     generator = load(model, pick_device(device))
     texts = isinstance(generator.network, LoraClassifier)
     if adapter is not None and not texts:
         raise McdiError(f"--adapter is for language models, and {model} generates a {generator.network.kind}: use --out")
     x, y, names = _texts(support) if texts else _images(support, generator)
     weights, confidence = generator.sample((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
-    _note_confidence(float(confidence))
+    _print_confidence(float(confidence))
     if adapter is not None:
         from mcdi.generator.adapters import save_adapter
 
         assert isinstance(generator.network, LoraClassifier)
         save_adapter(generator.network, weights, adapter, classes=names, examples=len(y))
-        console.print(f"{adapter}: adapter for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
+        written = f"{adapter}: adapter"
     else:
         write_tensors(out, weights, {"classes": names})
-        shapes = ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
-        console.print(f"{out}: {shapes} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
+        written = f"{out}: " + ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
+    console.print(f"{written} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
     if query is not None:
         new, labels = _text_queries(query) if texts else _image_queries(query, generator)
         for label, choice in zip(labels, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
             typer.echo(f"{label}\t{names[choice]}")
 
 
-def _note_confidence(confidence: float) -> None:
+def _print_confidence(confidence: float) -> None:
     if confidence < 1:
-        note = (
-            f"note: these examples are unlike the tasks of training: the generated head is used by {100 * confidence:.0f} %, "
-            "ridge regression on the examples makes up the rest"
-        )
-        console.print(note, soft_wrap=True, markup=False)
+        blend = "are blended with those" if confidence else "are those"
+        note = f"note: confidence {confidence:.0%}: these examples are unlike the training tasks, the weights {blend} of ridge"
+        console.print(f"{note} regression", soft_wrap=True, markup=False)
 
 
-def _images(folder: Path, generator: Generator) -> tuple[Tensor, Tensor, list[str]]:
+def _images(folder: Path, generator: "Generator") -> "tuple[Tensor, Tensor, list[str]]":
     from mcdi.tasks.images.class_images import read_folder
 
     return read_folder(folder, generator.image_shape)
 
 
-def _image_queries(folder: Path, generator: Generator) -> tuple[Tensor, list[Any]]:
+def _image_queries(folder: Path, generator: "Generator") -> "tuple[Tensor, list[Any]]":
     from mcdi.tasks.images.class_images import read_images
 
     return read_images(folder, generator.image_shape)
 
 
-def _texts(path: Path) -> tuple[Any, Tensor, list[str]]:
+def _texts(path: Path) -> "tuple[Any, Tensor, list[str]]":
     import torch
 
     from mcdi.tasks.text.labelled import read_texts
 
-    found = read_texts(path)
-    return found.texts, torch.tensor(found.labels), list(found.classes)
+    examples = read_texts(path)
+    return examples.texts, torch.tensor(examples.labels), list(examples.classes)
 
 
 def _text_queries(path: Path) -> tuple[Any, list[str]]:

@@ -1,35 +1,48 @@
-"""mcdi: weights that are generated, not trained. What a user types."""
+"""The program `mcdi`: its commands for whole runs, and the entry point. Commands import what they need when they run."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from mcdi import __version__
 from mcdi.cli.export import export, push
 from mcdi.cli.generate import generate
-from mcdi.cli.options import Data, Device, Out, RecipeName, Seed, TensorBoard, Workers, bars, console, recipe_of, workers_of
+from mcdi.cli.options import (
+    Data,
+    Device,
+    Out,
+    RecipeName,
+    Seed,
+    ShownRecipe,
+    TensorBoard,
+    Workers,
+    console,
+    recipe_of,
+    workers_of,
+)
+from mcdi.cli.progress import progress
 from mcdi.cli.report import report
 from mcdi.cli.serve import serve
 from mcdi.cli.store import app as store_app
 from mcdi.cli.studies import compare, reproduce, transfer
 from mcdi.errors import McdiError
-from mcdi.experiments import run as job
-from mcdi.experiments.recipe import read_recipe, recipe_names
-from mcdi.utils.workers import Backend, pick_device
+
+if TYPE_CHECKING:
+    from mcdi.utils.workers import Backend
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="""Generate the weights of a network from a handful of examples, with no gradient step.
 
     Start with [bold]mcdi demo[/] (seconds), then [bold]mcdi run glyphs[/] (minutes): it prepares optimiser trajectories of many
-    tasks, meta-trains a local consistency diffusion (Mc-Di) on them and measures it beside honest alternatives.
+    tasks, meta-trains a local consistency diffusion (Mc-Di) on them and compares it with baselines.
     A run is one folder; the same command resumes; [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
 )
 app.add_typer(store_app, name="store")
@@ -38,7 +51,24 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Only this method (repeatable) (default: the recipe's).")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mcdi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def _jobs(folder: Path, methods: list[str] | None) -> list[tuple[str, int]]:
+    from mcdi.experiments import run as job
+
     jobs = job.jobs_of(job.read_run(folder))
     for name in methods or []:
         if name not in {n for n, _ in jobs}:
@@ -68,11 +98,14 @@ def run(
 
     Example: [bold]mcdi run omniglot --data path/to/omniglot[/]
     """
-    chosen, where = recipe_of(recipe, seed), pick_device(device)
-    folder = out or Path("runs") / chosen.name
-    many = workers_of(workers, where)
-    with bars() as show:
-        job.run(folder, chosen, data=data, device=where, workers=many, progress=show, tensorboard=tensorboard)
+    from mcdi.experiments import run as job
+    from mcdi.utils.workers import pick_device
+
+    settings, where = recipe_of(recipe, seed), pick_device(device)
+    folder = out or Path("runs") / settings.name
+    count = workers_of(workers, where)
+    with progress(console) as show:
+        job.run(folder, settings, data=data, device=where, workers=count, progress=show, tensorboard=tensorboard)
     _report(folder)
 
 
@@ -87,12 +120,14 @@ def prepare(
     backend: Annotated[str, typer.Option(help="local: processes. ray: the cluster at RAY_ADDRESS.")] = "local",
 ) -> None:
     """Only the preparation: data, backbone, and the optimiser's trajectories on every training task."""
-    chosen, where = recipe_of(recipe, seed), pick_device(device)
-    folder = out or Path("runs") / chosen.name
-    job.open_run(folder, chosen)
-    with bars() as show:
-        many = workers_of(workers, where)
-        job.prepare_run(folder, data=data, device=where, workers=many, progress=show, backend=cast(Backend, backend))
+    from mcdi.experiments import run as job
+    from mcdi.utils.workers import pick_device
+
+    settings, where = recipe_of(recipe, seed), pick_device(device)
+    folder, count = out or Path("runs") / settings.name, workers_of(workers, where)
+    job.open_run(folder, settings)
+    with progress(console) as show:
+        job.prepare_run(folder, data=data, device=where, workers=count, progress=show, backend=cast("Backend", backend))
     console.print(f"prepared: {folder}; next: mcdi train {folder}", soft_wrap=True, markup=False)
 
 
@@ -105,19 +140,24 @@ def train(
     tensorboard: TensorBoard = False,
 ) -> None:
     """Meta-train the methods of a prepared run; they are saved under FOLDER/methods/NAME-SEED, with a log of every training."""
+    from mcdi.experiments import run as job
+    from mcdi.utils.workers import pick_device
+
     where = pick_device(device)
-    jobs, many = _jobs(folder, method), workers_of(workers, where)
-    with bars() as show:
-        job.train_and_evaluate(folder, jobs, workers=many, device=where, progress=show, score=False, tensorboard=tensorboard)
+    jobs, count = _jobs(folder, method), workers_of(workers, where)
+    with progress(console) as show:
+        job.train_and_evaluate(folder, jobs, workers=count, device=where, progress=show, score=False, tensorboard=tensorboard)
     console.print(f"trained: {folder}/methods; next: mcdi evaluate {folder}", soft_wrap=True, markup=False)
 
 
 @app.command()
 def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> None:
     """Measure the trained methods of a run on unseen tasks, and write the table and report.html."""
-    with bars() as show:
-        jobs = _jobs(folder, method)
-        job.train_and_evaluate(folder, jobs, workers=workers_of(workers, "cpu"), device="cpu", progress=show, train=False)
+    from mcdi.experiments import run as job
+
+    jobs, count = _jobs(folder, method), workers_of(workers, "cpu")
+    with progress(console) as show:
+        job.train_and_evaluate(folder, jobs, workers=count, device="cpu", progress=show, train=False)
         job.finish(folder, progress=show)
     _report(folder)
 
@@ -131,25 +171,35 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the picture goes.")] = Path("mcdi-demo.png"),
     seed: Annotated[int, typer.Option(help="Decides everything.")] = 0,
 ) -> None:
-    """Does it really work? In seconds: all weights of a small network generated for unseen curves, beside trained ones."""
+    """A proof of concept in seconds: all weights of a small network generated for unseen curves, compared with trained ones."""
     from mcdi.experiments.demo import run_demo
 
-    with bars() as show:
+    with progress(console) as show:
         table = run_demo(out, seed=seed, progress=show)
     Console().print(table)
     typer.echo(f"picture: {out}")
 
 
 @app.command()
-def recipes(show: Annotated[str | None, typer.Argument(help="Print this recipe, resolved, as JSON.")] = None) -> None:
-    """The recipes that come with the package."""
+def recipes(recipe: ShownRecipe = None) -> None:
+    """The recipes that come with the package, or all values of one, as TOML that [bold]mcdi run[/] takes.
+
+    Example: [bold]mcdi recipes natural > mine.toml[/]
+    """
+    from mcdi.experiments.recipe_files import read_tables, recipe_names, to_toml
+
+    if recipe is None:
+        names = recipe_names()
+        for name in names:
+            typer.echo(f"{name:<{max(map(len, names))}}  {read_tables(name)['about']}")
+        return
     from dataclasses import asdict
 
-    if show is not None:
-        typer.echo(json.dumps(asdict(read_recipe(show)), indent=1))
-        return
-    for name in recipe_names():
-        typer.echo(f"{name:<16} {read_recipe(name).about}")
+    from mcdi.experiments.recipe import read_recipe
+
+    typer.echo(f"# All values of the recipe {recipe}, for `mcdi run FILE.toml`.")
+    typer.echo(f'# A file with base = "{recipe}" needs only the values that differ.')
+    typer.echo("\n".join(to_toml(asdict(read_recipe(recipe)))))
 
 
 def main() -> None:
@@ -159,7 +209,3 @@ def main() -> None:
     except McdiError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,31 +1,43 @@
-"""What do commands share? Their options, how a recipe and workers are read from them, progress bars."""
+"""Options that several commands take, and how a recipe and a number of processes are read from them."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from mcdi.experiments.logs import summary_writer
-from mcdi.experiments.recipe import Recipe, read_recipe
-from mcdi.utils.workers import Progress as Steps
+if TYPE_CHECKING:
+    from mcdi.experiments.recipe import Recipe
 
 console = Console(stderr=True)
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.")]
+
+def _recipe_names() -> list[str]:
+    from mcdi.experiments.recipe_files import recipe_names
+
+    return recipe_names()
+
+
+def _tensorboard(asked: bool) -> bool:
+    """A missing package is an error at the start, not after hours of preparation."""
+    if asked:
+        from mcdi.experiments.logs import summary_writer
+
+        summary_writer()
+    return asked
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.", autocompletion=_recipe_names),
+]
+ShownRecipe = Annotated[
+    str | None,
+    typer.Argument(help="Print this recipe with all its values, as TOML.", metavar="NAME", autocompletion=_recipe_names),
+]
+Model = Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/RECIPE).")]
 Data = Annotated[
     Path | None, typer.Option("--data", help="The data set, where a recipe reads one: a folder, or a .npz of images.")
@@ -35,60 +47,23 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it (default: all cores).")
 ]
-
-
-def _tensorboard(asked: bool) -> bool:
-    """Whether it is there is found out now, not after hours of preparation."""
-    if asked:
-        summary_writer()
-    return asked
-
-
 TensorBoard = Annotated[
     bool,
     typer.Option("--tensorboard", callback=_tensorboard, help="Also write event files for it, under tensorboard/ of the run."),
 ]
 
 
-@contextmanager
-def bars() -> Iterator[Steps]:
-    """Progress bars with rates and time left, one for each thing under way; Ctrl-C is exit code 130."""
-    columns = [
-        SpinnerColumn(),
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>9}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    ]
-    with Progress(*columns, console=console) as shown:
-        known: dict[str, tuple[object, int]] = {}
-
-        def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:
-            if what not in known:
-                known[what] = (shown.add_task(what, total=total, figures="", rate=""), done)
-            task, first = known[what]
-            bar = next(t for t in shown.tasks if t.id == task)
-            rate = f"{(done - first) / bar.elapsed:.1f}/s" if bar.elapsed and done > first else ""
-            text = "".join(f"{n} {v:.4g}" for n, v in list(figures.items())[:1])  # a line has room for one; logs have all
-            shown.update(bar.id, completed=done, total=total, figures=text, rate=rate)
-
-        try:
-            yield show
-        except KeyboardInterrupt:  # typer would end with a word of its own
-            console.print("stopped; the same command resumes")
-            raise typer.Exit(130) from None
-
-
 def workers_of(asked: int | None, device: str) -> int:
-    return asked or (
-        1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Processes: as asked; else one on a GPU, all cores that this process may use on the CPU."""
+    if asked or device != "cpu":
+        return asked or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def recipe_of(name: str, seed: int | None) -> Recipe:
+def recipe_of(name: str, seed: int | None) -> "Recipe":
+    """The recipe, its generator seeds counted from `seed` where one is given."""
+    from mcdi.experiments.recipe import read_recipe
+
     recipe = read_recipe(name)
     if seed is not None:
         seeds = tuple(seed + j for j in range(len(recipe.evaluation.seeds)))

@@ -1,4 +1,4 @@
-"""What does a user type to see runs beside each other?"""
+"""`mcdi report`: runs compared."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-Folders = Annotated[list[Path], typer.Argument(help="Folders of runs, finished or still under way.", metavar="RUN...")]
-Page = Annotated[Path, typer.Option("--out", help="The page, an .html file; a .csv file goes beside it.")]
+Folders = Annotated[list[Path], typer.Argument(help="Folders of runs, finished or unfinished.", metavar="RUN...")]
+Page = Annotated[Path, typer.Option("--out", help="The page, an .html file; a .csv file of the same name is written too.")]
 
 
 def report(folders: Folders, out: Page = Path("comparison.html")) -> None:
-    """Runs beside each other: settings that differ, accuracy, latency, training and its losses. One run alone will do.
+    """Compare runs: settings that differ, accuracy, latency, training and its losses. One run will do.
 
     Example: [bold]mcdi report runs/glyphs runs/glyphs-longer[/]
     """

@@ -1,15 +1,13 @@
-"""What does a user type to serve generators over HTTP?"""
+"""`mcdi serve`: generators over HTTP."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from mcdi.cli.options import Device, console
 from mcdi.errors import McdiError
-from mcdi.utils.workers import pick_device
 
-console = Console(stderr=True)
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -19,11 +17,11 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 = all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8000,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     bf16: Annotated[bool, typer.Option("--bf16", help="Backbones in bfloat16, for hardware that has it.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Chains that are run together at most.")] = 32,
-    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others; 0 = only what has queued up.")] = 2,
-    queue: Annotated[int, typer.Option(min=1, help="Requests at once; one more is answered with 429.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Largest batch of chains.")] = 32,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others to batch; 0 = none.")] = 2,
+    queue: Annotated[int, typer.Option(min=1, help="Requests at once; further ones are answered with 429.")] = 128,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 30,
     body: Annotated[float, typer.Option(min=0.01, help="MiB of a request.")] = 8,
     examples: Annotated[int, typer.Option(min=2, help="Of a support set, or of queries.")] = 1000,
@@ -38,6 +36,8 @@ def serve(
 
     Example: [bold]mcdi serve runs/glyphs/methods/mc-di-0[/]
     """
+    from mcdi.utils.workers import pick_device
+
     try:
         from mcdi.serve import run
         from mcdi.serve.limits import MIB, Limits
@@ -57,8 +57,8 @@ def serve(
 
     def ready(address: str) -> None:
         if host not in LOCAL and api_key_file is None:
-            console.print("note: anybody who reaches this address may use it: give --api-key-file", soft_wrap=True)
-        console.print(f"{address} serves; GET /v1/models lists what", soft_wrap=True, markup=False, highlight=False)
+            console.print("note: no --api-key-file is given: anybody who reaches this address can use it", soft_wrap=True)
+        console.print(f"{address} serves; GET /v1/models lists the models", soft_wrap=True, markup=False, highlight=False)
 
     where = pick_device(device)
     run.serve(models, host=host, port=port, device=where, bf16=bf16, limits=limits, keys=api_key_file, ready=ready)

@@ -1,28 +1,20 @@
-"""mcdi store: look at stored trajectories, check them, join them, take them elsewhere."""
+"""`mcdi store`: print what stored trajectories hold, verify them, merge them, copy them."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
-from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.trajectories.copy import export as copy_store
-from mcdi.trajectories.copy import merge as merge_stores
-from mcdi.trajectories.copy import weights_of
-from mcdi.trajectories.store import TrajectoryStore
-from mcdi.utils.files import write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="""Stored trajectories: what is in them, are they whole, join them, take them elsewhere.
+    help="""Stored trajectories: print what they hold, verify, merge and copy them.
 
     A store is a folder that [bold]mcdi prepare[/] fills, such as
     runs/glyphs/trajectories: the weights at k points of an optimiser's path on
@@ -31,7 +23,7 @@ app = typer.Typer(
     hf://datasets/user/name/folder.""",
 )
 
-_AT_TARGETS = {"epochs": "epoch", "scores": "score", "losses": "loss"}  # what a store has for each of the k targets
+_AT_TARGETS = {"epochs": "epoch", "scores": "score", "losses": "loss"}  # columns with a value for each of the k targets
 
 Store = Annotated[str, typer.Argument(help="Folder of a store, or the URL of a finished one.", show_default=False)]
 
@@ -42,28 +34,36 @@ def info(store: Store) -> None:
 
     Example: [bold]mcdi store info runs/glyphs/trajectories[/]
     """
-    found = TrajectoryStore.open(store)
+    import torch
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.markup import escape
+    from rich.table import Table
+
+    from mcdi.trajectories.store import TrajectoryStore
+
+    opened = TrajectoryStore.open(store)
     sums: dict[str, Tensor] = {}
     seeds: list[int] = []
     shape = torch.Size([0, 0, 0])
-    for part in found.parts():
+    for part in opened.parts():
         shape = part.targets.shape[1:]
         seeds += [int(part.seeds.min()), int(part.seeds.max())]
         for name, column in part.tensors().items():
             if name not in ("targets", "mask", "seeds"):
                 sums[name] = sums.get(name, torch.zeros(())) + column.double().sum(0)
-    means = {name: total / len(found) for name, total in sums.items()}
+    means = {name: total / len(opened) for name, total in sums.items()}
     k, units, numbers = shape
-    meta, size = found.meta, sum(shard["bytes"] for shard in found.shards)
+    meta, size = opened.meta, sum(shard["bytes"] for shard in opened.shards)
     table = Table(title=escape(store), show_header=False)
     for name, value in (
         ("family", meta.get("family")),
         ("split", meta.get("split")),
-        ("tasks", f"{len(found)}, seeds {min(seeds)} to {max(seeds)}"),
+        ("tasks", f"{len(opened)}, seeds {min(seeds)} to {max(seeds)}"),
         ("local targets", f"k = {k}"),
         ("weights", f"{units} units x {numbers} numbers"),
         ("storage", meta.get("storage", "float32")),
-        ("on disk", f"{decimal(size)} in {len(found.shards)} shards"),
+        ("on disk", f"{decimal(size)} in {len(opened.shards)} shards"),
         *((name, f"mean {float(means[name].mean()):.4g}") for name in means if name not in _AT_TARGETS),
         *((name, json.dumps(meta[name])) for name in sorted(meta) if name not in ("family", "split", "storage")),
     ):
@@ -78,28 +78,32 @@ def info(store: Store) -> None:
 
 @app.command()
 def verify(store: Store) -> None:
-    """Read every byte of a store and say what is damaged: exit code 0 when all is good, else 1.
+    """Read every byte of a store and list what is damaged: exit code 0 when nothing is, else 1.
 
     Example: [bold]mcdi store verify runs/glyphs/trajectories[/]
     """
-    found = TrajectoryStore.open(store)
-    problems = found.verify()
+    from mcdi.trajectories.store import TrajectoryStore
+
+    opened = TrajectoryStore.open(store)
+    problems = opened.verify()
     for problem in problems:
         typer.echo(f"error: {problem}", err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo(f"{len(found.shards)} shards, {len(found)} tasks: all good")
+    typer.echo(f"{len(opened.shards)} shards, {len(opened)} tasks: all good")
 
 
 @app.command()
 def merge(
-    stores: Annotated[list[str], typer.Argument(help="Stores of the same settings, no task in two.", show_default=False)],
+    stores: Annotated[list[str], typer.Argument(help="Stores of the same settings, without common tasks.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new store; it must not exist.", show_default=False)],
 ) -> None:
     """Join stores, say prepared on several machines, into a new one. All are verified first.
 
     Example: [bold]mcdi store merge first/ second/ --out both/[/]
     """
+    from mcdi.trajectories.copy import merge as merge_stores
+
     merged = merge_stores(stores, out)
     typer.echo(f"{out}: {len(merged.shards)} shards, {len(merged)} tasks")
 
@@ -116,9 +120,14 @@ def export(
     Examples: [bold]mcdi store export runs/glyphs/trajectories s3://bucket/glyphs[/],
     [bold]mcdi store export runs/glyphs/trajectories head.safetensors --seed 7 --target 1[/]
     """
+    from mcdi.trajectories.copy import export as copy_store
+    from mcdi.trajectories.copy import weights_of
+    from mcdi.trajectories.store import TrajectoryStore
+    from mcdi.utils.files import write_tensors
+
     if seed is None:
         if target is not None:
-            raise McdiError(f"--target {target} needs --seed: which task's weights?")
+            raise McdiError(f"--target {target} needs --seed: the task whose weights are written")
         copy_store(store, out)
         typer.echo(f"{out}: a copy of {store}")
         return

@@ -1,4 +1,4 @@
-"""What does a user type for a study? One of many, all systems beside each other, other data sets."""
+"""`mcdi reproduce`, `mcdi compare` and `mcdi transfer`: studies on the folder of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from mcdi.cli.options import Data, Out, RecipeName, Workers, bars, recipe_of, workers_of
-from mcdi.experiments import run as job
+from mcdi.cli.options import Data, Out, RecipeName, Workers, console, recipe_of, workers_of
+from mcdi.cli.progress import progress
 
 Results = Annotated[Path, typer.Option("--results", help="Where tables and plots go.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Seconds instead of an hour; the numbers mean nothing.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A test of the command in seconds; its figures mean nothing.")]
 Methods = Annotated[str, typer.Option("--methods", help="all, or names with commas between them.")]
 
 
@@ -27,11 +27,11 @@ def reproduce(
 
     Example: [bold]mcdi reproduce ablation omniglot --data path/to/omniglot[/]
     """
-    from mcdi.experiments import studies as studies
+    from mcdi.experiments import studies
 
     if study == "list":
-        for name, known in studies.STUDIES.items():
-            typer.echo(f"{name:<12} {known.about}")
+        for name, listed in studies.STUDIES.items():
+            typer.echo(f"{name:<{max(map(len, studies.STUDIES))}}  {listed.about}")
         return
     studies.known(study)
     _study(study, recipe, out, data, results, small, workers)
@@ -46,7 +46,7 @@ def compare(
     small: Quick = False,
     workers: Workers = None,
 ) -> None:
-    """Every system on one recipe's tasks: accuracy, milliseconds to adapt, training, parameters, memory. Resumes.
+    """Every method on one recipe's tasks: accuracy, milliseconds to adapt, training, parameters, memory. Resumes.
 
     Example: [bold]mcdi compare natural --data FILE --methods prototypes,adam,maml,mc-di[/]
     """
@@ -63,7 +63,7 @@ def transfer(
     small: Quick = False,
     workers: Workers = None,
 ) -> None:
-    """Heads for other data sets (CIFAR, STL-10, Aircraft, Pets, a folder a class), on which nothing is trained. Resumes.
+    """Heads for data sets on which nothing is trained: CIFAR, STL-10, Aircraft, Pets, or a folder of images a class. Resumes.
 
     Example: [bold]mcdi transfer natural --data FILE --target cifar10=data/cifar-10-batches-bin[/]
     """
@@ -81,14 +81,15 @@ def _study(
     methods: str = "",
     target: Sequence[str] = (),
 ) -> None:
-    from mcdi.experiments import studies as studies
+    from mcdi.experiments import run as job
+    from mcdi.experiments import studies
 
-    known = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
-    names = studies.chosen(methods, known) if methods else None
+    settings = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
+    names = studies.chosen(methods, settings) if methods else None
     targets = studies.named_targets(target) if study == "transfer" else None
-    folder, many = out or Path("runs") / known.name, workers_of(workers, "cpu")
-    job.open_run(folder, known)
-    with bars() as show:
-        job.prepare_run(folder, data=data, device="cpu", workers=many, progress=show)
-        paths = studies.reproduce(study, folder, results, workers=many, progress=show, methods=names, targets=targets)
+    folder, count = out or Path("runs") / settings.name, workers_of(workers, "cpu")
+    job.open_run(folder, settings)
+    with progress(console) as show:
+        job.prepare_run(folder, data=data, device="cpu", workers=count, progress=show)
+        paths = studies.reproduce(study, folder, results, workers=count, progress=show, methods=names, targets=targets)
     typer.echo("\n".join(map(str, paths)))

@@ -1,13 +1,11 @@
-"""What is a recipe? One TOML file that decides a whole run: family, preparation, methods, evaluation."""
+"""The recipe of a run, checked as a whole: family, preparation, methods, evaluation."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from mcdi.errors import McdiError
+from mcdi.experiments.recipe_files import read_tables
 from mcdi.methods import all_methods, method_spec
 from mcdi.methods.base import ChecksNetwork, NetworkFacts
 from mcdi.networks.backbones.language import LoraSettings
@@ -70,8 +68,8 @@ class FamilySettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """tasks unseen tasks of the test split, the same for every method; validation tasks choose a diffusion's sampler;
-    seeds: one generator is trained for each."""
+    """tasks: unseen tasks of the test split, the same for every method. validation: tasks on which a sampler is selected.
+    seeds: one generator is trained with each."""
 
     tasks: int = 600
     validation: int = 300
@@ -80,7 +78,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`generator` holds what all learnt generators share; `method` holds a table for each method that differs."""
+    """What decides a run. generator: settings shared by the methods that train a denoiser. method: a table for each."""
 
     name: str
     about: str = ""
@@ -96,29 +94,13 @@ class Recipe:
         return merged(self.generator if method_spec(name).shared_settings else {}, self.method.get(name, {}))
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in resources.files("mcdi.recipes").iterdir() if p.name.endswith(".toml"))
-
-
 def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or a TOML file by path. Raises McdiError that lists everything wrong with it."""
-    path = Path(name)
-    if name in recipe_names():
-        text = (resources.files("mcdi.recipes") / f"{name}.toml").read_text()
-    elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text()
-    else:
-        raise McdiError(f"unknown recipe {name!r}: choose {', '.join(recipe_names())}, or give the path of a .toml file")
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise McdiError(f"{name} is not valid TOML: {error}") from error
-    return checked({"name": path.stem, **values}, name)
+    """A shipped recipe by name, or a TOML file by path, with its base. Raises McdiError that lists everything wrong with it."""
+    return checked(read_tables(name), name)
 
 
 def checked(values: Mapping[str, Any], where: str) -> Recipe:
-    """A recipe from plain values, every method's settings tried at once."""
+    """A recipe from plain values; `where` names them in errors. Every method is built, so that its settings are checked too."""
     recipe = make(Recipe, values, where)
     unknown = [m for m in (*recipe.methods, *recipe.method) if m not in all_methods()]
     if unknown:

@@ -1,10 +1,13 @@
-"""How does a table of a TOML or JSON file become a frozen dataclass? Unknown keys and wrong types are errors, all at once."""
+"""Frozen dataclasses from the tables of a TOML or JSON file, checked by pydantic: all problems are reported at once."""
 
 import dataclasses
-import types
+import functools
+import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mcdi.errors import McdiError
 
@@ -12,15 +15,29 @@ S = TypeVar("S")
 
 
 def make(cls: type[S], values: Mapping[str, Any], where: str) -> S:
-    """An instance of the dataclass `cls` from plain values; nested dataclasses from nested tables.
+    """An instance of a dataclass from plain values.
 
-    Raises McdiError that lists every unknown key and every wrong type, with the names that are legal.
+    A nested dataclass takes a table, which overrides the owner's default value by value. A dataclass may declare
+    `renamed: ClassVar = {"old": "new", "key": {"old value": "new value"}}`: each is reported with its new name.
+
+    Args:
+        cls: a dataclass; its fields hold what JSON holds, and other such dataclasses.
+        values: what the file says; keys that it leaves out take their defaults.
+        where: what the messages call the table, such as "generator" or the name of a file.
+
+    Raises:
+        McdiError: names every unknown key, missing key and wrong value, with the legal ones.
     """
     problems: list[str] = []
-    built = _make(cls, values, where, problems)
-    if problems:
-        raise McdiError("; ".join(problems))
-    return typing.cast(S, built)
+    complete = _complete(cls, values, where, problems)
+    try:
+        (made,) = _adapter(typing.cast(Any, cls)).validate_json(json.dumps([complete], default=str))
+    except ValidationError as error:
+        problems += [_sentence(cls, where, e) for e in error.errors(include_url=False)]
+    else:
+        if not problems:
+            return typing.cast(S, made)
+    raise McdiError("; ".join(problems))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,58 +49,46 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _make(cls: Any, values: Mapping[str, Any], where: str, problems: list[str]) -> Any:
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    arguments = {}
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """Of a list of one: pydantic takes no configuration for a dataclass itself, but hands on that of its container."""
+    return TypeAdapter(list[cls], config=ConfigDict(extra="forbid", strict=True))
+
+
+def _complete(cls: Any, values: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """`values`, each nested table on top of its owner's default, without what was renamed."""
+    renamed, types, complete = getattr(cls, "renamed", {}), typing.get_type_hints(cls), dict(values)
     for key, value in values.items():
-        if key not in names:
-            problems.append(f"{where}: unknown key {key!r}, there are {', '.join(names)}")
-            continue
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            if isinstance(value, Mapping):
-                full = merged(_default(cls, key), value)
-                given_first = {**{n: full[n] for n in value}, **full}  # problems are told in the order of the file
-                arguments[key] = _make(hint, given_first, f"{where}.{key}", problems)
-            else:
-                problems.append(f"{where}.{key} = {value!r} must be a table")
-        elif _fits(value, hint):
-            arguments[key] = tuple(value) if isinstance(value, list) else value
-        else:
-            problems.append(f"{where}.{key} = {value!r} must be {_describe(hint)}")
-    for f in dataclasses.fields(cls):
-        if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
-            problems.append(f"{where}: {f.name} is missing")
-    return None if problems else cls(**arguments)
+        new = renamed.get(key)
+        if isinstance(new, str):
+            problems.append(f"{where}.{key} was renamed: write {new}")
+            del complete[key]
+        elif isinstance(new, Mapping) and isinstance(value, str) and value in new:
+            problems.append(f"{where}.{key} = {value!r} was renamed: write {new[value]!r}")
+            del complete[key]
+        elif dataclasses.is_dataclass(types.get(key)) and isinstance(value, Mapping):
+            table = _complete(types[key], value, f"{where}.{key}", problems)
+            complete[key] = merged(_default(cls, key), table)
+    return complete
 
 
 def _default(cls: Any, key: str) -> dict[str, Any]:
-    """The owner's own defaults of a nested table: a recipe that sets one value of it keeps the others."""
     field = next(f for f in dataclasses.fields(cls) if f.name == key)
     if field.default is not dataclasses.MISSING:
         return dataclasses.asdict(field.default)
     return {} if field.default_factory is dataclasses.MISSING else dataclasses.asdict(field.default_factory())
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return value in inner
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, h) for h in inner)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(_fits(v, inner[0]) for v in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    return hint is Any or isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint).replace("typing.", "")
+def _sentence(cls: Any, where: str, error: Any) -> str:
+    """One of pydantic's errors, with its path in the file and the legal names."""
+    kind, path = error["type"], error["loc"][1:]
+    if kind == "value_error":  # raised by __post_init__
+        return str(error["ctx"]["error"])
+    if kind in ("unexpected_keyword_argument", "missing"):
+        for part in path[:-1]:
+            cls, where = typing.get_type_hints(cls)[part], f"{where}.{part}"
+        if kind == "missing":
+            return f"{where}: {path[-1]} is missing"
+        return f"{where}: unknown key {path[-1]!r}, there are {', '.join(f.name for f in dataclasses.fields(cls))}"
+    name = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return f"{name} = {error['input']!r} {error['msg'].removeprefix('Input ').replace('an object', 'a table')}"

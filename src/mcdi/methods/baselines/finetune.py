@@ -1,7 +1,7 @@
 """Gradient training on the support set: what generated weights have to beat, and the reference for time."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -62,9 +62,9 @@ def adapt(
 class FineTuneSettings:
     """The grid that `fit` tunes on validation tasks: Adam's rate, steps and decay. batch: examples a step (None: all)."""
 
-    lrs: Sequence[float] = (0.003, 0.01, 0.03, 0.1)
-    steps: Sequence[int] = (5, 10, 20, 50, 100, 200)
-    decays: Sequence[float] = (0.0, 0.01)
+    lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100, 200)
+    decays: tuple[float, ...] = (0.0, 0.01)
     tasks: int = 300
     batch: int | None = None
     theta0_seed: int = 0
