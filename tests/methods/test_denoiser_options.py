@@ -11,7 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments.build import _few_shot
 from mcdi.experiments.recipe import FamilySettings
 from mcdi.experiments.studies import measures
-from mcdi.experiments.studies.variants import Cell, Context
+from mcdi.experiments.studies.variants import Context, Variant
 from mcdi.generator.api import Generator
 from mcdi.generator.saving import load_method
 from mcdi.methods import make_method
@@ -291,7 +291,7 @@ def test_a_condition_of_single_examples_is_for_heads() -> None:
 
 def test_levers_are_judged_on_validation_tasks(done: Path) -> None:
     """The row that decides what is kept is the score of the validation split, not of the test one."""
-    context, cell = Context(done), Cell({"lever": "recipe"}, "mc-di")
+    context, cell = Context(done), Variant({"lever": "recipe"}, "mc-di")
     method = load_method(done / "methods" / "mc-di-0")
     (row,) = (r for r in measures.levered(context, cell, method, 0) if r.factors["sampler"] == "validated, on validation tasks")
     net, scores = context.family.downstream, {}

@@ -33,7 +33,7 @@ def reproduce(
         for name, known in studies.STUDIES.items():
             typer.echo(f"{name:<12} {known.about}")
         return
-    studies.known(study)
+    studies.find_study(study)
     _study(study, recipe, out, data, results, small, workers)
 
 
@@ -84,7 +84,7 @@ def _study(
     from mcdi.experiments import studies as studies
 
     known = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
-    names = studies.chosen(methods, known) if methods else None
+    names = studies.choose_methods(methods, known) if methods else None
     targets = studies.named_targets(target) if study == "transfer" else None
     folder, many = out or Path("runs") / known.name, workers_of(workers, "cpu")
     job.open_run(folder, known)

@@ -44,14 +44,21 @@ def evaluate(
         batch = family.sample(split, range(tasks), shots=shots)
         out["shots"][str(shots)] = row = _measure(method, family, batch, seed, reference, None)
         if isinstance(method, SupportsSampling) and method.is_chain:
-            row["samplers"] = {n: _measure(method, family, batch, seed, reference, sampling) for n, sampling in SAMPLERS.items()}
+            row["samplers"] = {
+                n: _measure(method, family, batch, seed, reference, sampling) for n, sampling in SAMPLERS.items()
+            }
             if shots == family.shots[0]:
                 out["curve"] = _curve(method, family, batch, seed, reference)
     return out
 
 
 def _measure(
-    method: WeightGenerator, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None, sampling: Sampling | None
+    method: WeightGenerator,
+    family: TaskFamily,
+    batch: TaskBatch,
+    seed: int,
+    reference: Tensor | None,
+    sampling: Sampling | None,
 ) -> dict[str, Any]:
     net = family.downstream
     extra: dict[str, Any] = {} if sampling is None else {"sampling": sampling}
