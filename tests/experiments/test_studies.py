@@ -1,4 +1,4 @@
-"""Do studies say what was measured, pair what belongs together, and resume?"""
+"""Studies: files, agreement between them, resuming."""
 
 import csv
 import math
@@ -18,15 +18,14 @@ from mcdi.experiments import run
 from mcdi.experiments.evaluate import distance
 from mcdi.experiments.recipe import Evaluation, read_recipe
 from mcdi.experiments.run import read_run, with_seeds
-from mcdi.experiments.studies import STUDIES, measures, quick, reproduce
+from mcdi.experiments.studies import STUDIES, find_study, measures, quick, reproduce
 from mcdi.experiments.studies.distillation import distil
-from mcdi.experiments.studies.studies import serving
-from mcdi.experiments.studies.variants import Cell, Context, model_folder, trained
+from mcdi.experiments.studies.studies import fitting_methods
+from mcdi.experiments.studies.variants import Context, Variant, model_folder, trained
 from mcdi.generator.saving import load_method
-from mcdi.methods import METHODS
-from mcdi.methods.mcdi.method import Diffusion
+from mcdi.methods import all_methods
 from mcdi.methods.meta_training import MetaTraining
-from mcdi.methods.sampling import SAMPLERS, Sampling
+from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
 from mcdi.utils.workers import silent
 
 ON_IMAGES = [s for s in STUDIES if s not in ("adapters", "transfer")]  # these: test_text_lora.py, test_targets.py
@@ -48,14 +47,16 @@ def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, s
 
 
 def test_a_student_answers_in_one_step_what_its_teacher_does_in_all(worlds: dict[str, World]) -> None:
-    world, how, one = worlds["gauss"], SAMPLERS["ddim"], replace(SAMPLERS["ddim"], steps=1)
+    world, full, one = worlds["gauss"], SAMPLERS["ddim"], replace(SAMPLERS["ddim"], steps=1)
     teacher, family = world.method("mc-di"), world.family
     training = MetaTraining(meta="none", iterations=60, inner_steps=1, learners=1, tasks=48, outer_lr=0.003)
     before = {n: t.clone() for n, t in teacher.state().items()}
-    student = distil(teacher, family, world.data, how, seed=0, training=training)
+    student = distil(teacher, family, world.data, full, seed=0, training=training)
     ask = partial(teacher.generate, family.downstream, world.batch.support, world.batch.mask, seed=5)
-    taught = student.generate(family.downstream, world.batch.support, world.batch.mask, seed=5, how=one)
-    assert distance(taught, ask(how=how), teacher.space) < 0.5 * distance(ask(how=one), ask(how=how), teacher.space)
+    taught = student.generate(family.downstream, world.batch.support, world.batch.mask, seed=5, sampling=one)
+    assert distance(taught, ask(sampling=full), teacher.space) < 0.5 * distance(
+        ask(sampling=one), ask(sampling=full), teacher.space
+    )
     assert all(torch.equal(before[n], t) for n, t in teacher.state().items())
 
 
@@ -64,19 +65,19 @@ class TestCompare:
         results = studied / "compared"
         assert mcdi("compare", recipe, "--out", studied, "--results", results, "--workers", 1) == 0
         table = list(csv.DictReader((results / "compare-tiny.csv").read_text().splitlines()))
-        assert {r["method"] for r in table} == set(METHODS)
+        assert {r["method"] for r in table} == set(all_methods())
         assert "`mcdi compare tiny`" in (results / "compare-tiny.md").read_text()
         by = {r["method"]: {n: float(r[f"{n}_mean"]) for n in ("adaptation (ms)", "peak (MiB)", "parameters")} for r in table}
         assert all(r["adaptation (ms)"] > 0 and r["peak (MiB)"] > 0 for r in by.values())
         assert by["maml"]["parameters"] == 3 * 65 + 1 and by["adam"]["parameters"] == by["linear-probe"]["parameters"] == 0
         assert by["mc-di"]["peak (MiB)"] > by["prototypes"]["peak (MiB)"]
 
-    def test_what_is_slow_is_measured_on_the_first_tasks(self, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_slow_method_is_measured_on_the_first_tasks(self, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(measures, "FIRST", 3)
         context = Context(done)
         for name, count in (("p-diff", 3), ("prototypes", 8)):
             method = load_method(done / "methods" / f"{name}-0")
-            (row,) = measures.accuracy(context, Cell({"method": name}, name), method, 0)
+            (row,) = measures.accuracy(context, Variant({"method": name}, name), method, 0)
             assert row.scores is not None and len(row.scores) == count
 
     def test_some_of_them(self, recipe: Path, studied: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -89,12 +90,12 @@ class TestCompare:
             capfd.readouterr().err.split()
         )
 
-    def test_who_serves_what(self) -> None:
+    def test_which_methods_fit_a_network(self) -> None:
         heads = {"prototypes", "linear-probe", "meta-baseline"}
-        assert set(serving(read_recipe("glyphs"))) == set(METHODS)
-        assert set(serving(read_recipe("sines"))) == set(METHODS) - heads
+        assert set(fitting_methods(read_recipe("glyphs"))) == set(all_methods())
+        assert set(fitting_methods(read_recipe("sines"))) == set(all_methods()) - heads
         for name in ("text-lora", "natural-centred"):
-            assert set(serving(read_recipe(name))) == set(METHODS) - {"meta-baseline"}
+            assert set(fitting_methods(read_recipe(name))) == set(all_methods()) - {"meta-baseline"}
 
 
 def rows(studied: Path, study: str, **factors: object) -> dict[tuple[str, ...], dict[str, str]]:
@@ -119,10 +120,10 @@ class TestStudiesAgree:
         others = (
             rows(studied, "samplers", sampler="validated"),
             rows(studied, "compute", sampler="validated", iterations=8),
-            rows(studied, "levers", sampler="validated", lever="recipe"),
+            rows(studied, "settings", sampler="validated", setting="recipe"),
             rows(studied, "reptile", loop="eta 0.005, outer Adam", tasks=24),
             rows(studied, "preparation", preparation="plain"),
-            rows(studied, "uncertainty", answer="one"),
+            rows(studied, "uncertainty", answer="as used"),
             rows(studied, "latency", sampler="-"),
         )
         for found in others:
@@ -137,7 +138,7 @@ class TestStudiesAgree:
         assert float(start["adam"]["loss_mean"]) == pytest.approx(math.log(3), abs=1e-4)
 
     def test_steps_with_samplers_and_latency(self, studied: Path) -> None:
-        for sampler in ("ddpm", "ddim", "cold"):
+        for sampler in ("ddpm", "ddim", "deterministic"):
             full = rows(studied, "steps", sampler=sampler, steps=20)
             assert {k: r["mse_mean"] for k, r in full.items()} == {
                 k: r["mse_mean"] for k, r in rows(studied, "samplers", sampler=sampler).items()
@@ -145,20 +146,20 @@ class TestStudiesAgree:
         assert {r["sampler"] for r in csv.DictReader((studied / "results/latency-tiny.csv").open())} >= {"2 steps", "20 steps"}
 
     def test_what_is_timed_is_what_a_user_gets(self, studied: Path) -> None:
-        """Latency's chains lean as the generator does: here by more than validation would choose, so that it shows."""
-        context, cell = Context(studied), Cell({"method": "mc-di"}, "mc-di")
-        found = trained(context, cell, 0, silent)
-        assert isinstance(found, Diffusion)
-        method = found.with_sampling(Sampling(temperature=0.0, share=0.01))
+        """Chains are blended as the generator's own: here further than validation would choose, so that it shows."""
+        context, variant = Context(studied), Variant({"method": "mc-di"}, "mc-di")
+        found = trained(context, variant, 0, silent)
+        assert isinstance(found, SupportsSampling)
+        method = found.with_sampling(Sampling(temperature=0.0, mixing_weight=0.01))
         timed = {
             row.factors["sampler"]: row.scores
-            for row in measures.latency(context, cell, method, 0)
+            for row in measures.latency(context, variant, method, 0)
             if row.factors["shots"] == 1
         }
         batch, net = context.family.sample("test", range(context.tasks), shots=1), context.family.downstream
         for steps, name in ((1, "1 step"), (2, "2 steps"), (20, "20 steps")):
-            how = Sampling(temperature=0.0, steps=steps, share=0.01)
-            weights = method.generate(net, batch.support, batch.mask, seed=0, how=how)
+            sampling = Sampling(temperature=0.0, steps=steps, mixing_weight=0.01)
+            weights = method.generate(net, batch.support, batch.mask, seed=0, sampling=sampling)
             assert torch.equal(timed[name], net.score(weights, batch.query, batch.mask))
 
     def test_segments_with_one_target_and_with_three(self, studied: Path) -> None:
@@ -190,13 +191,13 @@ def test_what_draws_nothing_runs_once_and_what_is_slow_twice(done: Path) -> None
 def test_the_sampler_is_chosen_on_the_recipes_validation_tasks(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def choose(method: Diffusion, family: object, *, tasks: int) -> tuple[str, Diffusion]:
+    def choose(method: SupportsSampling, family: object, *, tasks: int) -> tuple[str, SupportsSampling]:
         asked.append(tasks)
-        return "cold", method
+        return "deterministic", method
 
     monkeypatch.setattr(run, "choose_sampler", choose)
-    for name in ("mc-di", "hypernetwork"):  # a regression has a share to choose
-        trained(Context(studied), Cell({}, name, {"training": {"iterations": 1}}), 0, silent)
+    for name in ("mc-di", "hypernetwork"):  # regression has a mixing weight to choose
+        trained(Context(studied), Variant({}, name, {"training": {"iterations": 1}}), 0, silent)
     assert asked == [8, 8]
 
 
@@ -204,9 +205,9 @@ def test_studies_share_generators_and_measure_nothing_twice(copy: Path, tmp_path
     reproduce("samplers", copy, tmp_path, workers=1, progress=silent)
     first = (tmp_path / "samplers-tiny.csv").read_bytes()
     kept = {p: p.stat().st_mtime_ns for p in (copy / "studies").rglob("*.safetensors")}
-    said: list[str] = []
-    reproduce("steps", copy, tmp_path, workers=1, progress=lambda what, *_: said.append(what))
-    assert not [what for what in said if what.startswith(("mc-di", "mv-di", "tw-di"))]  # nothing is trained again
+    labels: list[str] = []
+    reproduce("steps", copy, tmp_path, workers=1, progress=lambda label, *_: labels.append(label))
+    assert not [label for label in labels if label.startswith(("mc-di", "mv-di", "tw-di"))]  # nothing is trained again
     reproduce("samplers", copy, tmp_path, workers=1, progress=silent)
     assert (tmp_path / "samplers-tiny.csv").read_bytes() == first
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
@@ -221,16 +222,16 @@ def test_results_do_not_depend_on_the_number_of_workers(copy: Path, tmp_path: Pa
 
 def test_what_decides_a_generator_decides_its_folder(done: Path) -> None:
     context = Context(done)
-    plain = model_folder(context, Cell({"a": 1}, "mc-di"), 0)
-    assert plain == model_folder(context, Cell({"b": 2}, "mc-di"), 0)
+    plain = model_folder(context, Variant({"a": 1}, "mc-di"), 0)
+    assert plain == model_folder(context, Variant({"b": 2}, "mc-di"), 0)
     more = Context(done, {"condition": "spread"}).family.downstream.condition_size
     assert more > context.family.downstream.condition_size
     for other in (
-        model_folder(context, Cell({}, "mc-di"), 1),
-        model_folder(context, Cell({}, "mv-di"), 0),
-        model_folder(context, Cell({}, "mc-di", {"T": 10}), 0),
-        model_folder(context, Cell({}, "mc-di", {}, {"epochs": 7}), 0),
-        model_folder(context, Cell({}, "mc-di", {}, {}, {"condition": "spread"}), 0),
+        model_folder(context, Variant({}, "mc-di"), 1),
+        model_folder(context, Variant({}, "mv-di"), 0),
+        model_folder(context, Variant({}, "mc-di", {"T": 10}), 0),
+        model_folder(context, Variant({}, "mc-di", {}, {"epochs": 7}), 0),
+        model_folder(context, Variant({}, "mc-di", {}, {}, {"condition": "spread"}), 0),
     ):
         assert other != plain
 
@@ -241,9 +242,12 @@ def test_an_unknown_study_is_refused_before_any_work(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "run").exists()
     with pytest.raises(McdiError, match="unknown study"):
         reproduce("nothing", tmp_path, tmp_path, workers=1, progress=silent)
+    for old, new in (("levers", "settings"), ("shares", "ridge-blend")):
+        with pytest.raises(McdiError, match=f"'{old}' is called '{new}' now"):
+            find_study(old)
 
 
-def test_list_tells_every_study(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
     assert mcdi("reproduce", "list") == 0
     out = capsys.readouterr().out
     assert all(name in out for name in STUDIES)

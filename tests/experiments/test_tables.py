@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mcdi.experiments.evaluate import interval
-from mcdi.experiments.report.style import look
+from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.studies.charts import Chart, _panel
 from mcdi.experiments.studies.tables import as_csv, as_markdown, lines
 from mcdi.experiments.studies.variants import Measured
@@ -93,4 +93,4 @@ def test_no_two_methods_of_a_chart_share_a_colour() -> None:
         handles, labels = axes.get_legend_handles_labels()
         colours = {h.lines[0].get_color() for h in handles}
         assert labels == names and len(colours) == len(names)
-        assert (look("mc-di")[0] in colours) == (names == ["mc-di", "adam"])  # theirs, where all have one
+        assert (plot_style("mc-di")[0] in colours) == (names == ["mc-di", "adam"])  # theirs, where all have one

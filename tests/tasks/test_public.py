@@ -12,7 +12,7 @@ from test_photos import RECIPE, arrays, as_folders, images, photo
 
 from mcdi.errors import McdiError
 from mcdi.experiments.studies import named_targets, transfer
-from mcdi.experiments.studies.variants import Cell, Context
+from mcdi.experiments.studies.variants import Context, Variant
 from mcdi.methods import make_method
 from mcdi.tasks.images.public import public_images
 
@@ -177,7 +177,7 @@ class TestTransfer:
         monkeypatch.setattr(transfer, "FIRST", 2)
         context, method = Context(run), make_method("prototypes", {})
         for name, count in (("p-diff", 2), ("prototypes", context.tasks)):
-            measured = transfer.transferred(context, Cell({"method": name, "target": "two"}, name), method, 0)
+            measured = transfer.transferred(context, Variant({"method": name, "target": "two"}, name), method, 0)
             assert [len(row.scores) for row in measured] == [count] * len(measured) and context.tasks > 2
         capfd.readouterr()
         assert mcdi("reproduce", "transfer", tmp_path / "tiny.toml", "--out", run, "--results", tmp_path, "--workers", 1) == 1

@@ -16,7 +16,7 @@ from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import read_run
 from mcdi.experiments.studies import adapters
-from mcdi.experiments.studies.variants import Cell, Context
+from mcdi.experiments.studies.variants import Context, Variant
 from mcdi.generator.adapters import peft_name
 from mcdi.generator.api import load
 from mcdi.methods import make_method
@@ -164,7 +164,7 @@ def test_steps_through_layers_are_taken_on_few_support_sets(done, monkeypatch):
     context.recipe = replace(context.recipe, evaluation=evaluation)
     counts = {}
     for name in ("adam", "mc-di"):
-        cell, method = Cell({"method": name}, name), load(done / "methods" / f"{name}-0").method
+        cell, method = Variant({"method": name}, name), load(done / "methods" / f"{name}-0").method
         for row in adapters.unseen_sets(context, cell, method, 1):
             counts[row.factors["method"], row.factors["shots"]] = (row.first, len(row.scores))
     most = {shots for _, shots in counts} - {2, 4}  # as many as a set's smallest class has

@@ -33,7 +33,7 @@ def reproduce(
         for name, listed in studies.STUDIES.items():
             typer.echo(f"{name:<{max(map(len, studies.STUDIES))}}  {listed.about}")
         return
-    studies.known(study)
+    studies.find_study(study)
     _study(study, recipe, out, data, results, small, workers)
 
 
@@ -85,7 +85,7 @@ def _study(
     from mcdi.experiments import studies
 
     settings = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
-    names = studies.chosen(methods, settings) if methods else None
+    names = studies.choose_methods(methods, settings) if methods else None
     targets = studies.named_targets(target) if study == "transfer" else None
     folder, count = out or Path("runs") / settings.name, workers_of(workers, "cpu")
     job.open_run(folder, settings)

@@ -102,6 +102,20 @@ class HasModules(Protocol):
 
 
 @runtime_checkable
+class SupportsFineTuning(Protocol):
+    """A method of gradient steps on the support set, of which studies change the number of steps."""
+
+    @property
+    def chosen(self) -> Mapping[str, tuple[float, int, float]]:
+        """{shots: (rate, steps, decay)} that validation tasks chose."""
+        ...
+
+    def initial(self, net: Network, units: int) -> Tensor:
+        """The weights before the first step, (1 or U, D)."""
+        ...
+
+
+@runtime_checkable
 class SupportsDevice(Protocol):
     """A method that trains and generates on a device that is chosen before."""
 
@@ -125,6 +139,9 @@ class MethodSpec:
         exportable: whether `generate` is a pure function of features that ONNX and torch.export can hold.
         seed_per_task: whether each task of a batch may have a seed of its own.
         networks: "heads" for formulas that exist for linear heads only.
+        unit_features: whether it needs features of one length, as image embeddings have.
+        proposed: whether tables mark it, and say how it compares with the baselines.
+        baseline: whether it is what a user would take instead of a proposed method.
         in_landscape: whether reports draw its chain over the loss of a task.
         shared_settings: whether it reads a recipe's [generator] table, under a table of its own name.
     """
@@ -142,6 +159,9 @@ class MethodSpec:
     exportable: bool = False
     seed_per_task: bool = False
     networks: Literal["any", "heads"] = "any"
+    unit_features: bool = False
+    proposed: bool = False
+    baseline: bool = False
     shared_settings: bool = False
     in_landscape: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)

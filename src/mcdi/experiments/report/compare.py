@@ -12,7 +12,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments.report.page import html_page
 from mcdi.experiments.report.plots import dots, figure, html_table, legend, plain, scores
 from mcdi.experiments.report.runs import Entry, Line, Run, differences, provenance
-from mcdi.experiments.report.style import among, look
+from mcdi.experiments.report.style import plot_style, styles_of
 from mcdi.experiments.report.table import PARTS, RULE, Row, at, metric, shot_numbers, show
 from mcdi.utils.files import write_bytes
 
@@ -95,7 +95,7 @@ def accuracies(runs: Sequence[Run]) -> str:
     found = all_rows(runs)
     if len(runs) == 1 or len({metric(row.family) for row in found}) != 1:
         return scores(found) if len(runs) == 1 and found else ""
-    looks = among([run.name for run in runs])
+    looks = styles_of([run.name for run in runs])
     panels = {
         at(shot): {run.name: {r.method: r.shots[shot] for r in run.rows if shot in r.shots} for run in runs}
         for shot in shot_numbers(found)
@@ -112,10 +112,10 @@ def accuracies(runs: Sequence[Run]) -> str:
 
 def draw_losses(figure: "Figure", runs: Sequence[Run]) -> None:
     """One run: all methods in one panel. Several: a panel for every method, as losses of two methods are not comparable."""
-    looks = among([run.name for run in runs])
+    looks = styles_of([run.name for run in runs])
     panels: dict[str, list[tuple[str, str, Line]]] = {}
     for run, e in entries(runs):
-        label, colour = (e.method, look(e.method)[0]) if len(runs) == 1 else (run.name, looks[run.name][0])
+        label, colour = (e.method, plot_style(e.method)[0]) if len(runs) == 1 else (run.name, looks[run.name][0])
         for line in e.losses:
             panels.setdefault("" if len(runs) == 1 else e.method, []).append((label, colour, line))
     columns = min(2, len(panels))

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from mcdi.experiments.report.style import look
+from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.report.table import NUMBER, PARTS, Row, Score, at, bad, check, headings, metric, mse, shot_numbers, show
 from mcdi.utils.files import read_json
 
@@ -72,7 +72,7 @@ def dots(
     figure: "Figure",
     panels: Mapping[str, Mapping[str, Mapping[str, Score]]],
     rows: Sequence[Row],
-    looks: Callable[[str], tuple[str, str]] = look,
+    looks: Callable[[str], tuple[str, str]] = plot_style,
 ) -> None:
     """Panel by panel: a line of points with intervals for every name on the y axis; `panels[title][series][name]`."""
     name, factor, _, unit, _ = metric(rows[0].family)
@@ -137,7 +137,7 @@ def curves(rows: Sequence[Row]) -> str:
         labels = {"mse": "MSE", "score": metric(rows[0].family)[0]}
         for axes, (key, label) in zip(figure.subplots(2, sharex=True), labels.items(), strict=True):
             for row in chains:
-                colour, marker = look(row.method)
+                colour, marker = plot_style(row.method)
                 values: Any = [math.nan if p[key] is None else p[key] for p in row.curve]
                 steps: Any = [p["t"] for p in row.curve]
                 axes.plot(steps, values, color=colour, marker=marker, markersize=3.5, label=row.method)
@@ -161,7 +161,7 @@ def losses(rows: Sequence[Row]) -> str:
         for row in trained:
             for seed in filter(None, row.losses):
                 steps, values = zip(*((s, math.nan if v is None else v) for s, v in seed), strict=True)
-                axes.plot(steps, values, color=look(row.method)[0], linewidth=1, alpha=0.8, label=row.method)
+                axes.plot(steps, values, color=plot_style(row.method)[0], linewidth=1, alpha=0.8, label=row.method)
         axes.set(yscale="log", xlabel="training step", ylabel="training loss")
         axes.grid(alpha=0.25)
         plain(axes.yaxis)
@@ -210,7 +210,7 @@ def draw_landscape(figure: "Figure", data: Mapping[str, Any]) -> None:
     bar = figure.colorbar(filled, ax=axes, label="loss of the task", ticks=levels[::3], format="%.2g")
     bar.ax.minorticks_off()
     for method, chain in data["chains"].items():
-        colour, marker = look(method)
+        colour, marker = plot_style(method)
         axes.plot(*zip(*chain, strict=True), color=colour, marker=marker, markersize=3, linewidth=1.5, label=method)
         axes.plot(*chain[0], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.5)
         axes.plot(*chain[-1], "*", markersize=13, color=colour, markeredgecolor="white")
@@ -284,7 +284,7 @@ def novelty(folder: Path) -> str:
         distances = {"generated": "generated", "targets": "real, held out", "noised": "noised copies"}
         norms = {"scale_generated": "generated", "scale_real": "real, held out"}
         of = {"generated": "mc-di", "real, held out": "mv-di", "noised copies": "tw-di"}
-        looks = {shown: look(method)[0] for shown, method in of.items()}
+        looks = {shown: plot_style(method)[0] for shown, method in of.items()}
         labels = ("distance to nearest stored target", "norm of the weights")
         for axes, names, label in zip(figure.subplots(2), (distances, norms), labels, strict=True):
             edges = np.histogram_bin_edges(np.concatenate([data[key] for key in names]), 40)

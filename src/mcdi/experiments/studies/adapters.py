@@ -1,4 +1,4 @@
-"""How good are generated adapters on sets of text that no training has seen, and how soon are they ready?"""
+"""The study `adapters`: accuracy and CPU seconds of generated adapters on sets of text outside training."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import Recipe
-from mcdi.experiments.studies.variants import Cell, Context, Measured
+from mcdi.experiments.studies.variants import Context, Measured, Variant
 from mcdi.methods import WeightGenerator
-from mcdi.methods.base import nearest_shots
-from mcdi.methods.baselines.finetune import FineTune, adapt
+from mcdi.methods.base import SupportsFineTuning, nearest_shots
+from mcdi.methods.baselines.finetune import adapt
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.support import least_squares
 from mcdi.tasks.text.text_tasks import TextTasks
 from mcdi.types import Examples, TaskBatch
 
 FINE_TUNED = "LoRA fine-tuning"
-METHODS = ("prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di")
+PROBE = "linear probe"  # ridge regression on the frozen encoder's features
 SHOTS = (16, 32, 64)
 AT_ONCE = 8  # tasks: their states are large
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -37,32 +37,34 @@ TUNING: dict[str, Any] = {"lrs": [0.001, 0.003], "steps": [20, 50, 100], "decays
 
 
 class Answer(NamedTuple):
-    """How the classes of queries are found; `deep`: by steps through the layers; `whole`: on whole sets alone."""
+    """Tasks -> the classes of their queries; `deep`: by steps through the layers; `whole`: on whole sets alone."""
 
     classes: Callable[[TaskBatch], Tensor]
     deep: bool
     whole: bool = False
 
 
-def cells(recipe: Recipe) -> list[Cell]:
-    """The methods of the recipe, and fine-tuning of rows and pairs from where peft draws them: what there is without mcdi."""
+def variants(recipe: Recipe) -> list[Variant]:
+    """The methods of the recipe, and what there is without mcdi: the linear probe, and fine-tuning of rows and pairs from where
+    peft draws them."""
     through = recipe.family.lora.generate == "both"
-    found = [Cell({"method": n}, n, every_seed=through and n == "adam") for n in METHODS if n in recipe.methods]
+    own = [Variant({"method": n}, n) for n in recipe.methods]
+    # Steps through the layers take long: every seed measures them on tasks of its own.
+    own = [replace(v, every_seed=through and not (v.spec.gradient_free or v.spec.draws_at_random)) for v in own]
     lora = replace(recipe.family.lora, generate="both", start="drawn")
-    tuned = Cell({"method": FINE_TUNED}, "adam", TUNING, family={"lora": lora}, every_seed=True)
-    return [*found, tuned]
+    tuned = Variant({"method": FINE_TUNED}, "adam", TUNING, family={"lora": lora}, every_seed=True)
+    return [*own, Variant({"method": PROBE}, "prototypes"), tuned]
 
 
-def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+def unseen_sets(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """A row for every test set and shot number: accuracy of every draw of a support set, F1 of the last class, CPU seconds for
-    one task from states in front of the adapted layers to the classes of its queries. Prototypes bring the linear probe of
-    the frozen encoder with them, Mc-Di the ten steps after it, fine-tuning the long one. The largest support set has as many
-    examples a class as the smallest class has."""
+    one task from states in front of the adapted layers to the classes of its queries. The proposed method is also measured with
+    some steps after it, fine-tuning with many. The largest support set has as many examples a class as the smallest class."""
     family = context.family
     if not isinstance(family, TextTasks):
         raise McdiError(f"the study adapters is for text, not for {family.name}: choose a recipe such as text-lora")
     sets, rows, seeds = family.pools["test"], [], context.recipe.evaluation.seeds
-    answers = _answers(context, cell, method, seed)
+    answers = _answers(context, variant, method, seed)
     draws = max(1, context.tasks // len(sets))
     few = min(FEW, draws)
     first = seeds.index(seed) * few % draws
@@ -72,15 +74,15 @@ def unseen_sets(context: Context, cell: Cell, method: WeightGenerator, seed: int
             for name, answer in answers.items():
                 if answer.whole and shots < most:
                     continue
-                mine = range(first, min(first + few, draws)) if answer.deep else range(draws)
-                tasks = [number + len(sets) * n for n in mine]  # task seed modulo sets is the set
+                own = range(first, min(first + few, draws)) if answer.deep else range(draws)
+                tasks = [number + len(sets) * n for n in own]  # task seed modulo sets is the set
                 batch = family.sample("test", tasks, shots=shots)
                 if answer.deep:
                     predicted, seconds = _one_by_one(family.downstream, answer, batch, whole=shots == most)
                 else:
                     predicted, seconds = _together(family.downstream, answer, batch)
                 factors = {"method": name, "set": pool.name, "shots": shots}
-                rows.append(_row(factors, predicted, batch.query.y, seconds)._replace(first=mine[0]))
+                rows.append(_row(factors, predicted, batch.query.y, seconds)._replace(first=own[0]))
     return rows
 
 
@@ -124,24 +126,22 @@ def _pooling(net: LoraClassifier, *x: Tensor) -> float:
     return (time.process_time() - start) * len(texts) / len(timed)
 
 
-def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> dict[str, Answer]:
-    """The ways of a cell to find classes, by the name of the method."""
+def _answers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> dict[str, Answer]:
+    """How a variant answers, by the name of the row."""
     family = context.family
     assert isinstance(family, TextTasks)
-    net = family.downstream
+    net, name = family.downstream, str(variant.factors["method"])
+    if name == PROBE:
+        return {name: Answer(_tuned_probe(context, family), deep=False)}
 
     def weights(part: TaskBatch) -> Tensor:
         return method.generate(net, part.support, part.mask, seed=seed)
 
-    name = str(cell.factors["method"])
-    deep = not method.gradient_free and net.space.extra > 0
+    deep = not variant.spec.gradient_free and net.space.extra > 0
     answers = {name: Answer(lambda part: _classes(net, weights(part), part), deep)}
-    if cell.method == "prototypes":
-        answers["linear probe"] = Answer(_tuned_probe(context, family), deep=False)
-    if cell.method == "mc-di":
+    if variant.spec.proposed:
         answers[f"{name}, {REFINED} steps"] = Answer(_refined(family, weights, seed), deep=True)
-    if name == FINE_TUNED:
-        assert isinstance(method, FineTune)
+    if name == FINE_TUNED and isinstance(method, SupportsFineTuning):
 
         def long(part: TaskBatch) -> Tensor:
             lr, _, decay = nearest_shots(method.chosen, net, part.support, part.mask)
@@ -172,12 +172,12 @@ def _refined(family: TextTasks, weights: Callable[[TaskBatch], Tensor], seed: in
         mask = part.mask[:, :1].expand(-1, start.shape[1])
         return _classes(net, adapt(net, start, part.support, mask, REFINED, rate, batch=BATCH, seed=seed), part)
 
-    ways = [(pairs, rate) for pairs, rates in RATES.items() for rate in rates if pairs or whole is not rows]
-    chosen = {}
+    options = [(pairs, rate) for pairs, rates in RATES.items() for rate in rates if pairs or whole is not rows]
+    best = {}
     for shots in family.shots:
         few = [_part(family.sample("val", range(CHOOSING), shots=shots), n, n + 1) for n in range(CHOOSING)]
-        chosen[str(shots)] = max(ways, key=lambda way: _merit([stepped(b, *way) for b in few], few))
-    return lambda part: stepped(part, *nearest_shots(chosen, rows, part.support, part.mask))
+        best[str(shots)] = max(options, key=lambda option: _merit([stepped(b, *option) for b in few], few))
+    return lambda part: stepped(part, *nearest_shots(best, rows, part.support, part.mask))
 
 
 def _merit(predicted: Sequence[Tensor], batches: Sequence[TaskBatch]) -> float:
@@ -204,7 +204,7 @@ def _classes(net: LoraClassifier, weights: Tensor, batch: TaskBatch) -> Tensor:
 
 def _probe(net: LoraClassifier, part: TaskBatch, *, way: int, ridge: float) -> Tensor:
     """Classes by ridge regression on both pooled features of the frozen model."""
-    seen, asked = (net.pooled(x).flatten(2) for x in (part.support.x, part.query.x))
-    rows = least_squares(seen, part.support.y, way, ridge)
-    weight, bias = rows[..., :-1] / seen.shape[-1], rows[..., -1]
-    return (asked @ weight.transpose(1, 2) + bias[:, None]).argmax(-1)
+    support, query = (net.pooled(x).flatten(2) for x in (part.support.x, part.query.x))
+    rows = least_squares(support, part.support.y, way, ridge)
+    weight, bias = rows[..., :-1] / support.shape[-1], rows[..., -1]
+    return (query @ weight.transpose(1, 2) + bias[:, None]).argmax(-1)

@@ -1,4 +1,4 @@
-"""How does a study look? Lines over a number, or points beside names, a panel for every shot number; one PNG."""
+"""Charts of studies: lines over a number, or points beside names, a panel for every shot number; one PNG."""
 
 import io
 import textwrap
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcdi.experiments.report.plots import draw_landscape
-from mcdi.experiments.report.style import KNOWN, look
+from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.report.table import metric
 from mcdi.experiments.studies.tables import Line
+from mcdi.methods import all_methods
 from mcdi.utils.files import write_bytes
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _png(path: Path, size: tuple[float, float], put: Callable[["Figure"], None])
 
 
 def draw_chains(data: Mapping[str, Any], path: Path) -> None:
-    """The inference chains over the loss of a task, as evaluate.landscape found them."""
+    """The inference chains over the loss of a task, as evaluate.landscape gives them."""
     _png(path, (6.4, 6.0), lambda figure: draw_landscape(figure, data))
 
 
@@ -88,7 +89,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
     groups: dict[str, list[Line]] = {}
     for line in table:
         groups.setdefault(", ".join(str(line.factors.get(n, "")) for n in chart.series), []).append(line)
-    fixed = chart.series == ("method",) and set(groups) <= set(KNOWN)  # others may share a colour
+    fixed = chart.series == ("method",) and set(groups) <= set(all_methods())  # others may share a colour
     for number, (name, group) in enumerate(groups.items()):
         points = []
         for line in group:
@@ -98,7 +99,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
                 points.append((x, *value))
         if not points:
             continue
-        colour, marker = look(name) if fixed else (f"C{number % 10}", "osD^vPX*<>"[number % 10])
+        colour, marker = plot_style(name) if fixed else (f"C{number % 10}", "osD^vPX*<>"[number % 10])
         if all(isinstance(p[0], int | float) for p in points):
             x, height, error = zip(*sorted(points), strict=True)
             axes.errorbar(x, height, error, label=name, color=colour, marker=marker, markersize=4, capsize=2, linewidth=1.4)

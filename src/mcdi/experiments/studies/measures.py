@@ -1,7 +1,7 @@
-"""What is measured of one trained method? Every function here is (context, cell, method, seed) -> rows; see cells.Measure."""
+"""Measures of a trained method: every public function but `scored` is a `variants.Measure`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcdi.errors import McdiError
 from mcdi.experiments.evaluate import distance, milliseconds
-from mcdi.experiments.studies.variants import Cell, Context, Measured, model_folder
-from mcdi.methods import SLOW, WeightGenerator
-from mcdi.methods.baselines.finetune import FineTune, adapt
-from mcdi.methods.mcdi.method import Diffusion
-from mcdi.methods.sampling import SAMPLERS, Sampling
+from mcdi.experiments.studies.variants import Context, Measured, Variant, model_folder
+from mcdi.methods import WeightGenerator
+from mcdi.methods.base import SupportsFineTuning
+from mcdi.methods.baselines.finetune import adapt
+from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
 from mcdi.trajectories.memory import LiveBytes
 from mcdi.trajectories.prepare import trajectories
 from mcdi.trajectories.store import TrajectoryStore
@@ -23,121 +24,128 @@ from mcdi.utils.files import read_json
 from mcdi.utils.workers import one_thread
 
 Factors = dict[str, Any]
-REFINED = (0, 1, 2, 5, 10, 20, 50)
+Samplings = Mapping[str, Sampling | None]  # by name; None is the method's own
+_Samplings = Mapping[tuple[tuple[str, Any], ...], Sampling | None]  # by factors
+REFINED = (0, 1, 2, 5, 10, 20, 50)  # Adam steps
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
-FIRST = 600
+FIRST = 600  # test tasks of a slow method
+VALIDATED: Samplings = {"validated": None}
+NO_FALLBACK, AS_USED = "no fallback", "as used"  # without and with the fallback to ridge regression
+
+# Samplers that validation does not choose from: they are measured only. Averages of many are in the study uncertainty.
+OTHER_SAMPLERS: Samplings = {
+    "best of 4 on the support set": Sampling(samples=4, pick="support loss"),
+    "temperature 0.5": Sampling(temperature=0.5),
+    "ddpm, global chain": Sampling(chain="global"),
+    "ddim, global chain": Sampling(eta=0.0, chain="global"),
+    "ddim, one step per segment": Sampling(eta=0.0, steps=3),
+}
 
 
 @torch.no_grad()
 def scored(
-    context: Context, method: WeightGenerator, batch: TaskBatch, weights: Tensor, *, known: bool
+    context: Context, method: WeightGenerator, batch: TaskBatch, weights: Tensor, *, with_distance: bool
 ) -> tuple[dict[str, float], Tensor]:
-    """The distance to theta_M, where that is `known` and the method has a scale for it, and the score of every task."""
-    space = method.space if known and isinstance(method, Diffusion) else None
+    """The distance to theta_M, of test tasks where the method has a scale for it, and the score of every task."""
+    space = method.space if with_distance and isinstance(method, SupportsSampling) else None
     figures = {} if space is None else {"mse": distance(weights, context.reference, space)}
     return figures, context.family.downstream.score(weights, batch.query, batch.mask)
 
 
-def _each(
+def _of_chain(variant: Variant, method: WeightGenerator) -> SupportsSampling:
+    """The method, which must sample. Raises McdiError for one that does not."""
+    if not isinstance(method, SupportsSampling):
+        raise McdiError(f"{variant.method} has no chain to sample: choose a diffusion method, mc-di for instance")
+    return method
+
+
+def _measured(
     context: Context,
     method: WeightGenerator,
     seed: int,
-    ways: Sequence[tuple[Factors, Sampling | None]],
+    samplings: _Samplings,
     split: str = "test",
     most: int | None = None,
 ) -> list[Measured]:
-    """A row for every shot number and every way of sampling; None is the method's own. most: so many first tasks alone."""
+    """A row for every shot number and every {factors: sampling}. most: only so many first tasks."""
     rows, count = [], context.tasks if split == "test" else context.recipe.evaluation.validation
     count = min(count, most or count)
     for shots in context.family.shots:
         batch = context.family.sample(split, range(count), shots=shots)
-        for factors, how in ways:
-            extra: Factors = {} if how is None else {"how": how}
+        for factors, sampling in samplings.items():
+            extra: Factors = {} if sampling is None else {"sampling": sampling}
             weights = method.generate(context.family.downstream, batch.support, batch.mask, seed=seed, **extra)
-            figures, score = scored(context, method, batch, weights, known=split == "test")
-            rows.append(Measured({"shots": shots, **factors}, figures, score))
+            figures, score = scored(context, method, batch, weights, with_distance=split == "test")
+            rows.append(Measured({"shots": shots, **dict(factors)}, figures, score))
     return rows
 
 
-def accuracy(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """As a user would run it: the sampler that validation tasks chose. What is slow is measured on the first tasks."""
-    return _each(context, method, seed, [({}, None)], most=FIRST if cell.method in SLOW else None)
+def _by(factor: str, samplings: Samplings) -> _Samplings:
+    return {((factor, name),): sampling for name, sampling in samplings.items()}
 
 
-# Ways of sampling that no validation chooses from: they are only measured. Averages of many are in the study uncertainty.
-UNUSUAL: dict[str, Sampling] = {
-    "best of 4 on the support set": Sampling(samples=4, pick="support loss"),
-    "temperature 0.5": Sampling(temperature=0.5),
-    "ddpm, usual x0 form": Sampling(chain="global"),
-    "ddim, usual x0 form": Sampling(eta=0.0, chain="global"),
-    "ddim, a step a segment": Sampling(eta=0.0, steps=3),
-}
+def accuracy(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """As a user would run it: the sampler that validation tasks chose. A slow method is measured on the first tasks."""
+    return _measured(context, method, seed, {(): None}, most=FIRST if variant.spec.slow else None)
 
 
-def samplers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Every way of sampling, the validated one first."""
-    ways = {"validated": None, **SAMPLERS, **UNUSUAL}
-    return _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
+def samplers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Every sampler, the validated one first."""
+    return _measured(context, method, seed, _by("sampler", {**VALIDATED, **SAMPLERS, **OTHER_SAMPLERS}))
 
 
-def shares(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """How much of a generated head is kept: what validation chose, less for tasks that are doubted, as it is used; the same for
-    all tasks; all, half, a quarter."""
-    assert isinstance(method, Diffusion)
-    never = replace(method.settings.sampling, usual={})
-    ways: dict[str, Sampling | None] = {"as it is used": None, "never doubted": never}
-    ways |= {str(share): replace(never, share=share) for share in (1.0, 0.5, 0.25)}
-    return _each(context, method, seed, [({"share": name}, how) for name, how in ways.items()])
+def mixing_weights(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """The mixing weight that validation chose, with the fallback to ridge regression for tasks of low confidence and without;
+    and the same weight for all tasks: all of the generated head, half, a quarter."""
+    own = replace(_of_chain(variant, method).sampling, calibration_quantiles={})
+    samplings: dict[str, Sampling | None] = {AS_USED: None, NO_FALLBACK: own}
+    samplings |= {str(weight): replace(own, mixing_weight=weight) for weight in (1.0, 0.5, 0.25)}
+    return _measured(context, method, seed, _by("mixing weight", samplings))
 
 
-def three_chains(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """The validated sampler, and the two honest chains of T steps."""
-    ways = {"validated": None, "ddpm": SAMPLERS["ddpm"], "ddim": SAMPLERS["ddim"]}
-    return _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
+def three_samplers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """The validated sampler, and DDPM and DDIM in T steps."""
+    return _measured(context, method, seed, _by("sampler", {**VALIDATED, **{n: SAMPLERS[n] for n in ("ddpm", "ddim")}}))
 
 
-def levered(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """As three_chains, and the validated sampler on the validation tasks, which decide what is kept. Where a lever allows
-    for guidance, also the validated sampler with some."""
-    rows = three_chains(context, cell, method, seed)
-    rows += _each(context, method, seed, [({"sampler": "validated, on validation tasks"}, None)], "val")
-    if isinstance(method, Diffusion) and method.settings.drop:
-        guided = {f"validated, guidance {g}": replace(method.settings.sampling, guidance=g) for g in (1.5, 3.0)}
-        rows += _each(context, method, seed, [({"sampler": n}, how) for n, how in guided.items()])
-    return rows
+def ablated(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """As three_samplers, and the validated sampler on the validation tasks, which decide what is kept."""
+    rows = three_samplers(context, variant, method, seed)
+    return rows + _measured(context, method, seed, _by("sampler", {"validated, on validation tasks": None}), "val")
 
 
-def steps(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Denoising steps 1..T for DDPM, DDIM and the chain without noise from the mean."""
-    assert isinstance(method, Diffusion)
-    numbers = [n for n in (1, 2, 3, 5, 7, 10, 15, 20) if n <= method.settings.T]
-    ways = [(name, n) for name in ("ddpm", "ddim", "cold") for n in numbers]
-    return _each(context, method, seed, [({"sampler": s, "steps": n}, replace(SAMPLERS[s], steps=n)) for s, n in ways])
+def steps(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Denoising steps 1..T for DDPM, DDIM and the deterministic chain."""
+    most = _of_chain(variant, method).chain_steps(SAMPLERS["ddpm"])
+    numbers = [n for n in (1, 2, 3, 5, 7, 10, 15, 20) if n <= most]
+    names = ("ddpm", "ddim", "deterministic")
+    samplings: _Samplings = {(("sampler", s), ("steps", n)): replace(SAMPLERS[s], steps=n) for s in names for n in numbers}
+    return _measured(context, method, seed, samplings)
 
 
-def boundaries(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Does a chain pass its local targets? Distance to theta_{i d} and loss on all of the task's data, at every e_i."""
-    assert isinstance(method, Diffusion) and method.space is not None
-    family, net = context.family, context.family.downstream
-    count, k = min(context.tasks, 200), context.recipe.preparation.k
+def boundaries(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Whether a chain passes its local targets: distance to theta_{i d} and loss on all of the task's data, at every e_i."""
+    chained, family, net = _of_chain(variant, method), context.family, context.family.downstream
+    space, count, k = chained.space, min(context.tasks, 200), context.recipe.preparation.k
+    assert space is not None
     targets = TrajectoryStore.open(context.folder / "reference").read().targets[:count]
     batch, data = family.sample("test", range(count)), family.training_data("test", range(count))
-    ends = {round(i * method.settings.T / k): i for i in range(1, k + 1)}
+    ends = {round(i * chained.chain_steps(SAMPLERS["ddpm"]) / k): i for i in range(1, k + 1)}
     rows = []
-    for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, how=SAMPLERS["ddpm"]):
+    for t, weights in chained.chain(net, batch.support, batch.mask, seed=seed, sampling=SAMPLERS["ddpm"]):
         if t in ends:
-            i = ends[t]
+            target = targets[:, ends[t] - 1]
             figures = {
-                "mse to own target": distance(weights, targets[:, i - 1], method.space),
-                "mse to theta_M": distance(weights, targets[:, -1], method.space),
+                "mse to own target": distance(weights, target, space),
+                "mse to theta_M": distance(weights, targets[:, -1], space),
                 "loss": float(net.loss(weights, data, batch.mask).mean()),
-                "loss at own target": float(net.loss(targets[:, i - 1], data, batch.mask).mean()),
+                "loss at own target": float(net.loss(target, data, batch.mask).mean()),
             }
-            rows.append(Measured({"segment": i, "t": t}, figures))
+            rows.append(Measured({"segment": ends[t], "t": t}, figures))
     return rows
 
 
-def refined(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+def refined(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """s Adam steps on the support set from what the method gives: the rate is tuned on validation tasks for every s."""
     family, net = context.family, context.family.downstream
     rows = []
@@ -155,32 +163,32 @@ def refined(context: Context, cell: Cell, method: WeightGenerator, seed: int) ->
 
 
 def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: int) -> Tensor:
-    if isinstance(method, FineTune):  # its own start, before any step
+    if isinstance(method, SupportsFineTuning):  # its own start, before any step
         return method.initial(context.family.downstream, batch.mask.shape[1]).expand(len(batch.mask), -1, -1)
     return method.generate(context.family.downstream, batch.support, batch.mask, seed=seed)
 
 
-def prepared(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
+def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """Accuracy beside what the trajectories cost, measured on 200 tasks here and now, and what they are like."""
-    how = context.preparation(cell)
-    count = min(how.tasks, 200)
+    preparation = context.preparation(variant)
+    count = min(preparation.tasks, 200)
     start = time.perf_counter()
-    trajectories(context.family, "train", range(count), replace(how, sharpness=0))
+    trajectories(context.family, "train", range(count), replace(preparation, sharpness=0))
     cost = {"preparation ms a task": 1000 * (time.perf_counter() - start) / count}
-    found: dict[str, list[Tensor]] = {"lambda": [], "trace": [], "training loss": [], "held-out score": []}
-    for part in TrajectoryStore.open(context.store(cell)).parts():
-        values = (part.columns["sharpness"], part.columns["trace"], part.losses[:, -1], part.scores[:, -1])
-        for name, value in zip(found, values, strict=True):
-            found[name].append(value)
-    cost |= {name: float(torch.cat(values).mean()) for name, values in found.items()}
-    return [row._replace(figures={**cost, **row.figures}) for row in accuracy(context, cell, method, seed)]
+    values: dict[str, list[Tensor]] = {"lambda": [], "trace": [], "training loss": [], "held-out score": []}
+    for part in TrajectoryStore.open(context.store(variant)).parts():
+        of_part = (part.columns["sharpness"], part.columns["trace"], part.losses[:, -1], part.scores[:, -1])
+        for kept, value in zip(values.values(), of_part, strict=True):
+            kept.append(value)
+    cost |= {name: float(torch.cat(kept).mean()) for name, kept in values.items()}
+    return [row._replace(figures={**cost, **row.figures}) for row in accuracy(context, variant, method, seed)]
 
 
-def compared(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy beside what it costs: milliseconds of one thread and MiB at the peak for the weights of one task, features at
-    hand; seconds of meta-training and tuning, trajectories left out; numbers that are learnt."""
-    rows = accuracy(context, cell, method, seed)
-    training = read_json(model_folder(context, cell, seed) / "training.json")
+def compared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Accuracy beside what it costs: milliseconds of one thread and MiB at the peak for the weights of one task from features;
+    seconds of meta-training and tuning, trajectories left out; numbers that are learnt."""
+    rows = accuracy(context, variant, method, seed)
+    training = read_json(model_folder(context, variant, seed) / "training.json")
     learnt = {"training (s)": training["fit_seconds"], "parameters": sum(t.numel() for t in method.state().values())}
     for number, row in enumerate(rows):
         one = context.family.sample("test", [0], shots=row.factors["shots"])
@@ -194,18 +202,18 @@ def compared(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
     return rows
 
 
-def latency(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Milliseconds of one thread for the weights of 1 and of 256 tasks, features at hand, and the score they reach."""
+def latency(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Milliseconds of one thread for the weights of 1 and of 256 tasks from features, and the score they reach."""
     family, net = context.family, context.family.downstream
-    ways: dict[str, Sampling | None] = {"-": None}
-    if isinstance(method, Diffusion) and method.is_chain:
-        numbers = [n for n in (20, 5, 2, 1) if n <= method.settings.T]
-        cold = replace(SAMPLERS["cold"], share=method.settings.sampling.share)
-        ways = {"as it is used": None} | {f"{n} steps" if n > 1 else "1 step": replace(cold, steps=n) for n in numbers}
-    rows = _each(context, method, seed, [({"sampler": n}, how) for n, how in ways.items()])
+    samplings: dict[str, Sampling | None] = {"-": None}
+    if isinstance(method, SupportsSampling) and method.is_chain:
+        numbers = [n for n in (20, 5, 2, 1) if n <= method.chain_steps(SAMPLERS["ddpm"])]
+        own = replace(SAMPLERS["deterministic"], mixing_weight=method.sampling.mixing_weight)
+        samplings = {AS_USED: None} | {f"{n} steps" if n > 1 else "1 step": replace(own, steps=n) for n in numbers}
+    rows = _measured(context, method, seed, _by("sampler", samplings))
     for number, row in enumerate(rows):
-        how = ways[row.factors["sampler"]]
-        extra: Factors = {} if how is None else {"how": how}
+        sampling = samplings[row.factors["sampler"]]
+        extra: Factors = {} if sampling is None else {"sampling": sampling}
         figures = {}
         for count in (1, 256):
             few = family.sample("test", range(count), shots=row.factors["shots"])

@@ -1,75 +1,103 @@
-"""Which studies are there, and what does each vary?"""
+"""The table of studies: of each the variants, what is measured of them, and the chart."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcdi.errors import McdiError
 from mcdi.experiments import evaluate
 from mcdi.experiments.recipe import Recipe
 from mcdi.experiments.studies import adapters, measures, transfer
 from mcdi.experiments.studies.charts import Chart, draw_chains
 from mcdi.experiments.studies.distillation import distilled
 from mcdi.experiments.studies.uncertainty import ensembles
-from mcdi.experiments.studies.variants import Cell, Context, Measure, trained
-from mcdi.methods import HEADS_ALONE, METHODS, make_method
-from mcdi.methods.mcdi.method import Diffusion
+from mcdi.experiments.studies.variants import Context, Measure, Variant, trained
+from mcdi.methods import all_methods, method_spec
+from mcdi.methods.base import MethodSpec
+from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.methods.sampling import SupportsSampling
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.registry import NETWORKS
 from mcdi.trajectories.store import TrajectoryStore
+from mcdi.utils.settings import make
 from mcdi.utils.workers import Progress
 
 Settings = dict[str, Any]
+Variants = Callable[[Recipe], Sequence[Variant]]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question, its variants and what is measured of each. against: the factor value that other rows are compared with
-    task by task. quiet: timings, so one at a time. picture: one more, of what rows cannot hold, drawn to a path. own: it is
-    a command of its own name."""
+    """A study.
+
+    Args:
+        about: what it measures, in a line.
+        variants: of a recipe.
+        measure: of each.
+        chart: of the table.
+        against: (factor, value) of the rows that others are compared with, task by task.
+        timed: it holds timings, so variants are measured one at a time.
+        command: it is a command of its own name.
+        picture: one more, of what rows cannot hold, drawn to a path.
+    """
 
     about: str
-    cells: Callable[[Recipe], Sequence[Cell]]
+    variants: Variants
     measure: Measure
     chart: Chart
     against: tuple[str, Any] | None = ("method", "mc-di")
-    quiet: bool = False
-    own: bool = False
-    picture: Callable[[Context, Sequence[Cell], Path, Progress], None] | None = None
+    timed: bool = False
+    command: bool = False
+    picture: Callable[[Context, Sequence[Variant], Path, Progress], None] | None = None
 
 
-def _methods(*names: str) -> Callable[[Recipe], list[Cell]]:
-    return lambda recipe: [Cell({"method": n}, n) for n in names if n in recipe.methods]
+def _proposed(spec: MethodSpec) -> bool:
+    return spec.proposed
 
 
-CHAINS = ("mc-di", "mv-di", "tw-di")
+def _chain(spec: MethodSpec) -> bool:
+    return spec.in_landscape
+
+
+def _methods(*names: str, also: Callable[[MethodSpec], bool] | None = None) -> Variants:
+    """Of a recipe's methods those of these names, and those whose spec fits."""
+
+    def variants(recipe: Recipe) -> list[Variant]:
+        fitting = [n for n in recipe.methods if also is not None and also(method_spec(n))]
+        return [Variant({"method": n}, n) for n in dict.fromkeys((*names, *fitting)) if n in recipe.methods]
+
+    return variants
+
+
+def _all_methods(recipe: Recipe) -> list[Variant]:
+    return [Variant({"method": n}, n) for n in recipe.methods]
+
+
 # The paper's k study stores 12 targets, of which every k takes its own evenly; many segments need a lower floor for noise
 # at their start, and all k get the same.
 SEGMENTS: Settings = {"schedule": "cosine", "floor": 2e-4}
 
 
-def _segments(recipe: Recipe) -> list[Cell]:
-    return [Cell({"k": k}, "mc-di", {"k": k, **SEGMENTS}, {"k": 12}) for k in (1, 2, 3, 4, 6)]
+def _segments(recipe: Recipe) -> list[Variant]:
+    return [Variant({"k": k}, "mc-di", {"k": k, **SEGMENTS}, {"k": 12}) for k in (1, 2, 3, 4, 6)]
 
 
 def _full(recipe: Recipe) -> int:
     """Iterations of the recipe's meta-training."""
-    made = make_method("mc-di", recipe.settings_of("mc-di"))
-    assert isinstance(made, Diffusion)
-    return made.settings.training.iterations
+    return make(DiffusionSettings, recipe.settings_of("mc-di"), "generator").training.iterations
 
 
-def _iterations(recipe: Recipe) -> list[Cell]:
-    full = _full(recipe)
-    shares = (0.25, 0.5, 1.0, 2.0)
+def _iterations(recipe: Recipe) -> list[Variant]:
+    counts = [round(part * _full(recipe)) for part in (0.25, 0.5, 1.0, 2.0)]
     return [
-        Cell({"method": n, "iterations": round(s * full)}, n, {"training": {"iterations": round(s * full)}})
+        Variant({"method": n, "iterations": count}, n, {"training": {"iterations": count}})
         for n in ("mc-di", "mv-di")
-        for s in shares
+        for count in counts
     ]
 
 
-def _reptile(recipe: Recipe) -> list[Cell]:
+def _reptile(recipe: Recipe) -> list[Variant]:
     """The outer step as printed needs rates at which it moves at all: 1 is the full mean displacement."""
     loops: dict[str, Settings] = {
         "single level": {"meta": "none"},
@@ -81,13 +109,13 @@ def _reptile(recipe: Recipe) -> list[Cell]:
     }
     counts = (100, recipe.preparation.tasks)
     return [
-        Cell({"loop": name, "tasks": n}, "mc-di", {"training": how}, {"tasks": n})
+        Variant({"loop": name, "tasks": n}, "mc-di", {"training": training}, {"tasks": n})
         for n in sorted({c for c in counts if c <= recipe.preparation.tasks})
-        for name, how in loops.items()
+        for name, training in loops.items()
     ]
 
 
-def _preparation(recipe: Recipe) -> list[Cell]:
+def _preparation(recipe: Recipe) -> list[Variant]:
     variants: dict[str, Settings] = {
         "plain": {},
         "SAM 0.05": {"sam_rho": 0.05},
@@ -95,93 +123,97 @@ def _preparation(recipe: Recipe) -> list[Cell]:
         "augmentation 0.3": {"augment": 0.3},
         "SAM 0.05, augmentation 0.3": {"sam_rho": 0.05, "augment": 0.3},
     }
-    return [Cell({"preparation": n}, "mc-di", {}, {"sharpness": 8, **v}) for n, v in variants.items()]
+    return [Variant({"preparation": n}, "mc-di", {}, {"sharpness": 8, **v}) for n, v in variants.items()]
 
 
-def _levers(recipe: Recipe) -> list[Cell]:
+def _settings(recipe: Recipe) -> list[Variant]:
     changes: dict[str, tuple[Settings, Settings, Settings]] = {
         "recipe": ({}, {}, {}),
         "v prediction": ({"parameterisation": "v", "prior": False}, {}, {}),
         "eps prediction": ({"parameterisation": "eps", "prior": False}, {}, {}),
-        "plain square of x0": ({"weight": "x0"}, {}, {}),
+        "loss weight x0": ({"weight": "x0"}, {}, {}),
         "no functional term": ({"functional": 0.0}, {}, {}),
         "functional term 30": ({"functional": 30.0}, {}, {}),
         "no linear prior": ({"prior": False}, {}, {}),
-        "residual of prototypes alone": ({"around": "prototypes"}, {}, {}),
-        "window own": ({"window": "own"}, {}, {}),
+        "prior on prototypes": ({"prior_input": "prototypes"}, {}, {}),
         "floor 2e-4": ({"floor": 2e-4}, {}, {}),
         "constant alpha, floor 1e-6": ({"schedule": "constant", "floor": 1e-6}, {}, {}),
         "T = 50": ({"T": 50}, {}, {}),
-        "flat MLP": ({"denoiser": "mlp", "options": {"width": 256, "depth": 2}}, {}, {}),
+        "vector MLP": ({"denoiser": "mlp", "options": {"width": 256, "depth": 2}}, {}, {}),
         "width 128, depth 3": ({"options": {"width": 128, "depth": 3}}, {}, {}),
         "class variances": ({}, {}, {"condition": "spread"}),
         "every example, cross-attention": ({"denoiser": "cross"}, {}, {"condition": "examples"}),
-        "self-conditioning": ({"self_condition": True}, {}, {}),
-        "guidance (10 % hidden)": ({"drop": 0.1}, {}, {}),
         "no EMA": ({"training": {"ema": 0.0}}, {}, {}),
         "4 x iterations": ({"training": {"iterations": 4 * _full(recipe)}}, {}, {}),
         "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}, {}),
         "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}, {}),
     }
     if recipe.family.embedding:
-        del changes["residual of prototypes alone"]
-    return [Cell({"lever": name}, "mc-di", *change) for name, change in changes.items()]
+        del changes["prior on prototypes"]
+    return [Variant({"setting": name}, "mc-di", *change) for name, change in changes.items()]
 
 
-def _landscape(context: Context, cells: Sequence[Cell], path: Path, progress: Progress) -> None:
+def _landscape(context: Context, variants: Sequence[Variant], path: Path, progress: Progress) -> None:
     """The chains of the first seed over the loss of the first test task, in the plane of their largest variance."""
     seed = context.recipe.evaluation.seeds[0]
-    shown = {c.method: m for c in cells if isinstance(m := trained(context, c, seed, progress), Diffusion)}
+    methods: dict[str, SupportsSampling] = {}
+    for variant in variants:
+        method = trained(context, variant, seed, progress)
+        if isinstance(method, SupportsSampling):
+            methods[variant.method] = method
     reference = TrajectoryStore.open(context.folder / "reference").read()
     theta0 = context.family.downstream.theta0(context.recipe.preparation.theta0_seed, reference.mask.shape[1])
-    draw_chains(evaluate.landscape(shown, context.family, reference.targets[0], theta0), path)
+    draw_chains(evaluate.landscape(methods, context.family, reference.targets[0], theta0), path)
 
 
-def serving(recipe: Recipe) -> tuple[str, ...]:
-    """Methods that can give a recipe's network its weights: some are for heads alone, cosines for features of one length."""
-    kind = NETWORKS[recipe.family.network]
-    never: tuple[str, ...] = () if issubclass(kind, LinearHead) else HEADS_ALONE
-    lengths = recipe.family.centred or recipe.family.data == "text"  # of several, which have no cosines in a linear head
-    return tuple(n for n in METHODS if n not in never and not (n == "meta-baseline" and lengths))
+def fitting_methods(recipe: Recipe) -> tuple[str, ...]:
+    """The methods that can generate a recipe's network: some are for linear heads, or for features of one length."""
+    head = issubclass(NETWORKS[recipe.family.network], LinearHead)
+    unit = not recipe.family.centred and recipe.family.data != "text"
+
+    def fits(spec: MethodSpec) -> bool:
+        return (head or spec.networks == "any") and (unit or not spec.unit_features)
+
+    return tuple(name for name, spec in all_methods().items() if fits(spec))
 
 
 STUDIES: dict[str, Study] = {
     "ablation": Study(
         "the component ablation beside the alternatives: prototypes, Adam, REPTILE, regression, OCD, Tw-Di, Mv-Di, Mc-Di",
-        lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
+        _all_methods,
         measures.accuracy,
         Chart("method"),
     ),
     "samplers": Study(
-        "what the way of sampling costs: Mc-Di, Mv-Di and Tw-Di with every sampler",
-        _methods(*CHAINS),
+        "every sampler: score and distance of Mc-Di, Mv-Di and Tw-Di",
+        _methods(also=_chain),
         measures.samplers,
         Chart("sampler", ("score", "mse")),
     ),
-    "shares": Study(
-        "how much of a generated head to keep, and what it brings to doubt tasks unlike those of training",
-        _methods("hypernetwork", *CHAINS),
-        measures.shares,
-        Chart("share"),
-        against=("share", "never doubted"),
+    "ridge-blend": Study(
+        "the mixing weight of the generated head, and the fallback to ridge regression for out-of-distribution tasks",
+        _methods("hypernetwork", also=_chain),
+        measures.mixing_weights,
+        Chart("mixing weight"),
+        against=("mixing weight", measures.NO_FALLBACK),
     ),
     "steps": Study(
         "denoising steps against distance and accuracy",
-        _methods(*CHAINS),
+        _methods(also=_chain),
         measures.steps,
         Chart("steps", ("score", "mse"), only=("sampler", "ddim")),
     ),
     "segments": Study(
         "the number of segments k against distance and accuracy",
         _segments,
-        measures.three_chains,
+        measures.three_samplers,
         Chart("k", ("score", "mse"), ("sampler",)),
         against=("k", 1),
     ),
     "compute": Study(
         "meta-training iterations against distance and accuracy, Mc-Di and Mv-Di",
         _iterations,
-        measures.three_chains,
+        measures.three_samplers,
         Chart("iterations", ("score", "mse"), only=("sampler", "ddim")),
     ),
     "reptile": Study(
@@ -197,17 +229,17 @@ STUDIES: dict[str, Study] = {
         measures.prepared,
         Chart("preparation ms a task", series=("preparation",)),
         against=("preparation", "plain"),
-        quiet=True,
+        timed=True,
     ),
-    "levers": Study(
-        "one change at a time to the recipe of Mc-Di",
-        _levers,
-        measures.levered,
-        Chart("lever", series=("sampler",)),
-        against=("lever", "recipe"),
+    "settings": Study(
+        "one change at a time to the settings of Mc-Di",
+        _settings,
+        measures.ablated,
+        Chart("setting", series=("sampler",)),
+        against=("setting", "recipe"),
     ),
     "distillation": Study(
-        "can one step be taught what all steps of a chain answer?",
+        "one step of a student that is trained to answer what all steps of a chain answer",
         _methods("mc-di"),
         distilled,
         Chart("answer", ("score", "mse"), ("chain",)),
@@ -215,53 +247,63 @@ STUDIES: dict[str, Study] = {
     ),
     "refine": Study(
         "s Adam steps on the support set from generated weights, from theta_0, from REPTILE's start and from regression",
-        _methods("adam", "reptile", "hypernetwork", "mc-di"),
+        _methods("adam", "reptile", "hypernetwork", also=_proposed),
         measures.refined,
         Chart("steps"),
     ),
     "uncertainty": Study(
         "calibration and unknown classes: several samples against one answer",
-        _methods("prototypes", "adam", "hypernetwork", "mv-di", "mc-di"),
+        _methods("prototypes", "adam", "hypernetwork", "mv-di", also=_proposed),
         ensembles,
         Chart("answer", ("score", "NLL, tuned", "AUROC, entropy")),
         against=None,
     ),
     "chains": Study(
         "whether a chain passes its local targets, and its path over the loss in two dimensions",
-        _methods(*CHAINS),
+        _methods(also=_chain),
         measures.boundaries,
         Chart("segment", ("mse to own target", "mse to theta_M", "loss"), panel=None),
         against=None,
         picture=_landscape,
     ),
     "adapters": Study(
-        "LoRA adapters for sets of text that no training has seen, from 16 shots to whole sets: accuracy, F1, seconds",
-        adapters.cells,
+        "LoRA adapters for sets of text outside training, from 16 shots to whole sets: accuracy, F1, seconds",
+        adapters.variants,
         adapters.unseen_sets,
         Chart("shots", series=("method",), panel="set", log=True),
-        quiet=True,
+        timed=True,
     ),
     "latency": Study(
         "milliseconds for the weights of 1 and of 256 tasks, beside Adam at its tuned steps",
-        _methods("prototypes", "adam", "hypernetwork", "mc-di"),
+        _methods(also=lambda spec: spec.baseline or spec.proposed),
         measures.latency,
         Chart("ms, batch 1", series=("method", "sampler"), log=True),
         against=None,
-        quiet=True,
+        timed=True,
     ),
     "compare": Study(
-        "every system under one roof: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
-        lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
+        "every method: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
+        _all_methods,
         measures.compared,
         Chart("adaptation (ms)", log=True),
-        quiet=True,
-        own=True,
+        timed=True,
+        command=True,
     ),
     "transfer": Study(
         "heads for other data sets, on which nothing was trained: `mcdi transfer`",
-        lambda recipe: [Cell({"method": n}, n) for n in recipe.methods],
+        _all_methods,
         transfer.transferred,
         Chart("target", only=("classes", "as trained")),
-        own=True,
+        command=True,
     ),
 }
+RENAMED = {"levers": "settings", "shares": "ridge-blend"}
+
+
+def find_study(name: str) -> Study:
+    """The study of that name. Raises McdiError for an unknown name, or an old one."""
+    if name in RENAMED:
+        raise McdiError(f"the study {name!r} is called {RENAMED[name]!r} now: type that name")
+    if name not in STUDIES:
+        raise McdiError(f"unknown study {name!r}: choose {', '.join(STUDIES)}")
+    return STUDIES[name]

@@ -1,4 +1,4 @@
-"""How do the rows of many seeds become one table, as CSV for a program and Markdown for a reader?"""
+"""Tables of studies: the rows of many seeds as one table, in CSV for a program and in Markdown for a reader."""
 
 import csv
 import io

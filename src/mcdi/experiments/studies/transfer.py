@@ -1,4 +1,4 @@
-"""How good are the generators of one collection of images on other data sets, with nothing trained on these?
+"""The study `transfer`: generators of one collection of images on other data sets, on which nothing is trained.
 
 The paper's first table: meta-trained on ImageNet, heads for CIFAR-10 and others without a gradient step. Here a head is
 generated from a few labelled images of the target, for five of its classes and for all of them, by one model.
@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.experiments.studies.variants import Cell, Context, Measured
-from mcdi.methods import SLOW, WeightGenerator
+from mcdi.experiments.studies.variants import Context, Measured, Variant
+from mcdi.methods import WeightGenerator
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.public import public_images
 from mcdi.utils.files import read_tensors, write_tensors
@@ -24,20 +24,20 @@ FIRST = 200  # tasks of a slow method, which meets many more classes here than i
 
 def named_targets(given: Sequence[str]) -> dict[str, Path]:
     """{name: path} of "NAME=PATH". Raises McdiError for anything else, and for a name that comes twice."""
-    found: dict[str, Path] = {}
+    targets: dict[str, Path] = {}
     for text in given:
         name, _, path = text.partition("=")
         if not (name and path) or set(name) & set("/\\."):
             raise McdiError(f"--target {text!r} must be NAME=PATH, as in cifar10=data/cifar-10-batches-bin")
-        if name in found:
+        if name in targets:
             raise McdiError(f"two targets are called {name}: give each a name of its own")
-        found[name] = Path(path)
-    if not found:
+        targets[name] = Path(path)
+    if not targets:
         raise McdiError("no data set to generate heads for: mcdi transfer --target NAME=PATH, once or more")
-    return found
+    return targets
 
 
-def _place(context: Context, name: str) -> Path:
+def _path(context: Context, name: str) -> Path:
     return context.folder / "targets" / f"{name}.safetensors"
 
 
@@ -48,30 +48,30 @@ def add_targets(context: Context, targets: Mapping[str, Path], progress: Progres
     if network.embedder is None or network.embedder.shape[0] != 3:
         raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")
     for name, path in targets.items():
-        place, source = _place(context, name), str(path.resolve())
-        if not place.exists():
+        target, source = _path(context, name), str(path.resolve())
+        if not target.exists():
             progress(f"target {name}", 0, 1, {})
-            bank = public_images(path, size=context.recipe.family.side)
-            write_tensors(place, {"features": network.embed(bank.pixels)}, {"classes": bank.names, "source": source})
-            progress(f"target {name}", 1, 1, {"classes": float(len(bank.names))})
-        elif (known := read_tensors(place)[1]["source"]) != source:
-            raise McdiError(f"the target {name} of this run is {known}: give {path} another name")
+            images = public_images(path, size=context.recipe.family.side)
+            write_tensors(target, {"features": network.embed(images.pixels)}, {"classes": images.names, "source": source})
+            progress(f"target {name}", 1, 1, {"classes": float(len(images.names))})
+        elif (embedded := read_tensors(target)[1]["source"]) != source:
+            raise McdiError(f"the target {name} of this run is {embedded}: give {path} another name")
 
 
-def cells_for(cells: Sequence[Cell], targets: Sequence[str]) -> list[Cell]:
-    """Every cell on every target, which becomes a factor."""
-    return [replace(cell, factors={**cell.factors, "target": name}) for name in targets for cell in cells]
+def on_targets(variants: Sequence[Variant], targets: Sequence[str]) -> list[Variant]:
+    """Every variant on every target, which becomes a factor."""
+    return [replace(variant, factors={**variant.factors, "target": name}) for name in targets for variant in variants]
 
 
 @torch.no_grad()
-def transferred(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy on tasks of as many classes as were trained for, and of all that the target has; what is slow meets few."""
-    if "target" not in cell.factors:
+def transferred(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Accuracy on tasks of as many classes as in training, and of all that the target has; a slow method gets few tasks."""
+    if "target" not in variant.factors:
         raise McdiError("this study is the command `mcdi transfer`, which takes --target NAME=PATH")
-    name, settings = str(cell.factors["target"]), context.recipe.family
-    features = read_tensors(_place(context, name))[0]["features"]
+    name, settings = str(variant.factors["target"]), context.recipe.family
+    features = read_tensors(_path(context, name))[0]["features"]
     net, rows = context.family.downstream, []
-    count = min(context.tasks, FIRST if cell.method in SLOW else context.tasks)
+    count = min(context.tasks, FIRST if variant.spec.slow else context.tasks)
     for label, way in (("as trained", min(settings.way, len(features))), ("all classes", len(features))):
         family = FewShot(name, net, {"test": features}, way=way, shots=settings.shots, queries=settings.queries)
         for shots in settings.shots:

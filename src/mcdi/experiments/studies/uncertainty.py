@@ -1,4 +1,4 @@
-"""Do several samples know what they do not know? Calibration and unknown classes, for ensembles of generated heads."""
+"""The study `uncertainty`: calibration, and detection of unknown classes, for ensembles of generated heads."""
 
 from dataclasses import replace
 
@@ -7,10 +7,9 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.experiments.studies.variants import Cell, Context, Measured
+from mcdi.experiments.studies.variants import Context, Measured, Variant
 from mcdi.methods import WeightGenerator
-from mcdi.methods.mcdi.method import Diffusion
-from mcdi.methods.sampling import SAMPLERS
+from mcdi.methods.sampling import SAMPLERS, SupportsSampling
 from mcdi.types import TaskBatch
 
 SAMPLES = (1, 4, 16)
@@ -21,34 +20,34 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     """Mean gap between confidence and accuracy over `bins` equal bins (1706.04599, eq. 3): (N, C), (N,) -> [0, 1]."""
     confidence, choice = probabilities.max(-1)
     right = (choice == labels).double()
-    place = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence.double())
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, right - confidence.double())
     return float(gap.abs().sum() / len(labels))
 
 
-def auroc(known: Tensor, unknown: Tensor) -> float:
-    """Probability that an unknown example scores higher than a known one, ties counting half."""
-    both = torch.cat([known, unknown])
-    _, place, count = both.unique(return_inverse=True, return_counts=True)
+def auroc(familiar: Tensor, unknown: Tensor) -> float:
+    """Probability that an unknown example scores higher than a familiar one, ties counting half."""
+    both = torch.cat([familiar, unknown])
+    _, index, count = both.unique(return_inverse=True, return_counts=True)
     rank = count.cumsum(0).double() - (count.double() - 1) / 2  # mean rank of equal values
-    wins = rank[place][len(known) :].sum() - len(unknown) * (len(unknown) + 1) / 2
-    return float(wins / (len(known) * len(unknown)))
+    wins = rank[index][len(familiar) :].sum() - len(unknown) * (len(unknown) + 1) / 2
+    return float(wins / (len(familiar) * len(unknown)))
 
 
 @torch.no_grad()
-def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy, NLL and ECE (raw, and with one temperature tuned on validation tasks) and how well unknown classes are told.
+def ensembles(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """Accuracy, NLL and ECE (raw, and with one temperature tuned on validation tasks), and detection of unknown classes.
 
-    For a chain: one cold answer; n warm DDPM samples whose predictions are averaged, or whose weights are. Unknown
+    For a chain: the answer as used; n DDPM samples whose predictions are averaged, or whose weights are. Unknown
     examples are queries of another task with no class in common; AUROC by the entropy of the mean prediction and, for
     ensembles, by the mutual information between prediction and sample (1112.5745).
     """
-    rows, other, net = [], strangers(context), context.family.downstream
+    rows, other, net = [], disjoint_tasks(context), context.family.downstream
     for shots in context.family.shots:
         val = context.family.sample("val", range(min(context.tasks, 300)), shots=shots)
         test = context.family.sample("test", range(context.tasks), shots=shots)
         for name, (for_val, for_test) in _answers(context, method, val, test, seed).items():
-            on_val, on_test, on_strangers = (
+            on_val, on_test, on_unknown = (
                 torch.stack([net.logits(w, x, batch.mask) for w in weights])
                 for weights, batch, x in (
                     (for_val, val, val.query.x),
@@ -64,11 +63,11 @@ def ensembles(context: Context, cell: Cell, method: WeightGenerator, seed: int) 
                 "NLL, tuned": _nll(on_test, test.query.y, temperature),
                 "ECE": 100 * expected_calibration_error(_mean(on_test, 1.0).flatten(0, 1), test.query.y.flatten()),
                 "ECE, tuned": 100 * expected_calibration_error(mean.flatten(0, 1), test.query.y.flatten()),
-                "AUROC, entropy": 100 * auroc(*(_entropy(_mean(o, temperature)).flatten() for o in (on_test, on_strangers))),
+                "AUROC, entropy": 100 * auroc(*(_entropy(_mean(o, temperature)).flatten() for o in (on_test, on_unknown))),
             }
             if len(on_test) > 1:
-                doubt = [_doubt(o, temperature).flatten() for o in (on_test, on_strangers)]
-                figures["AUROC, information"] = 100 * auroc(*doubt)
+                information = [_information(o, temperature).flatten() for o in (on_test, on_unknown)]
+                figures["AUROC, information"] = 100 * auroc(*information)
             rows.append(Measured({"shots": shots, "answer": name}, figures, (mean.argmax(-1) == test.query.y).float().mean(1)))
     return rows
 
@@ -79,21 +78,21 @@ def _answers(
     """Every kind of answer: the weights (samples, B, U, D) of the validation and of the test tasks."""
     net = context.family.downstream
     one = [method.generate(net, b.support, b.mask, seed=seed)[None] for b in (val, test)]
-    answers = {"one": (one[0], one[1])}
-    if not (isinstance(method, Diffusion) and method.is_chain):
+    answers = {"as used": (one[0], one[1])}
+    if not (isinstance(method, SupportsSampling) and method.is_chain):
         return answers
-    how = replace(SAMPLERS["ddpm"], samples=max(SAMPLES))
-    drawn = [method.draws(net, b.support, b.mask, seed=seed, how=how).transpose(0, 1) for b in (val, test)]
+    sampling = replace(SAMPLERS["ddpm"], samples=max(SAMPLES))
+    drawn = [method.sample(net, b.support, b.mask, seed=seed, sampling=sampling).weights.transpose(0, 1) for b in (val, test)]
     for n in SAMPLES:
         first = [w[:n] for w in drawn]
-        answers[f"{n} warm, predictions"] = (first[0], first[1])
+        answers[f"{n} samples, mean prediction" if n > 1 else "1 sample"] = (first[0], first[1])
         if n > 1:
             mean = [w.mean(0, keepdim=True) for w in first]
-            answers[f"{n} warm, weights"] = (mean[0], mean[1])
+            answers[f"{n} samples, mean weights"] = (mean[0], mean[1])
     return answers
 
 
-def strangers(context: Context) -> Tensor:
+def disjoint_tasks(context: Context) -> Tensor:
     """For every test task another that shares no class with it, the next one going round: (B,).
 
     Raises McdiError for tasks without classes, and where a task shares a class with every other.
@@ -103,11 +102,11 @@ def strangers(context: Context) -> Tensor:
     if "classes" not in columns:
         raise McdiError(f"{context.recipe.name} has no classes, so none can be unknown: choose a recipe of classifiers")
     member = F.one_hot(columns["classes"]).sum(1).float()  # (B, classes)
-    apart = member @ member.T == 0
-    if not bool(apart.any(1).all()):
+    disjoint = member @ member.T == 0
+    if not bool(disjoint.any(1).all()):
         raise McdiError(f"a test task shares a class with all {count} others: raise evaluation.tasks or the number of classes")
     turn = (torch.arange(count) - torch.arange(count)[:, None]) % count
-    return torch.where(apart, turn, count).argmin(1)
+    return torch.where(disjoint, turn, count).argmin(1)
 
 
 def _mean(logits: Tensor, temperature: float) -> Tensor:
@@ -123,6 +122,6 @@ def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp(min=1e-12).log()).sum(-1)
 
 
-def _doubt(logits: Tensor, temperature: float) -> Tensor:
+def _information(logits: Tensor, temperature: float) -> Tensor:
     """Mutual information: entropy of the mean prediction minus mean entropy of the predictions."""
     return _entropy(_mean(logits, temperature)) - _entropy((logits / temperature).softmax(-1)).mean(0)

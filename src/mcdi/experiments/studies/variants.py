@@ -1,7 +1,7 @@
-"""How does a study train and measure its many variants, so that it can be stopped at any moment and shares what it can?
+"""Variants of a method: how a study trains and measures them, resumes, and shares trained generators with other studies.
 
-A cell is one variant of a method. A trained generator is kept under the run's studies/models by what decides it (method,
-settings, preparation, seed), so that studies that need the same one train it once.
+A trained generator is kept under the run's studies/models by what decides it (method, settings, preparation, seed), so that
+studies that need the same one train it once.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.experiments.build import load_family
-from mcdi.experiments.recipe import Recipe
 from mcdi.experiments.run import provenance, read_run, train_method, with_seeds
 from mcdi.generator.saving import load_method
-from mcdi.methods import WeightGenerator
+from mcdi.methods import WeightGenerator, method_spec
+from mcdi.methods.base import MethodSpec
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.prepare import Preparation, prepare
 from mcdi.trajectories.store import TrajectoryStore
@@ -29,10 +29,15 @@ from mcdi.utils.workers import Progress, work_through
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One variant: `factors` are its first columns in the table; settings, preparation and family lie over the recipe's,
-    of the family only what leaves its images and features as they are. every_seed: measured with every seed of the recipe,
-    though its training draws nothing and happens once."""
+class Variant:
+    """One variant of a method.
+
+    Args:
+        factors: its first columns in the table.
+        method: its name.
+        settings, preparation, family: laid over the recipe's; of the family only what leaves images and features as they are.
+        every_seed: measured with every seed of the recipe, though its training draws nothing and happens once.
+    """
 
     factors: Mapping[str, Any]
     method: str
@@ -40,6 +45,10 @@ class Cell:
     preparation: Mapping[str, Any] = field(default_factory=dict)
     family: Mapping[str, Any] = field(default_factory=dict)
     every_seed: bool = False
+
+    @property
+    def spec(self) -> MethodSpec:
+        return method_spec(self.method)
 
 
 class Measured(NamedTuple):
@@ -72,103 +81,115 @@ class Context:
         """theta_M of the test tasks (tasks, U, D), for distances only."""
         return TrajectoryStore.open(self.folder / "reference").read().targets[:, -1]
 
-    def preparation(self, cell: Cell) -> Preparation:
-        return make(Preparation, merged(asdict(self.recipe.preparation), cell.preparation), "preparation")
+    def preparation(self, variant: Variant) -> Preparation:
+        return make(Preparation, merged(asdict(self.recipe.preparation), variant.preparation), "preparation")
 
-    def store(self, cell: Cell) -> Path:
-        """The trajectories of a cell: the run's own, or its own under studies/stores."""
-        how = self.preparation(cell)
-        if how == self.recipe.preparation:
+    def store(self, variant: Variant) -> Path:
+        """The trajectories of a variant: the run's own, or its own under studies/stores."""
+        preparation = self.preparation(variant)
+        if preparation == self.recipe.preparation:
             return self.folder / "trajectories"
-        return self.folder / "studies" / "stores" / digest(asdict(how))
+        return self.folder / "studies" / "stores" / _digest(asdict(preparation))
 
-    def settings(self, cell: Cell) -> dict[str, Any]:
-        return merged(self.recipe.settings_of(cell.method), cell.settings)
-
-
-Measure = Callable[[Context, Cell, WeightGenerator, int], list[Measured]]
+    def settings(self, variant: Variant) -> dict[str, Any]:
+        return merged(self.recipe.settings_of(variant.method), variant.settings)
 
 
-def digest(value: Any) -> str:
+# (context, variant, its trained method, seed) -> rows
+Measure = Callable[[Context, Variant, WeightGenerator, int], list[Measured]]
+
+
+def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _changed(cell: Cell) -> list[Any]:
-    return [dict(cell.family)] if cell.family else []
+def _changed(variant: Variant) -> list[Any]:
+    return [dict(variant.family)] if variant.family else []
 
 
-def model_folder(context: Context, cell: Cell, seed: int) -> Path:
-    decides = [cell.method, context.settings(cell), asdict(context.preparation(cell)), *_changed(cell)]
-    return context.folder / "studies" / "models" / f"{cell.method}-{digest(decides)}-{seed}"
+def model_folder(context: Context, variant: Variant, seed: int) -> Path:
+    """Where the generator of a variant is kept."""
+    decides = [variant.method, context.settings(variant), asdict(context.preparation(variant)), *_changed(variant)]
+    return context.folder / "studies" / "models" / f"{variant.method}-{_digest(decides)}-{seed}"
 
 
-def trained(context: Context, cell: Cell, seed: int, progress: Progress) -> WeightGenerator:
-    """The cell's generator, trained unless an earlier study has done so; its store must be prepared."""
-    seed = context.recipe.evaluation.seeds[0] if cell.every_seed else seed
-    target = model_folder(context, cell, seed)
-    label = " ".join([*(str(v) for v in cell.factors.values()), str(seed)])
+def trained(context: Context, variant: Variant, seed: int, progress: Progress) -> WeightGenerator:
+    """The variant's generator, trained unless an earlier study has done so; its store must be prepared."""
+    seed = context.recipe.evaluation.seeds[0] if variant.every_seed else seed
+    target = model_folder(context, variant, seed)
     train_method(
-        cell.method,
-        context.settings(cell),
+        variant.method,
+        context.settings(variant),
         context.family,
-        TrajectoryStore.open(context.store(cell)),
+        TrajectoryStore.open(context.store(variant)),
         seed=seed,
         validation=context.recipe.evaluation.validation,
         target=target,
         device="cpu",
-        label=label,
+        label=" ".join([*(str(v) for v in variant.factors.values()), str(seed)]),
         progress=progress,
     )
     return load_method(target)
 
 
-class Share(NamedTuple):
-    """What every worker of a study needs to know."""
+class _Work(NamedTuple):
+    """What every worker of a study needs."""
 
     folder: Path
     study: str
     measure: Measure
 
 
-def _do(share: Share, job: tuple[Cell, int], progress: Progress) -> None:
-    cell, seed = job
-    context = Context(share.folder, cell.family)
-    path = result_path(context, share.study, cell, seed)
+def _measure(work: _Work, job: tuple[Variant, int], progress: Progress) -> None:
+    variant, seed = job
+    context = Context(work.folder, variant.family)
+    path = _result_path(context, work.study, variant, seed)
     if path.exists():
         return
-    method = trained(context, cell, seed, progress)
-    rows = share.measure(context, cell, method, seed)
+    method = trained(context, variant, seed, progress)
+    rows = work.measure(context, variant, method, seed)
     scores = {str(i): row.scores for i, row in enumerate(rows) if row.scores is not None}
-    described = [[{**cell.factors, **row.factors}, row.figures, row.first] for row in rows]
+    described = [[{**variant.factors, **row.factors}, row.figures, row.first] for row in rows]
     write_tensors(path, scores, {"rows": described, "seed": seed, "provenance": provenance()})
 
 
-def result_path(context: Context, study: str, cell: Cell, seed: int) -> Path:
-    decides = [context.settings(cell), asdict(context.preparation(cell)), context.tasks, dict(cell.factors), *_changed(cell)]
-    return context.folder / "studies" / study / f"{cell.method}-{digest(decides)}-{seed}.safetensors"
+def _result_path(context: Context, study: str, variant: Variant, seed: int) -> Path:
+    settings, preparation = context.settings(variant), asdict(context.preparation(variant))
+    decides = [settings, preparation, context.tasks, dict(variant.factors), *_changed(variant)]
+    return context.folder / "studies" / study / f"{variant.method}-{_digest(decides)}-{seed}.safetensors"
 
 
-def seeds_of(recipe: Recipe, cells: Sequence[Cell]) -> list[tuple[Cell, int]]:
-    """Every (cell, seed) of a study."""
-    return with_seeds(recipe, cells, lambda cell: None if cell.every_seed else cell.method)
-
-
-def run_cells(
-    context: Context, study: str, cells: Sequence[Cell], measure: Measure, *, workers: int, progress: Progress
+def run_variants(
+    context: Context, study: str, variants: Sequence[Variant], measure: Measure, *, workers: int, progress: Progress
 ) -> list[tuple[int, list[Measured], dict[str, Any]]]:
-    """Every (cell, seed) of a study: [(seed, rows, provenance)]; what is on disk already is not done again."""
-    if not cells:
+    """Train and measure every variant with its seeds; what is on disk already is not done again.
+
+    Returns:
+        [(seed, rows, provenance)].
+
+    Raises:
+        McdiError: no variants.
+    """
+    if not variants:
         raise McdiError(f"study {study!r} has nothing to measure on this recipe: choose another recipe")
-    for store, how in {context.store(cell): context.preparation(cell) for cell in cells}.items():
+    for store, preparation in {context.store(v): context.preparation(v) for v in variants}.items():
         if store != context.folder / "trajectories":  # the run has prepared its own
-            name = "trajectories"
-            prepare(context.family, store, how, split="train", device="cpu", workers=workers, name=name, progress=progress)
-    jobs = seeds_of(context.recipe, cells)
-    for _ in work_through(_do, Share(context.folder, study, measure), jobs, workers=workers, progress=progress):
+            prepare(
+                context.family,
+                store,
+                preparation,
+                split="train",
+                device="cpu",
+                workers=workers,
+                name="trajectories",
+                progress=progress,
+            )
+    jobs = with_seeds(context.recipe, variants, lambda variant: None if variant.every_seed else variant.method)
+    for _ in work_through(_measure, _Work(context.folder, study, measure), jobs, workers=workers, progress=progress):
         pass
-    found = []
-    for cell, seed in jobs:
-        tensors, metadata = read_tensors(result_path(context, study, cell, seed))
+    out = []
+    for variant, seed in jobs:
+        tensors, metadata = read_tensors(_result_path(context, study, variant, seed))
         rows = [Measured(f, g, tensors.get(str(i)), *first) for i, (f, g, *first) in enumerate(metadata["rows"])]
-        found.append((seed, rows, metadata["provenance"]))
-    return found
+        out.append((seed, rows, metadata["provenance"]))
+    return out

@@ -87,6 +87,7 @@ class ClosedForm:
     marker="P",
     exportable=True,
     draws_at_random=False,
+    baseline=True,
     networks="heads",
 )
 class Prototypes(ClosedForm):
@@ -127,6 +128,7 @@ class LinearProbe(ClosedForm):
     defaults={"grid": (1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)},
     draws_at_random=False,
     networks="heads",
+    unit_features=True,
 )
 class MetaBaseline(ClosedForm):
     """w = tau c / |c|, b = 0: logits tau cos(x, c) (Meta-Baseline, 2003.04390, eq. 1-2), for features of one length, as image

@@ -75,7 +75,14 @@ class FineTuneSettings:
 
 
 @register_method(
-    "adam", settings=FineTuneSettings, label="Adam", colour="#d1495b", marker="v", draws_at_random=False, gradient_free=False
+    "adam",
+    settings=FineTuneSettings,
+    label="Adam",
+    colour="#d1495b",
+    marker="v",
+    draws_at_random=False,
+    gradient_free=False,
+    baseline=True,
 )
 class FineTune:
     """Adam on the support set from theta_0, the rate, steps and decay tuned on validation classes for every shot number."""

@@ -1,7 +1,7 @@
 """The denoiser f(x_t, t, c) of the paper as one module: a network, the linear prior under it, and the schedule."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.mcdi.denoisers import make_denoiser
 from mcdi.methods.mcdi.prior import HeadPrior, LinearPrior, Prior
 from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.methods.sampling import SupportsSampling
 from mcdi.networks.base import Network
 from mcdi.networks.support import prototype_rows
 from mcdi.weights import WeightSpace
@@ -112,3 +113,10 @@ class Denoiser(nn.Module):
             f = (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * self.prior(x, local, mean))
             output = output + core.to_x0(f, x, t, self.schedule)
         return core.to_f(output, x, t, self.schedule, self.settings.parameterisation)
+
+
+@runtime_checkable
+class HasDenoiser(SupportsSampling, Protocol):
+    """A method whose chain is run by a `Denoiser`; None before it is trained."""
+
+    denoiser: Denoiser | None

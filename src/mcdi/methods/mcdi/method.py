@@ -38,15 +38,17 @@ _SHARED: dict[str, Any] = {
 }
 _CHAIN = {**_SHARED, "in_landscape": True}
 _REGRESSION = {"objective": "regression", "k": 1, "sampling": {"steps": 1, "temperature": 0.0, "samples": 1}}
+_BASELINE = {**_SHARED, "baseline": True}
+_PROPOSED = {**_CHAIN, "proposed": True}
 _SINGLE_LEVEL = {"objective": "local", "k": 1, "training": {"meta": "none"}}
 _K1 = {"objective": "local", "k": 1}
 
 
-@register_method("hypernetwork", label="one-step regression", colour="#c85fa8", marker="X", fixed=_REGRESSION, **_SHARED)
+@register_method("hypernetwork", label="one-step regression", colour="#c85fa8", marker="X", fixed=_REGRESSION, **_BASELINE)
 @register_method("ocd", label="single-level control", colour="#9467bd", marker="^", fixed=_SINGLE_LEVEL, **_SHARED)
 @register_method("tw-di", label="Tw-Di", colour="#2a9d6f", marker="D", fixed={"objective": "vanilla"}, **_CHAIN)
 @register_method("mv-di", label="Mv-Di", colour="#e07b24", marker="s", fixed=_K1, **_CHAIN)
-@register_method("mc-di", label="Mc-Di", colour="#3b82c4", marker="o", fixed={"objective": "local"}, **_CHAIN)
+@register_method("mc-di", label="Mc-Di", colour="#3b82c4", marker="o", fixed={"objective": "local"}, **_PROPOSED)
 class Diffusion:
     """A weight generator: support set -> Gaussian noise -> T denoising steps -> weights, without a gradient.
 
