@@ -1,10 +1,10 @@
-"""How long does generation take, as it is, exported and compiled? Milliseconds side by side in one run.
+"""Milliseconds of generation: the generator itself, its exports and torch.compile.
 
     python benchmarks/export.py runs/glyphs/methods/mc-di-0
 
-Prints, for batches of 1 and 64 tasks of 5 examples a class, milliseconds from features and labels to named weights by the
-generator itself, by its export to ONNX under onnxruntime, by its torch.export program and by torch.compile, where a C++
-compiler is at hand. One thread; every column does the same checks of its inputs but torch.compile, which has none.
+Prints, for batches of 1 and 64 tasks with 5 examples per class, milliseconds from features and labels to named weights: the
+generator itself, its ONNX export in onnxruntime, its torch.export program, and torch.compile if there is a C++ compiler. One
+thread. All check their inputs except torch.compile.
 """
 
 import argparse
@@ -31,24 +31,24 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     generator = load(arguments.model)
-    how: dict[str, Any] = {} if arguments.steps is None else {"steps": arguments.steps, "temperature": 0.0}
-    sampler, readers = Sampler(generator, **how).eval(), {}
+    options: dict[str, Any] = {} if arguments.steps is None else {"steps": arguments.steps, "temperature": 0.0}
+    sampler, readers = Sampler(generator, **options).eval(), {}
     with tempfile.TemporaryDirectory() as scratch:
         for kind, name in FILES.items():
-            export(generator, Path(scratch) / name, kind, **how)
+            export(generator, Path(scratch) / name, kind, **options)
             readers[kind] = Exported.load(Path(scratch) / name)
     compiled = torch.compile(sampler, dynamic=False)
-    said = provenance()
+    machine = provenance()
     table = Table(
-        title=f"{said['hardware']}, one thread, {said['commit']}, {said['date']}; {sampler.described()['steps']} steps"
+        title=f"{machine['hardware']}, one thread, {machine['commit']}, {machine['date']}; {sampler.metadata()['steps']} steps"
     )
-    for column in ("batch", "way of running", "ms", "ms a task"):
+    for column in ("batch", "runtime", "ms", "ms per task"):
         table.add_column(column, justify="right")
     for batch in (1, 64):
-        feeds = sampler.drawn(batch, generator.network.way, 5, seed=0)
+        feeds = sampler.random_inputs(batch, generator.network.way, 5, seed=0)
         support = feeds["x"], feeds["y"]
         calls: dict[str, Callable[[], Any]] = {
-            "plain": lambda support=support: generator.generate(support, **how),
+            "plain": lambda support=support: generator.generate(support, **options),
             "onnxruntime": lambda support=support: readers["onnx"].generate(support),
             "torch.export": lambda support=support: readers["torch"].generate(support),
             "torch.compile": lambda feeds=feeds: compiled(**feeds),
@@ -57,7 +57,7 @@ def main() -> None:
             try:
                 with torch.no_grad():
                     ms = milliseconds(call, arguments.repeats)
-            except Exception as error:  # torch.compile needs a compiler, and has many kinds of errors
+            except Exception as error:  # torch.compile needs a compiler and raises many kinds
                 table.add_row(str(batch), name, type(error).__name__, "")
                 continue
             table.add_row(str(batch), name, f"{ms:.2f}", f"{ms / batch:.3f}")

@@ -1,11 +1,11 @@
-"""How many requests a second does `mcdi serve` answer, how long do they take, and does its memory stay level?
+"""Throughput, latency and memory of `mcdi serve` under load.
 
     python benchmarks/serve.py --model runs/glyphs/methods/mc-di-0
 
-The server is a process of its own on loopback, driven from this one with `mcdi.serve.client` at 1, 16 and 64 clients; a request
-is a support set of five classes, five images each, and asks for a handle. The same once more without batches (one task a pass),
-with a queue too short for the clients, and then --requests in all, with the server's memory after every 2,000 of them. Without
---model a small generator is trained first, over a backbone of random weights: its answers mean nothing, its times do.
+The server is a separate process on loopback; 1, 16 and 64 clients send it requests with `mcdi.serve.client`. A request is a
+support set of five classes with five images each, and asks for a handle. The benchmark runs with batches, without batches, with
+a queue that is too short for the clients, and then with --requests requests, reporting the memory after every 2,000 of them.
+Without --model it trains a small generator on a backbone of random weights, whose times are valid and whose answers are not.
 """
 
 import argparse
@@ -43,20 +43,20 @@ WAY, SHOTS, BLOCK = 5, 5, 2000
 
 def small_model(folder: Path) -> Path:
     g = torch.Generator().manual_seed(0)
-    banks = {s: cl2n(torch.randn(20, 20, 64, generator=g), torch.zeros(64)) for s in ("train", "val", "test")}
-    family = FewShot("drawings", LinearHead(64, WAY, Embedder(Conv4())), banks, way=WAY, shots=(SHOTS,), queries=5)
+    features = {s: cl2n(torch.randn(20, 20, 64, generator=g), torch.zeros(64)) for s in ("train", "val", "test")}
+    family = FewShot("drawings", LinearHead(64, WAY, Embedder(Conv4())), features, way=WAY, shots=(SHOTS,), queries=5)
     data = trajectories(family, "train", range(64), Preparation(tasks=64, epochs=12, k=3, lr=0.03))
-    how = {"training": {"iterations": 20, "learners": 2, "tasks": 8}, "sampling": {"steps": 2, "temperature": 0.0}}
-    method = make_method("mc-di", how).fit(family, data, seed=0)
+    settings = {"training": {"iterations": 20, "learners": 2, "tasks": 8}, "sampling": {"steps": 2, "temperature": 0.0}}
+    method = make_method("mc-di", settings).fit(family, data, seed=0)
     Generator("mc-di", method, family.downstream).save_pretrained(folder)
     return folder
 
 
 @contextmanager
 def server(model: Path, **options: object) -> Iterator[tuple[str, int]]:
-    """Its address and process id; SIGTERM and exit code 0 in the end."""
-    asked = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-m", "mcdi.cli.main", "serve", f"m={model}", "--port", "0", *asked]
+    """The URL and process id of a server; it must end with exit code 0 after SIGTERM."""
+    arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", "mcdi.cli.main", "serve", f"m={model}", "--port", "0", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     address = process.stderr.readline().split()[0]
@@ -72,7 +72,7 @@ def server(model: Path, **options: object) -> Iterator[tuple[str, int]]:
 
 
 def memory(pid: int) -> float:
-    """MiB of the process that are in memory."""
+    """Resident memory of the process in MiB."""
     line = next(n for n in Path(f"/proc/{pid}/status").read_text().splitlines() if n.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
@@ -87,9 +87,9 @@ def support(seed: int) -> tuple[list[bytes], list[int]]:
 
 
 def drive(address: str, clients: int, requests: int) -> tuple[list[float], Counter[str], float]:
-    """Seconds of every answer, what happened how often, and seconds in all."""
-    took: list[float] = []
-    happened: Counter[str] = Counter()
+    """Seconds of every request in ascending order, number of results by status, and total seconds."""
+    latencies: list[float] = []
+    results: Counter[str] = Counter()
     left, lock = iter(range(requests)), threading.Lock()
 
     def one() -> None:
@@ -109,8 +109,8 @@ def drive(address: str, clients: int, requests: int) -> tuple[list[float], Count
                 except McdiError:
                     result = "no answer"
                 with lock:
-                    took.append(time.perf_counter() - start)
-                    happened[result] += 1
+                    latencies.append(time.perf_counter() - start)
+                    results[result] += 1
 
     threads = [threading.Thread(target=one) for _ in range(clients)]
     start = time.perf_counter()
@@ -118,36 +118,36 @@ def drive(address: str, clients: int, requests: int) -> tuple[list[float], Count
         thread.start()
     for thread in threads:
         thread.join()
-    return sorted(took), happened, time.perf_counter() - start
+    return sorted(latencies), results, time.perf_counter() - start
 
 
 def row(name: str, address: str, clients: int, requests: int) -> tuple[list[str], float]:
-    took, happened, seconds = drive(address, clients, requests)
-    rate = happened["200"] / seconds
-    median, slow = (1000 * took[min(len(took) - 1, int(q * len(took)))] for q in (0.5, 0.99))
-    errors = sum(n for what, n in happened.items() if what not in ("200", "429"))
-    return [name, str(clients), f"{rate:.0f}", f"{median:.1f}", f"{slow:.1f}", str(happened["429"]), str(errors)], rate
+    latencies, results, seconds = drive(address, clients, requests)
+    rate = results["200"] / seconds
+    median, slow = (1000 * latencies[min(len(latencies) - 1, int(q * len(latencies)))] for q in (0.5, 0.99))
+    errors = sum(n for status, n in results.items() if status not in ("200", "429"))
+    return [name, str(clients), f"{rate:.0f}", f"{median:.1f}", f"{slow:.1f}", str(results["429"]), str(errors)], rate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of a generator that reads images")
-    parser.add_argument("--requests", type=int, default=20_000, help="in all, for the memory")
-    parser.add_argument("--each", type=int, default=2000, help="of a row of the table")
-    parser.add_argument("--wait", type=float, default=2, help="milliseconds, as mcdi serve has it")
+    parser.add_argument("--requests", type=int, default=20_000, help="total, for the memory")
+    parser.add_argument("--each", type=int, default=2000, help="per row of the table")
+    parser.add_argument("--wait", type=float, default=2, help="milliseconds, see mcdi serve --help")
     arguments = parser.parse_args()
-    table = Table(title=f"{provenance()['hardware']}, {WAY} classes, {SHOTS} images each, a handle")
+    table = Table(title=f"{provenance()['hardware']}, {WAY} classes, {SHOTS} images each")
     for column in ("server", "clients", "requests / s", "p50 ms", "p99 ms", "429", "errors"):
         table.add_column(column, justify="right")
     rates: dict[tuple[str, int], float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = arguments.model or small_model(Path(scratch) / "m")
-        for name, options in {"batches": {"wait": arguments.wait}, "one by one": {"batch": 1, "wait": 0}}.items():
+        for name, options in {"batches": {"wait": arguments.wait}, "no batches": {"batch": 1, "wait": 0}}.items():
             with server(model, **options) as (address, _):
                 drive(address, 4, 50)
                 for clients in (1, 16, 64):
-                    cells, rates[name, clients] = row(name, address, clients, arguments.each)
-                    table.add_row(*cells)
+                    values, rates[name, clients] = row(name, address, clients, arguments.each)
+                    table.add_row(*values)
         with server(model, queue=8) as (address, _):
             table.add_row(*row("queue of 8", address, 64, arguments.each)[0])
         with server(model, wait=arguments.wait) as (address, pid):
@@ -157,7 +157,7 @@ def main() -> None:
                 levels.append((f"{min(done + BLOCK, arguments.requests):,}", memory(pid)))
     Console().print(table)
     for clients in (1, 16, 64):
-        print(f"batches / one by one, {clients} clients: {rates['batches', clients] / rates['one by one', clients]:.2f}")
+        print(f"batches / no batches, {clients} clients: {rates['batches', clients] / rates['one by one', clients]:.2f}")
     print("memory of the server, MiB: " + ", ".join(f"{name} {level:.0f}" for name, level in levels))
 
 

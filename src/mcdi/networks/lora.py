@@ -34,6 +34,7 @@ class LoraClassifier(LinearHead):
     """
 
     kind = "lora"
+    reads_texts, exportable = True, False
     heads = OWN_HEADS
     statistics = 3  # numbers a feature in the condition of a pair
 
