@@ -1,10 +1,10 @@
-"""Milliseconds of generation: plain, exported and compiled, measured in turn in one run.
+"""Milliseconds of generation: the generator itself, its exports and torch.compile.
 
     python benchmarks/export.py runs/glyphs/methods/mc-di-0
 
-Prints, for batches of 1 and 64 tasks of 5 examples a class, milliseconds from features and labels to named weights by the
-generator itself, its export to ONNX under onnxruntime, its torch.export program and torch.compile, if a C++ compiler is
-installed. One thread; all but torch.compile check their inputs.
+Prints, for batches of 1 and 64 tasks with 5 examples per class, milliseconds from features and labels to named weights: the
+generator itself, its ONNX export in onnxruntime, its torch.export program, and torch.compile if there is a C++ compiler. One
+thread. All check their inputs except torch.compile.
 """
 
 import argparse
@@ -38,14 +38,14 @@ def main() -> None:
             export(generator, Path(scratch) / name, kind, **options)
             readers[kind] = Exported.load(Path(scratch) / name)
     compiled = torch.compile(sampler, dynamic=False)
-    made = provenance()
+    machine = provenance()
     table = Table(
-        title=f"{made['hardware']}, one thread, {made['commit']}, {made['date']}; {sampler.described()['steps']} steps"
+        title=f"{machine['hardware']}, one thread, {machine['commit']}, {machine['date']}; {sampler.metadata()['steps']} steps"
     )
-    for column in ("batch", "runtime", "ms", "ms a task"):
+    for column in ("batch", "runtime", "ms", "ms per task"):
         table.add_column(column, justify="right")
     for batch in (1, 64):
-        feeds = sampler.drawn(batch, generator.network.way, 5, seed=0)
+        feeds = sampler.random_inputs(batch, generator.network.way, 5, seed=0)
         support = feeds["x"], feeds["y"]
         calls: dict[str, Callable[[], Any]] = {
             "plain": lambda support=support: generator.generate(support, **options),
@@ -57,7 +57,7 @@ def main() -> None:
             try:
                 with torch.no_grad():
                     ms = milliseconds(call, arguments.repeats)
-            except Exception as error:  # torch.compile needs a compiler and raises many kinds of errors
+            except Exception as error:  # torch.compile needs a compiler and raises many kinds
                 table.add_row(str(batch), name, type(error).__name__, "")
                 continue
             table.add_row(str(batch), name, f"{ms:.2f}", f"{ms / batch:.3f}")

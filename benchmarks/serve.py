@@ -1,11 +1,11 @@
-"""Requests a second, latency and memory of `mcdi serve` under load.
+"""Throughput, latency and memory of `mcdi serve` under load.
 
     python benchmarks/serve.py --model runs/glyphs/methods/mc-di-0
 
-The server is a separate process on loopback, with 1, 16 and 64 clients of `mcdi.serve.client`; a request is a support set of
-five classes with five images each, and is answered with a handle. Then the same without batching, with a queue that is too
-short for the clients, and with --requests in total, with the server's memory after every 2,000 of them. Without --model a small
-generator is trained on a backbone of random weights: its answers are meaningless, its times are not.
+The server is a separate process on loopback; 1, 16 and 64 clients send it requests with `mcdi.serve.client`. A request is a
+support set of five classes with five images each, and asks for a handle. The benchmark runs with batches, without batches, with
+a queue that is too short for the clients, and then with --requests requests, reporting the memory after every 2,000 of them.
+Without --model it trains a small generator on a backbone of random weights, whose times are valid and whose answers are not.
 """
 
 import argparse
@@ -54,9 +54,9 @@ def small_model(folder: Path) -> Path:
 
 @contextmanager
 def server(model: Path, **options: object) -> Iterator[tuple[str, int]]:
-    """Address and process id of a server, which must end with exit code 0 on SIGTERM."""
-    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-m", "mcdi", "serve", f"m={model}", "--port", "0", *flags]
+    """The URL and process id of a server; it must end with exit code 0 after SIGTERM."""
+    arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", "mcdi", "serve", f"m={model}", "--port", "0", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     address = process.stderr.readline().split()[0]
@@ -87,9 +87,9 @@ def support(seed: int) -> tuple[list[bytes], list[int]]:
 
 
 def drive(address: str, clients: int, requests: int) -> tuple[list[float], Counter[str], float]:
-    """Seconds of every answer, the count of every outcome, and seconds in total."""
-    took: list[float] = []
-    outcomes: Counter[str] = Counter()
+    """Seconds of every request in ascending order, number of results by status, and total seconds."""
+    latencies: list[float] = []
+    results: Counter[str] = Counter()
     left, lock = iter(range(requests)), threading.Lock()
 
     def one() -> None:
@@ -109,8 +109,8 @@ def drive(address: str, clients: int, requests: int) -> tuple[list[float], Count
                 except McdiError:
                     result = "no answer"
                 with lock:
-                    took.append(time.perf_counter() - start)
-                    outcomes[result] += 1
+                    latencies.append(time.perf_counter() - start)
+                    results[result] += 1
 
     threads = [threading.Thread(target=one) for _ in range(clients)]
     start = time.perf_counter()
@@ -118,31 +118,31 @@ def drive(address: str, clients: int, requests: int) -> tuple[list[float], Count
         thread.start()
     for thread in threads:
         thread.join()
-    return sorted(took), outcomes, time.perf_counter() - start
+    return sorted(latencies), results, time.perf_counter() - start
 
 
 def row(name: str, address: str, clients: int, requests: int) -> tuple[list[str], float]:
-    took, outcomes, seconds = drive(address, clients, requests)
-    rate = outcomes["200"] / seconds
-    median, slow = (1000 * took[min(len(took) - 1, int(q * len(took)))] for q in (0.5, 0.99))
-    errors = sum(n for what, n in outcomes.items() if what not in ("200", "429"))
-    return [name, str(clients), f"{rate:.0f}", f"{median:.1f}", f"{slow:.1f}", str(outcomes["429"]), str(errors)], rate
+    latencies, results, seconds = drive(address, clients, requests)
+    rate = results["200"] / seconds
+    median, slow = (1000 * latencies[min(len(latencies) - 1, int(q * len(latencies)))] for q in (0.5, 0.99))
+    errors = sum(n for status, n in results.items() if status not in ("200", "429"))
+    return [name, str(clients), f"{rate:.0f}", f"{median:.1f}", f"{slow:.1f}", str(results["429"]), str(errors)], rate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of a generator that reads images")
-    parser.add_argument("--requests", type=int, default=20_000, help="in total, for the memory")
-    parser.add_argument("--each", type=int, default=2000, help="for each row of the table")
-    parser.add_argument("--wait", type=float, default=2, help="milliseconds, as in mcdi serve")
+    parser.add_argument("--requests", type=int, default=20_000, help="total, for the memory")
+    parser.add_argument("--each", type=int, default=2000, help="per row of the table")
+    parser.add_argument("--wait", type=float, default=2, help="milliseconds, see mcdi serve --help")
     arguments = parser.parse_args()
-    table = Table(title=f"{provenance()['hardware']}, {WAY} classes, {SHOTS} images each, a handle")
+    table = Table(title=f"{provenance()['hardware']}, {WAY} classes, {SHOTS} images each")
     for column in ("server", "clients", "requests / s", "p50 ms", "p99 ms", "429", "errors"):
         table.add_column(column, justify="right")
     rates: dict[tuple[str, int], float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = arguments.model or small_model(Path(scratch) / "m")
-        for name, options in {"batches": {"wait": arguments.wait}, "one by one": {"batch": 1, "wait": 0}}.items():
+        for name, options in {"batches": {"wait": arguments.wait}, "no batches": {"batch": 1, "wait": 0}}.items():
             with server(model, **options) as (address, _):
                 drive(address, 4, 50)
                 for clients in (1, 16, 64):
@@ -157,7 +157,7 @@ def main() -> None:
                 levels.append((f"{min(done + BLOCK, arguments.requests):,}", memory(pid)))
     Console().print(table)
     for clients in (1, 16, 64):
-        print(f"batches / one by one, {clients} clients: {rates['batches', clients] / rates['one by one', clients]:.2f}")
+        print(f"batches / no batches, {clients} clients: {rates['batches', clients] / rates['one by one', clients]:.2f}")
     print("memory of the server, MiB: " + ", ".join(f"{name} {level:.0f}" for name, level in levels))
 
 

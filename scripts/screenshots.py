@@ -1,4 +1,4 @@
-"""Screenshots of the page of `mcdi serve` on a desktop and a phone, taken from a running server.
+"""Screenshots of the page of `mcdi serve`, on a desktop and on a phone, from a running server.
 
 Example: mcdi serve runs/glyphs/methods/mc-di-0 & python scripts/screenshots.py http://127.0.0.1:8000 docs/images
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-SCREENS = {"desktop": (1280, 800, 1.0, "light"), "phone": (390, 844, 1.5, "dark")}  # width, height, pixels a point, scheme
+SCREENS = {"desktop": (1280, 800, 1.0, "light"), "phone": (390, 844, 1.5, "dark")}  # width, height, device scale, colours
 
 
-def picture(page: Page, address: str, path: Path) -> None:
-    """The whole page, filled with its example, after the last step of the chain."""
+def take_screenshot(page: Page, address: str, path: Path) -> None:
+    """The whole page with its example, the chain at its last state."""
     page.goto(address)
     page.click("#fill")
     page.wait_for_selector("#bars .best")
@@ -34,9 +34,9 @@ def main(address: str, folder: Path) -> None:
                 viewport={"width": width, "height": height},
                 device_scale_factor=scale,
                 color_scheme=scheme,
-                reduced_motion="reduce",  # the chain does not play by itself
+                reduced_motion="reduce",  # no animation of the chain
             )
-            picture(page, address, folder / f"page-{name}.png")
+            take_screenshot(page, address, folder / f"page-{name}.png")
         browser.close()
 
 

@@ -1,4 +1,4 @@
-"""A small generator of drawn letters, a server of it as a process, and a hand that draws on the page."""
+"""A small generator for drawn letters, a server process, and strokes that a mouse draws on the page."""
 
 import math
 import subprocess
@@ -9,40 +9,39 @@ import torch
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, compute_features, train_backbone
+from mcdi.networks.backbones.vision import Conv4, Embedder, train_backbone
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.trajectories.prepare import Preparation, trajectories
 
 SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterations": 30, "learners": 2, "tasks": 16}}
 
 
 def trained(root):
-    """Folders of generators, by the names they are served under: of letters, and one that reads vectors."""
-    banks = {n: b.pixels for n, b in glyph_images(0, limit=60, examples=10).items()}
+    """Folders of generators for letters, and of one that reads vectors."""
+    pixels = {n: b.pixels for n, b in glyph_images(0, limit=60, examples=10).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         embedder = Embedder(Conv4())
-    for _ in train_backbone(embedder.backbone, banks["train"], steps=30, seed=0, way=20):
+    for _ in train_backbone(embedder.backbone, pixels["train"], steps=30, seed=0, way=20):
         pass
-    embedder.fit(compute_features(embedder.backbone, banks["train"]))
+    embedder.fit(compute_features(embedder.backbone, pixels["train"]))
     network = LinearHead(64, 5, embedder)
-    family = FewShot("glyphs", network, {n: network.embed(x) for n, x in banks.items()}, way=5, shots=(1, 2), queries=5)
+    family = FewShot("glyphs", network, {n: network.embed(x) for n, x in pixels.items()}, way=5, shots=(1, 2), queries=5)
     data = trajectories(family, "train", range(200), Preparation(tasks=200, epochs=30, k=3))
-    made = {
+    generators = {
         "letters": Generator("mc-di", make_method("mc-di", SETTINGS).fit(family, data, seed=0), network),
         "means": Generator("prototypes", make_method("prototypes", {}), network),
         "vectors": Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)),
     }
-    for name, generator in made.items():
+    for name, generator in generators.items():
         generator.save_pretrained(root / name)
-    return [root / name for name in made]
+    return [root / name for name in generators]
 
 
 @contextmanager
 def process(folders):
-    """The address of `mcdi serve` of these folders."""
+    """The URL of a process of `mcdi serve` for these folders."""
     command = [sys.executable, "-m", "mcdi", "serve", *map(str, folders), "--port", "0"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -54,8 +53,8 @@ def process(folders):
         running.communicate()
 
 
-def _arc(points, turns, inner=1.0):
-    angles = [(i / points, turns * 2 * math.pi * i / points) for i in range(points + 1)]
+def _arc(count, turns, inner=1.0):
+    angles = [(i / count, turns * 2 * math.pi * i / count) for i in range(count + 1)]
     return [((inner + (1 - inner) * s) * math.cos(a), (inner + (1 - inner) * s) * math.sin(a)) for s, a in angles]
 
 
@@ -69,14 +68,14 @@ STROKES = {
 
 
 def draw(page, canvas, name, turn=0.0, size=0.6):
-    """The strokes of a symbol by mouse."""
+    """Draw a symbol by mouse."""
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     half, cos, sin = box["width"] / 2, math.cos(turn), math.sin(turn)
     for stroke in STROKES[name]:
-        places = [(half + size * half * (cos * x - sin * y), half + size * half * (sin * x + cos * y)) for x, y in stroke]
-        page.mouse.move(box["x"] + places[0][0], box["y"] + places[0][1])
+        points = [(half + size * half * (cos * x - sin * y), half + size * half * (sin * x + cos * y)) for x, y in stroke]
+        page.mouse.move(box["x"] + points[0][0], box["y"] + points[0][1])
         page.mouse.down()
-        for x, y in places[1:]:
+        for x, y in points[1:]:
             page.mouse.move(box["x"] + x, box["y"] + y)
         page.mouse.up()

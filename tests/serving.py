@@ -1,4 +1,4 @@
-"""Tiny trained generators of every kind in folders, and a service of them in this process."""
+"""Tiny trained generators of every type in folders, and a service in this process."""
 
 import base64
 import io
@@ -54,35 +54,35 @@ def vectors(seed=0, count=6, width=6):
 
 
 def _drawings():
-    """Mc-Di of heads over a backbone that nothing has trained: fast, and all that a service reads of one."""
+    """Mc-Di of heads on an untrained backbone, which is fast to make."""
     g = torch.Generator().manual_seed(0)
-    banks = {s: cl2n(torch.randn(8, 10, 64, generator=g), torch.zeros(64)) for s in ("train", "val", "test")}
+    features = {s: cl2n(torch.randn(8, 10, 64, generator=g), torch.zeros(64)) for s in ("train", "val", "test")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = LinearHead(64, 3, Embedder(Conv4()))
-    family = FewShot("drawings", network, banks, way=3, shots=(2,), queries=4)
+    family = FewShot("drawings", network, features, way=3, shots=(2,), queries=4)
     data = trajectories(family, "train", range(16), Preparation(tasks=16, epochs=6, k=3, lr=0.03))
     method = make_method("mc-di", settings("mc-di", T=10)).fit(family, data, seed=0)
     return Generator("mc-di", method, network)
 
 
 def make_folders(root, worlds):
-    """Folders by the name that they are served under."""
+    """Folders by name of the model."""
     drawings = _drawings()
-    made = {
+    generators = {
         "drawings": drawings,
         "closed": Generator("prototypes", make_method("prototypes", {}), drawings.network),
         "vectors": Generator("mc-di", worlds["gauss"].method("mc-di"), worlds["gauss"].family.downstream),
         "curves": Generator("mc-di", worlds["sines"].method("mc-di"), worlds["sines"].family.downstream),
     }
-    for name, generator in made.items():
+    for name, generator in generators.items():
         generator.save_pretrained(root / name)
-    return {name: root / name for name in made}
+    return {name: root / name for name in generators}
 
 
 @contextmanager
 def serving(folders, keys=None, **limits):
-    """A client of a service in this process; the service as client.service."""
+    """A client of a service in this process, which is client.service."""
     service = Service(Models(folders), Limits(**limits), Keys(keys))
     client = TestClient(create_app(service), raise_server_exceptions=False)
     client.service = service
@@ -92,9 +92,9 @@ def serving(folders, keys=None, **limits):
         service.close()
 
 
-def sentence(response, status):
-    """The error of an answer with this status."""
+def message(response, status):
+    """The error message of a response with this status."""
     assert response.status_code == status, (response.status_code, response.text[:300])
-    said = json.loads(response.content)
-    assert list(said) == ["error"] and isinstance(said["error"], str) and said["error"]
-    return said["error"]
+    answer = json.loads(response.content)
+    assert list(answer) == ["error"] and isinstance(answer["error"], str) and answer["error"]
+    return answer["error"]

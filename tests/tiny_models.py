@@ -1,4 +1,4 @@
-"""Tiny language models of random weights, and what is made of them for the tests of adapters."""
+"""Tiny language models with random weights, and LoRA settings and draws for tests of adapters."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ PAIR = [("the old boat", "near the pond"), ("a red rose", "my aunt found a spoon
 
 
 def make_models(root: Path) -> dict[str, Path]:
-    """Tiny models of random weights with a vocabulary of the embedded phrases, as folders that a user might have."""
+    """Folders of tiny models with random weights and a vocabulary of the phrases, by type of model."""
     words = {
         w.strip("?.,") for parts in phrase_sets(0, 100).values() for t in parts["train"].texts for s in t for w in s.split()
     }
@@ -60,9 +60,9 @@ def make_models(root: Path) -> dict[str, Path]:
     return out
 
 
-def lora(models, kind="bert", **how) -> LoraSettings:
+def lora(models, kind="bert", **options) -> LoraSettings:
     return LoraSettings(
-        **{"model": str(models[kind]), "targets": TARGETS.get(kind, ("c_attn",)), "rank": 2, "length": 12, **how}
+        **{"model": str(models[kind]), "targets": TARGETS.get(kind, ("c_attn",)), "rank": 2, "length": 12, **options}
     )
 
 

@@ -123,7 +123,7 @@ class TestModels:
             (lambda c: c["network"]["embedder"].update(channels=3), "do not belong together"),
             (lambda c: c["network"]["embedder"].pop("side"), "do not belong together"),
             (lambda c: c.update(method="gan"), "unknown method 'gan'"),
-            (lambda c: c.update(format=99), "not a generator of format 2"),
+            (lambda c: c.update(format=99), "is a generator of format 99, and this version of mcdi reads format 3"),
             (lambda c: c.pop("space"), "do not belong together"),
         ],
     )

@@ -1,4 +1,4 @@
-"""An exported sampler gives what the generator gives, for support sets of sizes that it was not traced with."""
+"""Exported samplers: the weights of the generator, for support sets of sizes that were not traced."""
 
 import json
 import shutil
@@ -15,14 +15,16 @@ from mcdi.generator.export import FILES, Exported, Sampler, checked, export
 from mcdi.generator.exported import onnx_run, onnx_session, quiet
 from mcdi.methods import make_method
 from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.own import OwnNetwork
 from mcdi.tasks.curves import Sines
 from mcdi.tasks.episodes import FewShot
 from mcdi.trajectories.prepare import Preparation, trajectories
 
 TRAINING = {"meta": "none", "iterations": 2, "learners": 2, "tasks": 4}
 SETTINGS = {"T": 6, "options": {"width": 8, "depth": 1, "heads": 2}, "training": TRAINING}
-# Cold, leaning, and with doubt that is as likely as not at one shot number and certain at the other.
-LEANT = {"temperature": 0.0, "steps": 1, "share": 0.6, "usual": {"1": [0.4 * q - 3 for q in range(11)], "5": [-99.0] * 11}}
+# Deterministic, blended with ridge regression; confidence varies between tasks of 1 shot and is 0 for all tasks of 5 shots.
+QUANTILES = {"1": [0.4 * q - 3 for q in range(11)], "5": [-99.0] * 11}
+BLENDED = {"temperature": 0.0, "steps": 1, "mixing_weight": 0.6, "calibration_quantiles": QUANTILES}
 
 
 def normal(*shape, seed=0):
@@ -35,8 +37,8 @@ def examples(tasks, way, shots, features=6, seed=0):
 
 
 def heads(**options):
-    banks = {s: 1.2 * normal(8, 1, 6, seed=i) + normal(8, 8, 6, seed=9 + i) for i, s in enumerate(("train", "val", "test"))}
-    return FewShot("gauss", LinearHead(6, 3, **options), banks, way=3, shots=(1,), queries=4)
+    features = {s: 1.2 * normal(8, 1, 6, seed=i) + normal(8, 8, 6, seed=9 + i) for i, s in enumerate(("train", "val", "test"))}
+    return FewShot("gauss", LinearHead(6, 3, **options), features, way=3, shots=(1,), queries=4)
 
 
 def fitted(name, family, **settings):
@@ -44,23 +46,22 @@ def fitted(name, family, **settings):
     method = make_method(name, settings).fit(family, data, seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        last = getattr(getattr(method, "net", None), "head", None)  # zeros hide what comes before
-        if last is not None:
-            nn.init.normal_(last.weight, std=0.3)
+        for head in (m for n, m in getattr(method, "denoiser", nn.Module()).named_modules() if n == "network.head"):
+            nn.init.normal_(head.weight, std=0.3)  # its zeros would hide the layers before it
     return Generator(name, method, family.downstream)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    made = fitted("mc-di", heads(centred=True), **SETTINGS)
-    made.method.settings = replace(made.method.settings, sampling=replace(made.method.settings.sampling, **LEANT))
-    made.save_pretrained(folder)
+    generator = fitted("mc-di", heads(centred=True), **SETTINGS)
+    generator.method = generator.method.with_sampling(replace(generator.method.sampling, **BLENDED))
+    generator.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def heads_alone(tmp_path_factory):
+def prototypes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)).save_pretrained(folder)
     return folder
@@ -68,7 +69,7 @@ def heads_alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(model):
-    """The folder with the torch export in it."""
+    """The folder of `model` with its torch export."""
     assert export(load(model), model / FILES["torch"], "torch", weights=model / "model.safetensors") <= 1e-6
     return model
 
@@ -82,8 +83,8 @@ def onnx(model, tmp_path_factory):
     return path
 
 
-def same(reader, generator, support, tolerance=1e-6, **how):
-    got, want = reader.generate(support), generator.generate(support, **how)
+def same(reader, generator, support, tolerance=1e-6, **options):
+    got, want = reader.generate(support), generator.generate(support, **options)
     assert list(got) == list(want)
     for n, w in want.items():
         assert got[n].shape == w.shape
@@ -102,38 +103,38 @@ class TestSame:
     def test_onnx(self, model, onnx, tasks, way, shots):
         same(Exported.load(onnx), load(model), examples(tasks, way, shots), tolerance=1e-5)
 
-    def test_one_task_and_doubt(self, exported):
-        """All degrees of doubt occur among these tasks, so that what is the same includes them."""
+    def test_one_task_and_confidence(self, exported):
+        """The confidence of these tasks varies, so that the comparison covers the blend."""
         reader, generator = Exported.load(exported), load(exported)
         one, many, five = examples(1, 3, 1), examples(60, 3, 1), examples(2, 3, 5)
         same(reader, generator, (one[0][0], one[1][0]))
-        trust = generator.confidence(many)
-        torch.testing.assert_close(reader.run(*many, 3, 0)[1], trust)
-        assert len(trust.unique()) > 3 and not generator.confidence(five).any()
+        confidence = generator.confidence(many)
+        torch.testing.assert_close(reader.run(*many, 3, 0).confidence, confidence)
+        assert len(confidence.unique()) > 3 and not generator.confidence(five).any()
         same(reader, generator, many)
 
     def test_noise_is_what_the_generator_draws(self, model, tmp_path):
-        how = {"temperature": 0.7, "steps": 2}
+        options = {"temperature": 0.7, "steps": 2}
         generator = load(model)
-        generator.method.settings = replace(
-            generator.method.settings, sampling=replace(generator.method.settings.sampling, samples=2, usual={})
+        generator.method = generator.method.with_sampling(
+            replace(generator.method.sampling, samples=2, calibration_quantiles={})
         )
-        export(generator, tmp_path / "a.pt2", "torch", **how)
+        export(generator, tmp_path / "a.pt2", "torch", **options)
         reader, support = Exported.load(tmp_path / "a.pt2"), examples(4, 5, 2)
-        assert reader.described["noise"] == 2 and reader.described["steps"] == 2
-        same(reader, generator, support, **how)
-        torch.testing.assert_close(reader.generate(support, seed=3), generator.generate(support, seed=3, **how))
+        assert reader.metadata["noise"] == 2 and reader.metadata["steps"] == 2
+        same(reader, generator, support, **options)
+        torch.testing.assert_close(reader.generate(support, seed=3), generator.generate(support, seed=3, **options))
         assert not torch.equal(reader.generate(support, seed=3)["weight"], reader.generate(support, seed=4)["weight"])
         torch.testing.assert_close(
-            reader.run(*support, 5, [3, 4, 3, 9])[0], generator.generate(support, seed=[3, 4, 3, 9], **how)
+            reader.run(*support, 5, [3, 4, 3, 9])[0], generator.generate(support, seed=[3, 4, 3, 9], **options)
         )
 
     @pytest.mark.slow
     def test_noise_in_onnx(self, model, tmp_path):
         pytest.importorskip("onnxscript")
-        how = {"temperature": 0.7, "steps": 3}
-        export(load(model), tmp_path / "a.onnx", "onnx", **how)
-        same(Exported.load(tmp_path / "a.onnx"), load(model), examples(4, 5, 2), tolerance=1e-5, **how)
+        options = {"temperature": 0.7, "steps": 3}
+        export(load(model), tmp_path / "a.onnx", "onnx", **options)
+        same(Exported.load(tmp_path / "a.onnx"), load(model), examples(4, 5, 2), tolerance=1e-5, **options)
 
     @pytest.mark.parametrize("name", ["prototypes", "vae", "icis"])
     def test_other_pure_methods(self, tmp_path, name):
@@ -142,14 +143,13 @@ class TestSame:
         export(generator, tmp_path / "a.pt2", "torch")
         same(Exported.load(tmp_path / "a.pt2"), generator, examples(2, 5, 1))
 
-    def test_weights_that_are_no_rows(self, tmp_path):
+    def test_weights_that_are_not_rows(self, tmp_path):
         generator = fitted("mc-di", Sines(shots=6, queries=8, hidden=6), **SETTINGS, sampling={"temperature": 0.0, "steps": 1})
         export(generator, tmp_path / "a.pt2", "torch")
         x = normal(3, 9, 1)
         same(Exported.load(tmp_path / "a.pt2"), generator, (x, x[..., 0].sin()))
 
-    def test_a_denoiser_of_so_many_units(self, tmp_path):
-        """It fixes the number of classes, and the reader says so."""
+    def test_a_denoiser_with_a_fixed_number_of_units(self, tmp_path):
         settings = {**SETTINGS, "options": {"width": 8}, "denoiser": "mlp", "sampling": {"temperature": 0.0, "steps": 1}}
         generator = fitted("mc-di", heads(), **settings)
         export(generator, tmp_path / "a.pt2", "torch")
@@ -157,44 +157,47 @@ class TestSame:
         same(reader, generator, examples(5, 3, 2))
         with pytest.raises(McdiError, match="networks for 3 classes, not 4"):
             reader.generate(examples(1, 4, 1))
-        generator.exported = reader  # says what the generator alone would
+        generator.exported = reader  # other numbers of classes go to the generator itself
         same(reader, generator, examples(2, 3, 1))
         with pytest.raises(McdiError, match=r"made for weights of shape \(3, 7\), not \(4, 7\)"):
             generator.generate(examples(1, 4, 1))
 
 
 class TestRefused:
-    def test_a_difference(self, heads_alone, tmp_path, monkeypatch):
+    def test_a_difference(self, prototypes, tmp_path, monkeypatch):
         monkeypatch.setattr("mcdi.generator.export.LIMIT", -1.0)
         with pytest.raises(McdiError, match="differs from this generator by .* nothing was written"):
-            export(load(heads_alone), tmp_path / "a.pt2", "torch")
+            export(load(prototypes), tmp_path / "a.pt2", "torch")
         assert not list(tmp_path.iterdir())
 
-    def test_a_shape_that_would_be_stretched(self, heads_alone):
-        sampler = Sampler(load(heads_alone))
+    def test_a_shape_that_would_be_broadcast(self, prototypes):
+        sampler = Sampler(load(prototypes))
         assert checked(sampler, lambda feeds: sampler(**feeds)) == 0
         assert checked(sampler, lambda feeds: {n: w[..., None] for n, w in sampler(**feeds).items()}) == float("inf")
 
-    def test_methods_that_are_no_function(self, tmp_path):
+    def test_methods_and_networks_that_are_not_functions(self, tmp_path):
         generator = Generator("adam", make_method("adam", {}), LinearHead(6, 3))
-        with pytest.raises(McdiError, match="adam cannot be exported"):
+        with pytest.raises(McdiError, match="adam cannot be exported, .*: choose .*mc-di.*prototypes"):
             export(generator, tmp_path / "a.pt2", "torch")
+        own = OwnNetwork(nn.Linear(2, 3), example=(2,), target=(), way=3, real=False, squeeze=False)
+        with pytest.raises(McdiError, match="a generator of own networks cannot be exported"):
+            export(Generator("prototypes", make_method("prototypes", {}), own), tmp_path / "a.pt2", "torch")
 
-    def test_other_weights_beside_it(self, exported, tmp_path):
+    def test_other_weights_next_to_it(self, exported, tmp_path):
         other = shutil.copytree(exported, tmp_path / "other")
         Exported.load(other)
         data = bytearray((other / "model.safetensors").read_bytes())
         data[-1] ^= 1
         (other / "model.safetensors").write_bytes(data)
-        with pytest.raises(McdiError, match="made from other weights than model.safetensors"):
+        with pytest.raises(McdiError, match="made from other weights than the model.safetensors"):
             Exported.load(other)
 
-    def test_a_file_of_before(self, exported, tmp_path):
+    def test_a_file_of_an_earlier_version(self, exported, tmp_path):
         old = shutil.copytree(exported, tmp_path / "old")
-        said = json.loads((old / "sampler.json").read_text())
-        del said["asked"]
-        (old / "sampler.json").write_text(json.dumps(said))
-        with pytest.raises(McdiError, match="is of an earlier version, .*: export again"):
+        metadata = json.loads((old / "sampler.json").read_text())
+        del metadata["options"]
+        (old / "sampler.json").write_text(json.dumps(metadata))
+        with pytest.raises(McdiError, match="was exported by an earlier version, .*: export again"):
             Exported.load(old)
 
     def test_damage_and_absence(self, exported, tmp_path):
@@ -207,18 +210,18 @@ class TestRefused:
         with pytest.raises(McdiError, match="do not belong together: export again"):
             Exported.load(broken)
         (broken / "sampler.json").write_text("{}")
-        with pytest.raises(McdiError, match="no sampler that mcdi export wrote"):
+        with pytest.raises(McdiError, match="not a sampler that mcdi export wrote"):
             Exported.load(broken)
 
     def test_inputs_that_do_not_fit(self, exported):
         reader = Exported.load(exported)
         x, y = examples(2, 3, 1)
-        for support, said in (
-            ((x[..., :5], y), "no features"),
+        for support, message in (
+            ((x[..., :5], y), "are not features"),
             ((x, y + 1), "labels must be 0"),
             ((x, y[:, :2]), "do not match"),
         ):
-            with pytest.raises(McdiError, match=said):
+            with pytest.raises(McdiError, match=message):
                 reader.generate(support)
 
 
@@ -242,29 +245,29 @@ def test_equations_near_singular_are_solved_in_float64():
 
 
 class TestFile:
-    def test_says_what_it_is(self, exported, onnx):
-        beside = json.loads((exported / "sampler.json").read_text())
+    def test_describes_itself(self, exported, onnx):
+        of_torch = json.loads((exported / "sampler.json").read_text())
         import onnxruntime
 
-        inside = json.loads(onnxruntime.InferenceSession(onnx).get_modelmeta().custom_metadata_map["mcdi"])
-        for said in (beside, inside):
-            assert said["method"] == "mc-di" and said["way"] == 3 and said["any_way"] and said["steps"] == 1
-            assert said["parameters"] == [["weight", [3, 6], "float32"], ["bias", [3], "float32"]] and "version" in said
+        of_onnx = json.loads(onnxruntime.InferenceSession(onnx).get_modelmeta().custom_metadata_map["mcdi"])
+        for metadata in (of_torch, of_onnx):
+            assert metadata["method"] == "mc-di" and metadata["way"] == 3 and metadata["any_way"] and metadata["steps"] == 1
+            assert metadata["parameters"] == [["weight", [3, 6], "float32"], ["bias", [3], "float32"]] and "version" in metadata
 
-    def test_knows_nothing_of_this_machine(self, exported, onnx):
+    def test_holds_no_path_of_this_machine(self, exported, onnx):
         for data in ((exported / "sampler.pt2").read_bytes(), onnx.read_bytes()):
-            assert b"site-packages" not in data and b"diffusion.py" not in data
+            assert b"site-packages" not in data and b"denoiser.py" not in data
 
-    def test_command(self, heads_alone, model, tmp_path, capsys):
-        folder = shutil.copytree(heads_alone, tmp_path / "model")
+    def test_command(self, prototypes, model, tmp_path, capsys):
+        folder = shutil.copytree(prototypes, tmp_path / "model")
         assert mcdi("export", folder, "--format", "torch") == 0
         assert f"{folder}/sampler.pt2: differs from the generator's weights by" in capsys.readouterr().out
         same(Exported.load(folder), load(folder), examples(2, 3, 1))
-        for arguments, said in (
+        for arguments, message in (
             ((model, "a.pt2", "--format", "onnx"), "end it with .onnx"),
             ((model, "--format", "tf"), "unknown format 'tf': choose onnx or torch"),
             ((model, "--format", "torch", "--steps", 9), "steps = 9 is outside 1..T = 6"),
         ):
             assert mcdi("export", *arguments) == 1
             text = capsys.readouterr().err
-            assert said in text and len(text.splitlines()) == 1
+            assert message in text and len(text.splitlines()) == 1

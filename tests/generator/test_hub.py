@@ -1,4 +1,4 @@
-"""Generators on the Hugging Face Hub, without it: a cache made by hand, and a stub of its client."""
+"""Download from and upload to the Hugging Face Hub, without a network: a local cache, and a stub of the client."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def cache(generator, tmp_path, offline):
-    """A cache with one snapshot of user/letters under main, a pickle in it too."""
+    """A cache with one snapshot of user/letters under main, which also contains a pickle."""
     repo, commit = tmp_path / "cache" / "models--user--letters", "a" * 40
     generator.save_pretrained(repo / "snapshots" / commit)
     (repo / "snapshots" / commit / "pytorch_model.bin").write_bytes(b"a pickle")
@@ -40,21 +40,21 @@ def cache(generator, tmp_path, offline):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """What is sent to the stub: its calls, and the files of the commit."""
+    """The calls of the stub, and the files of the commit."""
     calls = {}
 
     class Stub:
         def __init__(self, token=None):
             calls["token"] = token
 
-        def create_repo(self, repo_id, **how):
-            calls["repo"] = (repo_id, how)
+        def create_repo(self, repo_id, **options):
+            calls["repo"] = (repo_id, options)
             return hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
-        def upload_folder(self, *, folder_path, **how):
-            calls["commit"] = how
+        def upload_folder(self, *, folder_path, **options):
+            calls["commit"] = options
             calls["files"] = {p.name: p.read_bytes() for p in folder_path.iterdir()}
-            return f"https://huggingface.co/{how['repo_id']}/commit/1"
+            return f"https://huggingface.co/{options['repo_id']}/commit/1"
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Stub)
     return calls
@@ -63,46 +63,46 @@ def sent(monkeypatch):
 class TestLoad:
     def test_from_the_cache(self, cache, generator):
         support = examples(2, 4, 2)
-        for found in (load("user/letters", cache_dir=cache), Generator.from_pretrained("user/letters", cache_dir=cache)):
-            torch.testing.assert_close(found.generate(support), generator.generate(support))
+        for loaded in (load("user/letters", cache_dir=cache), Generator.from_pretrained("user/letters", cache_dir=cache)):
+            torch.testing.assert_close(loaded.generate(support), generator.generate(support))
         assert load("user/letters", cache_dir=cache, revision="a" * 40).name == "prototypes"
 
-    def test_a_folder_here_wins(self, cache, generator, tmp_path, monkeypatch):
+    def test_a_local_folder_comes_first(self, cache, generator, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("the folder is here"))
+        monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("the folder exists"))
         generator.name = "prototypes"
         generator.save_pretrained("user/letters")
         assert load("user/letters").name == "prototypes"
 
-    def test_only_what_is_asked_for_is_fetched(self, generator, tmp_path, monkeypatch):
+    def test_only_files_of_a_generator_are_fetched(self, generator, tmp_path, monkeypatch):
         generator.save_pretrained(tmp_path)
-        asked = {}
+        call = {}
 
-        def download(name, **how):
-            asked.update(how, name=name)
+        def download(name, **options):
+            call.update(options, name=name)
             return str(tmp_path)
 
         monkeypatch.setattr(hub, "snapshot_download", download)
         load("user/letters", revision="v1", token="secret", cache_dir=tmp_path)
-        assert asked["allow_patterns"] == ["config.json", "model.safetensors", "README.md"]
-        assert (asked["name"], asked["revision"], asked["token"]) == ("user/letters", "v1", "secret")
+        assert call["allow_patterns"] == ["config.json", "model.safetensors", "README.md"]
+        assert (call["name"], call["revision"], call["token"]) == ("user/letters", "v1", "secret")
 
     def test_neither_a_folder_nor_on_the_hub(self, cache):
-        for name, how in (("user/nothing", {}), ("user/letters", {"revision": "v9"})):
-            with pytest.raises(McdiError, match=rf"^{name} is no folder here, and the Hugging Face Hub does not") as said:
-                load(name, cache_dir=cache, **how)
-            assert "\n" not in str(said.value)
+        for name, options in (("user/nothing", {}), ("user/letters", {"revision": "v9"})):
+            with pytest.raises(McdiError, match=rf"^{name} is not a local folder, and the Hugging Face Hub does not") as error:
+                load(name, cache_dir=cache, **options)
+            assert "\n" not in str(error.value)
         with pytest.raises(McdiError, match="does not exist"):
             load("runs/glyphs/methods/mc-di-9", cache_dir=cache)
 
     def test_pickles_are_not_read(self, cache):
         (cache / "models--user--letters" / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
-        with pytest.raises(McdiError, match=r"has no model.safetensors: mcdi did not save it, and reads no other format"):
+        with pytest.raises(McdiError, match=r"has no model.safetensors: choose a repository that mcdi push made"):
             load("user/letters", cache_dir=cache)
 
 
 class TestPush:
-    def test_what_is_sent_comes_back(self, generator, sent, tmp_path):
+    def test_an_upload_can_be_loaded(self, generator, sent, tmp_path):
         assert generator.push_to_hub("user/letters", private=True, token="secret", revision="v1").endswith(
             "user/letters/commit/1"
         )
@@ -142,7 +142,7 @@ class TestPush:
         ):
             assert text in card
 
-    def test_a_card_of_ones_own(self, generator, sent, tmp_path):
+    def test_a_readme_of_the_user(self, generator, sent, tmp_path):
         generator.save_pretrained(tmp_path)
         (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nmine")
         assert mcdi("push", tmp_path, "user/letters") == 0
@@ -155,14 +155,14 @@ class TestPush:
             raise hub.errors.HFValidationError("no such user\nmore")
 
         monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi.upload_folder", refuse)
-        for model, name, said in (
+        for model, name, message in (
             (tmp_path / "model", "letters", "give user/name"),
             (tmp_path / "none", "user/letters", "does not exist"),
-            (tmp_path / "model", "user/letters", "cannot be written on the Hugging Face Hub (HFValidationError: no such user)"),
+            (tmp_path / "model", "user/letters", "on the Hugging Face Hub failed (HFValidationError: no such user)"),
         ):
             assert mcdi("push", model, name) == 1
             text = capsys.readouterr().err
-            assert said in text and len(text.splitlines()) == 1
+            assert message in text and len(text.splitlines()) == 1
 
     def test_base_models(self, tmp_path):
         for model, base in (
@@ -174,20 +174,20 @@ class TestPush:
             assert base_model({"network": {"lora": {"model": model}}}) == base
         assert base_model({"network": {"kind": "linear-head"}}) is None
 
-    def test_the_cards_of_other_inputs(self, generator, tmp_path):
+    def test_cards_of_other_networks(self, generator, tmp_path):
         generator.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
-        for network, said in (
+        for network, text in (
             ({"kind": "lora", "way": 2, "lora": {"model": "minilm"}}, f"base_model: {json.dumps(MINILM)}"),
-            ({"kind": "curve"}, "points (S, 1)"),
+            ({"kind": "curve"}, "inputs (S, 1)"),
             ({"kind": "linear-head", "embedder": {"channels": 3, "side": 32}}, "images (S, 3, 32, 32), uint8"),
         ):
             (tmp_path / "config.json").write_text(json.dumps({**config, "network": network}))
-            assert said in model_card("user/x", tmp_path)
+            assert text in model_card("user/x", tmp_path)
         shutil.rmtree(tmp_path)
 
-    def test_the_card_of_a_module_of_ones_own_asks_for_it(self, generator, tmp_path):
-        """Its code is in no file: the lines that load it name it."""
+    def test_the_card_of_a_user_module_asks_for_it(self, generator, tmp_path):
+        """No file holds its code: the code example passes it to mcdi.load."""
         generator.save_pretrained(tmp_path)
         assert "mcdi.load('user/x')" in model_card("user/x", tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())

@@ -279,9 +279,9 @@ class TestRefused:
             (
                 'embedding = "resnet8"\ncondition = "heads"',
                 'prior_input = "heads"\ndenoiser = "head-combiner"',
-                "'head-combiner' reads heads alone, not features of another network: leave out embedding, or set denoiser = 'transformer'",
+                "'head-combiner' reads heads alone, not features of another network: leave out embedding",
             ),
-            ('embedding = "resnet8"', 'around = "prototypes"', "are no heads of this one: set around = 'summary' or 'heads'"),
+            ('embedding = "resnet8"', 'prior_input = "prototypes"', "are no heads of this one: set prior_input = 'summary'"),
         ],
     )
     def test_recipes(self, tmp_path, family, rest, said):

@@ -1,16 +1,16 @@
-"""What the service answers is what the package answers, for every kind of example."""
+"""Responses of the service equal the results of the package, for every type of example."""
 
 import json
 
 import pytest
 import torch
 from safetensors.torch import load as load_bytes
-from serving import images, png, sentence, task, vectors
+from serving import images, message, png, task, vectors
 from torch import nn
 
 import mcdi as package
 from mcdi.errors import McdiError
-from mcdi.serve.decode import examples_of
+from mcdi.serve.decode import decode_support
 from mcdi.serve.limits import Limits
 from mcdi.serve.models import Models, describe
 from mcdi.serve.wire import Task
@@ -18,7 +18,7 @@ from mcdi.serve.wire import Task
 
 def read(folder, body):
     generator = package.load(folder)
-    return generator, examples_of(Task(**body), generator, Limits())
+    return generator, decode_support(Task(**body), generator, Limits())
 
 
 def weights_of(response):
@@ -30,53 +30,53 @@ class TestGenerate:
     def test_bytes_are_the_weights_of_the_package(self, client, folders):
         response = client.post("/v1/generate", json=task(format="safetensors", seed=3, steps=4, temperature=1.0, samples=2))
         weights = weights_of(response)
-        generator, examples = read(folders["drawings"], task())
-        expected = generator.generate((examples.x, examples.y), seed=3, steps=4, temperature=1.0, samples=2)
+        generator, support = read(folders["drawings"], task())
+        expected = generator.generate((support.x, support.y), seed=3, steps=4, temperature=1.0, samples=2)
         for n, w in expected.items():
             torch.testing.assert_close(weights[n], w)
         nn.Linear(64, 2).load_state_dict(weights)
         header = json.loads(response.content[8 : 8 + int.from_bytes(response.content[:8], "little")])["__metadata__"]
         assert json.loads(header["classes"]) == ["ring", "stroke"] and json.loads(header["model"]) == "drawings"
         assert response.headers["content-type"] == "application/octet-stream"
-        assert float(response.headers["x-mcdi-milliseconds"]) > 0 and float(response.headers["x-mcdi-trust"]) == 1
+        assert float(response.headers["x-mcdi-milliseconds"]) > 0 and float(response.headers["x-mcdi-confidence"]) == 1
 
-    def test_a_handle_predicts_as_the_weights_do(self, client, folders):
-        kept = client.post("/v1/generate", json=task()).json()
-        assert kept["names"] == {"weight": [2, 64], "bias": [2]} and kept["classes"] == ["ring", "stroke"]
-        assert kept["trust"] == 1 and kept["milliseconds"] > 0 and kept["model"] == "drawings"
-        asked = images("stroke", "ring", "ring")
-        found = client.post("/v1/predict", json={"handle": kept["handle"], "queries": asked}).json()
-        generator, examples = read(folders["drawings"], task())
-        weights = generator.generate((examples.x, examples.y))
-        _, queries = read(folders["drawings"], task(support=asked, labels=["stroke", "ring", "ring"]))
-        expected = generator.predict(weights, queries.x).softmax(-1)
-        torch.testing.assert_close(torch.tensor(found["probabilities"]), expected)
-        assert found["labels"] == [["ring", "stroke"][i] for i in expected.argmax(-1)] and found["outputs"] == []
-        once = client.post("/v1/predict", json={**task(), "queries": asked}).json()
-        assert once["labels"] == found["labels"] and once["classes"] == found["classes"]
-        torch.testing.assert_close(torch.tensor(once["probabilities"]), expected)
+    def test_a_handle_predicts_like_the_weights(self, client, folders):
+        stored = client.post("/v1/generate", json=task()).json()
+        assert stored["names"] == {"weight": [2, 64], "bias": [2]} and stored["classes"] == ["ring", "stroke"]
+        assert stored["confidence"] == 1 and stored["milliseconds"] > 0 and stored["model"] == "drawings"
+        queries = images("stroke", "ring", "ring")
+        answer = client.post("/v1/predict", json={"handle": stored["handle"], "queries": queries}).json()
+        generator, support = read(folders["drawings"], task())
+        weights = generator.generate((support.x, support.y))
+        _, decoded = read(folders["drawings"], task(support=queries, labels=["stroke", "ring", "ring"]))
+        expected = generator.predict(weights, decoded.x).softmax(-1)
+        torch.testing.assert_close(torch.tensor(answer["probabilities"]), expected)
+        assert answer["labels"] == [["ring", "stroke"][i] for i in expected.argmax(-1)] and answer["outputs"] == []
+        direct = client.post("/v1/predict", json={**task(), "queries": queries}).json()
+        assert direct["labels"] == answer["labels"] and direct["classes"] == answer["classes"]
+        torch.testing.assert_close(torch.tensor(direct["probabilities"]), expected)
 
-    def test_trust_is_the_packages(self, folders, tmp_path):
+    def test_confidence(self, folders, tmp_path):
         import shutil
 
         from serving import serving
 
-        folder = shutil.copytree(folders["drawings"], tmp_path / "doubting")
+        folder = shutil.copytree(folders["drawings"], tmp_path / "calibrated")
         config = json.loads((folder / "config.json").read_text())
-        config["settings"]["sampling"]["usual"] = {"2": [-99.0] * 11}
+        config["settings"]["sampling"]["calibration_quantiles"] = {"2": [-99.0] * 11}
         (folder / "config.json").write_text(json.dumps(config))
-        with serving({"doubting": folder}) as client:
-            assert client.post("/v1/generate", json=task("doubting")).json()["trust"] == 0
-            assert client.post("/v1/generate", json=task("doubting", steps=2)).json()["trust"] == 1
+        with serving({"calibrated": folder}) as client:
+            assert client.post("/v1/generate", json=task("calibrated")).json()["confidence"] == 0
+            assert client.post("/v1/generate", json=task("calibrated", steps=2)).json()["confidence"] == 1
 
-    def test_classes_are_the_labels_that_were_sent(self, client):
+    def test_classes_are_the_labels_of_the_request(self, client):
         body = {"model": "vectors", "support": vectors(), "labels": [7, 7, -2, -2, 40, 40]}
-        kept = client.post("/v1/generate", json=body).json()
-        assert kept["classes"] == [-2, 7, 40] and kept["names"]["weight"] == [3, 6]
-        found = client.post("/v1/predict", json={"handle": kept["handle"], "queries": vectors(1)}).json()
-        assert set(found["labels"]) <= {-2, 7, 40} and found["classes"] == [-2, 7, 40]
+        stored = client.post("/v1/generate", json=body).json()
+        assert stored["classes"] == [-2, 7, 40] and stored["names"]["weight"] == [3, 6]
+        answer = client.post("/v1/predict", json={"handle": stored["handle"], "queries": vectors(1)}).json()
+        assert set(answer["labels"]) <= {-2, 7, 40} and answer["classes"] == [-2, 7, 40]
 
-    def test_files_of_every_format_and_data_addresses(self, client):
+    def test_files_of_every_format_and_data_urls(self, client):
         import base64
 
         for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP"):
@@ -89,41 +89,41 @@ class TestGenerate:
     def test_curves(self, client, folders):
         x = torch.linspace(-3, 3, 6)[:, None]
         body = {"model": "curves", "support": {"features": x.tolist()}, "labels": x[:, 0].sin().tolist()}
-        kept = client.post("/v1/generate", json=body).json()
-        assert kept["classes"] == []
-        found = client.post("/v1/predict", json={"handle": kept["handle"], "queries": {"features": x.tolist()}}).json()
-        generator, examples = read(folders["curves"], body)
-        expected = generator.predict(generator.generate((examples.x, examples.y)), x)
-        torch.testing.assert_close(torch.tensor(found["outputs"]), expected)
-        assert found["labels"] == [] == found["probabilities"]
-        assert "numbers" in sentence(client.post("/v1/generate", json={**body, "labels": list("abcdef")}), 422)
+        stored = client.post("/v1/generate", json=body).json()
+        assert stored["classes"] == []
+        answer = client.post("/v1/predict", json={"handle": stored["handle"], "queries": {"features": x.tolist()}}).json()
+        generator, support = read(folders["curves"], body)
+        expected = generator.predict(generator.generate((support.x, support.y)), x)
+        torch.testing.assert_close(torch.tensor(answer["outputs"]), expected)
+        assert answer["labels"] == [] == answer["probabilities"]
+        assert "numbers" in message(client.post("/v1/generate", json={**body, "labels": list("abcdef")}), 422)
 
-    def test_a_method_without_a_chain_is_asked_nothing_of_one(self, client):
+    def test_a_method_without_a_chain_refuses_its_options(self, client):
         assert client.post("/v1/generate", json=task("closed")).status_code == 200
-        assert "no chain" in sentence(client.post("/v1/generate", json=task("closed", steps=3)), 422)
-        assert "no chain" in sentence(client.post("/v1/chain", json=task("closed")), 422)
+        assert "no chain" in message(client.post("/v1/generate", json=task("closed", steps=3)), 422)
+        assert "no chain" in message(client.post("/v1/chain", json=task("closed")), 422)
 
 
 class TestChains:
     def test_every_state_with_its_loss(self, client, folders):
-        found = client.post("/v1/chain", json=task(seed=5)).json()
-        assert [s["t"] for s in found["steps"]] == list(range(11)) and found["shape"] == [2, 65]
-        generator, examples = read(folders["drawings"], task())
-        chain = generator.chain((examples.x, examples.y), seed=5)
-        torch.testing.assert_close(torch.tensor([s["weights"] for s in found["steps"]]), chain.weights, atol=1e-3, rtol=0)
-        torch.testing.assert_close(torch.tensor([s["loss"] for s in found["steps"]]), chain.losses)
+        answer = client.post("/v1/chain", json=task(seed=5)).json()
+        assert [s["t"] for s in answer["steps"]] == list(range(11)) and answer["shape"] == [2, 65]
+        generator, support = read(folders["drawings"], task())
+        chain = generator.chain((support.x, support.y), seed=5)
+        torch.testing.assert_close(torch.tensor([s["weights"] for s in answer["steps"]]), chain.weights, atol=1e-3, rtol=0)
+        torch.testing.assert_close(torch.tensor([s["loss"] for s in answer["steps"]]), chain.losses)
         assert len(client.post("/v1/chain", json=task(steps=3)).json()["steps"]) == 4
 
-    def test_the_plane_holds_the_chain(self, client):
+    def test_the_plane_contains_the_chain(self, client):
         chain = client.post("/v1/chain", json=task(seed=5)).json()
-        found = client.post("/v1/landscape", json=task(seed=5, grid=9)).json()
-        assert found["losses"] == pytest.approx([s["loss"] for s in chain["steps"]], rel=1e-4)
-        assert found["times"] == list(range(11)) and found["path"][-1] == [0, 0]
-        loss = torch.tensor(found["loss"])
-        assert loss.shape == (9, 9) and len(found["x"]) == len(found["y"]) == 9
-        x, y = torch.tensor(found["path"]).T
-        assert found["x"][0] < float(x.min()) and float(y.max()) < found["y"][-1]
-        middle = loss[torch.tensor(found["y"]).abs().argmin(), torch.tensor(found["x"]).abs().argmin()]
+        answer = client.post("/v1/landscape", json=task(seed=5, grid=9)).json()
+        assert answer["losses"] == pytest.approx([s["loss"] for s in chain["steps"]], rel=1e-4)
+        assert answer["times"] == list(range(11)) and answer["path"][-1] == [0, 0]
+        loss = torch.tensor(answer["loss"])
+        assert loss.shape == (9, 9) and len(answer["x"]) == len(answer["y"]) == 9
+        x, y = torch.tensor(answer["path"]).T
+        assert answer["x"][0] < float(x.min()) and float(y.max()) < answer["y"][-1]
+        middle = loss[torch.tensor(answer["y"]).abs().argmin(), torch.tensor(answer["x"]).abs().argmin()]
         assert float(middle) < float(loss.max())
 
 
@@ -141,24 +141,24 @@ class TestTexts:
         texts = [list(PAIR[i % 3]) for i in range(4)]
         body = {"model": "texts", "support": {"texts": texts}, "labels": [0, 1, 0, 1]}
         with serving({"texts": tmp_path / "texts"}) as client:
-            (about,) = client.get("/v1/models").json()["models"]
-            assert about["texts"] and about["images"] is None and about["features"] is None
-            kept = client.post("/v1/generate", json=body).json()
-            found = client.post("/v1/predict", json={"handle": kept["handle"], "queries": {"texts": texts}}).json()
-            mixed = sentence(client.post("/v1/generate", json={**body, "support": {"texts": [*texts[:3], ["one"]]}}), 422)
+            (model,) = client.get("/v1/models").json()["models"]
+            assert model["texts"] and model["images"] is None and model["features"] is None
+            stored = client.post("/v1/generate", json=body).json()
+            answer = client.post("/v1/predict", json={"handle": stored["handle"], "queries": {"texts": texts}}).json()
+            mixed = message(client.post("/v1/generate", json={**body, "support": {"texts": [*texts[:3], ["one"]]}}), 422)
             assert "pairs" in mixed
-            assert "reads texts" in sentence(client.post("/v1/generate", json={**body, "support": vectors(count=4)}), 422)
-        generator, examples = read(tmp_path / "texts", body)
-        expected = generator.predict(generator.generate((examples.x, examples.y)), examples.x)
-        torch.testing.assert_close(torch.tensor(found["probabilities"]), expected.softmax(-1), rtol=1e-4, atol=1e-5)
+            assert "reads texts" in message(client.post("/v1/generate", json={**body, "support": vectors(count=4)}), 422)
+        generator, support = read(tmp_path / "texts", body)
+        expected = generator.predict(generator.generate((support.x, support.y)), support.x)
+        torch.testing.assert_close(torch.tensor(answer["probabilities"]), expected.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_may_have_so_many_pixels(folders):
-    """All images of a request together: test_serve_hostile.py."""
+def test_the_largest_image(folders):
+    """For the limit of all images together see test_hostile.py."""
     generator, body = package.load(folders["drawings"]), Task(**task())
     with pytest.raises(McdiError, match="56 x 56 pixels: send at most 3135"):
-        examples_of(body, generator, Limits(pixels=56 * 56 - 1))
-    assert len(examples_of(body, generator, Limits(pixels=56 * 56)).y) == len(body.labels)
+        decode_support(body, generator, Limits(pixels=56 * 56 - 1))
+    assert len(decode_support(body, generator, Limits(pixels=56 * 56)).y) == len(body.labels)
 
 
 class TestOperation:
@@ -169,19 +169,18 @@ class TestOperation:
         assert 1e-5 < float((got - want).norm() / want.norm()) < 0.03 and half.get("v").network.embedder is None
 
     def test_models(self, client):
-        found = {m["name"]: m for m in client.get("/v1/models").json()["models"]}
-        drawings, curves = found["drawings"], found["curves"]
+        answer = {m["name"]: m for m in client.get("/v1/models").json()["models"]}
+        drawings, curves = answer["drawings"], answer["curves"]
         assert drawings["images"] == [1, 28, 28] and drawings["features"] == 64 and drawings["classes"] == [2, 100]
-        assert drawings["chain"] and drawings["T"] == 10 and drawings["steps"] == 10 and not found["closed"]["chain"]
-        assert curves["labels"] == "numbers" and curves["classes"] is None and found["vectors"]["images"] is None
+        assert drawings["chain"] and drawings["T"] == 10 and drawings["steps"] == 10 and not answer["closed"]["chain"]
+        assert curves["labels"] == "numbers" and curves["classes"] is None and answer["vectors"]["images"] is None
 
     def test_a_regression_has_no_chain(self, worlds):
-        """It is asked for no steps, and POST /v1/chain refuses it."""
         gauss = worlds["gauss"]
-        about = describe(
+        model = describe(
             "h", package.Generator("hypernetwork", gauss.method("hypernetwork"), gauss.family.downstream), Limits()
         )
-        assert (about.chain, about.steps, about.T) == (False, None, None)
+        assert (model.chain, model.steps, model.T) == (False, None, None)
 
     def test_health_and_metrics(self, client):
         assert client.get("/healthz").json() == {"status": "ok", "version": package.__version__}
@@ -200,14 +199,14 @@ class TestOperation:
             assert response.status_code == 200 and "text/html" in response.headers["content-type"]
             assert response.headers["content-security-policy"].startswith("default-src 'self'")
         for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/..%2f..%2ferrors.py", "/page/%00", "/page/" + "a" * 5000):
-            sentence(client.get(path), 404)
-        sentence(client.get("/v1/generate"), 405)
+            message(client.get(path), 404)
+        message(client.get("/v1/generate"), 405)
 
-    def test_openapi_knows_every_body_and_error(self, client):
-        found = client.get("/openapi.json").json()
+    def test_openapi_describes_every_body_and_error(self, client):
+        answer = client.get("/openapi.json").json()
         for path in ("/v1/generate", "/v1/predict", "/v1/chain", "/v1/landscape"):
-            post = found["paths"][path]["post"]
+            post = answer["paths"][path]["post"]
             name = post["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-            assert name in found["components"]["schemas"]
+            assert name in answer["components"]["schemas"]
             assert {"200", "400", "401", "404", "413", "422", "429", "503", "504"} <= set(post["responses"])
-        assert "$defs" not in json.dumps(found)
+        assert "$defs" not in json.dumps(answer)

@@ -1,4 +1,4 @@
-"""Requests that share a pass get what they would have got alone; too many of them are told to come back."""
+"""Batching: requests of one batch get the same results as single ones; too many requests are refused."""
 
 import threading
 import time
@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from serving import sentence, serving, task, vectors
+from serving import message, serving, task, vectors
 from worlds import GENERATOR, SETTINGS
 
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.methods.sampling import Sampling
 from mcdi.serve.batching import Batcher
-from mcdi.serve.decode import Examples
-from mcdi.serve.handles import Kept
+from mcdi.serve.decode import SupportSet
+from mcdi.serve.handles import StoredWeights
 from mcdi.serve.work import Options, generation, prediction
 
 SHORT = {"meta": "none", "iterations": 3, "inner_steps": 1, "tasks": 4, "learners": 2}
@@ -23,9 +23,9 @@ SHORT = {"meta": "none", "iterations": 3, "inner_steps": 1, "tasks": 4, "learner
 def some_tasks(count, width=6):
     g = torch.Generator().manual_seed(1)
     y = torch.tensor([0, 1, 2, 0, 1, 2])
-    made = [torch.randn(6, width, generator=g) for _ in range(count)]
-    x = [v / v.norm(dim=1, keepdim=True) * width**0.5 for v in made]  # of one length, as meta-baseline asks
-    return [Examples(v, y if i % 2 else y.flip(0), (0, 1, 2)) for i, v in enumerate(x)]
+    draws = [torch.randn(6, width, generator=g) for _ in range(count)]
+    x = [v / v.norm(dim=1, keepdim=True) * width**0.5 for v in draws]  # meta-baseline needs vectors of one length
+    return [SupportSet(v, y if i % 2 else y.flip(0), (0, 1, 2)) for i, v in enumerate(x)]
 
 
 def together(generator, tasks, seeds, options=Options()):  # noqa: B008
@@ -34,23 +34,23 @@ def together(generator, tasks, seeds, options=Options()):  # noqa: B008
     return calls[0].run([c.payload for c in calls])
 
 
-class TestSameAsAlone:
+class TestSameAsSingle:
     @pytest.mark.parametrize("name", ["mc-di", "metadiff", "d2nwg", "ocd-residual", "meta-baseline", "adam"])
-    def test_whatever_stands_beside_it_and_wherever(self, worlds, name):
+    def test_any_order_and_any_other_tasks(self, worlds, name):
         world = worlds["gauss"]
         training = {"training": SHORT} if "training" in SETTINGS.get(name, GENERATOR) else {}
         generator = Generator(name, world.fit(name, **training), world.family.downstream)
         tasks, seeds = some_tasks(4), [3, 1, 2, 3]
-        if not generator.own_seeds:
+        if not generator.seed_per_task:
             seeds = [3] * 4
         for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 0]):
-            made = together(generator, [tasks[i] for i in order], [seeds[i] for i in order])
-            for i, one in zip(order, made, strict=True):
-                alone = generator.generate((tasks[i].x, tasks[i].y), seed=seeds[i])
-                for n, w in alone.items():
+            batch = together(generator, [tasks[i] for i in order], [seeds[i] for i in order])
+            for i, one in zip(order, batch, strict=True):
+                single = generator.generate((tasks[i].x, tasks[i].y), seed=seeds[i])
+                for n, w in single.items():
                     torch.testing.assert_close(one.weights[n], w, rtol=1e-4, atol=1e-4)
 
-    def test_noise_is_a_tasks_own(self, worlds):
+    def test_noise_depends_on_the_seed_of_a_task_only(self, worlds):
         world = worlds["gauss"]
         method = world.method("mc-di").with_sampling(Sampling(samples=3, pick="support loss"))
         generator = Generator("mc-di", method, world.family.downstream)
@@ -58,23 +58,23 @@ class TestSameAsAlone:
         first, second, third = together(generator, [one] * 3, [5, 6, 5])
         torch.testing.assert_close(first.weights["weight"], third.weights["weight"], rtol=1e-4, atol=1e-4)
         assert not torch.allclose(first.weights["weight"], second.weights["weight"], atol=1e-3)
-        alone = generator.generate((one.x, one.y), seed=6)
-        torch.testing.assert_close(second.weights["weight"], alone["weight"], rtol=1e-4, atol=1e-4)
-        assert first.weights["weight"].untyped_storage().nbytes() == first.weights["weight"].nbytes  # no view of the batch
+        single = generator.generate((one.x, one.y), seed=6)
+        torch.testing.assert_close(second.weights["weight"], single["weight"], rtol=1e-4, atol=1e-4)
+        assert first.weights["weight"].untyped_storage().nbytes() == first.weights["weight"].nbytes  # not a view
 
-    def test_only_what_is_alike_shares_a_pass(self, worlds):
+    def test_keys_of_batches(self, worlds):
         world = worlds["gauss"]
         generator = Generator("mc-di", world.method("mc-di"), world.family.downstream)
         adam = Generator("adam", world.method("adam"), world.family.downstream)
         (one, *_) = some_tasks(1)
-        fewer = Examples(one.x[:3], one.y[:3], one.classes)
+        fewer = SupportSet(one.x[:3], one.y[:3], one.classes)
         key = generation(generator, one, 0, Options()).key
         assert key == generation(generator, one, 1, Options()).key
         others = [generation(generator, fewer, 0, Options()), generation(generator, one, 0, Options(steps=2))]
         others += [generation(adam, one, 0, Options()), generation(adam, one, 1, Options())]
         assert len({key, *(c.key for c in others)}) == 5
 
-    def test_many_samples_take_more_of_a_batch(self, worlds):
+    def test_samples_count_towards_the_size_of_a_batch(self, worlds):
         generator = Generator("mc-di", worlds["gauss"].method("mc-di"), worlds["gauss"].family.downstream)
         (one,) = some_tasks(1)
         assert [generation(generator, one, 0, Options(samples=n)).size for n in (None, 1, 7)] == [1, 1, 7]
@@ -83,37 +83,37 @@ class TestSameAsAlone:
         world = worlds["gauss"]
         generator = Generator("mc-di", world.method("mc-di"), world.family.downstream)
         tasks = some_tasks(3)
-        kept = [Kept(generator, generator.generate((t.x, t.y)), (0, 1, 2)) for t in tasks]
-        calls = [prediction(k, t.x) for k, t in zip(kept, tasks, strict=True)]
-        for k, t, found in zip(kept, tasks, calls[0].run([c.payload for c in calls]), strict=True):
-            torch.testing.assert_close(found, generator.predict(k.weights, t.x).softmax(-1))
+        stored = [StoredWeights(generator, generator.generate((t.x, t.y)), (0, 1, 2)) for t in tasks]
+        calls = [prediction(k, t.x) for k, t in zip(stored, tasks, strict=True)]
+        for k, t, predicted in zip(stored, tasks, calls[0].run([c.payload for c in calls]), strict=True):
+            torch.testing.assert_close(predicted, generator.predict(k.weights, t.x).softmax(-1))
 
-    def test_numbers_that_are_not_finite_are_one_tasks_own_fault(self, worlds, batcher):
+    def test_numbers_that_are_not_finite_fail_one_task_only(self, worlds, batcher):
         world = worlds["gauss"]
         generator = Generator("mc-di", world.method("mc-di"), world.family.downstream)
         good, bad = some_tasks(2)
         calls = [generation(generator, t, 0, Options()) for t in (good, bad._replace(x=bad.x * 1e30))]
-        fine, unfit = [batcher.submit(*call) for call in calls]
-        assert fine.result(10).weights["weight"].isfinite().all()
+        finite, infinite = [batcher.submit(*call) for call in calls]
+        assert finite.result(10).weights["weight"].isfinite().all()
         with pytest.raises(McdiError, match="not finite"):
-            unfit.result(10)
+            infinite.result(10)
 
     def test_over_http(self, client, folders):
         bodies = [{"model": "vectors", "support": vectors(s), "labels": [0, 0, 1, 1, 2, 2], "seed": s} for s in range(12)]
-        alone = [client.post("/v1/generate", json={**b, "format": "safetensors"}).content for b in bodies]
+        single = [client.post("/v1/generate", json={**b, "format": "safetensors"}).content for b in bodies]
         with serving({"vectors": folders["vectors"]}, wait=0.05) as busy, ThreadPoolExecutor(12) as pool:
-            found = list(pool.map(lambda b: busy.post("/v1/generate", json={**b, "format": "safetensors"}).content, bodies))
+            batched = list(pool.map(lambda b: busy.post("/v1/generate", json={**b, "format": "safetensors"}).content, bodies))
             shared = busy.service.metrics.registry.get_sample_value("mcdi_batch_size_count")
         from safetensors.torch import load
 
-        for one, other in zip(alone, found, strict=True):
+        for one, other in zip(single, batched, strict=True):
             for n, w in load(one).items():
                 torch.testing.assert_close(load(other)[n], w, rtol=1e-4, atol=1e-4)
         assert shared < 12
 
 
 class Gate:
-    """A run that waits to be let through, and remembers its batches."""
+    """A run function that waits until it is opened and records its batches."""
 
     def __init__(self):
         self.open, self.batches = threading.Event(), []
@@ -131,22 +131,22 @@ def gate():
 
 @pytest.fixture
 def batcher():
-    found = Batcher(3, 0.0)
-    yield found
-    found.close()
+    batcher = Batcher(3, 0.0)
+    yield batcher
+    batcher.close()
 
 
 class TestBatcher:
-    def test_what_has_queued_up_goes_together_by_kind_and_size(self, gate, batcher):
+    def test_queued_jobs_run_together_by_key_and_size(self, gate, batcher):
         first = batcher.submit("other", gate, 0)
-        time.sleep(0.05)  # the thread is busy with it
+        time.sleep(0.05)  # the thread runs it
         futures = [batcher.submit("a", gate, n) for n in (1, 2)] + [batcher.submit("b", gate, 9)]
         futures += [batcher.submit("a", gate, n) for n in (3, 4)] + [batcher.submit("a", gate, 5, size=7)]
         gate.open.set()
         assert [f.result(5) for f in [first, *futures]] == [0, 1, 2, 9, 3, 4, 5]
         assert gate.batches == [[0], [1, 2, 3], [9], [4], [5]]
 
-    def test_waits_for_others_no_longer_than_told(self, gate):
+    def test_the_longest_wait(self, gate):
         gate.open.set()
         slow = Batcher(3, 0.2)
         start = time.monotonic()
@@ -155,8 +155,8 @@ class TestBatcher:
         assert slow.submit("a", gate, 4).result(5) == 4 and time.monotonic() - start >= 0.2
         slow.close()
 
-    def test_one_alone_waits_for_nobody(self, gate):
-        batcher, others = Batcher(8, 60.0, coming=lambda: bool(others)), []
+    def test_a_single_request_is_not_delayed(self, gate):
+        batcher, others = Batcher(8, 60.0, expects_more=lambda: bool(others)), []
         assert batcher.submit("a", lambda jobs: jobs, 1).result(20) == 1
         others.append(1)
         waits = batcher.submit("a", lambda jobs: jobs, 2)
@@ -166,7 +166,7 @@ class TestBatcher:
         assert batcher.submit("a", lambda jobs: jobs, 3).result(20) == 3 and waits.done()
         batcher.close()
 
-    def test_one_that_fails_fails_alone(self, gate, batcher):
+    def test_a_failing_job_fails_only_itself(self, gate, batcher):
         def fragile(payloads):
             if "worse" in payloads:
                 raise RuntimeError("worse")
@@ -182,43 +182,43 @@ class TestBatcher:
         with pytest.raises(RuntimeError, match="worse"):
             worse.result(5)
 
-    def test_what_was_given_up_is_not_run_and_closing_finishes_the_rest(self, gate):
+    def test_cancelled_jobs_are_skipped_and_closing_finishes_the_rest(self, gate):
         batcher = Batcher(3, 0.0)
         first = batcher.submit("other", gate, 0)
         time.sleep(0.05)
-        gone, kept = batcher.submit("a", gate, 1), batcher.submit("a", gate, 2)
-        assert gone.cancel() and not first.cancel()
+        cancelled, waiting = batcher.submit("a", gate, 1), batcher.submit("a", gate, 2)
+        assert cancelled.cancel() and not first.cancel()
         gate.open.set()
         batcher.close()
-        assert kept.result(0) == 2 and gate.batches == [[0], [2]]
+        assert waiting.result(0) == 2 and gate.batches == [[0], [2]]
         with pytest.raises(RuntimeError):
             batcher.submit("a", gate, 3)
 
 
 class TestOverload:
-    def test_one_too_many_comes_back_later(self, folders, gate):
+    def test_a_full_queue_refuses(self, folders, gate):
         with serving({"drawings": folders["drawings"]}, queue=3) as client, ThreadPoolExecutor(10) as pool:
             blocked = client.service.batcher.submit("gate", gate, 0)
             answers = [pool.submit(client.post, "/v1/generate", json=task()) for _ in range(10)]
             while sum(a.done() for a in answers) < 7:
                 time.sleep(0.01)
-            sentence(client.get("/readyz"), 503)
+            message(client.get("/readyz"), 503)
             gate.open.set()
             blocked.result(10)
-            found = [a.result(30) for a in answers]
-            assert sorted(r.status_code for r in found) == [200] * 3 + [429] * 7
-            refused = next(r for r in found if r.status_code == 429)
-            assert "waiting already" in sentence(refused, 429) and refused.headers["retry-after"] == "1"
+            responses = [a.result(30) for a in answers]
+            assert sorted(r.status_code for r in responses) == [200] * 3 + [429] * 7
+            refused = next(r for r in responses if r.status_code == 429)
+            assert "active already" in message(refused, 429) and refused.headers["retry-after"] == "1"
             assert client.post("/v1/generate", json=task()).status_code == 200 and client.get("/readyz").status_code == 200
 
-    def test_time_runs_out_waiting_or_working(self, folders, gate, monkeypatch):
+    def test_timeouts_before_and_during_the_computation(self, folders, gate, monkeypatch):
         with serving({"drawings": folders["drawings"]}, timeout=0.2) as client:
             client.service.batcher.submit("gate", gate, 0)
             waiting = client.post("/v1/generate", json=task())
-            assert "no turn came" in sentence(waiting, 503) and waiting.headers["retry-after"] == "1"
+            assert "did not start" in message(waiting, 503) and waiting.headers["retry-after"] == "1"
             gate.open.set()
             slow = threading.Event()
             generator = client.service.models.get("drawings")
-            monkeypatch.setattr(generator, "generate_trusted", lambda *_, **__: slow.wait(10) and None)
-            assert "no answer was ready" in sentence(client.post("/v1/generate", json=task()), 504)
+            monkeypatch.setattr(generator, "sample", lambda *_, **__: slow.wait(10) and None)
+            assert "took more than" in message(client.post("/v1/generate", json=task()), 504)
             slow.set()

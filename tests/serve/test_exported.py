@@ -1,4 +1,4 @@
-"""A model with an exported sampler beside it: does that one answer, as the model would, and only where it may?"""
+"""Models with an exported sampler: it is used where it gives the same weights as the model, and nowhere else."""
 
 import shutil
 
@@ -17,49 +17,49 @@ pytest.importorskip("onnxruntime", reason="needs mcdi[onnx]")
 
 @pytest.fixture(scope="module")
 def both(folders, tmp_path_factory):
-    """The model of drawings, whose chains begin in noise, as it is and with its sampler."""
+    """The model of drawings, whose chain is stochastic, without and with its exported sampler."""
     folder = shutil.copytree(folders["drawings"], tmp_path_factory.mktemp("both") / "m")
     export(load(folder), folder / SAMPLER, "onnx", weights=folder / "model.safetensors")
     return {"plain": folders["drawings"], "m": folder}
 
 
-def asked(client, model, **how):
-    return weights_of(client.post("/v1/generate", json=task(model, format="safetensors", **how)))
+def generated(client, model, **options):
+    return weights_of(client.post("/v1/generate", json=task(model, format="safetensors", **options)))
 
 
 def models(client):
     return {m["name"]: m["exported"] for m in client.get("/v1/models").json()["models"]}
 
 
-def test_the_file_answers_as_the_model_does(both, monkeypatch):
-    ran = []
+def test_the_file_gives_the_weights_of_the_model(both, monkeypatch):
+    batches = []
     run = Exported.run
 
-    def watched(self, *arguments):
-        ran.append(len(arguments[0]))
+    def record(self, *arguments):
+        batches.append(len(arguments[0]))
         return run(self, *arguments)
 
-    monkeypatch.setattr(Exported, "run", watched)
+    monkeypatch.setattr(Exported, "run", record)
     with serving(both, wait=0) as client:
         assert models(client) == {"plain": False, "m": True}
         for seed in (0, 5):
-            got, want = asked(client, "m", seed=seed), asked(client, "plain", seed=seed)
+            got, want = generated(client, "m", seed=seed), generated(client, "plain", seed=seed)
             for n, w in want.items():
                 torch.testing.assert_close(got[n], w, rtol=1e-4, atol=1e-4)
-        assert ran == [1, 1]
-        other = asked(client, "m", seed=5, steps=3)
-        assert ran == [1, 1] and not torch.allclose(other["weight"], got["weight"], atol=1e-3)  # what is asked, the model does
-        kept = client.post("/v1/generate", json=task("m")).json()
-        answer = client.post("/v1/predict", json={"handle": kept["handle"], "queries": task()["support"]}).json()
-        once = client.post("/v1/predict", json={**task("plain"), "queries": task()["support"]}).json()
+        assert batches == [1, 1]
+        other = generated(client, "m", seed=5, steps=3)
+        assert batches == [1, 1] and not torch.allclose(other["weight"], got["weight"], atol=1e-3)  # the model runs
+        stored = client.post("/v1/generate", json=task("m")).json()
+        answer = client.post("/v1/predict", json={"handle": stored["handle"], "queries": task()["support"]}).json()
+        direct = client.post("/v1/predict", json={**task("plain"), "queries": task()["support"]}).json()
         torch.testing.assert_close(
-            torch.tensor(answer["probabilities"]), torch.tensor(once["probabilities"]), rtol=1e-3, atol=1e-4
+            torch.tensor(answer["probabilities"]), torch.tensor(direct["probabilities"]), rtol=1e-3, atol=1e-4
         )
         bad = client.post("/v1/generate", json={"model": "m", "support": vectors(), "labels": [0, 0, 1, 1, 2, 2]})
-        assert bad.status_code == 422 and len(ran) == 3
+        assert bad.status_code == 422 and len(batches) == 3
 
 
-def test_what_does_not_fit_is_not_used(both, folders, tmp_path, caplog):
+def test_files_that_do_not_fit_are_not_used(both, folders, tmp_path, caplog):
     other, steps, broken = (shutil.copytree(both["m"], tmp_path / n) for n in ("other", "steps", "broken"))
     shutil.copy(folders["closed"] / "config.json", other)
     shutil.copy(folders["closed"] / "model.safetensors", other)
@@ -68,8 +68,8 @@ def test_what_does_not_fit_is_not_used(both, folders, tmp_path, caplog):
     with serving({"other": other, "steps": steps, "broken": broken}) as client:
         assert models(client) == {"other": False, "steps": False, "broken": False}
         assert client.post("/v1/generate", json=task("broken")).status_code == 200
-        for said in ("made from other weights", "it was exported for {'steps': 1}", "no sampler that mcdi export wrote"):
-            assert said in caplog.text
+        for text in ("made from other weights", "it was exported with {'steps': 1}", "not a sampler that mcdi export wrote"):
+            assert text in caplog.text
         shutil.copy(both["m"] / SAMPLER, steps / SAMPLER)
         client.service.reload()
         assert models(client) == {"other": False, "steps": True, "broken": False}

@@ -1,4 +1,4 @@
-"""Whatever a stranger sends is answered with one sentence and no 5xx, and nobody sees what is another's."""
+"""Hostile requests: one clear message, no status 5xx, and no access to the handles of another tenant."""
 
 import base64
 import json
@@ -9,14 +9,14 @@ import zlib
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from serving import images, png, sentence, serving, task, vectors
+from serving import images, message, png, serving, task, vectors
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs mcdi[dev]")
 JSON = {"Content-Type": "application/json"}
 
 
 def bomb(width, height):
-    """A PNG whose header tells of many pixels, and whose data is a long row of zeros."""
+    """A PNG with a large size in its header and a long run of zeros as data."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -42,10 +42,10 @@ BODIES = {
     "an image bomb": (two(RING, bomb(60_000, 60_000)), 422, "pixels"),
     "a damaged image": (two(RING, RING[: len(RING) // 2]), 422, "support.images[1]"),
     "an image without data": (two(RING, bomb(30, 30)[:43]), 422, "support.images[1]"),
-    "a pickle as an image": (two(RING, pickle.dumps({"a": 1})), 422, "is no image file"),
-    "an SVG": (two(RING, b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "is no image file"),
-    "a TIFF": (two(RING, png("ring", form="TIFF")), 422, "is no image file"),
-    "an empty image": (two(RING, b""), 422, "is no image file"),
+    "a pickle as an image": (two(RING, pickle.dumps({"a": 1})), 422, "is not an image file"),
+    "an SVG": (two(RING, b"<svg xmlns='http://www.w3.org/2000/svg'/>"), 422, "is not an image file"),
+    "a TIFF": (two(RING, png("ring", form="TIFF")), 422, "is not an image file"),
+    "an empty image": (two(RING, b""), 422, "is not an image file"),
     "no base64": (task(support={"images": ["%%%", "x"]}, labels=["a", "b"]), 422, "not base64"),
     "a path as an image": (task(support={"images": ["../../etc/passwd", "b"]}, labels=["a", "b"]), 422, "not base64"),
     "a path as a model": (task("../../etc/passwd"), 404, "no model of this name"),
@@ -68,14 +68,14 @@ BODIES = {
     "images for vectors": (task("vectors"), 422, "reads features"),
     "two kinds": (task(support={**images("ring"), **vectors()}), 422, "exactly one"),
     "no kind": (task(support={}), 422, "exactly one"),
-    "a field that is none": (task(whatever=1), 422, "whatever"),
+    "an unknown field": (task(whatever=1), 422, "whatever"),
     "no steps": (task(steps=0), 422, "steps"),
     "too many steps": (task(steps=11), 422, "outside 1..T = 10"),
     "too many samples": (task(samples=999), 422, "at most 16"),
     "a negative seed": (task(seed=-1), 422, "seed"),
     "a huge seed": (task(seed=2**70), 422, "seed"),
     "a negative temperature": (task(temperature=-1), 422, "temperature"),
-    "a format that is none": (task(format="pickle"), 422, "safetensors"),
+    "an unknown format": (task(format="pickle"), 422, "safetensors"),
     "a list": ([1, 2], 422, "the body"),
 }
 RAW = {
@@ -97,14 +97,14 @@ RAW = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_a_bad_task(client, name):
-    body, status, said = BODIES[name]
-    assert said in sentence(client.post("/v1/generate", json=body), status)
+    body, status, text = BODIES[name]
+    assert text in message(client.post("/v1/generate", json=body), status)
 
 
 @pytest.mark.parametrize("name", RAW)
 def test_bad_bytes(client, name):
     data, status = RAW[name]
-    sentence(client.post("/v1/generate", content=data, headers=JSON), status)
+    message(client.post("/v1/generate", content=data, headers=JSON), status)
 
 
 @pytest.mark.parametrize("route", ["generate", "chain", "landscape"])
@@ -117,74 +117,74 @@ def test_systems_of_equations_that_become_singular(client, route, monkeypatch):
         raise torch.linalg.LinAlgError("singular")
 
     monkeypatch.setattr(torch.linalg, "solve", singular)
-    assert "not finite" in sentence(client.post(f"/v1/{route}", json=body), 422)
+    assert "not finite" in message(client.post(f"/v1/{route}", json=body), 422)
 
 
 class TestLimits:
     def test_bodies(self, folders):
         with serving({"drawings": folders["drawings"]}, body=1000) as client:
-            assert "at most 1000" in sentence(client.post("/v1/generate", content=b"x" * 1001, headers=JSON), 413)
+            assert "at most 1000" in message(client.post("/v1/generate", content=b"x" * 1001, headers=JSON), 413)
             chunks = client.post("/v1/generate", content=iter([b" " * 600] * 2), headers=JSON)
-            assert "1000 bytes" in sentence(chunks, 413)
+            assert "1000 bytes" in message(chunks, 413)
             long = {**JSON, "Content-Length": "9" * 4000}
-            sentence(client.post("/v1/generate", content=b"{}", headers=long), 413)
-        sentence(client.post("/v1/generate", content=b"{}", headers={"Content-Type": "text/plain"}), 415)
+            message(client.post("/v1/generate", content=b"{}", headers=long), 413)
+        message(client.post("/v1/generate", content=b"{}", headers={"Content-Type": "text/plain"}), 415)
 
     def test_numbers_of_examples_classes_and_pixels(self, folders):
         limits = {"examples": 3, "classes": 2, "all_pixels": 2 * 56 * 56}
         with serving(folders, **limits) as client:
-            assert "4 examples" in sentence(client.post("/v1/generate", json=task()), 422)
+            assert "4 examples" in message(client.post("/v1/generate", json=task()), 422)
             three = task(support=images("ring", "ring", "stroke"), labels=[0, 1, 1])
-            assert "all images together" in sentence(client.post("/v1/generate", json=three), 422)
+            assert "all images together" in message(client.post("/v1/generate", json=three), 422)
             rows = {"model": "vectors", "support": vectors(count=3), "labels": [0, 1, 2]}
-            assert "3 classes" in sentence(client.post("/v1/generate", json=rows), 422)
-            kept = client.post("/v1/generate", json={**rows, "labels": [0, 1, 1]}).json()["handle"]
-            many = client.post("/v1/predict", json={"handle": kept, "queries": vectors(count=4)})
-            assert "queries holds 4 examples" in sentence(many, 422)
+            assert "3 classes" in message(client.post("/v1/generate", json=rows), 422)
+            handle = client.post("/v1/generate", json={**rows, "labels": [0, 1, 1]}).json()["handle"]
+            many = client.post("/v1/predict", json={"handle": handle, "queries": vectors(count=4)})
+            assert "queries holds 4 examples" in message(many, 422)
 
     def test_a_handle_or_a_task(self, client):
         for body in ({"queries": images("ring")}, {**task(), "handle": "x", "queries": images("ring")}):
-            assert "give either a handle" in sentence(client.post("/v1/predict", json=body), 422)
+            assert "give either a handle" in message(client.post("/v1/predict", json=body), 422)
         unknown = {"handle": "../../secret", "queries": images("ring")}
-        assert "this handle is unknown" in sentence(client.post("/v1/predict", json=unknown), 404)
+        assert "this handle is unknown" in message(client.post("/v1/predict", json=unknown), 404)
 
 
 class TestHandles:
-    def kept(self, client, **headers):
+    def generate(self, client, **headers):
         return client.post("/v1/generate", json=task(), headers=headers).json()["handle"]
 
     def status(self, client, handle, **headers):
         body = {"handle": handle, "queries": images("ring")}
         return client.post("/v1/predict", json=body, headers=headers).status_code
 
-    def test_the_least_recently_used_goes_first(self, folders):
+    def test_the_least_recently_used_is_evicted(self, folders):
         with serving({"drawings": folders["drawings"]}, handles=2) as client:
-            first, second = self.kept(client), self.kept(client)
+            first, second = self.generate(client), self.generate(client)
             assert self.status(client, first) == 200
-            third = self.kept(client)
+            third = self.generate(client)
             assert [self.status(client, h) for h in (first, second, third)] == [200, 404, 200]
             assert len(client.service.handles) == 2 and len({first, second, third}) == 3
 
-    def test_bytes_count_too(self, folders):
+    def test_the_limit_of_bytes(self, folders):
         size = 4 * 2 * 65
         with serving({"drawings": folders["drawings"]}, handle_bytes=2 * size) as client:
-            first, _, third = (self.kept(client) for _ in range(3))
+            first, _, third = (self.generate(client) for _ in range(3))
             assert [self.status(client, h) for h in (first, third)] == [404, 200]
         with serving({"drawings": folders["drawings"]}, handle_bytes=size - 1) as client:
-            assert "safetensors" in sentence(client.post("/v1/generate", json=task()), 422)
+            assert "safetensors" in message(client.post("/v1/generate", json=task()), 422)
 
     def test_tenants_do_not_see_each_other(self, folders, tmp_path):
         keys = tmp_path / "keys"
-        keys.write_text("# who: key\nann:" + "a" * 20 + "\n\nbob:" + "b" * 20 + "\n")
+        keys.write_text("# tenant:key\nann:" + "a" * 20 + "\n\nbob:" + "b" * 20 + "\n")
         ann, bob = ({"Authorization": f"Bearer {k * 20}"} for k in "ab")
         with serving({"drawings": folders["drawings"]}, keys, handles=1) as client:
-            handle = self.kept(client, **ann)
+            handle = self.generate(client, **ann)
             assert self.status(client, handle, **ann) == 200 and self.status(client, handle, **bob) == 404
-            self.kept(client, **bob)  # another's handles push out nobody's
+            self.generate(client, **bob)  # does not evict the handle of another tenant
             assert self.status(client, handle, **ann) == 200
             for wrong in ("", "Bearer nobody", "Basic x", b"Bearer \xff\xfe"):
                 refused = client.post("/v1/generate", json=task(), headers={"Authorization": wrong})
-                assert "Bearer KEY" in sentence(refused, 401) and refused.headers["www-authenticate"] == "Bearer"
+                assert "Bearer KEY" in message(refused, 401) and refused.headers["www-authenticate"] == "Bearer"
             assert client.get("/healthz").status_code == 200 and client.get("/v1/models").status_code == 401
 
 
@@ -193,9 +193,9 @@ CONFORMS = [getattr(schemathesis.checks, f"{n}_conformance") for n in ("status_c
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_requests_made_up_from_the_description(client, mode):
+def test_requests_generated_from_the_openapi_description(client, mode):
     schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     assert len(operations) == 8
     for operation in operations if mode == "positive" else (o for o in operations if o.method == "post"):
 

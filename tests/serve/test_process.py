@@ -1,4 +1,4 @@
-"""The service as a process: its client, its end, new files under it, and what goes wrong before it starts."""
+"""The server as a process: its client, shutdown, reload, and errors at the start."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.serve.client import Client
 from mcdi.serve.limits import Keys, Limits
-from mcdi.serve.models import Models, named
+from mcdi.serve.models import Models, parse_models
 from mcdi.serve.refusals import Refused
 from mcdi.serve.run import serve
 
@@ -29,7 +29,7 @@ LABELS = ["ring", "ring", "stroke", "stroke"]
 
 @pytest.fixture
 def started(folders, tmp_path):
-    """`mcdi serve` as a process of its own, that waits half a second for others; its address; ended afterwards."""
+    """A process of `mcdi serve` that batches for half a second; killed afterwards."""
     keys = tmp_path / "keys"
     keys.write_text("ann:" + "a" * 20 + "\n")
     folder = shutil.copytree(folders["drawings"], tmp_path / "drawings")
@@ -46,13 +46,13 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
     process, address, folder = started
     with Client(address, key="a" * 20) as client:
         assert client.health()["status"] == "ok" and client.models()[0]["name"] == "drawings"
-        found = client.generate("drawings", FILES, LABELS, seed=3)
-        kept = client.keep("drawings", FILES, LABELS, seed=3)
-        assert found.classes == kept.classes == ["ring", "stroke"] and found.trust == kept.trust == 1
-        asked = client.predict(kept, FILES)
-        assert set(asked.labels) <= {"ring", "stroke"} and asked.probabilities.shape == (4, 2)
+        generated = client.generate("drawings", FILES, LABELS, seed=3)
+        stored = client.keep("drawings", FILES, LABELS, seed=3)
+        assert generated.classes == stored.classes == ["ring", "stroke"] and generated.confidence == stored.confidence == 1
+        predicted = client.predict(stored, FILES)
+        assert set(predicted.labels) <= {"ring", "stroke"} and predicted.probabilities.shape == (4, 2)
         generator = package.load(folders["drawings"])
-        torch.nn.Linear(64, 2).load_state_dict(found.weights)
+        torch.nn.Linear(64, 2).load_state_dict(generated.weights)
         with pytest.raises(Refused, match="no model of this name") as refused:
             client.keep("other", FILES, LABELS)
         assert refused.value.status == 404
@@ -66,13 +66,13 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
 
         (folder / "config.json").write_text("{")
         process.send_signal(signal.SIGHUP)
-        assert "the old model serves on" in process.stderr.readline()
+        assert "the old model stays in use" in process.stderr.readline()
         shutil.copy(folders["drawings"] / "config.json", folder / "config.json")
         process.send_signal(signal.SIGHUP)
-        assert "new files" in process.stderr.readline()
+        assert "new files of" in process.stderr.readline()
 
         answers = []
-        slow = socket.create_connection(address.removeprefix("http://").split(":"))  # under way: others wait for it
+        slow = socket.create_connection(address.removeprefix("http://").split(":"))  # active: the batcher waits for it
         head = (
             f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {'a' * 20}\r\nContent-Type: application/json\r\n"
         )
@@ -80,39 +80,39 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
         late = Client(address, key="a" * 20)
         thread = threading.Thread(target=lambda: answers.append(late.generate("drawings", FILES, LABELS, seed=3)))
         thread.start()
-        time.sleep(0.2)  # it waits for others
+        time.sleep(0.2)  # it waits in a batch
         process.send_signal(signal.SIGTERM)
         thread.join()
         slow.close()
-        torch.testing.assert_close(answers[0].weights, found.weights, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answers[0].weights, generated.weights, rtol=1e-4, atol=1e-4)
     assert process.wait(30) == 0 and process.stderr.read() == ""
     with pytest.raises(McdiError, match="is it running"):
         Client(address).health()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_end_before_it_has_begun(folders, number):
-    """The signal comes when the address is told and uvicorn is not yet there to hear it."""
+def test_a_signal_during_the_start(folders, number):
+    """The signal comes after the socket listens and before uvicorn installs its handlers."""
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    told, how = [], {"host": "127.0.0.1", "port": 0, "device": "cpu", "bf16": True, "limits": Limits(), "keys": None}
-    late = threading.Timer(60, os._exit, [1])  # it would wait for ever
-    late.start()
+    urls, options = [], {"host": "127.0.0.1", "port": 0, "device": "cpu", "bf16": True, "limits": Limits(), "keys": None}
+    timeout = threading.Timer(60, os._exit, [1])
+    timeout.start()
     try:
-        serve([str(folders["closed"])], **how, ready=lambda address: (told.append(address), os.kill(os.getpid(), number)))
+        serve([str(folders["closed"])], **options, ready=lambda url: (urls.append(url), os.kill(os.getpid(), number)))
     finally:
-        late.cancel()
+        timeout.cancel()
         for n, handler in before.items():
             signal.signal(n, handler)
-    assert told[0].startswith("http://")
+    assert urls[0].startswith("http://")
 
 
 class TestReload:
-    def test_new_files_serve_and_old_handles_stay(self, folders, tmp_path):
+    def test_new_files_are_loaded_and_old_handles_stay(self, folders, tmp_path):
         folder = shutil.copytree(folders["drawings"], tmp_path / "m")
         with serving({"m": folder}) as client:
             handle = client.post("/v1/generate", json=task("m")).json()["handle"]
-            asked = {"handle": handle, "queries": task()["support"]}
-            before = client.post("/v1/predict", json=asked).json()["probabilities"]
+            query = {"handle": handle, "queries": task()["support"]}
+            before = client.post("/v1/predict", json=query).json()["probabilities"]
             old = client.service.models.get("m")
             client.service.reload()
             assert client.service.models.get("m") is old  # nothing has changed
@@ -126,7 +126,7 @@ class TestReload:
             shutil.copytree(folders["closed"], folder)
             client.service.reload()
             assert client.get("/v1/models").json()["models"][0]["method"] == "prototypes"
-            assert client.post("/v1/predict", json=asked).json()["probabilities"] == before
+            assert client.post("/v1/predict", json=query).json()["probabilities"] == before
             metrics = client.get("/metrics").text
             assert 'mcdi_reloads_total{model="m",result="failed"} 4.0' in metrics
             assert 'result="new"} 1.0' in metrics and 'result="same"} 1.0' in metrics
@@ -135,11 +135,11 @@ class TestReload:
 class TestStart:
     def fails(self, capsys, *arguments):
         assert mcdi("serve", *arguments) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: ") and "Traceback" not in said
-        return said
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and "Traceback" not in text
+        return text
 
-    def test_what_is_no_model(self, folders, tmp_path, capsys):
+    def test_folders_without_a_model(self, folders, tmp_path, capsys):
         (tmp_path / "model.pkl").write_bytes(pickle.dumps({"weights": 1}))
         assert "model.pkl is not a folder" in self.fails(capsys, tmp_path / "model.pkl")
         assert "does not exist" in self.fails(capsys, tmp_path / "none")
@@ -149,10 +149,10 @@ class TestStart:
         assert "not a readable safetensors file" in self.fails(capsys, folder)
         assert "two models are called 'drawings'" in self.fails(capsys, folders["drawings"], folders["drawings"])
 
-    def test_what_is_no_key_file(self, folders, tmp_path, capsys):
-        for text, said in (("", "holds no key"), ("ann", "line 1 is no tenant:key"), ("#\nann:short", "line 2")):
+    def test_key_files(self, folders, tmp_path, capsys):
+        for text, message in (("", "holds no key"), ("ann", "line 1 must be tenant:key"), ("#\nann:short", "line 2")):
             (tmp_path / "keys").write_text(text)
-            assert said in self.fails(capsys, folders["drawings"], "--api-key-file", tmp_path / "keys")
+            assert message in self.fails(capsys, folders["drawings"], "--api-key-file", tmp_path / "keys")
         assert "cannot be read" in self.fails(capsys, folders["drawings"], "--api-key-file", tmp_path / "none")
 
     def test_a_port_in_use(self, folders, capsys):
@@ -165,22 +165,22 @@ class TestStart:
             assert f"port {port}" in self.fails(capsys, folders["drawings"], "--port", port)
 
     def test_names(self, folders):
-        assert list(named([str(folders["drawings"]), f"a.b-1={folders['closed']}"])) == ["drawings", "a.b-1"]
+        assert list(parse_models([str(folders["drawings"]), f"a.b-1={folders['closed']}"])) == ["drawings", "a.b-1"]
         assert Models({}).info(Limits()) == [] and Keys().tenant(None) == ""
         with pytest.raises(McdiError, match="queue = 0"):
             Limits(queue=0)
 
 
 class TestClient:
-    def test_what_is_no_server(self, client):
-        with pytest.raises(McdiError, match="no address of a server"):
+    def test_urls_without_a_server(self, client):
+        with pytest.raises(McdiError, match="not the URL of a server"):
             Client("localhost:8000")
         with pytest.raises(McdiError, match="is it running"):
             Client("http://127.0.0.1:9").health()
 
 
-def test_a_connection_that_was_closed_meanwhile_is_opened_again():
-    """One answer a connection, as of a server that has been idle for too long: the second request goes by a new one."""
+def test_a_closed_connection_is_opened_again():
+    """The server closes the connection after one answer, as after a long idle time; the client opens a second one."""
     body = b'{"status": "ok"}'
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -199,8 +199,8 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again():
         thread.join(20)
 
 
-def test_answers_are_sent_at_once():
-    """asyncio sets TCP_NODELAY on connections of sockets that name their protocol: without it every answer takes 40 ms."""
+def test_answers_are_sent_without_delay():
+    """asyncio sets TCP_NODELAY on sockets that name their protocol; without it every answer takes 40 ms longer."""
     from mcdi.serve.run import _socket
 
     with _socket("127.0.0.1", 0) as listening:

@@ -1,4 +1,4 @@
-"""How do generated weights of a language model become a folder that plain peft loads?"""
+"""Generated weights of a language model, written as an adapter folder that peft loads without mcdi."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -47,8 +47,13 @@ def save_adapter(
 ) -> None:
     """Write adapter_model.safetensors, README.md and then adapter_config.json; each is replaced in one step.
 
-    weights: of one task, {name: (*shape)}, as `Generator.generate` gives them; classes: the names of its rows.
-    Raises McdiError where they are not weights of this network, or not finite.
+    Args:
+        weights: of one task, {name: (*shape)}, as `Generator.generate` returns them.
+        classes: names of the classifier's rows.
+        examples: size of the support set, for the README.
+
+    Raises:
+        McdiError: weights of another network, or NaN or infinite values.
     """
     _, peft = lora_libraries()
     encoder = network.encoder
@@ -57,13 +62,13 @@ def save_adapter(
         raise McdiError(f"these are not weights of this network: {', '.join(sorted(expected ^ got)[:3])} are not in both")
     if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
         raise McdiError("the generated weights hold NaN or infinite values: check the examples and the generator")
-    # What peft would save, the parts of the head that no task changes among it.
+    # What peft saves itself, including the parts of the head that are the same for every task.
     tensors = dict(peft.get_peft_model_state_dict(encoder.whole))
     tensors |= {peft_name(n): w for n, w in weights.items()}
     config = encoder.whole.peft_config["default"]
     with tempfile.TemporaryDirectory() as scratch:
         config.save_pretrained(scratch)
-        described = read_json(Path(scratch) / "adapter_config.json")
+        adapter = read_json(Path(scratch) / "adapter_config.json")
     card = CARD.format(
         base=encoder.source,
         folder=str(folder),
@@ -74,4 +79,4 @@ def save_adapter(
     )
     write_tensors(folder / "adapter_model.safetensors", tensors)
     write_bytes(folder / "README.md", card.encode())
-    write_json(folder / "adapter_config.json", {**described, "base_model_name_or_path": encoder.source, "inference_mode": True})
+    write_json(folder / "adapter_config.json", {**adapter, "base_model_name_or_path": encoder.source, "inference_mode": True})

@@ -1,10 +1,12 @@
-"""What does a reader on the Hub need to know of a generator? A model card, out of what its folder and its run say."""
+"""The model card of a generator on the Hugging Face Hub, from the files of its folder and of its run."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mcdi.networks.base import Network
+from mcdi.networks.registry import NETWORKS
 from mcdi.utils.files import read_json
 
 CARD = """---
@@ -12,7 +14,7 @@ CARD = """---
 ---
 # {title}
 
-{what}
+{summary}
 
 ## Use
 
@@ -38,32 +40,34 @@ Needs `pip install mcdi{extra}`. The files are safetensors and JSON: loading the
 
 ## Limits
 
-- It answers for tasks like those it was trained on. For a classifier, `generator.trust((x, y))` says how far a task's own
-  examples agree with that, 1 to 0, where training kept what is usual.
-- Its inputs have to be what its network reads: features of another backbone, or another base model, mean nothing to it.
-- The figures are of unseen tasks of the same data; they say nothing of other data.
+- It is made for tasks like those it was trained on. For a classifier, `generator.confidence((x, y))` measures how well a
+  task's own examples fit, from 1 to 0; it is 1 for every task if training stored no calibration quantiles.
+- Its inputs must come from the same backbone or base model as in training.
+- The figures were measured on unseen tasks of the same data; other data may give other figures.
 """
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what "minilm" is a copy of
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the model that "minilm" is a copy of
 
 
 def model_card(repo: str, folder: Path) -> str:
-    """The card of the generator saved in `folder`; a folder of a run (RUN/methods/NAME-SEED) says more than one alone."""
+    """The card of the generator saved in `folder`; in a run (RUN/methods/NAME-SEED) it includes recipe and results."""
     config = read_json(folder / "config.json")
-    place = folder.resolve()
-    run = place.parents[1] if place.parent.name == "methods" else place
-    recipe, result = _read(run / "recipe.json"), _read(run / "results" / f"{place.name}.json") or _read(place / "training.json")
-    network = config["network"]
-    x, y, extra = _inputs(network)
+    folder = folder.resolve()
+    run = folder.parents[1] if folder.parent.name == "methods" else folder
+    recipe = _read(run / "recipe.json")
+    result = _read(run / "results" / f"{folder.name}.json") or _read(folder / "training.json")
+    network = NETWORKS.get(config["network"]["kind"], Network)
+    real = config["network"].get("regression", network.regression)
+    x, y, extra = _inputs(network, config["network"], "values (S,)" if real else "class indices (S,), int64")
     return CARD.format(
         metadata=_metadata(config),
         title=repo.rpartition("/")[2],
-        what=_what(config),
-        load=repr(repo) + (", module=module" if network["kind"] == "own" else ""),
+        summary=_summary(config),
+        load=repr(repo) + (", module=module" if network.needs_module else ""),
         x=x,
         y=y,
         extra=extra,
         training=_training(config, recipe, result),
-        figures=_figures(result, recipe),
+        figures=_figures(result, recipe, real),
     )
 
 
@@ -77,18 +81,18 @@ def _metadata(config: Mapping[str, Any]) -> str:
     base = base_model(config)
     if base is not None:
         lines.append(f"base_model: {json.dumps(base)}")
-    return "\n".join([*lines, "# license: yours to choose"])
+    return "\n".join([*lines, "# license: choose one"])
 
 
 def base_model(config: Mapping[str, Any]) -> str | None:
-    """The Hub id of the language model that weights are generated for; None where there is none, or it is a folder."""
+    """The Hub id of the language model that weights are generated for; None for other networks and local folders."""
     model = config["network"].get("lora", {}).get("model")
     if model == "minilm":
         return MINILM
     return None if model is None or Path(model).is_absolute() or Path(model).exists() or model.count("/") > 1 else str(model)
 
 
-def _what(config: Mapping[str, Any]) -> str:
+def _summary(config: Mapping[str, Any]) -> str:
     network = config["network"]
     space = config.get("space", {})
     shapes = ", ".join(f"`{n}` {tuple(s)}" for n, (s, _) in list(space.get("parameters", {}).items())[:6])
@@ -96,28 +100,29 @@ def _what(config: Mapping[str, Any]) -> str:
     text = f"Generates the weights of a {network['kind']} network from a few examples, without a gradient step"
     text += f": {shapes}{f' and {more} more' if more > 0 else ''}." if shapes else "."
     if space.get("unit") == "row":
-        text += f" Made with {network.get('way')} classes; it generates for any number."
+        text += f" Trained with {network.get('way')} classes; it generates for any number of classes."
     base = base_model(config)
-    return text + (f" The language model is {base}, which stays as it is." if base else "")
+    return text + (f" The language model is {base}; its other weights stay frozen." if base else "")
 
 
-def _inputs(network: Mapping[str, Any]) -> tuple[str, str, str]:
-    if "lora" in network:
-        return "a list of S texts, (sentence,) or (sentence, sentence) each", "class indices (S,), int64", "[hub,lora]"
-    if network["kind"] == "own":  # whose code no file holds
-        return f"inputs of your module (S, {', '.join(map(str, network['example']))})", "labels or values (S, ...)", "[hub]"
-    if network["kind"] == "curve":
-        return "points (S, 1)", "values (S,)", "[hub]"
-    embedder = network.get("embedder")
+def _inputs(network: type[Network], config: Mapping[str, Any], labels: str) -> tuple[str, str, str]:
+    """Descriptions of x and y, and the extras of mcdi that the code needs."""
+    shape, embedder = config.get("example", network.example_shape), config.get("embedder")
+    if network.reads_texts:
+        return "a list of S texts, (sentence,) or (sentence, sentence) each", labels, "[hub,lora]"
+    if network.needs_module:
+        return f"inputs of your module (S, {', '.join(map(str, shape))})", labels.replace("(S,)", "(S, ...)"), "[hub]"
+    if shape is not None:
+        return f"inputs (S, {', '.join(map(str, shape))})", labels, "[hub]"
     if embedder is None:
-        return "features (S, F)", "class indices (S,), int64", "[hub]"
+        return "features (S, F)", labels, "[hub]"
     side = embedder["side"]
-    return f"images (S, {embedder['channels']}, {side}, {side}), uint8", "class indices (S,), int64", "[hub]"
+    return f"images (S, {embedder['channels']}, {side}, {side}), uint8", labels, "[hub]"
 
 
 def _training(config: Mapping[str, Any], recipe: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     settings, provenance = config.get("settings", {}), result.get("provenance", {})
-    said = {
+    rows = {
         "recipe": " - ".join(recipe[n] for n in ("name", "about") if n in recipe),
         "method": config["method"],
         "seed": result.get("seed"),
@@ -130,16 +135,15 @@ def _training(config: Mapping[str, Any], recipe: Mapping[str, Any], result: Mapp
         "seconds of training": result.get("fit_seconds"),
         **{n: provenance.get(n) for n in ("version", "commit", "date", "hardware", "torch")},
     }
-    return "\n".join(f"- {n}: {v}" for n, v in said.items() if v not in (None, ""))
+    return "\n".join(f"- {n}: {v}" for n, v in rows.items() if v not in (None, ""))
 
 
-def _figures(result: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _figures(result: Mapping[str, Any], recipe: Mapping[str, Any], real: bool) -> str:
     shots = result.get("shots")
     if not shots:
-        return "None were measured with it."
+        return "No figures were measured for this generator."
     way = recipe.get("family", {}).get("way")
     rows = [f"| {n} | {100 * row['mean']:.2f} ± {100 * row['ci95']:.2f} |" for n, row in shots.items()]
-    title = "R² x 100" if result.get("family") == "sines" else "accuracy (%)"
-    tasks = f"{result['tasks']} unseen tasks{f' of {way} classes' if way and result.get('family') != 'sines' else ''}"
-    head = [f"| examples a class | {title} |", "|---|---:|"]
+    tasks = f"{result['tasks']} unseen tasks{f' of {way} classes' if way and not real else ''}"
+    head = [f"| examples {'' if real else 'per class '}| {'R² x 100' if real else 'accuracy (%)'} |", "|---|---:|"]
     return "\n".join([f"On {tasks}, one generator, with the 95 % interval over tasks:", "", *head, *rows])

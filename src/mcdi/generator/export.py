@@ -30,35 +30,42 @@ from mcdi.generator.exported import (
     torch_run,
 )
 from mcdi.methods import method_spec
-from mcdi.methods.base import HasModules
+from mcdi.methods.base import HasModules, all_methods
 from mcdi.methods.sampling import SupportsSampling
-from mcdi.networks.lora import LoraClassifier
-from mcdi.networks.own import OwnNetwork
 from mcdi.types import Examples
 from mcdi.utils.files import write_bytes, write_json
 
 __all__ = ["FILES", "Exported", "export"]
 
-LIMIT = 1e-5  # of the largest number of a parameter
-EXAMPLE = (3, 2)  # tasks, examples a class that are traced; sizes of one are not traced as any size
-CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, more classes than the template's, examples a class
+LIMIT = 1e-5  # largest difference, relative to the largest number of a parameter
+TRACED = (3, 2)  # tasks, examples per class; torch would fix a size of 1
+CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, classes beyond the template's, examples per class
 
 
 class Sampler(nn.Module):
-    """What is exported: x (B, S, ...), y (B, S), for heads mask (B, U), and for a chain with noise that noise
-    (n, B, samples, U, D) -> {name: (B, *shape), "confidence": (B,)}."""
+    """The module that is exported.
 
-    def __init__(self, generator: Generator, **asked: float | None) -> None:
+    Its inputs are x (B, S, ...), y (B, S), mask (B, U) for heads, and the noise (n, B, samples, U, D) of a stochastic
+    chain; its outputs are {name: (B, *shape), "confidence": (B,)}.
+
+    Args:
+        options: of sampling, where they differ from the trained ones.
+
+    Raises:
+        McdiError: a method or network that is not a pure function of features.
+    """
+
+    def __init__(self, generator: Generator, **options: float | None) -> None:
         super().__init__()
         method, net = generator.method, generator.network
         spec = method_spec(generator.name)
-        if not spec.exportable or isinstance(net, LoraClassifier | OwnNetwork):
-            what = generator.name if not spec.exportable else f"a generator of {net.kind}"
-            raise McdiError(
-                f"{what} cannot be exported: no pure function of features; diffusion methods, prototypes, icis and vae are"
-            )
-        self.generator, self.sampling = generator, generator.sampling(**asked)
-        self.asked = {n: v for n, v in asked.items() if v is not None}
+        if not spec.exportable:
+            names = ", ".join(n for n, s in all_methods().items() if s.exportable)
+            raise McdiError(f"{generator.name} cannot be exported, as it is not a pure function of features: choose {names}")
+        if not net.exportable:
+            raise McdiError(f"a generator of {net.kind} networks cannot be exported: use its folder with mcdi.load instead")
+        self.generator, self.sampling = generator, generator.sampling(**options)
+        self.options = {n: v for n, v in options.items() if v is not None}
         modules = method.modules if isinstance(method, HasModules) else []
         self.parts = nn.ModuleList([*modules, *([] if net.embedder is None else [net.embedder])])
 
@@ -72,11 +79,11 @@ class Sampler(nn.Module):
 
     @property
     def any_way(self) -> bool:
-        """Whether it serves any number of classes: rows do, unless the denoiser sees all of them as one vector."""
+        """Whether it generates for any number of classes: rows do, unless the denoiser reads all rows as one vector."""
         return self.generator.network.space.unit == "row" and getattr(self.generator.method, "any_units", True)
 
-    def described(self) -> dict[str, Any]:
-        """What a reader has to know."""
+    def metadata(self) -> dict[str, Any]:
+        """What `Exported` needs to call the exported function."""
         net, method = self.generator.network, self.generator.method
         chain: dict[str, Any] = {"steps": None, "samples": 1, "noise": 0}
         sampling = self.sampling
@@ -87,69 +94,70 @@ class Sampler(nn.Module):
             chain = {"steps": steps, "samples": sampling.samples, "noise": noise, "temperature": sampling.temperature}
         parameters = [[n, list(s), d] for n, (s, d) in net.space.spec.items()]
         shape = {"way": net.way, "units": net.space.U, "extra": net.space.extra, "numbers": net.space.D}
-        kind = {
-            "features": net.input_size,
-            "rows": net.space.unit == "row",
-            "any_way": self.any_way,
-            "real": net.regression,
-            "network": net.kind,
-        }
-        of = {"version": __version__, "method": self.generator.name, "asked": self.asked, "parameters": parameters}
-        return {**of, **shape, **kind, **chain}
+        kind = {"network": net.kind, "features": net.input_size, "rows": net.space.unit == "row", "real": net.regression}
+        origin = {"version": __version__, "method": self.generator.name, "options": self.options, "parameters": parameters}
+        return {**origin, **shape, **kind, "any_way": self.any_way, **chain}
 
-    def drawn(self, tasks: int, way: int, shots: int, seed: int) -> Feeds:
-        """A random support set of classes that are a little apart."""
+    def random_inputs(self, tasks: int, way: int, shots: int, seed: int) -> Feeds:
+        """Random support sets whose classes are a little apart."""
         net, g = self.generator.network, torch.Generator().manual_seed(seed)
-        described, y = self.described(), torch.arange(way).repeat(shots).expand(tasks, -1).contiguous()
-        apart = torch.randn(tasks, way, net.input_size, generator=g).repeat(1, shots, 1)
-        x = apart + torch.randn(tasks, way * shots, net.input_size, generator=g)
-        feeds = {"x": x, "y": x[..., 0].sin() if described["real"] else y}
+        metadata, y = self.metadata(), torch.arange(way).repeat(shots).expand(tasks, -1).contiguous()
+        centres = torch.randn(tasks, way, net.input_size, generator=g).repeat(1, shots, 1)
+        x = centres + torch.randn(tasks, way * shots, net.input_size, generator=g)
+        feeds = {"x": x, "y": x[..., 0].sin() if metadata["real"] else y}
         units = net.space.units(way)
-        if described["rows"]:
+        if metadata["rows"]:
             feeds["mask"] = torch.ones(tasks, units, dtype=torch.bool)
-        if described["noise"]:
-            feeds["noise"] = noise_for(described, tasks, units, seed)
+        if metadata["noise"]:
+            feeds["noise"] = noise_for(metadata, tasks, units, seed)
         return feeds
 
 
-def export(generator: Generator, path: Path, kind: str, *, weights: Path | None = None, **asked: float | None) -> float:
-    """Write the sampler of `generator` to `path`, as "onnx" or "torch" (.pt2 and a .json beside it), and return by how much its
-    weights differ from those of `generate` at most, relative to the largest of a parameter.
+def export(generator: Generator, path: Path, kind: str, *, weights: Path | None = None, **options: float | None) -> float:
+    """Write the sampler of a generator as one file.
 
-    asked: a way of sampling other than the trained one. weights: the model.safetensors that it was loaded from; a reader of the
-    exported file refuses others beside it. Raises McdiError, and writes nothing, for a method that is no pure function, and
-    where the difference is above LIMIT.
+    Args:
+        path: the file; a .pt2 file gets a .json file with the same stem.
+        kind: "onnx" or "torch".
+        weights: the model.safetensors of the generator; a reader refuses the file next to any other.
+        options: of sampling, where they differ from the trained ones.
+
+    Returns:
+        The largest difference between exported and generated weights, relative to the largest number of a parameter.
+
+    Raises:
+        McdiError: a generator that cannot be exported, or a difference above LIMIT; nothing is written then.
     """
     if kind not in FILES:
         raise McdiError(f"unknown format {kind!r}: choose {' or '.join(FILES)}")
     if path.suffix != Path(FILES[kind]).suffix:
-        raise McdiError(f"{path} is no name for format {kind}: end it with {Path(FILES[kind]).suffix}")
-    sampler = Sampler(generator.to("cpu"), **asked).eval()
-    described = {**sampler.described(), "weights": None if weights is None else fingerprint(weights)}
+        raise McdiError(f"{path} is not a file name for format {kind}: end it with {Path(FILES[kind]).suffix}")
+    sampler = Sampler(generator.to("cpu"), **options).eval()
+    metadata = {**sampler.metadata(), "weights": None if weights is None else fingerprint(weights)}
     with torch.no_grad():
         program = _traced(sampler)
-        described["inputs"] = program.graph_signature.user_inputs
-        data = _onnx(program, described) if kind == "onnx" else _archive(program)
+        metadata["inputs"] = program.graph_signature.user_inputs
+        data = _onnx(program, metadata) if kind == "onnx" else _archive(program)
         difference = checked(sampler, onnx_run(onnx_session(data)) if kind == "onnx" else torch_run(data))
     if not difference <= LIMIT:
         raise McdiError(
             f"the {kind} export differs from this generator by {difference:.1e} of its weights, more than {LIMIT:.0e}: "
             "nothing was written; export with fewer steps, or in the other format"
         )
-    described["difference"] = difference
+    metadata["difference"] = difference
     if kind == "onnx":
-        data = _with_metadata(data, described)
+        data = _with_metadata(data, metadata)
     else:
-        write_json(path.with_suffix(".json"), {**described, "sha256": fingerprint(data)})
+        write_json(path.with_suffix(".json"), {**metadata, "sha256": fingerprint(data)})
     write_bytes(path, data)
     return difference
 
 
 def checked(sampler: Sampler, run: Run) -> float:
-    """The largest difference on support sets of several sizes, relative to the largest number of a parameter."""
+    """The largest relative difference on support sets of several sizes, see `export`."""
     worst = 0.0
     for seed, (tasks, more, shots) in enumerate(CHECKED):
-        feeds = sampler.drawn(tasks, sampler.generator.network.way + (more if sampler.any_way else 0), shots, seed)
+        feeds = sampler.random_inputs(tasks, sampler.generator.network.way + (more if sampler.any_way else 0), shots, seed)
         got = run(feeds)
         for name, want in sampler(**feeds).items():
             if got[name].shape != want.shape:
@@ -159,8 +167,8 @@ def checked(sampler: Sampler, run: Run) -> float:
 
 
 def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
-    tasks, shots = EXAMPLE
-    feeds = sampler.drawn(tasks, sampler.generator.network.way, shots, seed=0)
+    tasks, shots = TRACED
+    feeds = sampler.random_inputs(tasks, sampler.generator.network.way, shots, seed=0)
     size = torch.export.Dim.DYNAMIC
     units = size if sampler.any_way else None
     sizes: dict[str, Any] = {"x": {0: size, 1: size}, "y": {0: size, 1: size}, "mask": {0: size, 1: units}}
@@ -169,7 +177,7 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
         program = torch.export.export(
             sampler, (), feeds, dynamic_shapes={n: sizes[n] if n in feeds else None for n in feeds}, strict=False
         )
-    for module in program.graph_module.modules():  # where on this machine each line was traced is nobody's business
+    for module in program.graph_module.modules():  # source paths of this machine do not belong in the file
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
@@ -183,7 +191,7 @@ def _archive(program: torch.export.ExportedProgram) -> bytes:
     return buffer.getvalue()
 
 
-def _onnx(program: torch.export.ExportedProgram, described: dict[str, Any]) -> bytes:
+def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> bytes:
     try:
         import onnx  # noqa: F401
 
@@ -196,8 +204,8 @@ def _onnx(program: torch.export.ExportedProgram, described: dict[str, Any]) -> b
             dynamo=True,
             verbose=False,
             external_data=False,
-            input_names=described["inputs"],
-            output_names=[*(n for n, _, _ in described["parameters"]), CONFIDENCE],
+            input_names=metadata["inputs"],
+            output_names=[*(n for n, _, _ in metadata["parameters"]), CONFIDENCE],
             custom_translation_table=SOLVE,
         )
         assert made is not None
@@ -210,17 +218,17 @@ def _onnx(program: torch.export.ExportedProgram, described: dict[str, Any]) -> b
     return model.SerializeToString()
 
 
-def _with_metadata(data: bytes, described: dict[str, Any]) -> bytes:
+def _with_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
     import onnx
 
     model = onnx.load_model_from_string(data)
-    onnx.helper.set_model_props(model, {"mcdi": json.dumps(described, sort_keys=True)})
+    onnx.helper.set_model_props(model, {"mcdi": json.dumps(metadata, sort_keys=True)})
     return model.SerializeToString()
 
 
 @contextmanager
 def _reported(what: str) -> Iterator[None]:
-    """A failure inside torch as one sentence."""
+    """Raise one McdiError for any failure inside torch."""
     try:
         with quiet():
             yield
@@ -228,4 +236,4 @@ def _reported(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise McdiError(f"this generator cannot be {what} ({reason[:200]}): use its folder as it is") from error
+        raise McdiError(f"this generator cannot be {what} ({reason[:200]}): use its folder with mcdi.load instead") from error

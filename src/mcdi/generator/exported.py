@@ -1,4 +1,4 @@
-"""An exported sampler: Exported.load(path).generate(support) gives what the generator it was made from gives."""
+"""Reader of exported samplers: Exported.load(path).generate(support) returns the weights of the exported generator."""
 
 import hashlib
 import io
@@ -15,35 +15,46 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.generator.saving import MODEL
+from mcdi.methods.sampling import Generated
 from mcdi.networks.support import support_batch
 from mcdi.utils.files import read_json
 from mcdi.utils.random import Seed, noise_of, normal
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
-CONFIDENCE = "confidence"  # the name of the output behind the parameters
+CONFIDENCE = "confidence"  # name of the last output, after the parameters
 Feeds = dict[str, Tensor]
 Run = Callable[[Feeds], dict[str, Tensor]]
 
 
 class Exported:
-    """A sampler read from a file, and what it says of itself (`described`: method, steps, parameters, way, version)."""
+    """A sampler read from a file.
 
-    def __init__(self, described: dict[str, Any], run: Run) -> None:
-        self.described, self._run = described, run
+    Args:
+        metadata: method, version, options, parameters and sizes, as `Sampler.metadata` wrote them.
+        run: named inputs -> named outputs.
+    """
+
+    def __init__(self, metadata: dict[str, Any], run: Run) -> None:
+        self.metadata, self._run = metadata, run
 
     @classmethod
     def load(cls, path: str | Path) -> "Exported":
-        """Of a file .onnx (read by onnxruntime) or .pt2 (by torch), or the one in a saved generator's folder.
+        """Read an .onnx file with onnxruntime or a .pt2 file with torch.
 
-        A .pt2 is read by torch.export.load, which may run what is in it: open only what you or people you trust have made.
-        Raises McdiError for a file that is missing, damaged or made from other weights than model.safetensors beside it.
+        torch.export.load may run code that a .pt2 file contains: open only files from people you trust.
+
+        Args:
+            path: the file, or the folder of a saved generator that contains one.
+
+        Raises:
+            McdiError: a file that is missing, damaged or made from other weights than the model.safetensors next to it.
         """
         path = Path(path)
         if path.is_dir():
-            found = [path / name for name in FILES.values() if (path / name).exists()]
-            if not found:
+            files = [path / name for name in FILES.values() if (path / name).exists()]
+            if not files:
                 raise McdiError(f"{path} holds no {' and no '.join(FILES.values())}: run mcdi export {path}")
-            path = found[0]
+            path = files[0]
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -51,59 +62,68 @@ class Exported:
         with _readable(path):
             if path.suffix == ".onnx":
                 session = onnx_session(data)
-                described, run = json.loads(session.get_modelmeta().custom_metadata_map["mcdi"]), onnx_run(session)
+                metadata, run = json.loads(session.get_modelmeta().custom_metadata_map["mcdi"]), onnx_run(session)
             else:
-                described = read_json(path.with_suffix(".json"))
-                if described["sha256"] != fingerprint(data):
+                metadata = read_json(path.with_suffix(".json"))
+                if metadata["sha256"] != fingerprint(data):
                     raise McdiError(f"{path} and {path.with_suffix('.json').name} do not belong together: export again")
                 run = torch_run(data)
-            beside = path.with_name(MODEL)
-            if described["weights"] is not None and beside.exists() and fingerprint(beside) != described["weights"]:
-                raise McdiError(f"{path} was made from other weights than {beside.name} beside it: export again")
-            if "asked" not in described:
-                raise McdiError(f"{path} is of an earlier version, {described['version']}: export again")
-        return cls(described, run)
+            weights = path.with_name(MODEL)
+            if metadata["weights"] is not None and weights.exists() and fingerprint(weights) != metadata["weights"]:
+                raise McdiError(f"{path} was made from other weights than the {MODEL} next to it: export again")
+            if "options" not in metadata:
+                raise McdiError(f"{path} was exported by an earlier version, {metadata['version']}: export again")
+        return cls(metadata, run)
 
     def generate(self, support: tuple[Any, Tensor], *, seed: int = 0) -> dict[str, Tensor]:
-        """Weights of a support set, or of a batch, as Generator.generate gives them: {name: (*shape)} or (B, *shape).
+        """Weights from a support set, without a gradient step.
 
-        support: features x (S, ...) as the generator's `embed` gives them, and labels y (S,), or batches of both; seed: of the
-        noise of a chain that has some. Raises McdiError for what does not fit.
+        Args:
+            support: features x (S, F), as `Generator.embed` returns them, and labels y (S,), or a batch of both.
+            seed: of the noise of a stochastic chain.
+
+        Returns:
+            {name: (*shape)}, or (B, *shape) for a batch, as `Generator.generate` returns them.
+
+        Raises:
+            McdiError: inputs that do not fit the model.
         """
-        d = self.described
-        given = torch.as_tensor(support[0]).float(), torch.as_tensor(support[1])
-        x, y, way, single = support_batch(*given, way=d["way"], any_way=d["any_way"], regression=d["real"])
+        d = self.metadata
+        inputs = torch.as_tensor(support[0]).float(), torch.as_tensor(support[1])
+        x, y, way, single = support_batch(*inputs, way=d["way"], any_way=d["any_way"], regression=d["real"])
         if x.shape[2:] != (d["features"],):
-            raise McdiError(f"examples of shape {tuple(x.shape[2:])} are no features ({d['features']},): give it embedded ones")
+            raise McdiError(
+                f"examples of shape {tuple(x.shape[2:])} are not features of shape ({d['features']},): embed them first"
+            )
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
         return squeeze_batch(weights) if single else weights
 
     def serves(self, units: int) -> bool:
-        """Whether it makes weights of so many units: for other classes than those it was exported with, perhaps not."""
-        return bool(self.described["any_way"]) or units == self.described["units"]
+        """Whether it generates weights of this number of units; some denoisers fix the number at export."""
+        return bool(self.metadata["any_way"]) or units == self.metadata["units"]
 
-    def run(self, x: Tensor, y: Tensor, units: int, seed: Seed) -> tuple[dict[str, Tensor], Tensor]:
-        """Of B tasks whose sizes were checked: {name: (B, *shape)}, and their confidence (B,). seed: as of a Generator."""
-        d = self.described
+    def run(self, x: Tensor, y: Tensor, units: int, seed: Seed) -> Generated[dict[str, Tensor]]:
+        """Weights {name: (B, *shape)} and confidence (B,) of B tasks whose sizes were checked; seed as in `Generator`."""
+        d = self.metadata
         feeds = {"x": x, "y": y.to(x.dtype if d["real"] else torch.int64)}
         if d["rows"]:
             feeds["mask"] = torch.ones(len(y), units, dtype=torch.bool)
         if d["noise"]:
             feeds["noise"] = noise_for(d, len(y), units, seed)
         out = self._run(feeds)
-        return {n: out[n] for n, _, _ in d["parameters"]}, out[CONFIDENCE]
+        return Generated({n: out[n] for n, _, _ in d["parameters"]}, out[CONFIDENCE])
 
 
 def squeeze_batch(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a batch of one task, without the batch dimension."""
+    """Weights of a batch of one task without the batch dimension."""
     return {n: w[0] for n, w in weights.items()}
 
 
-def noise_for(described: dict[str, Any], tasks: int, units: int, seed: Seed) -> Tensor:
-    """The noise that Generator.generate draws from `seed`, all of it: (n, B, samples, U, D)."""
-    g, samples = noise_of(seed, torch.device("cpu")), described["samples"]
-    like = torch.empty(tasks * samples, units, described["numbers"])
-    drawn = torch.stack([normal(like.shape, g, like) for _ in range(described["noise"])])
+def noise_for(metadata: dict[str, Any], tasks: int, units: int, seed: Seed) -> Tensor:
+    """All noise that Generator.generate draws from `seed`: (n, B, samples, U, D)."""
+    g, samples = noise_of(seed, torch.device("cpu")), metadata["samples"]
+    like = torch.empty(tasks * samples, units, metadata["numbers"])
+    drawn = torch.stack([normal(like.shape, g, like) for _ in range(metadata["noise"])])
     return drawn.unflatten(1, (tasks, samples))
 
 
@@ -119,18 +139,18 @@ def onnx_session(data: bytes) -> Any:
 
 
 def onnx_run(session: Any) -> Run:
-    """A function of named inputs."""
+    """A function of named inputs that onnxruntime runs."""
     names, inputs = [o.name for o in session.get_outputs()], {i.name for i in session.get_inputs()}
 
     def run(feeds: Feeds) -> dict[str, Tensor]:
-        given = {n: t.contiguous().numpy() for n, t in feeds.items() if n in inputs}
-        return dict(zip(names, map(torch.from_numpy, session.run(None, given)), strict=True))
+        arrays = {n: t.contiguous().numpy() for n, t in feeds.items() if n in inputs}
+        return dict(zip(names, map(torch.from_numpy, session.run(None, arrays)), strict=True))
 
     return run
 
 
 def torch_run(data: bytes) -> Run:
-    """A function of named inputs, run by torch as it is."""
+    """A function of named inputs that torch runs."""
     with quiet():
         module = torch.export.load(io.BytesIO(data)).module()
 
@@ -143,7 +163,7 @@ def torch_run(data: bytes) -> Run:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's notes about itself while it writes or reads a program."""
+    """Suppress torch's log messages and warnings while it writes or reads a program."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch._export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -158,7 +178,7 @@ def quiet() -> Iterator[None]:
 
 
 def fingerprint(data: bytes | Path) -> str:
-    """Of a file's bytes."""
+    """SHA-256 of a file's bytes."""
     return hashlib.sha256(data.read_bytes() if isinstance(data, Path) else data).hexdigest()
 
 
@@ -168,6 +188,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except McdiError:
         raise
-    except Exception as error:  # of whatever kind onnxruntime, torch or JSON have for damage
+    except Exception as error:  # onnxruntime, torch and json raise many kinds for damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise McdiError(f"{path} is no sampler that mcdi export wrote ({reason[:200]}): export again") from error
+        raise McdiError(f"{path} is not a sampler that mcdi export wrote ({reason[:200]}): export again") from error

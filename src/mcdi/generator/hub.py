@@ -1,4 +1,4 @@
-"""How does a generator come from the Hugging Face Hub, and go there? Safetensors, JSON and a card; nothing that runs code."""
+"""Download and upload of generators on the Hugging Face Hub: safetensors, JSON and a card, no files that run code."""
 
 import re
 import shutil
@@ -19,9 +19,12 @@ def is_id(model: str | Path) -> bool:
 def located(
     model: str | Path, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
 ) -> Path:
-    """The folder of a generator: `model` itself where it exists, else what the Hub, or its cache here, has of that id.
+    """The folder of a generator: `model` itself if it exists, otherwise a download from the Hub or its local cache.
 
-    Only FILES and the card are fetched, whatever else is there, pickles above all. Raises McdiError where there is nothing.
+    Only FILES and the card are fetched, never pickles.
+
+    Raises:
+        McdiError: neither a folder nor a model of the Hub.
     """
     folder = Path(model)
     if folder.exists() or not is_id(model):
@@ -29,19 +32,19 @@ def located(
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise McdiError(f"there is no folder {model} here; if it is a model of the Hugging Face Hub: {INSTALL}") from error
+        raise McdiError(f"the folder {model} does not exist; to load it from the Hugging Face Hub: {INSTALL}") from error
     try:
-        wanted = [*FILES, CARD]
-        found = Path(snapshot_download(str(model), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=wanted))
-    except Exception as error:  # of whatever kind the network, the Hub and its client have
+        files = [*FILES, CARD]
+        found = snapshot_download(str(model), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=files)
+    except Exception as error:  # the network, the Hub and its client raise many kinds
         raise McdiError(
-            f"{model} is no folder here, and the Hugging Face Hub does not give it ({_reason(error)}): check the path or id, "
-            "the revision, the network, and for a private one your token"
+            f"{model} is not a local folder, and the Hugging Face Hub does not provide it ({_reason(error)}): check the path "
+            "or id, the revision, the network, and your token if the model is private"
         ) from error
     for name in FILES:
-        if not (found / name).exists():
-            raise McdiError(f"{model} on the Hugging Face Hub has no {name}: mcdi did not save it, and reads no other format")
-    return found
+        if not (Path(found) / name).exists():
+            raise McdiError(f"{model} on the Hugging Face Hub has no {name}: choose a repository that mcdi push made")
+    return Path(found)
 
 
 def push(
@@ -54,12 +57,20 @@ def push(
     revision: str | None = None,
     message: str = "Upload a generator of mcdi",
 ) -> str:
-    """Put the generator in `folder` on the Hub under "user/name", in one commit with its card; returns the commit's address.
+    """Upload a saved generator and its card to the Hub, in one commit.
 
-    The card is the folder's own README.md where it has one. Raises McdiError where that does not succeed.
+    Args:
+        repo: "user/name".
+        card: text of README.md, unless `folder` has a README.md of its own.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        McdiError: a wrong name, a folder without a generator, or a failed upload.
     """
     if not is_id(repo):
-        raise McdiError(f"{repo!r} is no name on the Hugging Face Hub: give user/name")
+        raise McdiError(f"{repo!r} is not a repository name of the Hugging Face Hub: give user/name")
     for name in FILES:
         if not (folder / name).exists():
             raise McdiError(f"{folder / name} does not exist: give the folder of a trained generator")
@@ -69,10 +80,10 @@ def push(
         raise McdiError(f"the Hugging Face Hub needs the huggingface_hub package: {INSTALL}") from error
 
     class Saved(ModelHubMixin):
-        """Here, not as a base of Generator, so that those who never go to the Hub need no client of it."""
+        """Defined here, not as a base of Generator, so that huggingface_hub stays optional."""
 
         def _save_pretrained(self, save_directory: Path) -> None:
-            (save_directory / CARD).write_text(card)  # its own ModelCard would lose the comments in the head
+            (save_directory / CARD).write_text(card)  # huggingface_hub's ModelCard drops comments in the metadata
             for name in (*FILES, CARD):
                 if (folder / name).exists():
                     shutil.copyfile(folder / name, save_directory / name)
@@ -81,8 +92,8 @@ def push(
         url = Saved().push_to_hub(repo, commit_message=message, private=private, token=token, branch=revision)
     except Exception as error:
         raise McdiError(
-            f"{repo} cannot be written on the Hugging Face Hub ({_reason(error)}): check the name, the network, and your token "
-            "(hf auth login)"
+            f"the upload to {repo} on the Hugging Face Hub failed ({_reason(error)}): check the name, the network, and your "
+            "token (hf auth login)"
         ) from error
     return str(url)
 

@@ -13,21 +13,30 @@ from mcdi.types import Examples
 def plane(
     net: Network, paths: Mapping[str, Tensor], centre: Tensor, data: Examples, mask: Tensor, grid: int
 ) -> tuple[dict[str, Any], dict[str, list[list[float]]]]:
-    """The loss on one task's `data` over the plane through `centre` (U, D) along the two directions in which paths (n, U, D)
-    vary most: {x, y, loss (grid, grid), a row for every y}, and the paths' points in it."""
+    """The loss of one task over the plane through `centre` along the two directions in which the paths vary most.
+
+    Args:
+        paths: {name: weights (n, U, D)}.
+        centre: (U, D), the origin of the plane.
+        data, mask: the examples whose loss is drawn, and the units of the task, with a batch dimension of 1.
+        grid: points along each side.
+
+    Returns:
+        {"x", "y": (grid), "loss": (grid, grid), one row per y}, and the points of every path in the plane, {name: (n, 2)}.
+    """
     cloud, origin = torch.cat(list(paths.values())).flatten(1), centre.flatten()
     basis = torch.linalg.svd(cloud - origin, full_matrices=False).Vh[:2]
     flat = {n: ((c.flatten(1) - origin) @ basis.T) for n, c in paths.items()}
-    everything = torch.cat(list(flat.values()))
-    low, high = everything.min(0).values, everything.max(0).values
+    projected = torch.cat(list(flat.values()))
+    low, high = projected.min(0).values, projected.max(0).values
     margin = 0.15 * (high - low)
     x, y = (torch.linspace(float(low[d] - margin[d]), float(high[d] + margin[d]), grid) for d in (0, 1))
     x, y = x.to(basis.device), y.to(basis.device)
     points = origin + x.repeat(grid)[:, None] * basis[0] + y.repeat_interleave(grid)[:, None] * basis[1]
     weights = points.reshape(-1, *centre.shape)
     loss = torch.cat([_loss(net, w, data, mask) for w in weights.split(200)])
-    drawn = {"x": x.tolist(), "y": y.tolist(), "loss": loss.reshape(grid, grid).tolist()}
-    return drawn, {n: p.tolist() for n, p in flat.items()}
+    surface = {"x": x.tolist(), "y": y.tolist(), "loss": loss.reshape(grid, grid).tolist()}
+    return surface, {n: p.tolist() for n, p in flat.items()}
 
 
 def _loss(net: Any, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""How does ONNX solve linear equations? It has no operator for it: a loop over the columns takes its place."""
+"""Linear solve for ONNX, which has no such operator: Gauss-Jordan elimination as a loop over the columns."""
 
-# Types here are those of ONNX, read by `script`; mypy takes them for Python's.
+# Annotations index are ONNX types, which `script` reads; mypy would read them as Python's.
 # mypy: disable-error-code="misc,type-arg,valid-type,untyped-decorator"
 
 from collections.abc import Callable
@@ -9,31 +9,30 @@ from typing import Any
 import torch
 from onnxscript import FLOAT, opset18, script
 
-op: Any = opset18  # its types do not follow what a variable holds
+op: Any = opset18  # its annotations are too narrow
 DOUBLE = 11  # onnx.TensorProto.DOUBLE
 
 
 @script()
 def SolveDefinite(a: FLOAT[...], b: FLOAT[...]) -> FLOAT[...]:  # noqa: N802
-    """a^-1 b for positive definite a (B, S, S), b (B, S, n): Gauss and Jordan's elimination in float64, which for such needs
-    no pivoting."""
+    """a^-1 b for positive definite a (B, S, S) and b (B, S, n), in float64; such matrices need no pivoting."""
     size = op.Shape(a, start=-1)
     steps = op.Squeeze(size)
-    both = op.Cast(op.Concat(a, b, axis=-1), to=DOUBLE)
+    augmented = op.Cast(op.Concat(a, b, axis=-1), to=DOUBLE)
     rows = op.Range(op.Constant(value_int=0), steps, op.Constant(value_int=1))
     for i in range(steps):
-        here = op.Unsqueeze(i, op.Constant(value_ints=[0]))
-        row = op.Gather(both, here, axis=1)
-        row = op.Div(row, op.Gather(row, here, axis=2))
-        others = op.Sub(both, op.Mul(op.Gather(both, here, axis=2), row))
-        both = op.Where(op.Unsqueeze(op.Equal(rows, i), op.Constant(value_ints=[0, 2])), row, others)
-    found = op.Slice(both, size, op.Shape(both, start=-1), op.Constant(value_ints=[2]))
-    out = op.CastLike(found, b)
+        index = op.Unsqueeze(i, op.Constant(value_ints=[0]))
+        row = op.Gather(augmented, index, axis=1)
+        row = op.Div(row, op.Gather(row, index, axis=2))
+        others = op.Sub(augmented, op.Mul(op.Gather(augmented, index, axis=2), row))
+        augmented = op.Where(op.Unsqueeze(op.Equal(rows, i), op.Constant(value_ints=[0, 2])), row, others)
+    solution = op.Slice(augmented, size, op.Shape(augmented, start=-1), op.Constant(value_ints=[2]))
+    out = op.CastLike(solution, b)
     return out
 
 
 def _solve(a: Any, b: Any, left: bool = True, check_errors: bool = False) -> tuple[Any, ...]:
-    """Of the four results the first is the solution; nobody reads the factors, the pivots and whether it was singular."""
+    """The solution, and placeholders for the factors, pivots and error code, which no export reads."""
     none = op.Constant(value_ints=[0])
     return SolveDefinite(a, b), op.Identity(a), none, op.Identity(none)
 

@@ -1,4 +1,4 @@
-"""What does the folder of a saved generator hold? config.json and model.safetensors, of one method and one network."""
+"""The folder of a saved generator: config.json and model.safetensors, which hold one method and one network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +13,26 @@ from mcdi.errors import McdiError
 from mcdi.methods import WeightGenerator, make_method
 from mcdi.utils.files import read_bytes, read_json, tensors_of
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
 
 
 def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """config.json, and the tensors of the method and of the network. Raises McdiError for what is missing, damaged or of
-    another version."""
-    config: Any = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT or "method" not in config:
-        cure = "it was saved by another version or program; train it again"
-        raise McdiError(f"{folder}/{CONFIG} is not a generator of format {FORMAT}: {cure}")
+    """Read both files of a saved generator.
+
+    Returns:
+        config.json, and the tensors {"method": {name: tensor}, "network": {name: tensor}}.
+
+    Raises:
+        McdiError: a file that is missing, damaged or of another format.
+    """
+    path, config = folder / CONFIG, read_json(folder / CONFIG)
+    saved = config.get("format") if isinstance(config, dict) else None
+    if isinstance(saved, int) and saved != FORMAT:
+        cure = "train it again with `mcdi run`" if saved < FORMAT else "install the newer mcdi that saved it"
+        raise McdiError(f"{path} is a generator of format {saved}, and this version of mcdi reads format {FORMAT}: {cure}")
+    if saved != FORMAT or "method" not in config:
+        raise McdiError(f"{path} does not describe a generator of format {FORMAT}: restore it, or train the generator again")
     tensors, _ = tensors_of(read_bytes(folder / MODEL), f"{folder}/{MODEL}")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise McdiError(f"{folder}/{MODEL} holds NaN or infinite weights: train again or restore the file")
@@ -34,7 +43,7 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor
 
 @contextmanager
 def belonging(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong while the two files are put together, as one sentence."""
+    """Raise one McdiError for any failure to build the generator from its two files."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -43,7 +52,7 @@ def belonging(folder: Path) -> Iterator[None]:
 
 
 def load_method(folder: Path) -> WeightGenerator:
-    """The method of a saved generator, for whoever has its network at hand already."""
+    """The method of a saved generator, without its network."""
     config, parts = read_saved(folder)
     with belonging(folder):
         return make_method(config["method"], config["settings"]).restore(config, parts["method"])

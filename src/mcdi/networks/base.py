@@ -24,6 +24,9 @@ class Network:
     """
 
     kind = "network"
+    reads_texts = False  # whether its examples are texts
+    needs_module = False  # whether its code is a module of the user's, which no file holds
+    exportable = True  # whether it is a pure function of features, which ONNX and torch.export can hold
     condition_size: int
     input_size: int  # numbers an embedded example has
     embedding_size = 0  # how many of them, the last ones, are of another network, which the condition alone reads

@@ -34,6 +34,7 @@ class LoraClassifier(LinearHead):
     """
 
     kind = "lora"
+    reads_texts, exportable = True, False
     condition_heads = CLOSED_FORM_HEADS
     statistics = 3  # numbers a feature in the condition of a pair
 

@@ -36,6 +36,7 @@ class OwnNetwork(Network):
     """
 
     kind = "own"
+    needs_module, exportable = True, False
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""How does a network in another program get weights? Over HTTP: `mcdi serve`, and client.py on the other side."""
+"""Weights over HTTP: the server of `mcdi serve`, its page, and a client for Python programs (client.py)."""

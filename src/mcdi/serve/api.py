@@ -1,4 +1,4 @@
-"""Which routes are there, and what does each do?"""
+"""The HTTP routes."""
 
 import time
 from typing import Annotated, Any
@@ -9,49 +9,50 @@ from pydantic import BaseModel
 
 import mcdi
 from mcdi.errors import McdiError
-from mcdi.generator.api import Generator
+from mcdi.generator.api import Generator, Weights
+from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
-from mcdi.serve.decode import Examples, examples_of, inputs_of
-from mcdi.serve.handles import Kept
+from mcdi.serve.decode import SupportSet, decode_inputs, decode_support
+from mcdi.serve.handles import StoredWeights
 from mcdi.serve.refusals import busy
 from mcdi.serve.service import Service
-from mcdi.serve.work import Made, Options, generation, look, prediction
+from mcdi.serve.work import Options, generation, prediction, trace_chain
 from mcdi.utils.files import tensor_bytes
 
 router = APIRouter()
-bearer = HTTPBearer(auto_error=False, description="A key of the server's --api-key-file; a server without one asks for none.")
+bearer = HTTPBearer(auto_error=False, description="A key of --api-key-file; not needed if the server runs without one.")
 REFUSALS = {
-    400: "The body is no JSON.",
+    400: "The body is not JSON.",
     401: "The key is missing or wrong.",
     404: "The model or the handle is unknown.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The body does not say that it is JSON.",
+    415: "The content type is not JSON.",
     422: "A value does not fit the model or the limits.",
-    429: "Too many requests are waiting; Retry-After says when to come back.",
-    503: "No turn came in time.",
-    504: "No answer was ready in time.",
+    429: "Too many requests are waiting; Retry-After gives the delay in seconds.",
+    503: "The server is too busy.",
+    504: "The computation timed out.",
 }
 
 
 def service_of(request: Request) -> Service:
-    found: Service = request.app.state.service
-    return found
+    service: Service = request.app.state.service
+    return service
 
 
 Serving = Annotated[Service, Depends(service_of)]
 
 
-def tenant_of(service: Serving, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> str:
-    return service.keys.tenant(given.credentials if given else None)
+def tenant_of(service: Serving, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> str:
+    return service.keys.tenant(credentials.credentials if credentials else None)
 
 
 Tenant = Annotated[str, Depends(tenant_of)]
 
 
 def documented(body: type[BaseModel] | None, *statuses: int) -> dict[str, Any]:
-    """What OpenAPI says of a route beside its answer. Bodies are parsed by Service.body: far faster than FastAPI would."""
-    responses = {s: {"model": wire.Fault, "description": REFUSALS[s]} for s in statuses}
+    """OpenAPI entries of a route: errors and body. Service.body parses bodies, as FastAPI's parser is much slower."""
+    responses = {s: {"model": wire.ErrorMessage, "description": REFUSALS[s]} for s in statuses}
     if body is None:
         return {"responses": responses}
     schema = {"$ref": f"#/components/schemas/{body.__name__}"}
@@ -61,32 +62,32 @@ def documented(body: type[BaseModel] | None, *statuses: int) -> dict[str, Any]:
     }
 
 
-POSTED = tuple(REFUSALS)
+ERRORS = tuple(REFUSALS)
 
 
 @router.get("/healthz", tags=["operation"])
 def healthz() -> wire.Health:
-    """Whether the process answers."""
+    """Liveness: the process answers."""
     return wire.Health(status="ok", version=mcdi.__version__)
 
 
 @router.get("/readyz", tags=["operation"], **documented(None, 503))
 async def readyz(service: Serving) -> wire.Health:
-    """Whether there is room for one request more."""
-    if not service.room:
-        raise busy(503, "all places are taken: send the next request elsewhere, or later")
+    """Readiness: the queue has room for another request."""
+    if not service.has_capacity:
+        raise busy(503, "the queue is full: retry later, or use another server")
     return wire.Health(status="ready", version=mcdi.__version__)
 
 
 @router.get("/metrics", tags=["operation"], response_class=Response)
 def metrics(service: Serving) -> Response:
-    """Counters for Prometheus."""
+    """Metrics in the Prometheus text format."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 @router.get("/v1/models", tags=["weights"], **documented(None, 401))
 def models(service: Serving, tenant: Tenant) -> wire.Models:
-    """What is served, and what each model reads."""
+    """The served models and the inputs that each one accepts."""
     return wire.Models(models=service.models.info(service.limits))
 
 
@@ -94,84 +95,85 @@ def models(service: Serving, tenant: Tenant) -> wire.Models:
     "/v1/generate",
     tags=["weights"],
     response_model=wire.Generated,
-    **documented(wire.GenerateBody, *POSTED),
+    **documented(wire.GenerateBody, *ERRORS),
 )
 async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
-    """Weights for a task. format "handle": JSON; "safetensors": the file, its metadata naming model and classes, with the
-    headers X-Mcdi-Milliseconds and X-Mcdi-Trust."""
+    """Weights for a task. With format "handle" the server keeps the weights and answers JSON. With "safetensors" it sends
+    the file, whose metadata name model and classes, and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence."""
     start = time.perf_counter()
     with service.admitted():
         body = await service.body(request, wire.GenerateBody)
         if (body.samples or 1) > service.limits.samples:
             raise McdiError(f"samples = {body.samples}: ask for at most {service.limits.samples}")
-        generator, examples, made = await _made(service, body, body.samples)
+        generator, support, (weights, confidence) = await _generate(service, body, body.samples)
         if body.format == "handle":
-            handle = service.handles.add(tenant, Kept(generator, made.weights, examples.classes))
+            handle = service.handles.add(tenant, StoredWeights(generator, weights, support.classes))
             return wire.Generated(
                 handle=handle,
                 model=body.model,
-                classes=list(examples.classes),
-                names={n: list(w.shape) for n, w in made.weights.items()},
+                classes=list(support.classes),
+                names={n: list(w.shape) for n, w in weights.items()},
                 milliseconds=_since(start),
-                trust=made.trust,
+                confidence=float(confidence),
             )
-        data = tensor_bytes(made.weights, {"model": body.model, "classes": examples.classes})
-    headers = {"X-Mcdi-Milliseconds": f"{_since(start):.3f}", "X-Mcdi-Trust": f"{made.trust:.4f}"}
+        data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})
+    headers = {"X-Mcdi-Milliseconds": f"{_since(start):.3f}", "X-Mcdi-Confidence": f"{float(confidence):.4f}"}
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/v1/predict", tags=["weights"], **documented(wire.PredictBody, *POSTED))
+@router.post("/v1/predict", tags=["weights"], **documented(wire.PredictBody, *ERRORS))
 async def predict(request: Request, service: Serving, tenant: Tenant) -> wire.Predicted:
-    """The classes of queries, by weights that a handle names or that are made for them."""
+    """Predictions for queries, with the weights of a handle or with weights generated for this request only."""
     start = time.perf_counter()
     with service.admitted():
         body = await service.body(request, wire.PredictBody)
         if body.handle is not None:
-            kept = service.handles.get(tenant, body.handle)
+            stored = service.handles.get(tenant, body.handle)
         else:
-            generator, examples, made = await _made(service, body.task(), None)
-            kept = Kept(generator, made.weights, examples.classes)
-        x = await service.aside(inputs_of, body.queries, "queries", kept.generator, service.limits)
-        out = await service.torch(prediction(kept, x))
-    if not kept.classes:
+            generator, support, generated = await _generate(service, body.task(), None)
+            stored = StoredWeights(generator, generated.weights, support.classes)
+        x = await service.in_decoder(decode_inputs, body.queries, "queries", stored.generator, service.limits)
+        out = await service.compute(prediction(stored, x))
+    if not stored.classes:
         return wire.Predicted(labels=[], probabilities=[], classes=[], outputs=out.tolist(), milliseconds=_since(start))
     return wire.Predicted(
-        labels=[kept.classes[i] for i in out.argmax(-1).tolist()],
+        labels=[stored.classes[i] for i in out.argmax(-1).tolist()],
         probabilities=out.tolist(),
-        classes=list(kept.classes),
+        classes=list(stored.classes),
         outputs=[],
         milliseconds=_since(start),
     )
 
 
-@router.post("/v1/chain", tags=["chains"], **documented(wire.Task, *POSTED))
+@router.post("/v1/chain", tags=["chains"], **documented(wire.Task, *ERRORS))
 async def chain(request: Request, service: Serving, tenant: Tenant) -> wire.Chain:
-    """Every state of one chain and its loss on the support set: from noise in T steps, where nothing else is asked."""
+    """Every state of one chain, with its loss on the support set. By default it starts from noise and takes T steps."""
     with service.admitted():
-        body = await service.body(request, wire.Task)
-        return await _looked(service, body, None)
+        return await _trace(service, await service.body(request, wire.Task), None)
 
 
-@router.post("/v1/landscape", tags=["chains"], **documented(wire.LandscapeBody, *POSTED))
+@router.post("/v1/landscape", tags=["chains"], **documented(wire.LandscapeBody, *ERRORS))
 async def landscape(request: Request, service: Serving, tenant: Tenant) -> wire.Landscape:
-    """The same chain over the loss on the support set, in the plane through its end in which it moves most."""
+    """The chain of /v1/chain and the loss on the support set, in the plane through its end in which it varies most."""
     with service.admitted():
         body = await service.body(request, wire.LandscapeBody)
-        return await _looked(service, body, body.grid)
+        return await _trace(service, body, body.grid)
 
 
-async def _made(service: Service, task: wire.Task, samples: int | None) -> tuple[Generator, Examples, Made]:
+async def _decode(service: Service, task: wire.Task) -> tuple[Generator, SupportSet]:
     generator = service.models.get(task.model)
-    examples = await service.aside(examples_of, task, generator, service.limits)
+    return generator, await service.in_decoder(decode_support, task, generator, service.limits)
+
+
+async def _generate(service: Service, task: wire.Task, samples: int | None) -> tuple[Generator, SupportSet, Generated[Weights]]:
+    generator, support = await _decode(service, task)
     options = Options(task.steps, task.temperature, samples)
-    return generator, examples, await service.torch(generation(generator, examples, task.seed, options))
+    return generator, support, await service.compute(generation(generator, support, task.seed, options))
 
 
-async def _looked(service: Service, task: wire.Task, grid: int | None) -> Any:
-    generator = service.models.get(task.model)
-    examples = await service.aside(examples_of, task, generator, service.limits)
-    options = Options(task.steps, task.temperature)
-    return await service.torch(look(generator, examples, task.seed, options, grid))
+async def _trace(service: Service, task: wire.Task, grid: int | None) -> Any:
+    generator, support = await _decode(service, task)
+    return await service.compute(trace_chain(generator, support, task.seed, Options(task.steps, task.temperature), grid))
 
 
 def _since(start: float) -> float:

@@ -1,4 +1,4 @@
-"""How do the routes become an application? Errors as one sentence, headers, metrics, the page, and what OpenAPI says."""
+"""The application: routes, page, error messages, security headers, metrics and the OpenAPI description."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ from mcdi.serve.service import Service
 log = logging.getLogger("mcdi.serve")
 PAGE = Path(__file__).parent / "page"
 BODIES = (wire.GenerateBody, wire.PredictBody, wire.Task, wire.LandscapeBody)
-HEADERS = [
+SECURITY_HEADERS = [
     (b"content-security-policy", b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -31,7 +31,7 @@ HEADERS = [
 
 
 def create_app(service: Service) -> FastAPI:
-    """The application; the service is closed by whoever made it."""
+    """The application of one service, which the caller closes."""
     app = FastAPI(title="mcdi", version=mcdi.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
@@ -44,13 +44,13 @@ def create_app(service: Service) -> FastAPI:
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    app.add_middleware(Around, service=service)
+    app.add_middleware(ResponseMiddleware, service=service)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-class Around:
-    """Every answer: headers of safety, a count, its time; a bug becomes one sentence and a traceback in the log."""
+class ResponseMiddleware:
+    """Adds security headers and metrics to every response; logs an unexpected exception and answers status 500."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
@@ -61,32 +61,32 @@ class Around:
             return
         start, status = time.perf_counter(), 0
 
-        async def answered(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                message["headers"] = [*message.get("headers", []), *SECURITY_HEADERS]
             await send(message)
 
         try:
-            await self.app(scope, receive, answered)
+            await self.app(scope, receive, send_with_headers)
         except Exception:
             log.exception("%s %s", scope["method"], _route(scope))
             if not status:
-                await _answer(500, "the server made a mistake: its log has the details")(scope, receive, answered)
+                await _answer(500, "internal server error: see the log of the server")(scope, receive, send_with_headers)
         finally:
             if status:
                 self.service.metrics.answered(_route(scope), status, time.perf_counter() - start)
 
 
 def _route(scope: Scope) -> str:
-    """The route's pattern: never what a stranger typed, of which there is no end."""
-    found = getattr(scope.get("route"), "path", None)
-    return found if isinstance(found, str) else "/page" if scope["path"].startswith("/page/") else "other"
+    """The route's pattern, never the requested path: metrics need a bounded number of labels."""
+    pattern = getattr(scope.get("route"), "path", None)
+    return pattern if isinstance(pattern, str) else "/page" if scope["path"].startswith("/page/") else "other"
 
 
-def _answer(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status, headers)
+def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": message}, status, headers)
 
 
 async def _mcdi_error(request: Request, error: Exception) -> JSONResponse:
@@ -97,23 +97,23 @@ async def _mcdi_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    known = {404: "there is nothing here: GET /openapi.json lists the routes", 405: "this route takes another method"}
-    return _answer(error.status_code, known.get(error.status_code, str(error.detail)), dict(error.headers or {}))
+    messages = {404: "unknown path: GET /openapi.json lists the routes", 405: "wrong method: see GET /openapi.json"}
+    return _answer(error.status_code, messages.get(error.status_code, str(error.detail)), dict(error.headers or {}))
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    return _answer(422, "a parameter of the address or a header is not as GET /openapi.json describes it")
+    return _answer(422, "a parameter of the URL or a header does not match GET /openapi.json")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's, with the bodies that it does not parse itself."""
+    """FastAPI's description, with the bodies that `Service.body` parses."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes, description=mcdi.__doc__)
-        known = schema["components"]["schemas"]
+        schemas = schema["components"]["schemas"]
         for body in BODIES:
-            found = body.model_json_schema(ref_template="#/components/schemas/{model}")
-            known.update(found.pop("$defs", {}))
-            known[body.__name__] = found
+            description = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(description.pop("$defs", {}))
+            schemas[body.__name__] = description
         binary = {"schema": {"type": "string", "format": "binary"}}
         answer = schema["paths"]["/v1/generate"]["post"]["responses"]["200"]
         answer["content"]["application/octet-stream"] = binary

@@ -1,4 +1,4 @@
-"""How do requests that came alone share one pass? One thread runs torch; what waits and is of one kind goes together."""
+"""Dynamic batching: one thread runs torch, and waiting jobs of the same key run together."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ Run = Callable[[list[Any]], list[Any]]
 
 @dataclass(eq=False)
 class Job:
-    """size: how much of a batch it takes."""
+    """One request; `size` is its part of a batch."""
 
     key: Hashable
     run: Run
@@ -24,17 +24,23 @@ class Job:
 
 
 class Batcher:
-    """Jobs of the same key are run together, the oldest first, up to `most` in size; `told` hears the size of every batch.
-    The oldest waits for others as long as some are `coming`, `wait` seconds at most."""
+    """Runs jobs of the same key together, the oldest first.
+
+    Args:
+        max_size: largest total size of a batch.
+        max_wait: seconds that the oldest job waits for others at most.
+        on_batch: called with the number of jobs of every batch.
+        expects_more: whether the oldest job should wait at all.
+    """
 
     def __init__(
         self,
-        most: int,
-        wait: float,
-        told: Callable[[int], None] = lambda size: None,
-        coming: Callable[[], bool] = lambda: True,
+        max_size: int,
+        max_wait: float,
+        on_batch: Callable[[int], None] = lambda jobs: None,
+        expects_more: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.most, self.wait, self.told, self.coming = most, wait, told, coming
+        self.max_size, self.max_wait, self.on_batch, self.expects_more = max_size, max_wait, on_batch, expects_more
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -45,7 +51,7 @@ class Batcher:
         return len(self._waiting)
 
     def submit(self, key: Hashable, run: Run, payload: Any, size: int = 1) -> Future[Any]:
-        """`run` of a batch of payloads -> as many results; a result that is an exception is raised for its job alone."""
+        """Queue a job. `run` maps payloads to as many results; an exception among them is raised for its own job only."""
         job = Job(key, run, payload, size)
         with self._changed:
             if self._closed:
@@ -55,7 +61,7 @@ class Batcher:
         return job.future
 
     def close(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish all waiting jobs, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -65,7 +71,7 @@ class Batcher:
         while batch := self._next():
             running = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if running:
-                self.told(len(running))
+                self.on_batch(len(running))
                 _finish(running)
 
     def _next(self) -> list[Job]:
@@ -76,17 +82,17 @@ class Batcher:
                 self._changed.wait()
             first = self._waiting[0]
             while not self._closed and not self._full(first):
-                left = first.arrived + self.wait - time.monotonic()
-                if left <= 0 or not self.coming():
+                left = first.arrived + self.max_wait - time.monotonic()
+                if left <= 0 or not self.expects_more():
                     break
                 self._changed.wait(left)
             return self._take(first)
 
     def _full(self, first: Job) -> bool:
-        return sum(job.size for job in self._waiting if job.key == first.key) >= self.most
+        return sum(job.size for job in self._waiting if job.key == first.key) >= self.max_size
 
     def _take(self, first: Job) -> list[Job]:
-        taken, rest, room = [], deque[Job](), max(self.most, first.size)
+        taken, rest, room = [], deque[Job](), max(self.max_size, first.size)
         for job in self._waiting:
             if job.key == first.key and job.size <= room:
                 taken.append(job)
@@ -101,7 +107,7 @@ def _finish(jobs: list[Job]) -> None:
     try:
         results = jobs[0].run([job.payload for job in jobs])
     except Exception as error:
-        if len(jobs) > 1:  # one of them may have spoilt it for all
+        if len(jobs) > 1:  # find the job that failed
             for job in jobs:
                 _finish([job])
             return

@@ -1,4 +1,4 @@
-"""How does a Python program ask a server for weights? With the standard library, and tensors come back."""
+"""A client of `mcdi serve` for Python programs, built on the standard library; it returns tensors."""
 
 import base64
 import json
@@ -23,27 +23,27 @@ Inputs = Mapping[str, Any]  # {"images": [path or bytes]}, {"features": tensor o
 
 @dataclass(frozen=True)
 class Handle:
-    """Weights that stay on the server. names: the shape of each; trust: see Generator.trust."""
+    """Weights that the server keeps; `names` holds their shapes, `confidence` is that of Generator.confidence."""
 
     handle: str
     model: str
     classes: list[Any]
     names: dict[str, list[int]]
     milliseconds: float
-    trust: float
+    confidence: float
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedWeights:
     weights: Weights
     classes: list[Any]
     milliseconds: float
-    trust: float
+    confidence: float
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """labels and probabilities (Q, classes) of a classifier; outputs (Q,) of a curve."""
+    """Labels and probabilities (Q, classes) of a classifier, or outputs (Q,) of a regression."""
 
     labels: list[Any]
     probabilities: Tensor
@@ -53,13 +53,17 @@ class Prediction:
 
 
 class Client:
-    """One connection, kept open: one client a thread. Whatever the server refuses is raised as Refused, an McdiError, with its
-    sentence and `status`; a server that cannot be reached as McdiError."""
+    """A client with one open connection; use one client per thread.
+
+    Raises:
+        Refused: the server's error message and `status`; it is an McdiError.
+        McdiError: a server that cannot be reached.
+    """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise McdiError(f"{url!r} is no address of a server: give http://HOST:PORT")
+            raise McdiError(f"{url!r} is not the URL of a server: give http://HOST:PORT")
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.url, self._connection = url, kind(parts.hostname, parts.port, timeout=timeout)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -77,53 +81,53 @@ class Client:
         return self._json("GET", "/healthz")
 
     def models(self) -> list[dict[str, Any]]:
-        """What is served, see GET /v1/models."""
+        """The served models, see GET /v1/models."""
         return list(self._json("GET", "/v1/models")["models"])
 
-    def generate(self, model: str, support: Inputs, labels: Sequence[Any], **options: Any) -> Generated:
-        """Weights, ready for load_state_dict. options: steps, seed, temperature, samples."""
+    def generate(self, model: str, support: Inputs, labels: Sequence[Any], **options: Any) -> GeneratedWeights:
+        """Weights for load_state_dict. Options are steps, seed, temperature and samples."""
         body = {**_task(model, support, labels), **options, "format": "safetensors"}
         response, data = self._call("POST", "/v1/generate", body)
-        weights, metadata = tensors_of(data, f"what {self.url} answered")
-        took, trust = (float(response.headers[f"X-Mcdi-{n}"]) for n in ("Milliseconds", "Trust"))
-        return Generated(weights, metadata["classes"], took, trust)
+        weights, metadata = tensors_of(data, f"the answer of {self.url}")
+        milliseconds, confidence = (float(response.headers[f"X-Mcdi-{n}"]) for n in ("Milliseconds", "Confidence"))
+        return GeneratedWeights(weights, metadata["classes"], milliseconds, confidence)
 
     def keep(self, model: str, support: Inputs, labels: Sequence[Any], **options: Any) -> Handle:
-        """The same weights, kept on the server for `predict`."""
+        """The handle of the same weights, which the server keeps for `predict`."""
         return Handle(**self._json("POST", "/v1/generate", {**_task(model, support, labels), **options, "format": "handle"}))
 
     def predict(self, handle: Handle | str, queries: Inputs) -> Prediction:
         name = handle.handle if isinstance(handle, Handle) else handle
-        found = self._json("POST", "/v1/predict", {"handle": name, "queries": _inputs(queries)})
-        return Prediction(**found | {n: torch.tensor(found[n]) for n in ("probabilities", "outputs")})
+        answer = self._json("POST", "/v1/predict", {"handle": name, "queries": _inputs(queries)})
+        return Prediction(**answer | {n: torch.tensor(answer[n]) for n in ("probabilities", "outputs")})
 
     def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         _, data = self._call(method, path, body)
-        found: dict[str, Any] = json.loads(data)
-        return found
+        answer: dict[str, Any] = json.loads(data)
+        return answer
 
     def _call(self, method: str, path: str, body: Any = None) -> tuple[HTTPResponse, bytes]:
         data = None if body is None else json.dumps(body).encode()
-        kept = self._connection.sock is not None
+        reused = self._connection.sock is not None
         try:
             response, answer = self._exchange(method, path, data)
         except (HTTPException, OSError) as error:
             self._connection.close()
-            if not kept or isinstance(error, TimeoutError):
+            if not reused or isinstance(error, TimeoutError):
                 raise McdiError(f"{self.url} does not answer ({error or type(error).__name__}): is it running?") from error
-            return self._call(method, path, body)  # the server has closed the connection meanwhile
+            return self._call(method, path, body)  # the server closed the idle connection
         if response.status >= 400:
-            raise Refused(response.status, _sentence(response, answer), dict(response.headers))
+            raise Refused(response.status, _message(response, answer), dict(response.headers))
         return response, answer
 
     def _exchange(self, method: str, path: str, data: bytes | None) -> tuple[HTTPResponse, bytes]:
-        with suppress(BrokenPipeError, ConnectionResetError):  # what is too large is refused before it is read
+        with suppress(BrokenPipeError, ConnectionResetError):  # a body that is too large is refused before it is read
             self._connection.request(method, path, data, self._headers)
         response = self._connection.getresponse()
         return response, response.read()
 
 
-def _sentence(response: HTTPResponse, answer: bytes) -> str:
+def _message(response: HTTPResponse, answer: bytes) -> str:
     try:
         return str(json.loads(answer)["error"])
     except (ValueError, KeyError, TypeError):

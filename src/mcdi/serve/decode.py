@@ -1,4 +1,4 @@
-"""How does what a stranger sent become tensors? Every limit is checked before the work that it bounds."""
+"""Conversion of untrusted requests to tensors; every limit is checked before the work that it bounds."""
 
 import base64
 import binascii
@@ -17,53 +17,51 @@ from mcdi.serve.wire import Inputs, Label, Labels, Task
 from mcdi.tasks.images.class_images import Shape, read_image
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
-LARGEST = 1e6  # of a feature or a value: beyond, sums of squares leave float32
+MAX_VALUE = 1e6  # of a feature or label; sums of squares of larger ones overflow float32
 
 
-class Examples(NamedTuple):
-    """x: a tensor (S, ...), or S texts; y (S,); classes in the order of the rows, none of a curve."""
+class SupportSet(NamedTuple):
+    """x: a tensor (S, ...), or S texts; y (S,); classes in the order of the rows, none for a regression."""
 
     x: Any
     y: Tensor
     classes: tuple[Label, ...]
 
 
-def examples_of(task: Task, generator: Generator, limits: Limits) -> Examples:
-    """A support set. Raises McdiError for one that does not fit the model or the limits."""
-    count = len(task.labels)
-    x = inputs_of(task.support, "support", generator, limits)
-    if len(x) != count:
-        raise McdiError(f"support holds {len(x)} examples and labels {count}: give one label an example")
-    y, classes = labels_of(task.labels, generator, limits)
-    return Examples(x, y, classes)
+def decode_support(task: Task, generator: Generator, limits: Limits) -> SupportSet:
+    """The support set of a task. Raises McdiError if it does not fit the model or the limits."""
+    x = decode_inputs(task.support, "support", generator, limits)
+    if len(x) != len(task.labels):
+        raise McdiError(f"support holds {len(x)} examples and labels {len(task.labels)}: give one label per example")
+    return SupportSet(x, *_labels(task.labels, generator, limits))
 
 
-def labels_of(labels: Labels, generator: Generator, limits: Limits) -> tuple[Tensor, tuple[Label, ...]]:
+def _labels(labels: Labels, generator: Generator, limits: Limits) -> tuple[Tensor, tuple[Label, ...]]:
     if generator.network.regression:
         if any(isinstance(v, str) for v in labels):
-            raise McdiError("labels of a curve are numbers: these are names")
+            raise McdiError("labels of a regression must be numbers, not names")
         return _real([[float(v)] for v in labels], "labels")[:, 0], ()
     if {type(v) for v in labels} not in ({int}, {str}):
-        raise McdiError("labels of classes are all integers or all names")
+        raise McdiError("labels of a classifier must be all integers or all names")
     classes: tuple[Label, ...] = tuple(sorted(set(labels)))  # type: ignore[arg-type]
     if not 2 <= len(classes) <= limits.classes:
-        raise McdiError(f"labels name {len(classes)} classes: give 2 to {limits.classes}")
+        raise McdiError(f"labels contain {len(classes)} classes: give 2 to {limits.classes}")
     if any(isinstance(c, str) and len(c) > 200 for c in classes):
-        raise McdiError("a class has a name of more than 200 characters: shorten it")
-    place = {c: i for i, c in enumerate(classes)}
-    return torch.tensor([place[v] for v in labels]), classes  # type: ignore[index]
+        raise McdiError("a class name has more than 200 characters: shorten it")
+    index = {c: i for i, c in enumerate(classes)}
+    return torch.tensor([index[v] for v in labels]), classes  # type: ignore[index]
 
 
-def inputs_of(inputs: Inputs, where: str, generator: Generator, limits: Limits) -> Any:
-    """Images (S, *shape) uint8, features (S, F), or texts as a tuple. Raises McdiError, see `examples_of`."""
-    given = {n: v for n, v in inputs if v is not None}
-    if len(given) != 1:
+def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limits) -> Any:
+    """Images (S, *shape) uint8, features (S, F), or a tuple of texts. Raises McdiError, see `decode_support`."""
+    sent = {n: v for n, v in inputs if v is not None}
+    if len(sent) != 1:
         raise McdiError(
-            f"{where} must hold exactly one of images, features and texts, and holds {' and '.join(given) or 'none'}"
+            f"{where} must hold exactly one of images, features and texts, and holds {' and '.join(sent) or 'none'}"
         )
-    ((kind, values),) = given.items()
-    about = describe("", generator, limits)
-    reads = [n for n, does in (("images", about.images), ("features", about.features), ("texts", about.texts)) if does]
+    ((kind, values),) = sent.items()
+    model = describe("", generator, limits)
+    reads = [n for n, does in (("images", model.images), ("features", model.features), ("texts", model.texts)) if does]
     if kind not in reads:
         raise McdiError(f"this model reads {' or '.join(reads)}, not {kind}")
     if not 1 <= len(values) <= limits.examples:
@@ -71,26 +69,26 @@ def inputs_of(inputs: Inputs, where: str, generator: Generator, limits: Limits) 
     if kind == "texts":
         return _texts(values, where, limits)
     if kind == "images":
-        assert about.images is not None
-        return _images(values, where, about.images, limits)
-    assert about.features is not None
+        assert model.images is not None
+        return _images(values, where, model.images, limits)
+    assert model.features is not None
     widths = {len(row) for row in values}
-    if widths != {about.features}:
-        found = ", ".join(map(str, sorted(widths)[:3]))
-        raise McdiError(f"{where}: features have {found} numbers, this model reads {about.features}")
+    if widths != {model.features}:
+        sizes = ", ".join(map(str, sorted(widths)[:3]))
+        raise McdiError(f"{where}: features have {sizes} numbers, this model reads {model.features}")
     return _real(values, where)
 
 
 def _real(rows: list[list[float]], where: str) -> Tensor:
-    found = torch.tensor(rows, dtype=torch.float64)
-    if not bool((found.abs() <= LARGEST).all()):
-        raise McdiError(f"{where} holds numbers beyond {LARGEST:.0e}: scale them")
-    return found.float()
+    values = torch.tensor(rows, dtype=torch.float64)
+    if not bool((values.abs() <= MAX_VALUE).all()):
+        raise McdiError(f"{where} holds numbers above {MAX_VALUE:.0e}: scale them")
+    return values.float()
 
 
 def _texts(values: list[list[str]], where: str, limits: Limits) -> tuple[tuple[str, ...], ...]:
     if len({len(v) for v in values}) > 1:
-        raise McdiError(f"{where} mixes single sentences and pairs: give one kind")
+        raise McdiError(f"{where} mixes single sentences and pairs: send one kind")
     if any(len(s) > limits.text for v in values for s in v):
         raise McdiError(f"{where} holds a sentence of more than {limits.text} characters: shorten it")
     return tuple(tuple(v) for v in values)
@@ -116,14 +114,14 @@ def _bytes(value: str, name: str) -> bytes:
 
 
 def _pixels(data: bytes, name: str, limits: Limits) -> int:
-    """How many the header tells of; nothing is decoded."""
+    """The number of pixels from the header, without decoding."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             width, height = file.size
-    except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
+    except Image.DecompressionBombError as error:  # Pillow's own limit is far above ours
         raise McdiError(f"{name} has too many pixels: send at most {limits.pixels}") from error
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
-        raise McdiError(f"{name} is no image file: send {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise McdiError(f"{name} is not an image file: send {', '.join(FORMATS)}") from error
     if width * height > limits.pixels:
         raise McdiError(f"{name} has {width} x {height} pixels: send at most {limits.pixels}")
     return int(width * height)
@@ -134,5 +132,5 @@ def _read(data: bytes, shape: Shape, name: str) -> Tensor:
         return read_image(memoryview(data), shape, name)
     except McdiError:
         raise
-    except Exception as error:  # as above
-        raise McdiError(f"{name} cannot be read as an image: it is damaged") from error
+    except Exception as error:
+        raise McdiError(f"{name} cannot be decoded: the image file is damaged") from error

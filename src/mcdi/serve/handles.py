@@ -1,4 +1,4 @@
-"""Where do weights live that a client refers to by a handle? In memory; the least recently used go first, tenant by tenant."""
+"""Generated weights that the server keeps in memory under a handle: one LRU cache per tenant."""
 
 import secrets
 import threading
@@ -11,8 +11,8 @@ from mcdi.serve.wire import Label
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Weights, and the generator that made them: after a reload its backbone is still the one that they read."""
+class StoredWeights:
+    """Weights and the generator that made them, which is kept after a reload because they need its backbone."""
 
     generator: Generator
     weights: Weights
@@ -24,37 +24,37 @@ class Kept:
 
 
 class Handles:
-    """Of every tenant at most `number`, and `size` bytes; a handle of another tenant is as unknown as one that never was."""
+    """At most `max_count` handles and `max_bytes` per tenant; a tenant cannot see the handles of another."""
 
-    def __init__(self, number: int, size: int) -> None:
-        self.number, self.size = number, size
-        self._kept: dict[str, OrderedDict[str, Kept]] = {}
+    def __init__(self, max_count: int, max_bytes: int) -> None:
+        self.max_count, self.max_bytes = max_count, max_bytes
+        self._stored: dict[str, OrderedDict[str, StoredWeights]] = {}
         self._bytes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(map(len, self._kept.values()))
+            return sum(map(len, self._stored.values()))
 
-    def add(self, tenant: str, kept: Kept) -> str:
-        if kept.size > self.size:
+    def add(self, tenant: str, stored: StoredWeights) -> str:
+        if stored.size > self.max_bytes:
             raise Refused(
-                422, f"these weights take {kept.size} bytes, handles may take {self.size}: ask for format 'safetensors'"
+                422, f"these weights take {stored.size} bytes, handles {self.max_bytes} at most: use format 'safetensors'"
             )
         handle = secrets.token_urlsafe(18)
         with self._lock:
-            mine = self._kept.setdefault(tenant, OrderedDict())
-            mine[handle] = kept
-            total = self._bytes.get(tenant, 0) + kept.size
-            while len(mine) > self.number or total > self.size:
-                total -= mine.popitem(last=False)[1].size
+            handles = self._stored.setdefault(tenant, OrderedDict())
+            handles[handle] = stored
+            total = self._bytes.get(tenant, 0) + stored.size
+            while len(handles) > self.max_count or total > self.max_bytes:
+                total -= handles.popitem(last=False)[1].size
             self._bytes[tenant] = total
         return handle
 
-    def get(self, tenant: str, handle: str) -> Kept:
+    def get(self, tenant: str, handle: str) -> StoredWeights:
         with self._lock:
-            mine = self._kept.get(tenant, OrderedDict())
-            if handle not in mine:
-                raise Refused(404, "this handle is unknown, or was dropped for newer ones: generate the weights again")
-            mine.move_to_end(handle)
-            return mine[handle]
+            handles = self._stored.get(tenant, OrderedDict())
+            if handle not in handles:
+                raise Refused(404, "this handle is unknown or was evicted: generate the weights again")
+            handles.move_to_end(handle)
+            return handles[handle]

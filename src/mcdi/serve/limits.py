@@ -1,4 +1,4 @@
-"""How much may one request ask, and who may ask?"""
+"""Limits of requests, and API keys of tenants."""
 
 import hmac
 from dataclasses import dataclass, fields
@@ -12,10 +12,19 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """queue: requests at once, waiting and under way. batch: chains that are run together; wait: seconds that the first of them
-    waits for others at most, 0 = only what has queued up meanwhile. timeout: seconds of a request. body: bytes. examples: of a
-    support set, or of queries. pixels: of one image; all_pixels: of all images of a request. text: characters of one sentence.
-    handles and handle_bytes: of one tenant."""
+    """Limits of a server.
+
+    Args:
+        queue: requests at once, waiting or running.
+        batch: chains that run together.
+        wait: seconds that the first request of a batch waits for others; 0 = take only those that are queued already.
+        timeout: seconds for the body of a request, and again for its computation.
+        body: bytes.
+        examples: in a support set, or of queries.
+        pixels, all_pixels: of one image, and of all images of a request.
+        text: characters of a sentence.
+        handles, handle_bytes: per tenant.
+    """
 
     queue: int = 128
     batch: int = 32
@@ -34,29 +43,29 @@ class Limits:
     def __post_init__(self) -> None:
         low = [f.name for f in fields(self) if getattr(self, f.name) < (0 if f.name == "wait" else 1e-3)]
         if low:
-            raise McdiError(f"{low[0]} = {getattr(self, low[0])} is no limit that lets anything through: choose a larger one")
+            raise McdiError(f"{low[0]} = {getattr(self, low[0])} allows no request: choose a larger limit")
 
 
 class Keys:
-    """Who is who: the tenants of a file of lines `tenant:key`; without a file everybody is the same tenant."""
+    """Tenants and their keys, from a file of lines `tenant:key`; without a file all requests belong to one tenant."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.keys: list[tuple[str, bytes]] = [] if path is None else list(_lines(path))
         self.open = path is None
 
     def tenant(self, key: str | None) -> str:
-        """Raises Refused (401) for a key that nobody has. Every key is compared, each in constant time."""
+        """The tenant of a key; all keys are compared, each in constant time. Raises Refused (401) for an unknown key."""
         if self.open:
             return ""
-        given, found = (key or "").encode(), None
-        for tenant, known in self.keys:
-            if hmac.compare_digest(given, known):
-                found = tenant
-        if found is None:
+        sent, match = (key or "").encode(), None
+        for tenant, secret in self.keys:
+            if hmac.compare_digest(sent, secret):
+                match = tenant
+        if match is None:
             raise Refused(
-                401, "this server asks for a key: send the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"}
+                401, "this server needs an API key: send the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"}
             )
-        return found
+        return match
 
 
 def _lines(path: Path) -> list[tuple[str, bytes]]:
@@ -64,14 +73,14 @@ def _lines(path: Path) -> list[tuple[str, bytes]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise McdiError(f"{path} cannot be read ({error}): give a file of lines tenant:key") from error
-    found = []
+    keys = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         tenant, _, key = line.strip().partition(":")
         if not tenant or len(key) < 16:
-            raise McdiError(f"{path}, line {number} is no tenant:key with a key of 16 characters or more: mend it")
-        found.append((tenant, key.encode()))
-    if not found:
-        raise McdiError(f"{path} holds no key: write lines tenant:key, or leave --api-key-file out")
-    return found
+            raise McdiError(f"{path}, line {number} must be tenant:key with a key of 16 characters or more: correct it")
+        keys.append((tenant, key.encode()))
+    if not keys:
+        raise McdiError(f"{path} holds no key: write lines tenant:key, or omit --api-key-file")
+    return keys

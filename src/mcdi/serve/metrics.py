@@ -1,4 +1,4 @@
-"""What does an operator see? Counters and histograms as Prometheus reads them."""
+"""Prometheus metrics."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Of one server: a registry of its own."""
+    """The metrics of one server, in a registry of its own."""
 
     def __init__(self, queue: Callable[[], float], handles: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
-        named = {"registry": self.registry, "namespace": "mcdi"}
-        self.requests = Counter("requests", "Requests answered.", ["route", "status"], **named)  # type: ignore[arg-type]
-        self.seconds = Histogram("request_seconds", "From head to answer.", ["route"], buckets=SECONDS, **named)  # type: ignore[arg-type]
-        self.batches = Histogram("batch_size", "Requests that shared a pass.", buckets=SIZES, **named)  # type: ignore[arg-type]
-        self.reloads = Counter("reloads", "Models looked at for new files.", ["model", "result"], **named)  # type: ignore[arg-type]
-        Gauge("queue_length", "Requests that wait for torch.", **named).set_function(queue)  # type: ignore[arg-type]
-        Gauge("handles", "Handles held.", **named).set_function(handles)  # type: ignore[arg-type]
+        common = {"registry": self.registry, "namespace": "mcdi"}
+        self.requests = Counter("requests", "Requests answered.", ["route", "status"], **common)  # type: ignore[arg-type]
+        self.seconds = Histogram("request_seconds", "Duration of a request.", ["route"], buckets=SECONDS, **common)  # type: ignore[arg-type]
+        self.batches = Histogram("batch_size", "Requests per batch.", buckets=SIZES, **common)  # type: ignore[arg-type]
+        self.reloads = Counter("reloads", "Checks of models for new files.", ["model", "result"], **common)  # type: ignore[arg-type]
+        Gauge("queue_length", "Requests that wait for the torch thread.", **common).set_function(queue)  # type: ignore[arg-type]
+        Gauge("handles", "Handles in memory.", **common).set_function(handles)  # type: ignore[arg-type]
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()

@@ -1,18 +1,18 @@
-"""How is a request refused? With a status and one sentence."""
+"""Errors with an HTTP status."""
 
 from collections.abc import Mapping
 
 from mcdi.errors import McdiError
 
 
-class Refused(McdiError):  # noqa: N818 - it says what happened
-    """An error whose HTTP status is known; any other McdiError is a 422."""
+class Refused(McdiError):  # noqa: N818 - a refused request
+    """An error with its own HTTP status; any other McdiError has status 422."""
 
-    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
 
 
-def busy(status: int, sentence: str) -> Refused:
-    """One that may succeed in a second."""
-    return Refused(status, sentence, {"Retry-After": "1"})
+def busy(status: int, message: str) -> Refused:
+    """A refusal that asks the client to retry after a second."""
+    return Refused(status, message, {"Retry-After": "1"})

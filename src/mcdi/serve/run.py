@@ -1,4 +1,4 @@
-"""How does the service live as a process? One socket, uvicorn, and three signals."""
+"""The server process: socket, uvicorn and signals."""
 
 import logging
 import signal
@@ -13,7 +13,7 @@ import uvicorn
 from mcdi.errors import McdiError
 from mcdi.serve.app import create_app
 from mcdi.serve.limits import Keys, Limits
-from mcdi.serve.models import Models, named
+from mcdi.serve.models import Models, parse_models
 from mcdi.serve.service import Service
 
 
@@ -28,13 +28,21 @@ def serve(
     keys: Path | None,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT: what runs is finished, nothing new accepted. SIGHUP: look for new files of the models.
+    """Serve until SIGTERM or SIGINT, then finish running requests. SIGHUP reloads models whose files have changed.
 
-    ready is called with the address once the socket listens; port 0 takes a free one.
+    Args:
+        models: FOLDER or NAME=FOLDER each.
+        port: 0 takes a free port.
+        bf16: whether backbones compute in bfloat16.
+        keys: file of lines tenant:key.
+        ready: called with the URL once the socket listens.
+
+    Raises:
+        McdiError: models, keys or an address that cannot be used.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    known = Keys(keys)
-    service = Service(Models(named(models), device, bf16=bf16), limits, known)
+    tenants = Keys(keys)
+    service = Service(Models(parse_models(models), device, bf16=bf16), limits, tenants)
     listening = _socket(host, port)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload, daemon=True).start())
     config = uvicorn.Config(
@@ -46,13 +54,12 @@ def serve(
     )
     server = uvicorn.Server(config)
 
-    def ended(number: int, frame: FrameType | None) -> None:
-        """Before uvicorn has handlers of its own, it ends as soon as it starts. The signal that stopped it is raised once more
-        when all is done: it was meant, and the exit code is 0."""
+    def stop(number: int, frame: FrameType | None) -> None:
+        """Handles a signal before uvicorn installs its handlers, and the one that uvicorn raises again at its end."""
         server.should_exit = True
 
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, ended)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     address = f"[{host}]" if ":" in host else host
     ready(f"http://{address}:{listening.getsockname()[1]}")
     try:
@@ -62,14 +69,14 @@ def serve(
 
 
 def _socket(host: str, port: int) -> socket.socket:
-    """Bound here, so that a port in use is a sentence. Raises McdiError."""
+    """A listening socket. Raises McdiError for an address or port that cannot be used."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # The protocol is named: asyncio sends small parts at once (TCP_NODELAY) only where it is, else 40 ms too late.
-        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(1024)
+        # asyncio sets TCP_NODELAY only if the protocol is named; without it every answer takes 40 ms longer.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
     except OSError as error:
         raise McdiError(f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another --port") from error
-    return found
+    return listener

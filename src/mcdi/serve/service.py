@@ -1,4 +1,4 @@
-"""What do all routes share? Admission, bodies, limits of time, the thread of torch, and what is kept between requests."""
+"""State that all routes share: models, handles, metrics, request admission, and the threads for decoding and torch."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ from mcdi.serve.work import Call
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
-DECODERS = 2  # threads that parse bodies and decode images: so many bodies are Python objects at once
+DECODERS = 2  # threads that parse bodies and decode images, which bounds the memory for parsed bodies
 
 
 class Service:
-    """Close it when the last request is answered."""
+    """The state of one server; call `close` after the last request."""
 
     def __init__(self, models: Models, limits: Limits, keys: Keys) -> None:
         self.models, self.limits, self.keys = models, limits, keys
@@ -34,65 +34,65 @@ class Service:
             limits.batch,
             limits.wait,
             lambda size: self.metrics.batches.observe(size),
-            lambda: self.under_way > len(self.batcher),  # whoever is alone waits for nobody
+            lambda: self.active > len(self.batcher),  # a single request is never delayed by batching
         )
         self.metrics = Metrics(lambda: len(self.batcher), lambda: len(self.handles))
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="mcdi-decode")
-        self.under_way = 0
+        self.active = 0
 
     @property
-    def room(self) -> bool:
-        return self.under_way < self.limits.queue
+    def has_capacity(self) -> bool:
+        return self.active < self.limits.queue
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Before anything of a request is read. Raises Refused (429) where too many are under way."""
-        if not self.room:
-            raise busy(429, f"{self.limits.queue} requests are waiting already: try again in a second")
-        self.under_way += 1
+        """Count a request as active, before its body is read. Raises Refused (429) if the queue is full."""
+        if not self.has_capacity:
+            raise busy(429, f"{self.limits.queue} requests are active already: try again in a second")
+        self.active += 1
         try:
             yield
         finally:
-            self.under_way -= 1
+            self.active -= 1
 
     async def body(self, request: Request, kind: type[B]) -> B:
-        """The request's JSON. Raises Refused for what is too large, too slow or no such JSON."""
+        """The parsed body of a request. Raises Refused if it is too large, too slow or not valid."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "the body must be JSON: send the header 'Content-Type: application/json'")
         try:
             data = await asyncio.wait_for(self._data(request), self.limits.timeout)
         except TimeoutError as error:
             raise Refused(408, f"the body did not arrive within {self.limits.timeout:g} seconds: send it faster") from error
-        return await self.aside(_parsed, kind, data)
+        return await self.in_decoder(_parse, kind, data)
 
     async def _data(self, request: Request) -> bytes:
-        data, most = bytearray(), self.limits.body
-        told = request.headers.get("content-length", "")
-        if told.isdecimal() and int(told[:20]) > most:
-            raise Refused(413, f"the body has {told[:20]} bytes: send at most {most}")
+        data, limit = bytearray(), self.limits.body
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise Refused(413, f"the body has {length[:20]} bytes: send at most {limit}")
         try:
             async for chunk in request.stream():
                 data += chunk
-                if len(data) > most:
-                    raise Refused(413, f"the body has more than {most} bytes: send less")
-        except ClientDisconnect as error:  # nobody hears it; no fault of ours to be logged
+                if len(data) > limit:
+                    raise Refused(413, f"the body has more than {limit} bytes: send less")
+        except ClientDisconnect as error:  # not an error of the server: no traceback in its log
             raise Refused(400, "the connection ended before the body did") from error
         return bytes(data)
 
-    async def aside(self, work: Callable[..., R], *arguments: Any) -> R:
-        """`work` on a thread for decoding."""
-        return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: work(*arguments))
+    async def in_decoder(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Run a function in a decoder thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: function(*arguments))
 
-    async def torch(self, call: Call) -> Any:
-        """The call's result, from the thread of torch. Raises Refused (503 still waiting, 504 under way) after the timeout."""
+    async def compute(self, call: Call) -> Any:
+        """Run a call in the torch thread. Raises Refused after the timeout: 503 if it still waits, 504 if it runs."""
         future = self.batcher.submit(*call)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
         except TimeoutError as error:
             seconds = f"{self.limits.timeout:g} seconds"
             if future.cancelled():
-                raise busy(503, f"no turn came within {seconds}: try again later") from error
-            raise Refused(504, f"no answer was ready within {seconds}: ask for fewer steps, samples or examples") from error
+                raise busy(503, f"the computation did not start within {seconds}: try again later") from error
+            raise Refused(504, f"the computation took more than {seconds}: use fewer steps, samples or examples") from error
 
     def reload(self) -> None:
         for name, result in self.models.reload().items():
@@ -103,13 +103,13 @@ class Service:
         self.decoders.shutdown()
 
 
-def _parsed(kind: type[B], data: bytes) -> B:
+def _parse(kind: type[B], data: bytes) -> B:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])
         status = 400 if first["type"] == "json_invalid" else 422
-        raise Refused(status, f"{place or 'the body'}: {first['msg']}"[:500]) from None
+        raise Refused(status, f"{field or 'the body'}: {first['msg']}"[:500]) from None
     except RecursionError:
         raise McdiError("the body is nested too deeply") from None

@@ -1,4 +1,4 @@
-"""What do requests and answers look like? JSON, as pydantic checks it and OpenAPI describes it."""
+"""JSON schemas of requests and responses, checked by pydantic and described by OpenAPI."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 Label = int | str
 Labels = list[Annotated[StrictInt, Field(ge=-(2**53), le=2**53)] | StrictStr | StrictFloat]
 Steps = Annotated[int | None, Field(ge=1, le=100_000, description="Denoising steps, 1..T (default: as trained).")]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="Decides the noise.")]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of the noise.")]
 Temperature = Annotated[float | None, Field(ge=0, le=100, description="Scale of the noise (default: as trained).")]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
@@ -18,43 +18,45 @@ class Strict(BaseModel):
 
 
 class Inputs(Strict):
-    """Examples of one kind: exactly one of the three fields."""
+    """Examples of one type: exactly one of the three fields."""
 
     images: list[str] | None = Field(None, description="Image files (PNG, JPEG, GIF, BMP, WebP) in base64.", examples=[[PIXEL]])
-    features: list[list[float]] | None = Field(None, description="Vectors of the width that the model reads.")
+    features: list[list[float]] | None = Field(None, description="Feature vectors of the model's width.")
     texts: list[Annotated[list[str], Field(min_length=1, max_length=2)]] | None = Field(
-        None, description="One sentence or a pair of sentences an example."
+        None, description="One sentence or a pair of sentences per example."
     )
 
 
-class How(Strict):
-    """What is asked of a chain."""
+class SamplingOptions(Strict):
+    """Options of the sampling chain."""
 
     steps: Steps = None
     seed: Seed = 0
     temperature: Temperature = None
 
 
-class Task(How):
-    """A model, and the examples that it is to make weights for."""
+class Task(SamplingOptions):
+    """A model, and the labelled examples for which it generates weights."""
 
     model: str = Field(max_length=200, description="A name that GET /v1/models lists.", examples=["mc-di-0"])
     support: Inputs
     labels: Labels = Field(
-        description="One an example: all integers or all names, real numbers for a curve.", examples=[["ring", "stroke"]]
+        description="One per example: all integers or all names; real numbers for a regression.", examples=[["ring", "stroke"]]
     )
 
 
 class GenerateBody(Task):
     samples: int | None = Field(None, ge=1, le=1000, description="Chains to average (default: as trained).")
-    format: Literal["safetensors", "handle"] = Field("handle", description="The weights, or a name under which they are kept.")
+    format: Literal["safetensors", "handle"] = Field(
+        "handle", description="The weights, or a handle of weights that the server keeps."
+    )
 
 
-class PredictBody(How):
-    """Queries, and either a handle, or a task: weights are made for these queries alone then."""
+class PredictBody(SamplingOptions):
+    """Queries, and either a handle or a task, whose weights are then generated for this request only."""
 
     queries: Inputs
-    handle: str | None = Field(None, max_length=100, description="What POST /v1/generate gave.")
+    handle: str | None = Field(None, max_length=100, description="A handle from POST /v1/generate.")
     model: str | None = Field(None, max_length=200)
     support: Inputs | None = None
     labels: Labels | None = None
@@ -67,54 +69,56 @@ class PredictBody(How):
         return self
 
     def task(self) -> Task:
-        how = {n: getattr(self, n) for n in Task.model_fields}
-        return Task.model_construct(None, **how)
+        """The task, if there is no handle."""
+        return Task.model_construct(None, **{n: getattr(self, n) for n in Task.model_fields})
 
 
 class LandscapeBody(Task):
     grid: int = Field(15, ge=2, le=41, description="Points along each side.")
 
 
-class Fault(BaseModel):
-    error: str = Field(description="One sentence: what is wrong, and what to do.")
+class ErrorMessage(BaseModel):
+    error: str = Field(description="What is wrong and how to correct it, in one sentence.")
 
 
 class Generated(BaseModel):
     handle: str
     model: str
-    classes: list[Label] = Field(description="The labels that were sent, in the order of the rows; empty for a curve.")
-    names: dict[str, list[int]] = Field(description="Every tensor's shape.")
+    classes: list[Label] = Field(description="The labels of the request, in the order of the rows; empty for a regression.")
+    names: dict[str, list[int]] = Field(description="The shape of every tensor.")
     milliseconds: float
-    trust: float = Field(description="1: a task like those of training; less: as much of what was learnt is used.")
+    confidence: float = Field(
+        description="1: in-distribution; below 1: the head is blended with ridge regression, down to 0, which is ridge only."
+    )
 
 
 class Predicted(BaseModel):
-    labels: list[Label] = Field(description="The likeliest class of every query; empty for a curve.")
-    probabilities: list[list[float]] = Field(description="Of every query, in the order of `classes`.")
+    labels: list[Label] = Field(description="The most likely class of every query; empty for a regression.")
+    probabilities: list[list[float]] = Field(description="One row per query, in the order of `classes`.")
     classes: list[Label]
-    outputs: list[float] = Field(description="Of a curve: its value at every query; empty for a classifier.")
+    outputs: list[float] = Field(description="The predicted value of every query; empty for a classifier.")
     milliseconds: float
 
 
 class Step(BaseModel):
     t: int
-    weights: list[list[float]] = Field(description="Rows are units; means of blocks where there are too many to send.")
-    loss: float = Field(description="On the support set.")
+    weights: list[list[float]] = Field(description="Rows are units; large matrices are averaged in blocks.")
+    loss: float = Field(description="Loss on the support set.")
 
 
 class Chain(BaseModel):
     steps: list[Step]
-    shape: tuple[int, int] = Field(description="Units, and numbers of a unit, before blocks were averaged.")
+    shape: tuple[int, int] = Field(description="Units and numbers per unit, before averaging.")
     milliseconds: float
 
 
 class Landscape(BaseModel):
     x: list[float]
     y: list[float]
-    loss: list[list[float]] = Field(description="On the support set; a row for every y.")
-    path: list[list[float]] = Field(description="The chain in the plane, one (x, y) a state; it ends at (0, 0).")
+    loss: list[list[float]] = Field(description="Loss on the support set; one row per y.")
+    path: list[list[float]] = Field(description="The chain in the plane, one (x, y) per state; it ends at (0, 0).")
     times: list[int]
-    losses: list[float] = Field(description="Of the chain's states.")
+    losses: list[float] = Field(description="Loss of every state.")
     milliseconds: float
 
 
@@ -122,16 +126,16 @@ class ModelInfo(BaseModel):
     name: str
     method: str
     network: str
-    images: tuple[int, int, int] | None = Field(description="Channels and sides that images are brought to; null: no images.")
-    features: int | None = Field(description="Width of the features that it reads; null: none.")
+    images: tuple[int, int, int] | None = Field(description="Channels, height and width of images after resizing; null: none.")
+    features: int | None = Field(description="Width of the features that it reads; null: it reads none.")
     texts: bool
     labels: Literal["classes", "numbers"]
-    classes: list[int] | None = Field(description="Fewest and most classes of a task; null for a curve.")
-    chain: bool = Field(description="Whether there are steps, a temperature and samples to ask, and POST /v1/chain.")
-    steps: int | None = Field(description="Denoising steps where none are asked.")
-    T: int | None = Field(description="The most steps.")
+    classes: list[int] | None = Field(description="Smallest and largest number of classes; null for a regression.")
+    chain: bool = Field(description="Whether it accepts steps, temperature and samples, and POST /v1/chain.")
+    steps: int | None = Field(description="Default number of denoising steps.")
+    T: int | None = Field(description="Largest number of denoising steps.")
     exported: bool = Field(
-        description="Whether a file of mcdi export answers where no steps, temperature or samples are asked."
+        description="Whether an exported sampler is used for requests without steps, temperature and samples."
     )
 
 

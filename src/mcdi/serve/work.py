@@ -1,4 +1,4 @@
-"""What does the one thread of torch do? Weights of many tasks at once, predictions, chains to look at."""
+"""Computations of the torch thread: weights of many tasks at once, predictions, and traced chains."""
 
 import time
 from collections.abc import Hashable
@@ -12,17 +12,18 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator, Weights
 from mcdi.generator.landscape import plane
+from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
 from mcdi.serve.batching import Run
-from mcdi.serve.decode import Examples
-from mcdi.serve.handles import Kept
+from mcdi.serve.decode import SupportSet
+from mcdi.serve.handles import StoredWeights
 
-SENT = (32, 128)  # the most rows and columns of weights to look at
-STATES = 101  # of a chain
+MAX_SHAPE = (32, 128)  # rows and columns of the weights of a traced chain
+MAX_STATES = 101  # of a traced chain
 
 
 class Options(NamedTuple):
-    """What is asked of a chain; None: as trained."""
+    """Options of the sampling chain; None: as trained."""
 
     steps: int | None = None
     temperature: float | None = None
@@ -30,7 +31,7 @@ class Options(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What `Batcher.submit` is told: calls of one key may share a pass."""
+    """The arguments of `Batcher.submit`; calls with the same key can run in one batch."""
 
     key: Hashable
     run: Run
@@ -38,111 +39,110 @@ class Call(NamedTuple):
     size: int = 1
 
 
-class Made(NamedTuple):
-    weights: Weights
-    trust: float
+def generation(generator: Generator, support: SupportSet, seed: int, options: Options) -> Call:
+    """A call that returns Generated weights. Tasks with equal shapes and options can run in one batch."""
+    seed_key = None if generator.seed_per_task else seed
+    key = ("generate", id(generator), _shape(support.x), len(support.classes), options, seed_key)
+    run = _guard_singular(partial(_generate, generator, options))
+    return Call(key, run, (support, seed), options.samples or 1)
 
 
-def generation(generator: Generator, examples: Examples, seed: int, options: Options) -> Call:
-    """Call whose result is Made. Tasks share a pass that have as many examples and classes, and are asked the same."""
-    shape = tuple(examples.x.shape) if isinstance(examples.x, Tensor) else (len(examples.x), len(examples.x[0]))
-    alike = None if generator.seed_per_task else seed
-    key = ("generate", id(generator), shape, len(examples.classes), options, alike)
-    run = _solvable(partial(_generate, generator, options))
-    return Call(key, run, (examples, seed), options.samples or 1)
+def prediction(stored: StoredWeights, x: Any) -> Call:
+    """A call that returns probabilities (Q, classes), or values of a regression (Q,)."""
+    shapes = tuple((n, tuple(w.shape)) for n, w in stored.weights.items())
+    return Call(("predict", id(stored.generator), _shape(x), shapes), partial(_predict, stored.generator), (stored, x))
 
 
-def prediction(kept: Kept, x: Any) -> Call:
-    """Call whose result is a tensor: probabilities (Q, classes), or a curve's values (Q,)."""
-    shape = tuple(x.shape) if isinstance(x, Tensor) else (len(x), len(x[0]))
-    shapes = tuple((n, tuple(w.shape)) for n, w in kept.weights.items())
-    return Call(("predict", id(kept.generator), shape, shapes), partial(_predict, kept.generator), (kept, x))
-
-
-def look(generator: Generator, examples: Examples, seed: int, options: Options, grid: int | None) -> Call:
-    """Call whose result is a Chain, or with a grid a Landscape; never shared."""
+def trace_chain(generator: Generator, support: SupportSet, seed: int, options: Options, grid: int | None) -> Call:
+    """A call that returns a Chain, or with a grid a Landscape; it never shares a batch."""
     run = partial(_chain if grid is None else partial(_landscape, grid), generator, options)
-    return Call(object(), _solvable(run), (examples, seed))
+    return Call(object(), _guard_singular(run), (support, seed))
 
 
-def unfit() -> McdiError:
-    return McdiError("what was sent leads to numbers that are not finite: scale the examples as those of training are")
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(x.shape) if isinstance(x, Tensor) else (len(x), len(x[0]))
 
 
-def _solvable(run: Run) -> Run:
-    """Systems of equations that large numbers make singular are the sender's, too."""
+def _not_finite() -> McdiError:
+    return McdiError("these examples lead to numbers that are not finite: scale them like the examples of training")
+
+
+def _guard_singular(run: Run) -> Run:
+    """Singular systems of equations come from the sender's numbers, too."""
 
     def guarded(jobs: list[Any]) -> list[Any]:
         try:
             return run(jobs)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise unfit() from error
+            raise _not_finite() from error
 
     return guarded
 
 
-def _stacked(generator: Generator, inputs: list[Any]) -> Any:
-    """B tasks' inputs as (B, S, ...)."""
+def _stack(generator: Generator, inputs: list[Any]) -> Any:
+    """The inputs of B tasks as (B, S, ...)."""
     if isinstance(inputs[0], Tensor):
         return torch.stack(inputs)
     return generator.network.read([text for texts in inputs for text in texts]).unflatten(0, (len(inputs), -1))
 
 
-def _generate(generator: Generator, options: Options, jobs: list[tuple[Examples, int]]) -> list[Made | McdiError]:
-    x = _stacked(generator, [e.x for e, _ in jobs])
-    y = torch.stack([e.y for e, _ in jobs])
+def _generate(
+    generator: Generator, options: Options, jobs: list[tuple[SupportSet, int]]
+) -> list[Generated[Weights] | McdiError]:
+    x = _stack(generator, [support.x for support, _ in jobs])
+    y = torch.stack([support.y for support, _ in jobs])
     seeds = [seed for _, seed in jobs]
-    made, confidences = generator.sample((x, y), seed=seeds if generator.seed_per_task else seeds[0], **options._asdict())
-    tasks = [{n: w[i].cpu().clone() for n, w in made.items()} for i in range(len(jobs))]  # no view of the others' weights
-    return [Made(w, t) if _finite(*w.values()) else unfit() for w, t in zip(tasks, confidences.tolist(), strict=True)]
+    weights, confidence = generator.sample((x, y), seed=seeds if generator.seed_per_task else seeds[0], **options._asdict())
+    tasks = [{n: w[i].cpu().clone() for n, w in weights.items()} for i in range(len(jobs))]  # not views of the whole batch
+    return [Generated(w, c) if _finite(*w.values()) else _not_finite() for w, c in zip(tasks, confidence.cpu(), strict=True)]
 
 
-def _predict(generator: Generator, jobs: list[tuple[Kept, Any]]) -> list[Tensor | McdiError]:
-    weights = {n: torch.stack([kept.weights[n] for kept, _ in jobs]) for n in jobs[0][0].weights}
-    out = generator.predict(weights, _stacked(generator, [x for _, x in jobs])).cpu()
+def _predict(generator: Generator, jobs: list[tuple[StoredWeights, Any]]) -> list[Tensor | McdiError]:
+    weights = {n: torch.stack([stored.weights[n] for stored, _ in jobs]) for n in jobs[0][0].weights}
+    out = generator.predict(weights, _stack(generator, [x for _, x in jobs])).cpu()
     if jobs[0][0].classes:
         out = F.softmax(out, -1)
-    return [one if _finite(one) else unfit() for one in out]
+    return [one if _finite(one) else _not_finite() for one in out]
 
 
 def _finite(*tensors: Tensor) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
-def _chain(generator: Generator, options: Options, jobs: list[tuple[Examples, int]]) -> list[Any]:
+def _chain(generator: Generator, options: Options, jobs: list[tuple[SupportSet, int]]) -> list[Any]:
     start = time.perf_counter()
-    ((examples, seed),) = jobs
-    chain = generator.chain((examples.x, examples.y), seed=seed, **options._asdict())
+    ((support, seed),) = jobs
+    chain = generator.chain((support.x, support.y), seed=seed, **options._asdict())
     if not _finite(chain.weights, chain.losses):
-        return [unfit()]
+        return [_not_finite()]
     units, size = chain.weights.shape[1:]
-    small = chain.weights
-    if units > SENT[0] or size > SENT[1]:
-        small = F.adaptive_avg_pool2d(small, (min(units, SENT[0]), min(size, SENT[1])))
+    shown = chain.weights
+    if units > MAX_SHAPE[0] or size > MAX_SHAPE[1]:
+        shown = F.adaptive_avg_pool2d(shown, (min(units, MAX_SHAPE[0]), min(size, MAX_SHAPE[1])))
     steps = [
-        wire.Step(t=chain.times[i], weights=_rounded(small[i]), loss=float(chain.losses[i])) for i in _thinned(len(chain.times))
+        wire.Step(t=chain.times[i], weights=_rounded(shown[i]), loss=float(chain.losses[i])) for i in _thinned(len(chain.times))
     ]
     return [wire.Chain(steps=steps, shape=(units, size), milliseconds=1000 * (time.perf_counter() - start))]
 
 
 def _thinned(count: int) -> list[int]:
-    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, STATES)).tolist()})
+    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, MAX_STATES)).tolist()})
 
 
 def _rounded(rows: Tensor) -> list[list[float]]:
     return [[round(v, 4) for v in row] for row in rows.tolist()]
 
 
-def _landscape(grid: int, generator: Generator, options: Options, jobs: list[tuple[Examples, int]]) -> list[Any]:
+def _landscape(grid: int, generator: Generator, options: Options, jobs: list[tuple[SupportSet, int]]) -> list[Any]:
     start = time.perf_counter()
-    ((examples, seed),) = jobs
-    chain = generator.chain((examples.x, examples.y), seed=seed, **options._asdict())
+    ((support, seed),) = jobs
+    chain = generator.chain((support.x, support.y), seed=seed, **options._asdict())
     if not _finite(chain.weights, chain.losses):
-        return [unfit()]
+        return [_not_finite()]
     with torch.no_grad():
-        drawn, paths = plane(generator.network, {"chain": chain.weights}, chain.weights[-1], chain.support, chain.mask, grid)
-    if not _finite(torch.tensor(drawn["loss"])):
-        return [unfit()]
-    taken = 1000 * (time.perf_counter() - start)
+        surface, paths = plane(generator.network, {"chain": chain.weights}, chain.weights[-1], chain.support, chain.mask, grid)
+    if not _finite(torch.tensor(surface["loss"])):
+        return [_not_finite()]
+    milliseconds = 1000 * (time.perf_counter() - start)
     losses = chain.losses.tolist()
-    return [wire.Landscape(**drawn, path=paths["chain"], times=chain.times, losses=losses, milliseconds=taken)]
+    return [wire.Landscape(**surface, path=paths["chain"], times=chain.times, losses=losses, milliseconds=milliseconds)]

@@ -1,40 +1,40 @@
-// How does the page talk to the server? JSON, one sentence for every error, and never two requests of a kind at once.
+// Requests to the server: JSON, one message for every error, and one request of a kind at a time.
 
 let key = "";
 export function setKey(value) {
   key = value;
 }
 
-export class Fault extends Error {
-  constructor(sentence, status) {
-    super(sentence);
+export class ServerError extends Error {
+  constructor(message, status) {
+    super(message);
     this.status = status;
   }
 }
 
-async function answer(path, options = {}) {
+async function request(path, options = {}) {
   const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
   let response;
   try {
     response = await fetch(path, { ...options, headers });
   } catch {
-    throw new Fault("The server does not answer: is it still running?", 0);
+    throw new ServerError("The server does not answer. Check that it is running.", 0);
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
-  throw new Fault(told.error ?? `The server answered with status ${response.status}.`, response.status);
+  const answer = await response.json().catch(() => ({}));
+  throw new ServerError(answer.error ?? `The server answered with status ${response.status}.`, response.status);
 }
 
-export const models = async () => (await (await answer("/v1/models")).json()).models;
+export const models = async () => (await (await request("/v1/models")).json()).models;
 
 export function send(path, body) {
-  return answer(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  return request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 }
 
 export const post = async (path, body) => (await send(path, body)).json();
 
-// Work of one kind: while some is under way only the newest call waits, so the last one wins.
-export function newest(work, failed) {
+// Run `work` one call at a time; of the calls made meanwhile only the latest runs afterwards.
+export function newest(work, onError) {
   let running = false;
   let waiting = false;
   return async function run() {
@@ -46,7 +46,7 @@ export function newest(work, failed) {
       try {
         await work(() => waiting);
       } catch (error) {
-        failed(error);
+        onError(error);
       }
     }
     running = false;

@@ -1,46 +1,46 @@
-// Where do the examples of a class live? On a card: a name, a pad, and small pictures of what was kept.
+// A card holds the examples of one class: a name, a drawing pad and thumbnails.
 
-import { picture, rendered } from "./ink.js";
+import { loadPicture, render } from "./ink.js";
 import { Pad } from "./pad.js";
 
-export const MOST = 10;
+export const MAX_CLASSES = 10;
 const THUMB = 80;
 
 export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (name in made) made[name] = value;
-    else made.setAttribute(name, value);
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name in node) node[name] = value;
+    else node.setAttribute(name, value);
   }
-  made.append(...children);
-  return made;
+  node.append(...children);
+  return node;
 }
 
-// told: changed(), renamed(), removed(card), say(text), fail(error), and colour() and side() of the model's images.
+// page: changed(), renamed(), removed(card), announce(text), showError(error), and colour() and side() of the model's images.
 export class Card {
-  constructor(number, told) {
-    this.told = told;
-    this.kept = [];
-    this.spare = `class ${number}`;
-    this.input = element("input", { value: "", maxLength: 40, placeholder: this.spare, oninput: () => this.rename() });
-    this.remove = element("button", { type: "button", className: "cross", textContent: "×", onclick: () => told.removed(this) });
+  constructor(number, page) {
+    this.page = page;
+    this.drawings = [];
+    this.defaultName = `class ${number}`;
+    this.input = element("input", { value: "", maxLength: 40, placeholder: this.defaultName, oninput: () => this.rename() });
+    this.remove = element("button", { type: "button", className: "remove", textContent: "×", onclick: () => page.removed(this) });
     this.canvas = element("canvas", { className: "pad" });
-    this.pad = new Pad(this.canvas, { changed: () => this.changed(), moved: () => {}, say: told.say });
-    this.keep = element("button", { type: "button", className: "keep", textContent: "Next example", onclick: () => this.next() });
+    this.pad = new Pad(this.canvas, { changed: () => this.changed(), moved: () => {}, announce: page.announce });
+    this.nextButton = element("button", { type: "button", className: "next", textContent: "Next example", onclick: () => this.next() });
     this.undo = element("button", { type: "button", textContent: "Undo", onclick: () => this.pad.undo() });
     this.file = element("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => this.load() });
     this.upload = element("button", { type: "button", textContent: "Upload", onclick: () => this.file.click() });
     this.thumbs = element("ul", { className: "thumbs" });
     const top = element("div", { className: "top" }, this.input, this.remove);
-    const buttons = element("div", { className: "buttons" }, this.keep, this.undo, this.upload, this.file);
+    const buttons = element("div", { className: "buttons" }, this.nextButton, this.undo, this.upload, this.file);
     this.node = element("li", { className: "card" }, top, this.canvas, this.thumbs, buttons);
     this.rename();
     this.changed(false);
   }
 
   get name() {
-    return this.input.value.trim() || this.spare;
+    return this.input.value.trim() || this.defaultName;
   }
 
   set name(value) {
@@ -49,64 +49,64 @@ export class Card {
   }
 
   get examples() {
-    return this.pad.empty ? this.kept : [...this.kept, this.pad.drawing];
+    return this.pad.empty ? this.drawings : [...this.drawings, this.pad.drawing];
   }
 
-  set(kept, drawing) {
-    this.kept = kept;
+  set(drawings, drawing) {
+    this.drawings = drawings;
     this.pad.set(drawing);
     this.changed(false);
   }
 
   rename() {
     const { name } = this;
-    this.input.setAttribute("aria-label", `Name of ${this.spare}`);
+    this.input.setAttribute("aria-label", `Name of ${this.defaultName}`);
     this.remove.setAttribute("aria-label", `Remove ${name}`);
-    this.keep.setAttribute("aria-label", `Next example of ${name}`);
+    this.nextButton.setAttribute("aria-label", `Next example of ${name}`);
     this.undo.setAttribute("aria-label", `Undo the last stroke of ${name}`);
     this.upload.setAttribute("aria-label", `Upload images of ${name}`);
     this.thumbs.setAttribute("aria-label", `Examples of ${name}`);
     this.describe();
-    this.told.renamed();
+    this.page.renamed();
   }
 
   describe() {
     const count = this.examples.length;
     this.pad.label(`Drawing pad of ${this.name}, ${count} ${count === 1 ? "example" : "examples"}`);
-    this.keep.disabled = this.undo.disabled = this.pad.empty;
+    this.nextButton.disabled = this.undo.disabled = this.pad.empty;
   }
 
-  changed(tell = true) {
+  changed(notify = true) {
     this.show();
     this.describe();
-    if (tell) this.told.changed();
+    if (notify) this.page.changed();
   }
 
   next() {
-    this.kept.push(this.pad.take());
+    this.drawings.push(this.pad.take());
     this.changed();
-    this.told.say(`example ${this.kept.length} of ${this.name} kept`);
+    this.page.announce(`example ${this.drawings.length} of ${this.name} saved`);
     this.canvas.focus({ preventScroll: true });
   }
 
   async load() {
     for (const file of this.file.files) {
       try {
-        this.kept.push({ strokes: [], picture: await picture(file, this.told.colour()) });
+        this.drawings.push({ strokes: [], picture: await loadPicture(file, this.page.colour()) });
       } catch (error) {
-        this.told.fail(error);
+        this.page.showError(error);
       }
     }
     this.file.value = "";
     this.changed();
   }
 
-  // Small pictures of what is sent.
+  // Thumbnails of the images that are sent.
   show() {
     this.thumbs.replaceChildren(
-      ...this.kept.map((drawing, i) => {
+      ...this.drawings.map((drawing, i) => {
         const canvas = element("canvas", { width: THUMB, height: THUMB, className: drawing.picture ? "" : "ink" });
-        canvas.getContext("2d").drawImage(rendered(drawing, this.told.side()), 0, 0, THUMB, THUMB);
+        canvas.getContext("2d").drawImage(render(drawing, this.page.side()), 0, 0, THUMB, THUMB);
         canvas.setAttribute("aria-hidden", "true");
         const button = element("button", { type: "button", textContent: "×", onclick: () => this.drop(i) });
         button.setAttribute("aria-label", `Delete example ${i + 1} of ${this.name}`);
@@ -116,14 +116,14 @@ export class Card {
   }
 
   drop(i) {
-    this.kept.splice(i, 1);
+    this.drawings.splice(i, 1);
     this.changed();
-    this.told.say("example deleted");
-    (this.thumbs.querySelectorAll("button")[Math.min(i, this.kept.length - 1)] ?? this.canvas).focus();
+    this.page.announce("example deleted");
+    (this.thumbs.querySelectorAll("button")[Math.min(i, this.drawings.length - 1)] ?? this.canvas).focus();
   }
 }
 
-// Labels to send, all different: two cards of one name are still two classes.
+// Unique labels: two cards of the same name are two classes.
 export function labels(cards) {
   const seen = new Set();
   return cards.map((card) => {

@@ -1,20 +1,20 @@
-// How does a drawing become an image like those of training? As strokes it is centred, brought to the usual size, and drawn with
-// a pen of the usual width, dark on light: the server then averages it down to the model's side and turns it into light on dark.
+// Conversion of drawings to images like those of training: strokes are centred, scaled and drawn with the same pen width, dark on
+// light. The server resizes the image and inverts it.
 
-export const PEN = 1.3 / 28; // of the side, as tasks/glyphs.py draws: a radius of 1.3 half pixels at 28 x 28
-const SHARE = 0.53; // of the side: the longer side of a letter there, on average, as the pen runs
-const MOST = 3; // times that a small drawing is enlarged
-const FINE = 4; // pixels drawn for one of the model's
-const LARGEST = 512; // side of an uploaded picture
+export const PEN = 1.3 / 28; // fraction of the side, as in tasks/images/glyphs.py: a radius of 1.3 half pixels at 28 x 28
+const SIZE = 0.53; // fraction of the side: mean length of the longer side of a letter there
+const MAX_SCALE = 3; // of a small drawing
+const OVERSAMPLING = 4; // drawn pixels per pixel of the model
+const MAX_SIDE = 512; // of an uploaded picture
 
-// Strokes are lists of [x, y] in 0..1; a picture is a canvas and takes the place of paper.
+// A drawing has strokes, lists of [x, y] in 0..1, and perhaps a picture, a canvas on which they are drawn.
 export const empty = (drawing) => !drawing.picture && drawing.strokes.length === 0;
 
-function fitted(strokes) {
+function fit(strokes) {
   const xs = strokes.flat().map((p) => p[0]);
   const ys = strokes.flat().map((p) => p[1]);
   const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const scale = Math.min(SHARE / Math.max(right - left, bottom - top, 1e-6), MOST);
+  const scale = Math.min(SIZE / Math.max(right - left, bottom - top, 1e-6), MAX_SCALE);
   return strokes.map((s) => s.map(([x, y]) => [0.5 + scale * (x - (left + right) / 2), 0.5 + scale * (y - (top + bottom) / 2)]));
 }
 
@@ -25,12 +25,12 @@ export function trace(context, strokes, side, colour = "#000") {
   for (const stroke of strokes) {
     context.beginPath();
     context.moveTo(stroke[0][0] * side, stroke[0][1] * side);
-    for (const [x, y] of stroke) context.lineTo(x * side, y * side); // of one point: a dot, thanks to the round caps
+    for (const [x, y] of stroke) context.lineTo(x * side, y * side); // a single point becomes a dot
     context.stroke();
   }
 }
 
-function sheet(width, height = width, colour = "#fff") {
+function blankCanvas(width, height = width, colour = "#fff") {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];
   const context = canvas.getContext("2d");
@@ -39,31 +39,31 @@ function sheet(width, height = width, colour = "#fff") {
   return [canvas, context];
 }
 
-// What is sent, as a canvas; `side` is that of the model's images.
-export function rendered(drawing, side) {
+// The image that is sent, as a canvas; `side` is that of the model's images.
+export function render(drawing, side) {
   if (drawing.picture && !drawing.strokes.length) return drawing.picture;
-  const [canvas, context] = sheet(FINE * side);
+  const [canvas, context] = blankCanvas(OVERSAMPLING * side);
   if (drawing.picture) context.drawImage(drawing.picture, 0, 0, canvas.width, canvas.height);
-  trace(context, drawing.picture ? drawing.strokes : fitted(drawing.strokes), canvas.width);
+  trace(context, drawing.picture ? drawing.strokes : fit(drawing.strokes), canvas.width);
   return canvas;
 }
 
-export const png = (drawing, side) => rendered(drawing, side).toDataURL("image/png").split(",")[1];
+export const png = (drawing, side) => render(drawing, side).toDataURL("image/png").split(",")[1];
 
-// An image file as a square picture: whole, on paper of its corner's colour, for drawings; its middle for colour models.
-export async function picture(file, colour) {
+// An image file as a square picture: cropped for colour models, otherwise padded with the colour of its corner.
+export async function loadPicture(file, colour) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name} is no image that this browser can read.`);
+    throw new Error(`${file.name} is not an image that this browser can read.`);
   }
   const edge = (colour ? Math.min : Math.max)(bitmap.width, bitmap.height);
-  const side = Math.min(edge, LARGEST);
-  const [, probe] = sheet(1);
+  const side = Math.min(edge, MAX_SIDE);
+  const [, probe] = blankCanvas(1);
   probe.drawImage(bitmap, 0, 0, 1, 1, 0, 0, 1, 1);
   const [r, g, b] = probe.getImageData(0, 0, 1, 1).data;
-  const [canvas, context] = sheet(side, side, `rgb(${r}, ${g}, ${b})`);
+  const [canvas, context] = blankCanvas(side, side, `rgb(${r}, ${g}, ${b})`);
   const [width, height] = [(bitmap.width * side) / edge, (bitmap.height * side) / edge];
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, (side - width) / 2, (side - height) / 2, width, height);

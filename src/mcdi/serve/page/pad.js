@@ -1,4 +1,4 @@
-// How does somebody draw? With mouse, finger or pen; or by keyboard, where arrow keys move a pen that Space puts down.
+// A drawing pad for mouse, touch, pen and keyboard: arrow keys move the pen, Space lowers and lifts it.
 
 import { empty, trace } from "./ink.js";
 
@@ -8,14 +8,14 @@ const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 const clamp = (v) => Math.min(1, Math.max(0, v));
 
 export class Pad {
-  // told.changed(): a stroke has ended or gone; told.moved(): one is being drawn; told.say(text): for screen readers.
-  constructor(canvas, told) {
+  // callbacks: changed() after a stroke is finished or removed, moved() while one is drawn, announce(text) for screen readers.
+  constructor(canvas, callbacks) {
     this.canvas = canvas;
-    this.told = told;
+    this.callbacks = callbacks;
     this.drawing = { strokes: [], picture: null };
-    this.stroke = null; // the one being drawn
+    this.stroke = null; // the current stroke
     this.pen = [0.5, 0.5];
-    this.shown = false; // whether the pen of the keyboard is
+    this.penShown = false; // the pen that the keyboard moves
     canvas.width = canvas.height = PIXELS;
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
@@ -46,7 +46,7 @@ export class Pad {
     this.paint();
   }
 
-  // The drawing, taken away.
+  // Return the drawing and clear the pad.
   take() {
     const { drawing } = this;
     this.set({ strokes: [], picture: null });
@@ -58,15 +58,15 @@ export class Pad {
     if (this.drawing.strokes.length) this.drawing.strokes.pop();
     else this.drawing.picture = null;
     this.paint();
-    this.told.changed();
+    this.callbacks.changed();
   }
 
   clear() {
     this.take();
-    this.told.changed();
+    this.callbacks.changed();
   }
 
-  place(event) {
+  position(event) {
     const box = this.canvas.getBoundingClientRect();
     return [clamp((event.clientX - box.left) / box.width), clamp((event.clientY - box.top) / box.height)];
   }
@@ -79,15 +79,15 @@ export class Pad {
     this.show(false);
     this.canvas.setPointerCapture(event.pointerId);
     this.pointer = event.pointerId;
-    this.begin(this.place(event));
+    this.begin(this.position(event));
   }
 
   move(event) {
     if (!this.stroke || event.pointerId !== this.pointer) return;
     const events = event.getCoalescedEvents?.() ?? [];
-    for (const e of events.length ? events : [event]) this.stroke.push(this.place(e));
+    for (const e of events.length ? events : [event]) this.stroke.push(this.position(e));
     this.paint();
-    this.told.moved();
+    this.callbacks.moved();
   }
 
   up(event) {
@@ -104,7 +104,7 @@ export class Pad {
     this.pointer = null;
     if (!this.stroke) return;
     this.stroke = null;
-    this.told.changed();
+    this.callbacks.changed();
   }
 
   key(event) {
@@ -122,17 +122,17 @@ export class Pad {
     this.pen = [clamp(this.pen[0] + size * x), clamp(this.pen[1] + size * y)];
     if (!this.stroke) return;
     this.stroke.push(this.pen);
-    this.told.moved();
+    this.callbacks.moved();
   }
 
   toggle() {
     if (this.stroke) this.lift();
     else this.begin(this.pen);
-    this.told.say(this.stroke ? "pen down" : "pen up");
+    this.callbacks.announce(this.stroke ? "pen down" : "pen up");
   }
 
   show(pen) {
-    this.shown = pen;
+    this.penShown = pen;
     this.paint();
   }
 
@@ -143,7 +143,7 @@ export class Pad {
     context.clearRect(0, 0, PIXELS, PIXELS);
     if (picture) context.drawImage(picture, 0, 0, PIXELS, PIXELS);
     trace(context, strokes, PIXELS);
-    if (!this.shown) return;
+    if (!this.penShown) return;
     const [x, y] = this.pen.map((v) => v * PIXELS);
     context.beginPath();
     context.arc(x, y, 9, 0, 2 * Math.PI);

@@ -1,4 +1,4 @@
-// What does a visitor see who draws nothing? Five symbols, each in a few hands.
+// Five example symbols, each in a few variants.
 
 const range = (n) => Array.from({ length: n + 1 }, (_, i) => i / n);
 const circle = range(40).map((s) => [Math.cos(6.6 * s - 1.4), Math.sin(6.6 * s - 1.4)]);
@@ -17,16 +17,16 @@ const SYMBOLS = {
 };
 export const NAMES = Object.keys(SYMBOLS);
 
-// Turn, width, height, slant, bend of each hand.
-const HANDS = [
+// Rotation, width, height, slant and bend of each variant.
+const VARIANTS = [
   [0.05, 0.62, 0.66, 0.05, 0.05],
   [-0.14, 0.7, 0.56, -0.12, -0.08],
   [0.17, 0.52, 0.62, 0.14, 0.07],
 ];
 
-export function drawn(name, hand) {
-  const [turn, width, height, slant, bend] = HANDS[hand];
-  const [cos, sin] = [Math.cos(turn), Math.sin(turn)];
+export function drawSymbol(name, variant) {
+  const [rotation, width, height, slant, bend] = VARIANTS[variant];
+  const [cos, sin] = [Math.cos(rotation), Math.sin(rotation)];
   const strokes = SYMBOLS[name].map((stroke) =>
     stroke.map(([x, y]) => {
       const [u, v] = [width * (x + slant * y + bend * y * y), height * (y + bend * Math.sin(3 * x))];
