@@ -9,9 +9,10 @@ import torch
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, train_backbone
+from mcdi.networks.backbones.vision import Conv4, Embedder, compute_features, train_backbone
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.trajectories.prepare import Preparation, trajectories
 
 SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterations": 30, "learners": 2, "tasks": 16}}

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mcdi.tasks.images.class_images import DRAWING, read_image
+from mcdi.tasks.images.glyphs import glyph_images
 
 PAGE = importlib.resources.files("mcdi.serve") / "page"
 WAIT = 30_000  # milliseconds, for a busy machine
