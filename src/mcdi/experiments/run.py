@@ -1,5 +1,7 @@
-"""The whole job, step by step in one folder. Every step leaves its result on disk in one rename, and a step that finds its
-result there does nothing: running the same command again resumes.
+"""A run: prepare, train, evaluate, in one folder.
+
+Every step leaves its result on disk in one rename, and a step that finds its result there does nothing: the same command
+resumes.
 
     recipe.json  backbone.safetensors  features.safetensors  trajectories/  reference/  methods/  results/  report.html
 """
@@ -64,8 +66,8 @@ def prepare_run(
     """Images, backbone, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
     recipe = read_run(folder)
     family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
-    how = replace(recipe.preparation, tasks=recipe.evaluation.tasks)
-    for name, split, settings in (("trajectories", "train", recipe.preparation), ("reference", "test", how)):
+    for_tests = replace(recipe.preparation, tasks=recipe.evaluation.tasks)
+    for name, split, settings in (("trajectories", "train", recipe.preparation), ("reference", "test", for_tests)):
         prepare(
             family,
             folder / name,
@@ -113,9 +115,20 @@ def train_method(
     progress: Progress,
     events: Path | None = None,
 ) -> None:
-    """Fit a method and save it to the folder `target`, with what its training was like; a later call finds it and returns.
+    """Fit a method and save it with the figures of its training; a later call finds it and returns.
 
-    log.jsonl grows there while it is trained; TensorBoard's files in the folder `events` hold the same.
+    Args:
+        name: of the method.
+        settings: its values.
+        family: the tasks.
+        stored: trajectories of training tasks.
+        seed: decides the result.
+        validation: tasks that choose its sampler.
+        target: folder of the saved method; log.jsonl grows there during training.
+        device: of the training.
+        label: in `progress`.
+        progress: hears of every step.
+        events: folder of TensorBoard's files, which hold the same as log.jsonl.
     """
     if (target / "config.json").exists():
         if events is not None and not events.exists():
@@ -126,16 +139,16 @@ def train_method(
     if isinstance(method, SupportsDevice):
         method.to(device)
     losses: list[list[float]] = []
-    written = TrainingLog(target / LOG, events)
+    training_log = TrainingLog(target / LOG, events)
 
     def log(done: int, total: int, figures: dict[str, float]) -> None:
         if "loss" in figures and (done % max(1, total // 100) == 0):
             losses.append([done, round(figures["loss"], 5)])
-        written(done, total, figures)
+        training_log(done, total, figures)
         progress(label, done, total, figures)
 
     start = time.perf_counter()
-    with written:
+    with training_log:
         method.fit(family, stored if spec.needs_trajectories else None, seed=seed, log=log, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
     if isinstance(method, SupportsDevice):
@@ -182,17 +195,17 @@ def provenance() -> dict[str, Any]:
     hardware = f"{os.cpu_count()} CPU cores, {platform.machine()}"
     if torch.cuda.is_available():
         hardware += f", {torch.cuda.get_device_name()}"
-    here = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
-        commit = subprocess.run(here, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None  # installed from a wheel, or no git
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     return {"version": __version__, "commit": commit, "torch": torch.__version__, "hardware": hardware, "date": today}
 
 
-class Share(NamedTuple):
-    """What is to be done with every (method, seed) of a run."""
+class Jobs(NamedTuple):
+    """What all jobs of a run, one a (method, seed), have in common."""
 
     folder: Path
     device: str
@@ -201,11 +214,11 @@ class Share(NamedTuple):
     tensorboard: bool
 
 
-def _do(share: Share, job: tuple[str, int], progress: Progress) -> None:
-    if share.train:
-        train_one(share.folder, *job, share.device, progress, tensorboard=share.tensorboard)
-    if share.score:
-        evaluate_one(share.folder, *job, progress)
+def _do(settings: Jobs, job: tuple[str, int], progress: Progress) -> None:
+    if settings.train:
+        train_one(settings.folder, *job, settings.device, progress, tensorboard=settings.tensorboard)
+    if settings.score:
+        evaluate_one(settings.folder, *job, progress)
 
 
 def train_and_evaluate(
@@ -220,13 +233,13 @@ def train_and_evaluate(
     tensorboard: bool = False,
 ) -> None:
     """Train and/or evaluate every (method, seed), `workers` at a time: results do not depend on how many."""
-    share = Share(folder, device, train, score, tensorboard)
-    for _ in work_through(_do, share, jobs, workers=workers, progress=progress):
+    settings = Jobs(folder, device, train, score, tensorboard)
+    for _ in work_through(_do, settings, jobs, workers=workers, progress=progress):
         pass
 
 
 def finish(folder: Path, *, progress: Progress) -> None:
-    """What needs a quiet machine or several methods: latencies, the inference chains over the loss, the novelty figures."""
+    """Measure what needs a quiet machine or several methods: latencies, chains over the loss, novelty."""
     recipe = read_run(folder)
     family = load_family(recipe.family, folder)
     trained, reference = TrajectoryStore.open(folder / "trajectories"), TrajectoryStore.open(folder / "reference").read()
@@ -248,10 +261,10 @@ def finish(folder: Path, *, progress: Progress) -> None:
         write_json(folder / "landscape.json", evaluate.landscape(shown, family, reference.targets[0], theta0))
         best = next(iter(shown.values()))
         batch = family.sample("test", range(recipe.evaluation.tasks))
-        made = best.generate(family.downstream, batch.support, batch.mask, seed=0)
-        known = trained.rows(torch.arange(min(len(trained), 2000))).targets[:, -1]
+        generated = best.generate(family.downstream, batch.support, batch.mask, seed=0)
+        targets = trained.rows(torch.arange(min(len(trained), 2000))).targets[:, -1]
         if best.space is not None:
-            write_json(folder / "novelty.json", evaluate.novelty(made, reference.targets[:, -1], known, best.space))
+            write_json(folder / "novelty.json", evaluate.novelty(generated, reference.targets[:, -1], targets, best.space))
 
 
 def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
@@ -260,7 +273,7 @@ def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
 
 
 def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str | None]) -> list[tuple[T, int]]:
-    """Everything with every seed of the recipe; what names a method that draws nothing, once, and a slow one, twice."""
+    """Every thing with every seed of the recipe; once if its method draws nothing at random, with two seeds if it is slow."""
 
     def runs(name: str | None) -> int:
         spec = None if name is None else method_spec(name)

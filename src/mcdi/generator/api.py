@@ -28,7 +28,7 @@ Weights = dict[str, Tensor]
 
 
 class Chain(NamedTuple):
-    """Where a chain of one task stood: times (n), and the weights (n, U, D) with their losses (n,) on the support set."""
+    """The states of one task's chain: times (n), weights (n, U, D), and their losses (n,) on the support set."""
 
     times: list[int]
     weights: Tensor
@@ -38,7 +38,7 @@ class Chain(NamedTuple):
 
 
 class Generator:
-    """A trained method and the downstream network that it generates: images, or features, of a few examples in, weights out.
+    """A trained method and the downstream network whose weights it generates.
 
     Inputs of one task carry no batch dimension: x (S, ...) and y (S,); B tasks at once are x (B, S, ...) and y (B, S).
     x is what the network's backbone reads (images of `image_shape`, uint8, or floats in [0, 1]; for a language model a list
@@ -47,18 +47,28 @@ class Generator:
 
     def __init__(self, name: str, method: WeightGenerator, network: base.Network, device: str = "cpu") -> None:
         self.name, self.method, self.network, self.device = name, method, network, device
-        self.exported: Exported | None = None  # what `mcdi export` made of it, which then answers where nothing is asked
+        self.exported: Exported | None = None  # made by `mcdi export`; it answers unless options are given
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of the images that the network's backbone reads: (channels, side, side). Raises McdiError where it has none."""
+        """(channels, side, side) of the images that the backbone reads. Raises McdiError if there is no image backbone."""
         if self.network.embedder is None:
             raise McdiError(f"this generator's {self.network.kind} reads no images: give it tensors, from Python")
         return self.network.embedder.shape
 
     def embed(self, x: Tensor, *, query: bool = False) -> Tensor:
-        """Inputs (..., *shape) -> what the downstream network and the task embedding read (..., X); of a query, only the former
-        where the latter is another network's."""
+        """Features of inputs.
+
+        Args:
+            x: (..., *shape), images, tensors that the network reads as they are, or features already.
+            query: whether they are to be classified only: the task embedding by another network is then left out.
+
+        Returns:
+            (..., X), what the downstream network and the task embedding read.
+
+        Raises:
+            McdiError: inputs of another shape, NaN or infinite values.
+        """
         x = x.to(self.device)
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise McdiError("the examples hold NaN or infinite values: clean them first")
@@ -71,17 +81,20 @@ class Generator:
         if shape is not None and x.ndim >= 4 and tuple(x.shape[-3:]) == shape:
             images = x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8)
             return net.embed_query(images) if query else net.embed(images)
-        alone = net.input_size - net.embedding_size
-        width = alone if query and x.shape[-1] == alone else net.input_size
+        own = net.input_size - net.embedding_size  # features of the backbone alone
+        width = own if query and x.shape[-1] == own else net.input_size
         if x.shape[-1] != width or (x.ndim >= 4 and x.shape[-2] == width):  # square: images of another size
             neither = "not" if shape is None else f"neither images (..., {', '.join(map(str, shape))}) nor"
             raise McdiError(f"examples of shape {tuple(x.shape)} are {neither} features (..., {width})")
         return x.float()
 
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
-        net, given = self.network, (self.network.read(support[0]), torch.as_tensor(support[1]).to(self.device))
+        net = self.network
+        raw, labels = net.read(support[0]), torch.as_tensor(support[1]).to(self.device)
         rows = net.space.unit == "row"
-        x, y, way, single = support_batch(*given, way=net.way, any_way=rows, regression=net.regression, target=net.target_shape)
+        x, y, way, single = support_batch(
+            raw, labels, way=net.way, any_way=rows, regression=net.regression, target=net.target_shape
+        )
         mask = torch.ones(len(y), net.space.units(way), dtype=torch.bool, device=self.device)
         return Examples(self.embed(x), y), mask, single
 
@@ -128,13 +141,13 @@ class Generator:
     def sample(
         self, support: tuple[Any, Tensor] | Examples, *, seed: Seed = 0, ensemble: bool = False, **options: float | None
     ) -> Generated[Weights]:
-        """What `generate` and `confidence` answer, of one pass. Options are those of `generate`."""
+        """What `generate` and `confidence` return, from one pass. Options are those of `generate`."""
         examples, mask, single = self._support(support)
         sampling = self.sampling(**options)
         if ensemble and sampling is None:
             raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
-        asked = ensemble or any(v is not None for v in options.values())
-        if self.exported is not None and not asked and self.exported.serves(mask.shape[1]):
+        plain = not ensemble and all(v is None for v in options.values())
+        if self.exported is not None and plain and self.exported.serves(mask.shape[1]):
             weights, confidence = self.exported.run(*examples, mask.shape[1], seed)
         else:
             packed, confidence = self.sample_packed(examples, mask, sampling, seed, ensemble=ensemble)
@@ -156,16 +169,19 @@ class Generator:
             packed = method.generate(net, support, mask, seed=seed)  # type: ignore[arg-type]
         return Generated(packed if centre is None else net.uncentre(packed, centre), confidence)
 
-    def sampling(self, **asked: float | None) -> Sampling | None:
-        """As the method samples, with what is asked (not None) changed; None for a method without a chain, of which nothing
-        may be asked."""
-        asked = {n: v for n, v in asked.items() if v is not None}
+    def sampling(self, **options: float | None) -> Sampling | None:
+        """The method's sampling with the given options changed; None for a method without a chain.
+
+        Raises:
+            McdiError: an option of a method without a chain.
+        """
+        changes = {n: v for n, v in options.items() if v is not None}
         if isinstance(self.method, SupportsSampling):
             sampling = self.method.sampling
             # The quantiles were calibrated for one way of sampling alone.
-            return replace(sampling, **asked, calibration_quantiles={}) if asked else sampling  # type: ignore[arg-type]
-        if asked:
-            raise McdiError(f"{self.name} has no chain to sample: {', '.join(asked)} is for the diffusion methods")
+            return replace(sampling, **changes, calibration_quantiles={}) if changes else sampling  # type: ignore[arg-type]
+        if changes:
+            raise McdiError(f"{self.name} has no chain to sample: {', '.join(changes)} is for the diffusion methods")
         return None
 
     @property
@@ -179,10 +195,10 @@ class Generator:
         for something else. Raises McdiError where there is no chain."""
         if not isinstance(self.method, SupportsSampling) or not self.method.is_chain:
             raise McdiError(f"{self.name} has no chain: take a diffusion method, mc-di for instance")
-        given, mask, single = self._support(support)
+        embedded, mask, single = self._support(support)
         if not single:
             raise McdiError("a chain is of one task: give x (S, ...) and y (S,)")
-        examples, _ = self._centred(given, mask)
+        examples, _ = self._centred(embedded, mask)
         sampling = replace(SAMPLERS["ddpm"], **{n: v for n, v in options.items() if v is not None})  # type: ignore[arg-type]
         states = self.method.chain(self.network, examples, mask, seed=seed, sampling=sampling)
         losses = torch.cat([self.network.loss(w, examples, mask) for _, w in states])
@@ -204,7 +220,15 @@ class Generator:
 
     @torch.no_grad()
     def predict(self, weights: Weights, x: Any) -> Tensor:
-        """Outputs of the generated network: (*weights of one task), (S, ...) -> (S, classes), or batches of both."""
+        """Outputs of the generated network.
+
+        Args:
+            weights: of one task, or of a batch, as `generate` returns them.
+            x: new inputs (S, ...), or (B, S, ...).
+
+        Returns:
+            (S, classes) logits or (S, ...) values, or a batch of them.
+        """
         x = self.network.read(x)
         single = next(iter(weights.values())).ndim == len(next(iter(self.network.space.spec.values()))[0])
         out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x, query=True))
@@ -213,7 +237,7 @@ class Generator:
     def refine(
         self, support: tuple[Any, Tensor] | Examples, weights: Weights | None = None, *, steps: int = 10, lr: float = 0.01
     ) -> Weights:
-        """`steps` Adam steps at rate `lr` on the support set, from `weights` or from freshly generated ones."""
+        """Weights after `steps` steps of Adam at rate `lr` on the support set, from `weights` or from newly generated ones."""
         examples, mask, single = self._support(support)
         start = self._flat(self.generate(support) if weights is None else weights, single)
         refined = self._dict(adapt(self.network, start, examples, mask, steps, lr))
@@ -237,14 +261,19 @@ class Generator:
         revision: str | None = None,
         commit_message: str = "Upload a generator of mcdi",
     ) -> str:
-        """Put this generator on the Hugging Face Hub under "user/name", with a card (`mcdi[hub]`); returns the address of
-        the commit. `mcdi push` does so with one that lies in its run, of which the card then tells more. Raises McdiError
-        on failure."""
+        """Upload this generator to "user/name" on the Hugging Face Hub, with a card (`mcdi[hub]`).
+
+        Returns:
+            The address of the commit. `mcdi push` does the same for a generator in its run, and its card says more.
+
+        Raises:
+            McdiError: the Hub cannot be reached or refuses.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "generator"
             self.save_pretrained(folder)
-            card, how = model_card(repo_id, folder), {"private": private, "token": token, "revision": revision}
-            return hub.push(folder, repo_id, card=card, message=commit_message, **how)  # type: ignore[arg-type]
+            card, options = model_card(repo_id, folder), {"private": private, "token": token, "revision": revision}
+            return hub.push(folder, repo_id, card=card, message=commit_message, **options)  # type: ignore[arg-type]
 
     @classmethod
     def from_pretrained(
@@ -259,9 +288,21 @@ class Generator:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
     ) -> "Generator":
-        """Inverse of `save_pretrained`: of a folder, or of "user/name" on the Hugging Face Hub (`mcdi[hub]`), which revision,
-        token and cache_dir are for. module, and loss and describe if they were given: those of `OwnTasks`. Raises McdiError for
-        what is missing, corrupt or of another version."""
+        """A saved generator.
+
+        Args:
+            model: its folder, or "user/name" on the Hugging Face Hub (`mcdi[hub]`).
+            device: where it generates.
+            module: of a generator made from `OwnTasks`: that module, whose code no file holds.
+            loss: given to `OwnTasks`, if one was.
+            describe: likewise.
+            revision: branch, tag or commit on the Hub.
+            token: of a private repository.
+            cache_dir: of downloads.
+
+        Raises:
+            McdiError: files that are missing, corrupt or of another version.
+        """
         folder = hub.located(model, revision=revision, token=token, cache_dir=cache_dir)
         config, parts = read_saved(folder)
         with belonging(folder):
@@ -281,6 +322,11 @@ class Generator:
 
 
 def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:
-    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`, or on the Hugging Face Hub: `user/name`. options:
-    of `Generator.from_pretrained`; one for your own module needs `module`."""
+    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`, or `user/name` on the Hugging Face Hub.
+
+    Args:
+        model: folder or repository.
+        device: where it generates.
+        options: of `Generator.from_pretrained`.
+    """
     return Generator.from_pretrained(model, device, **options)
