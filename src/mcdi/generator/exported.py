@@ -17,7 +17,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.saving import MODEL
 from mcdi.networks.support import labelled
 from mcdi.utils.files import read_json
-from mcdi.utils.random import Seed, noise_of, normal
+from mcdi.utils.random import Seed, noise_streams, normal
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
 TRUST = "trust"  # the name of the output behind the parameters
@@ -101,7 +101,7 @@ def alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def noise_for(described: dict[str, Any], tasks: int, units: int, seed: Seed) -> Tensor:
     """The noise that Generator.generate draws from `seed`, all of it: (n, B, samples, U, D)."""
-    g, samples = noise_of(seed, torch.device("cpu")), described["samples"]
+    g, samples = noise_streams(seed, torch.device("cpu")), described["samples"]
     like = torch.empty(tasks * samples, units, described["numbers"])
     drawn = torch.stack([normal(like.shape, g, like) for _ in range(described["noise"])])
     return drawn.unflatten(1, (tasks, samples))

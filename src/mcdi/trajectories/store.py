@@ -30,7 +30,7 @@ from mcdi.trajectories.shards import (
     within,
 )
 from mcdi.utils.files import only_writer, remove_temporaries, write_bytes, write_tensors
-from mcdi.utils.urls import place
+from mcdi.utils.urls import url_or_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class TrajectoryStore:
     """
 
     def __init__(self, where: str | Path) -> None:
-        self.where = place(where)
+        self.where = url_or_path(where)
         self.index: dict[str, Any] = {}
         self._writing = False
         self._layout: dict[str, tuple[torch.dtype, torch.Size]] = {}

@@ -24,7 +24,7 @@ from mcdi.networks.support import prototype_rows
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
-from mcdi.utils.random import Seed, noise_of, normal
+from mcdi.utils.random import Seed, noise_streams, normal
 from mcdi.weights import WeightSpace
 
 
@@ -172,7 +172,7 @@ class Diffusion:
             raise McdiError("this generator is not trained yet: call fit, or load a trained one")
         cond = net.condition(support, mask.shape[1]).repeat_interleave(how.samples, 0)
         mask = mask.repeat_interleave(how.samples, 0)
-        g = noise_of(seed, cond.device)
+        g = noise_streams(seed, cond.device)
         start = cond.new_zeros(*cond.shape[:2], self.space.D)
         x = how.temperature * normal(start.shape, g, start) if how.temperature else start
         yield 0, x
