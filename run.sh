@@ -10,6 +10,6 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     recipe=$1
     shift
 fi
-# Recipes named text-... or ...-lora generate adapters of language models.
-"$root/scripts/setup.sh" "$([[ $(basename "$recipe" .toml) =~ ^text-|-lora$ ]] && echo lora)"
+# Recipes named text-..., glue-... or ...-lora generate adapters of language models.
+"$root/scripts/setup.sh" "$([[ $(basename "$recipe" .toml) =~ ^(text|glue)-|-lora$ ]] && echo lora)"
 exec "$root/.venv/bin/mcdi" run "$recipe" --out "$root/runs/$(basename "$recipe" .toml)" "$@"

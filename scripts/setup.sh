@@ -31,7 +31,7 @@ find_python() {
 
 make_venv() {
     if [ -e "$stamps/root" ] && [ "$(cat "$stamps/root")" != "$PWD" ]; then
-        say "this .venv was made in another folder and holds its paths; making it anew"
+        say ".venv was made in another folder and contains its paths: making it again"
         rm -rf .venv
     fi
     if ! "$py" -m pip --version >/dev/null 2>&1; then
@@ -40,7 +40,7 @@ make_venv() {
         say "making .venv with $("$python" --version)"
         "$python" -m venv .venv
     elif ! is_new_enough "$py"; then
-        say "error: .venv holds $("$py" --version), mcdi needs 3.11 or newer. Remove .venv and call again."
+        say "error: .venv has $("$py" --version), mcdi needs 3.11 or newer. Remove .venv and call again."
         return 1
     fi
 }
@@ -48,10 +48,10 @@ make_venv() {
 pip() { "$py" -m pip --disable-pip-version-check "$@"; }
 
 # The default torch of Linux brings gigabytes of CUDA libraries, so machines without a GPU take the CPU build.
-# Its index gives torch alone (--no-deps); what torch depends on comes with mcdi, from the default index.
+# Its index provides only torch (--no-deps); what torch depends on comes with mcdi, from the default index.
 install_torch() {
     if "$py" -c 'import torch' 2>/dev/null; then
-        say "torch is there already"
+        say "keeping the installed torch"
     elif nvidia-smi >/dev/null 2>&1; then
         say "NVIDIA GPU found: installing $torch with CUDA"
         pip install "$torch"
@@ -67,7 +67,7 @@ install_torch() {
     fi
 }
 
-# Without extras, any finished call will do.
+# Without extras, any finished call is enough.
 if [ -e "$stamps/$key/${extras:-base}" ] || { [ -z "$extras" ] && [ -n "$(ls "$stamps/$key" 2>/dev/null)" ]; }; then
     exit 0
 fi

@@ -20,10 +20,10 @@ def fails(capsys):
     def call(*arguments):
         capsys.readouterr()
         assert mcdi(*arguments) == 1
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err + said.out
-        (sentence,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
-        assert said.err.rstrip().endswith(sentence)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err + printed.out
+        (sentence,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        assert printed.err.rstrip().endswith(sentence)
         return sentence
 
     return call
@@ -37,7 +37,7 @@ class TestArguments:
         assert "unknown device 'tpu': choose auto, cpu, cuda" in fails("run", recipe, *out, "--device", "tpu")
         assert "unknown device 'cuda:x'" in fails("run", recipe, *out, "--device", "cuda:x")
         if not torch.cuda.is_available():
-            assert "cuda:1 is not there" in fails("prepare", recipe, *out, "--device", "cuda:1")
+            assert "cuda:1 is not available" in fails("prepare", recipe, *out, "--device", "cuda:1")
         assert not (tmp_path / "x").exists()
 
     def test_brackets_in_a_message_are_not_markup(self, fails, tmp_path):

@@ -1,4 +1,4 @@
-"""Is a training's log whole after stops, kills and resumptions, and does TensorBoard show the same?"""
+"""A training's log is complete after stops, kills and resumptions, and TensorBoard shows the same."""
 
 import itertools
 import json
@@ -11,8 +11,8 @@ from mcdi.errors import McdiError
 from mcdi.experiments.logs import LINES, LOG, TrainingLog, read_log
 
 
-def say(log, *steps, total=10, of=0.0):
-    """A loss that tells who has written it."""
+def report(log, *steps, total=10, of=0.0):
+    """Losses whose offset tells which training wrote them."""
     for step in steps:
         log(step, total, {"loss": of + step})
 
@@ -21,7 +21,7 @@ def keys(path):
     return [(p.stage, p.step) for p in read_log(path)]
 
 
-def whole(*totals):
+def complete(*totals):
     return [(stage, step) for stage, total in enumerate(totals) for step in range(1, total + 1)]
 
 
@@ -41,34 +41,34 @@ class TestLog:
     def test_long_trainings_are_thinned_evenly(self, tmp_path, total, monkeypatch):
         kept = []
         monkeypatch.setattr("mcdi.experiments.logs.append_bytes", lambda path, line: kept.append(json.loads(line)["step"]))
-        say(TrainingLog(tmp_path / "log.jsonl"), *range(1, total + 1), total=total)
+        report(TrainingLog(tmp_path / "log.jsonl"), *range(1, total + 1), total=total)
         assert LINES / 2 < len(kept) <= LINES + 1 and kept[-1] == total
         assert len({b - a for a, b in itertools.pairwise(kept[:-1])}) == 1
 
-    def test_what_is_done_again_is_said_once(self, tmp_path):
+    def test_repeated_steps_are_in_the_log_once(self, tmp_path):
         path = tmp_path / "log.jsonl"
-        say(TrainingLog(path), *range(1, 8))
-        say(TrainingLog(path), *range(5, 11), of=100.0)  # its checkpoint was of step 4
+        report(TrainingLog(path), *range(1, 8))
+        report(TrainingLog(path), *range(5, 11), of=100.0)  # its checkpoint was of step 4
         points = read_log(path)
-        assert keys(path) == whole(10)
+        assert keys(path) == complete(10)
         assert [p.figures["loss"] for p in points] == [1, 2, 3, 4, *range(105, 111)]
         assert [p.seconds for p in points] == sorted(p.seconds for p in points)
-        say(TrainingLog(path), 1)
+        report(TrainingLog(path), 1)
         assert keys(path) == [(0, 1)]  # without a checkpoint it begins again
 
     def test_networks_one_after_the_other(self, tmp_path):
-        """A resumed training goes through the end of the first network again; what the second has said stays."""
+        """A resumed training goes through the end of the first network again; the lines of the second stay."""
         path = tmp_path / "log.jsonl"
         log = TrainingLog(path)
-        say(log, *range(1, 11))
-        say(log, *range(1, 7), total=8)
-        say(TrainingLog(path), 9)  # killed in the first again
+        report(log, *range(1, 11))
+        report(log, *range(1, 7), total=8)
+        report(TrainingLog(path), 9)  # killed in the first again
         assert keys(path) == [(0, s) for s in range(1, 10)] + [(1, s) for s in range(1, 7)]
         log = TrainingLog(path)
-        say(log, 9, 10)
-        say(log, *range(5, 9), total=8, of=100.0)
-        say(log, 1, total=1)
-        assert keys(path) == whole(10, 8, 1)
+        report(log, 9, 10)
+        report(log, *range(5, 9), total=8, of=100.0)
+        report(log, 1, total=1)
+        assert keys(path) == complete(10, 8, 1)
         assert [p.figures["loss"] for p in read_log(path)][10:] == [1, 2, 3, 4, 105, 106, 107, 108, 1]
         assert path.read_text().count("\n") == 19
 
@@ -84,24 +84,24 @@ class TestLog:
 
         train(TrainingLog(tmp_path / LOG), 2)
         assert [p.seconds for p in read_log(tmp_path / LOG)] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-        clock[0] = 9000.0  # it lay stopped
+        clock[0] = 9000.0  # stopped in between
         train(TrainingLog(tmp_path / LOG), 1, start=3)
         seconds = [p.seconds for p in read_log(tmp_path / LOG) if p.stage == 0]
         assert seconds == [1.0, 2.0, 3.0]
 
     def test_a_kill_in_the_middle_of_a_line(self, tmp_path):
         path = tmp_path / "log.jsonl"
-        say(TrainingLog(path), 1, 2, 3)
+        report(TrainingLog(path), 1, 2, 3)
         for cut in range(1, 40):
             path.write_bytes(path.read_bytes() + b'{"stage": 0, "step": 4, "of": 10, "seconds": 1.5, "loss": 4.0}'[:cut])
-            assert keys(path) == whole(3)
-            say(TrainingLog(path), 3)
-            assert path.read_text().count("\n") == 3 and keys(path) == whole(3)
+            assert keys(path) == complete(3)
+            report(TrainingLog(path), 3)
+            assert path.read_text().count("\n") == 3 and keys(path) == complete(3)
 
     @pytest.mark.parametrize("line", ["{", "[]", "{}", '{"stage": 0, "step": 1, "of": 2, "seconds": "x"}'])
     def test_another_broken_line_is_named(self, tmp_path, line):
         path = tmp_path / "log.jsonl"
-        say(TrainingLog(path), 1, 2)
+        report(TrainingLog(path), 1, 2)
         path.write_text(path.read_text() + line + "\n")
         with pytest.raises(McdiError, match=r"log.jsonl: line 3 is no point of a training: delete that file"):
             read_log(path)
@@ -118,14 +118,14 @@ class TestTensorBoard:
     def test_it_shows_what_the_log_holds(self, tmp_path):
         pytest.importorskip("tensorboard")
         path, events = tmp_path / "log.jsonl", tmp_path / "events"
-        say(TrainingLog(path), 1, 2, 3)  # without the option
+        report(TrainingLog(path), 1, 2, 3)  # without the option
         with TrainingLog(path, events) as log:
-            say(log, *range(3, 11), of=100.0)
-            say(log, 1, 2, total=4)
+            report(log, *range(3, 11), of=100.0)
+            report(log, 1, 2, total=4)
         assert len(self.scalars(events)["loss"]) == 10
         with TrainingLog(path, events) as log:
-            say(log, 9, 10, of=200.0)
-            say(log, 2, 3, 4, total=4)
+            report(log, 9, 10, of=200.0)
+            report(log, 2, 3, 4, total=4)
         losses = [1, 2, *range(103, 109), 209, 210]
         assert self.scalars(events) == {
             "loss": list(zip(range(1, 11), losses, strict=True)),

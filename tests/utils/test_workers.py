@@ -1,4 +1,4 @@
-"""Results do not depend on how many work, where, and how many of them die."""
+"""Results do not depend on the number of workers, on the backend, and on workers that die."""
 
 import os
 import signal
@@ -48,12 +48,12 @@ def backends(monkeypatch):
 
 def test_every_job_is_done_once_and_one_thread_each():
     scale = {"scale": torch.tensor(2)}
-    heard = []
+    calls = []
     for workers in (1, 2):
-        done = list(work_through(square, scale, range(5), workers=workers, progress=lambda *told: heard.append(told)))
+        done = list(work_through(square, scale, range(5), workers=workers, progress=lambda *call: calls.append(call)))
         assert sorted((job, int(result)) for job, (result, _) in done) == [(j, 2 * j**2) for j in range(5)]
         assert {threads for _, (_, threads) in done} == {1}
-    assert {what for what, *_ in heard} == {"squares"} and all(f["threads"] == 1 for *_, f in heard)
+    assert {what for what, *_ in calls} == {"squares"} and all(f["threads"] == 1 for *_, f in calls)
     assert list(work_through(square, scale, [], workers=2)) == []
 
 
@@ -74,25 +74,25 @@ def test_ray_that_is_not_installed(monkeypatch):
 
 
 def test_preparation_with_dying_workers_gives_the_same_bytes(tmp_path, monkeypatch, backends):
-    how = Preparation(tasks=40, epochs=9, k=3, lr=0.03, chunk=8, sharpness=2)
+    preparation = Preparation(tasks=40, epochs=9, k=3, lr=0.03, chunk=8, sharpness=2)
     family = Sines(shots=6, queries=20, hidden=6)
     monkeypatch.setenv("MCDI_TEST_PARENT", str(os.getpid()))
-    prepare(family, tmp_path / "one", how, augment=dies_once)
+    prepare(family, tmp_path / "one", preparation, augment=dies_once)
     for backend in backends:
         monkeypatch.setenv("MCDI_TEST_MARK", str(tmp_path / backend / "mark"))
         (tmp_path / backend).mkdir()
-        told = []
+        reports = []
         store = prepare(
             family,
             tmp_path / backend / "store",
-            how,
+            preparation,
             augment=dies_once,
             workers=2,
             backend=backend,
-            progress=lambda *t, told=told: told.append(t),
+            progress=lambda *call, reports=reports: reports.append(call),
         )
         assert (tmp_path / backend / "mark").exists(), "no worker died: this tests nothing"
-        assert len(store) == 40 and [done for _, done, *_ in told] == [0, 8, 16, 24, 32, 40]
+        assert len(store) == 40 and [done for _, done, *_ in reports] == [0, 8, 16, 24, 32, 40]
         for path in (tmp_path / "one").iterdir():
             assert path.read_bytes() == (tmp_path / backend / "store" / path.name).read_bytes()
     if "ray" in backends:

@@ -47,7 +47,7 @@ def generate(
     texts = isinstance(generator.network, LoraClassifier)
     if adapter is not None and not texts:
         raise McdiError(f"--adapter is for language models, and {model} generates a {generator.network.kind}: use --out")
-    x, y, names = _texts(support) if texts else _images(support, generator)
+    x, y, names = _support(support, generator, texts)
     weights, confidence = generator.sample((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
     _print_confidence(float(confidence))
     if adapter is not None:
@@ -61,7 +61,7 @@ def generate(
         written = f"{out}: " + ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
     console.print(f"{written} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
     if query is not None:
-        new, labels = _text_queries(query) if texts else _image_queries(query, generator)
+        new, labels = _queries(query, generator, texts)
         for label, choice in zip(labels, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
             typer.echo(f"{label}\t{names[choice]}")
 
@@ -73,19 +73,12 @@ def _print_confidence(confidence: float) -> None:
         console.print(f"{note} regression", soft_wrap=True, markup=False)
 
 
-def _images(folder: Path, generator: "Generator") -> "tuple[Tensor, Tensor, list[str]]":
-    from mcdi.tasks.images.class_images import read_folder
+def _support(path: Path, generator: "Generator", texts: bool) -> "tuple[Any, Tensor, list[str]]":
+    """Examples, their labels, and the names of the classes."""
+    if not texts:
+        from mcdi.tasks.images.class_images import read_folder
 
-    return read_folder(folder, generator.image_shape)
-
-
-def _image_queries(folder: Path, generator: "Generator") -> "tuple[Tensor, list[Any]]":
-    from mcdi.tasks.images.class_images import read_images
-
-    return read_images(folder, generator.image_shape)
-
-
-def _texts(path: Path) -> "tuple[Any, Tensor, list[str]]":
+        return read_folder(path, generator.image_shape)
     import torch
 
     from mcdi.tasks.text.labelled import read_texts
@@ -94,8 +87,13 @@ def _texts(path: Path) -> "tuple[Any, Tensor, list[str]]":
     return examples.texts, torch.tensor(examples.labels), list(examples.classes)
 
 
-def _text_queries(path: Path) -> tuple[Any, list[str]]:
+def _queries(path: Path, generator: "Generator", texts: bool) -> tuple[Any, list[Any]]:
+    """What is classified, and what each is called in the output."""
+    if not texts:
+        from mcdi.tasks.images.class_images import read_images
+
+        return read_images(path, generator.image_shape)
     from mcdi.tasks.text.labelled import read_unlabelled
 
-    texts = read_unlabelled(path)
-    return texts, ["\t".join(t) for t in texts]
+    sentences = read_unlabelled(path)
+    return sentences, ["\t".join(s) for s in sentences]

@@ -1,9 +1,8 @@
-"""How does a training go, and how did it? A line of JSON a reported step, put in order again by whoever resumes it.
+"""Logs of trainings, a line of JSON a reported step, and TensorBoard's files with the same figures.
 
     {"stage": 0, "step": 40, "of": 1500, "seconds": 3.2, "loss": 0.71, "lr": 0.00099}
 
-stage counts the networks and searches that one method goes through; seconds are of training, without the time that it lay
-stopped.
+stage counts the networks and searches of one method; seconds are those of training, without stops.
 """
 
 import json
@@ -32,37 +31,39 @@ class Point(NamedTuple):
     figures: dict[str, float]
 
     def line(self) -> bytes:
-        known = {"stage": self.stage, "step": self.step, "of": self.of, "seconds": round(self.seconds, 3)}
-        return (json.dumps(known | self.figures) + "\n").encode()
+        step = {"stage": self.stage, "step": self.step, "of": self.of, "seconds": round(self.seconds, 3)}
+        return (json.dumps(step | self.figures) + "\n").encode()
 
 
 def _point(line: bytes) -> Point:
-    said = json.loads(line)
-    stage, step, of, seconds = (said.pop(name) for name in ("stage", "step", "of", "seconds"))
-    return Point(int(stage), int(step), int(of), float(seconds), {n: float(v) for n, v in said.items()})
+    values = json.loads(line)
+    stage, step, of, seconds = (values.pop(name) for name in ("stage", "step", "of", "seconds"))
+    return Point(int(stage), int(step), int(of), float(seconds), {n: float(v) for n, v in values.items()})
 
 
 def read_log(path: Path) -> list[Point]:
-    """The points of a log in order; a last line that a kill has torn is left out, and no file is no points.
+    """The points of a log in order. A last line that a kill cut off is left out; a missing file has no points.
 
     Raises:
         McdiError: another line cannot be read.
     """
     points: list[Point] = []
-    *whole, _torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *whole, _cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(whole, 1):
         try:
             points.append(_point(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise McdiError(
-                f"{path}: line {number} is no point of a training: delete that file, nothing but plots needs it"
-            ) from error
+            raise McdiError(f"{path}: line {number} is no point of a training: delete that file, only plots need it") from error
     return sorted(points, key=lambda p: p[:2])
 
 
 class TrainingLog(AbstractContextManager["TrainingLog"]):
-    """A Log that writes to `path`, and with `events` to TensorBoard's files in that folder. At most about LINES points a stage,
-    evenly spaced. What a resumed training does again replaces what the stopped one had said of it."""
+    """A Log that writes at most about LINES evenly spaced points a stage. Steps that a resumed training repeats are replaced.
+
+    Args:
+        path: the file, of lines of JSON.
+        events: a folder for TensorBoard's files, which hold the same.
+    """
 
     def __init__(self, path: Path, events: Path | None = None) -> None:
         self.path, self.events = path, events
@@ -82,11 +83,11 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
             self.board.write([point])
 
     def _begin(self, done: int) -> None:
-        """The next stage, from step `done` on: lines that are there of these steps go, those of later stages stay."""
+        """Start the next stage at step `done`: its lines from there on are removed, those of later stages stay."""
         self.stage += 1
         points = [p for p in read_log(self.path) if p.stage != self.stage or p.step < done]
         before = max((p.seconds for p in points if p.stage <= self.stage), default=0.0)
-        # A stage that was begun before a stop goes on at the time of its last line.
+        # A stage that was begun before a stop continues at the time of its last line.
         self.start -= before if self.stage == 0 else max(0.0, before - (time.perf_counter() - self.start))
         write_bytes(self.path, b"".join(p.line() for p in points))
         if self.events is not None:
@@ -111,7 +112,7 @@ def summary_writer() -> Any:
 
 
 class EventFiles:
-    """What TensorBoard reads: a scalar a figure, in `folder`. Begun anew with `points`, so that it shows what the log holds."""
+    """TensorBoard's files in `folder`, a scalar a figure. They are rewritten from `points`, so that they agree with the log."""
 
     def __init__(self, folder: Path, points: Sequence[Point] = ()) -> None:
         make = summary_writer()

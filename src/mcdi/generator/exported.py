@@ -18,7 +18,7 @@ from mcdi.generator.saving import MODEL
 from mcdi.methods.sampling import Generated
 from mcdi.networks.support import support_batch
 from mcdi.utils.files import read_json
-from mcdi.utils.random import Seed, noise_of, normal
+from mcdi.utils.random import Seed, noise_streams, normal
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
 CONFIDENCE = "confidence"  # name of the last output, after the parameters
@@ -121,7 +121,7 @@ def squeeze_batch(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def noise_for(metadata: dict[str, Any], tasks: int, units: int, seed: Seed) -> Tensor:
     """All noise that Generator.generate draws from `seed`: (n, B, samples, U, D)."""
-    g, samples = noise_of(seed, torch.device("cpu")), metadata["samples"]
+    g, samples = noise_streams(seed, torch.device("cpu")), metadata["samples"]
     like = torch.empty(tasks * samples, units, metadata["numbers"])
     drawn = torch.stack([normal(like.shape, g, like) for _ in range(metadata["noise"])])
     return drawn.unflatten(1, (tasks, samples))

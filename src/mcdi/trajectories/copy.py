@@ -11,7 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.trajectories.shards import first_difference, index_bytes, layout, sealed_index, shard_bytes, shard_file, within
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.utils.files import only_writer, write_bytes
-from mcdi.utils.urls import place, url_exists, write_url
+from mcdi.utils.urls import url_exists, url_or_path, write_url
 from mcdi.weights import WeightSpace
 
 
@@ -64,7 +64,7 @@ def export(source: str | Path, destination: str | Path) -> None:
     Raises:
         McdiError: when `destination` holds a store or cannot be written, or when `source` is damaged.
     """
-    store, target = TrajectoryStore.open(source), place(destination)
+    store, target = TrajectoryStore.open(source), url_or_path(destination)
     last = within(target, "index.json")
     if url_exists(last) if isinstance(last, str) else last.exists():
         raise McdiError(f"{destination} holds a store already: choose another destination, or delete it")

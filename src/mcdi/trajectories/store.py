@@ -30,7 +30,7 @@ from mcdi.trajectories.shards import (
     within,
 )
 from mcdi.utils.files import only_writer, remove_temporaries, write_bytes, write_tensors
-from mcdi.utils.urls import place
+from mcdi.utils.urls import url_or_path
 
 __all__ = ["Stored", "Trajectories", "TrajectoryStore"]
 
@@ -50,7 +50,7 @@ class TrajectoryStore:
     """
 
     def __init__(self, location: str | Path) -> None:
-        self.location = place(location)
+        self.location = url_or_path(location)
         self.index: dict[str, Any] = {}
         self._writing = False
         self._layout: dict[str, tuple[torch.dtype, torch.Size]] = {}

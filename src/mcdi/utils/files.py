@@ -1,4 +1,4 @@
-"""How is anything written so that a kill at any moment leaves the old file or the new one, and never a half?"""
+"""Files that are written so that a kill at any moment leaves the old file or the new one; errors of files as McdiError."""
 
 import fcntl
 import json
@@ -18,9 +18,9 @@ from mcdi.errors import McdiError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` in one step: readers see the old file or the new one, whatever is killed and when."""
+    """Replace `path` in one step: readers see the old file or the new one. Raises McdiError when it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with _writing(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -32,50 +32,68 @@ def write_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
 
 
 def append_bytes(path: Path, data: bytes) -> None:
     """Add to the end of `path`, for logs only: a kill may leave a part of `data`."""
+    with _writing(path), path.open("ab") as file:
+        file.write(data)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        with path.open("ab") as file:
-            file.write(data)
+        yield
     except OSError as error:
         raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
 
 
+@contextmanager
+def _reading(path: Path, cure: str, *kinds: type[Exception]) -> Iterator[None]:
+    """A missing file, and errors of these kinds, as McdiError. cure: the end of the sentence, with {error}."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
+    except kinds as error:
+        raise McdiError(f"{path} {cure.format(error=getattr(error, 'strerror', None) or error)}") from error
+
+
 def write_json(path: Path, data: Any) -> None:
+    """Replace `path` by indented JSON with sorted keys."""
     write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_bytes(path: Path) -> bytes:
-    try:
+    """The content of a file. Raises McdiError for one that is missing or unreadable."""
+    with _reading(path, "cannot be read ({error}): check its permissions", OSError):
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
-    except OSError as error:
-        raise McdiError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from error
 
 
 def read_json(path: Path) -> Any:
-    try:
+    """What a JSON file holds. Raises McdiError for one that is missing, unreadable or no JSON."""
+    with _reading(path, "cannot be read as JSON ({error}): delete it and run the step that made it again", OSError, ValueError):
         return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise McdiError(f"{path} cannot be read as JSON ({error}): delete it and run the step that made it again") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """Tensors and JSON-able metadata in one safetensors file, replaced atomically; returns the bytes written."""
+    """Write tensors and metadata to one safetensors file.
+
+    Args:
+        path: the file, replaced in one step.
+        tensors: of any shape and device.
+        metadata: anything that JSON can hold.
+
+    Returns:
+        The bytes written.
+    """
     data = tensor_bytes(tensors, metadata)
     write_bytes(path, data)
     return data
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """What `write_tensors` writes."""
+    """The content of the file that `write_tensors` writes."""
     return save(
         {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
         {n: json.dumps(v) for n, v in (metadata or {}).items()} or None,
@@ -83,21 +101,18 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | No
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Inverse of `write_tensors`. Raises McdiError naming a file that is missing or corrupt."""
-    try:
+    """Tensors and metadata of a file of `write_tensors`. Raises McdiError for one that is missing or corrupt."""
+    cure = "is not a readable safetensors file ({error}): delete it and run its step again"
+    with _reading(path, cure, OSError, SafetensorError, json.JSONDecodeError):
         with safe_open(path, "pt") as file:
             metadata = {n: json.loads(v) for n, v in (file.metadata() or {}).items()}
         return load_file(path), metadata
-    except FileNotFoundError as error:
-        raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise McdiError(f"{path} is not a readable safetensors file ({error}): delete it and run its step again") from error
 
 
 def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `read_tensors` says of a file, of its bytes: tensors in memory, which nobody can change by writing to the file."""
+    """As `read_tensors`, from bytes in memory. where: what errors call them."""
     try:
-        tensors = load_bytes(data)  # refuses whatever is no such header
+        tensors = load_bytes(data)  # refuses whatever has no such header
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tensors, {n: json.loads(v) for n, v in header.get("__metadata__", {}).items()}
     except (SafetensorError, ValueError) as error:
@@ -105,14 +120,14 @@ def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what `write_bytes` was writing into `folder` when it was killed. Only for who holds `only_writer`."""
+    """Delete what a killed `write_bytes` left in `folder`. Only for the process that has the lock of `only_writer`."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` for writing; the lock goes with the process, however it ends. Raises McdiError when another has it."""
+    """Lock `folder` for writing until the block or the process ends. Raises McdiError when another process has the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

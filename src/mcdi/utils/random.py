@@ -1,4 +1,4 @@
-"""Where does the noise of a batch come from? From one stream, or one of every task, whatever other tasks stand beside it."""
+"""Random numbers from explicit seeds: noise of a batch or of each of its tasks, and counter-based numbers of tasks."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from mcdi.types import SPLITS
 
-# Of all tasks of a batch together, or one of every task; or the numbers themselves, one step's after another.
+# A seed of a whole batch, one a task (a task's noise then does not depend on the batch), or the noise of every step itself.
 Seed = int | Sequence[int] | Iterator[Tensor]
 Noise = torch.Generator | Sequence[torch.Generator] | Iterator[Tensor] | None
 
 
-def noise_of(seed: Seed, device: torch.device) -> Noise:
+def noise_streams(seed: Seed, device: torch.device) -> Noise:
+    """The generators that `normal` draws from: one of the batch, or one a task; noise that is given is handed through."""
     if isinstance(seed, Iterator):
         return seed
     if isinstance(seed, int):
@@ -23,7 +24,13 @@ def noise_of(seed: Seed, device: torch.device) -> Noise:
 
 
 def normal(shape: Sequence[int], noise: Noise, like: Tensor) -> Tensor:
-    """Standard Gaussian numbers of `like`'s type and place; of several streams each gives as many rows, task by task."""
+    """Standard Gaussian numbers.
+
+    Args:
+        shape: of the result; with several streams its first dimension is a multiple of their number.
+        noise: of `noise_streams`; several streams give equally many rows each, task by task.
+        like: decides type and device.
+    """
     if isinstance(noise, Iterator):
         return next(noise)
     if noise is None or isinstance(noise, torch.Generator):
@@ -33,9 +40,18 @@ def normal(shape: Sequence[int], noise: Noise, like: Tensor) -> Tensor:
 
 
 def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> NDArray[np.float64]:
-    """(B, count) numbers in [0, 1) decided by (split, seed, parts) alone, so that a task is the same in every batch.
+    """Uniform numbers that depend on (split, seed, parts) only, so that a task is the same in every batch.
 
-    SplitMix64 as a counter-based generator: one vectorised pass instead of a generator object a task (100x faster).
+    SplitMix64 as a counter-based generator: one vectorised pass, 100 times faster than a generator object a task.
+
+    Args:
+        split: one of SPLITS.
+        seeds: of B tasks.
+        parts: further numbers that tell draws of one task apart.
+        count: numbers a task.
+
+    Returns:
+        (B, count), in [0, 1).
     """
     with np.errstate(over="ignore"):
         key = np.full(len(seeds), SPLITS.index(split) + 1, dtype=np.uint64)

@@ -1,7 +1,6 @@
-"""How is work spread over processes, so that the result does not depend on how many there are, or on how many die?
+"""Jobs on several processes of this machine or of a Ray cluster, with results that do not depend on how many there are.
 
-A job is a pure function of (shared, job): shared goes to every worker once. Two places to work, one code path: processes
-of this machine, and a Ray cluster (`pip install mcdi[ray]`). A job whose worker dies is done again by another.
+A job is a pure function of (shared, job). `shared` goes to every worker once. A job whose worker dies is done again.
 """
 
 import concurrent.futures
@@ -32,7 +31,7 @@ DIED = "a worker process died {n} times at the same work, perhaps for lack of me
 
 
 def silent(what: str, done: int, total: int, figures: dict[str, float]) -> None:
-    pass
+    """A Progress that shows nothing."""
 
 
 def work_through(
@@ -44,10 +43,21 @@ def work_through(
     backend: Backend = "local",
     progress: Progress = silent,
 ) -> Iterator[tuple[J, R]]:
-    """(job, work(shared, job, progress)) of every job as it is done, `workers` at a time, one thread each.
+    """Do every job, each with one thread.
 
-    `work` is a function of a module, and tells its own progress. Raises what `work` raises, and McdiError when workers
-    die ATTEMPTS times at the same jobs, for an unknown backend, or when Ray is asked for and not installed.
+    Args:
+        work: a function of a module, called with (shared, job, progress).
+        shared: what all jobs read; its tensors lie in shared memory.
+        jobs: in any order; they must not depend on each other.
+        workers: jobs at a time.
+        backend: "local", or "ray": the cluster at RAY_ADDRESS, else one on this machine.
+        progress: called with what `work` reports (not on Ray).
+
+    Yields:
+        (job, result) of every job when it is done.
+
+    Raises:
+        McdiError: workers die ATTEMPTS times at the same jobs, the backend is unknown, or Ray is not installed.
     """
     if backend not in ("local", "ray"):
         raise McdiError(f"unknown backend {backend!r}: choose local or ray")
@@ -65,7 +75,7 @@ def work_through(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What is done here is done as in a worker, which has one thread: sums are the same, latencies are comparable."""
+    """One thread, as in a worker, so that sums are the same and latencies comparable."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -74,12 +84,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_here: tuple[Any, Any, Any] = (None, None, None)  # in a worker: queue of messages, work, shared
+_worker: tuple[Any, Any, Any] = (None, None, None)  # in a worker: queue of messages, work, shared
 
 
 def _start(messages: Any, work: Any, shared: Any) -> None:
-    global _here
-    _here = (messages, work, shared)
+    global _worker
+    _worker = (messages, work, shared)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -94,15 +104,15 @@ def _end_with_parent() -> None:
 
 
 def _do(job: Any) -> Any:
-    messages, work, shared = _here
+    messages, work, shared = _worker
     last = [0.0]
 
-    def tell(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+    def send(what: str, done: int, total: int, figures: dict[str, float]) -> None:
         if done == total or time.monotonic() - last[0] > 0.3:
             last[0] = time.monotonic()
             messages.put((what, done, total, figures))
 
-    return work(shared, job, tell)
+    return work(shared, job, send)
 
 
 def _local(work: Any, shared: Any, jobs: Sequence[Any], workers: int, progress: Progress) -> Iterator[tuple[Any, Any]]:
@@ -155,7 +165,7 @@ def _ray(work: Any, shared: Any, jobs: Sequence[Any], workers: int) -> Iterator[
         raise McdiError("backend = 'ray' needs Ray: pip install 'mcdi[ray]'") from error
     own = not ray.is_initialized()
     if own:
-        address = os.environ.get("RAY_ADDRESS")  # a cluster that is there; else one of this machine
+        address = os.environ.get("RAY_ADDRESS")  # of a running cluster; else one is started
         ray.init(
             **({"address": address} if address else {"num_cpus": workers, "include_dashboard": False}), log_to_driver=False
         )
@@ -183,12 +193,12 @@ def _ray(work: Any, shared: Any, jobs: Sequence[Any], workers: int) -> Iterator[
 
 
 def pick_device(name: str) -> str:
-    """The torch device that a user names; auto: CUDA where it is. Raises McdiError for one that is not there."""
+    """The torch device that a user names; auto: CUDA where available. Raises McdiError for an unavailable one."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise McdiError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
     if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
-        raise McdiError(f"{name} is not there: this torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise McdiError(f"{name} is not available: this torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return name

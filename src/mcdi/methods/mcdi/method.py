@@ -25,7 +25,7 @@ from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
-from mcdi.utils.random import Seed, noise_of, normal
+from mcdi.utils.random import Seed, noise_streams, normal
 from mcdi.weights import WeightSpace
 
 # The rows of the ablation differ by one value each; they share every other setting of the [generator] table.
@@ -145,7 +145,7 @@ class Diffusion:
         denoiser, space = self._trained()
         cond = net.condition(support, mask.shape[1]).repeat_interleave(sampling.samples, 0)
         mask = mask.repeat_interleave(sampling.samples, 0)
-        noise = noise_of(seed, cond.device)
+        noise = noise_streams(seed, cond.device)
         start = cond.new_zeros(*cond.shape[:2], space.D)
         x = sampling.temperature * normal(start.shape, noise, start) if sampling.temperature else start
         yield 0, x

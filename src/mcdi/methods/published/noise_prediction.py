@@ -11,7 +11,7 @@ from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.mcdi.denoisers import make_denoiser
 from mcdi.methods.published.stored_weights import FromWeights, FromWeightsSettings, over_units
-from mcdi.utils.random import Seed, noise_of, normal
+from mcdi.utils.random import Seed, noise_streams, normal
 from mcdi.weights import WeightSpace
 
 CLIP = 4.0  # standard deviations of what is generated
@@ -65,7 +65,7 @@ class FromNoise(FromWeights[N]):
         """The end of a DDIM chain from noise, (B, U, size) for a mask `like` (B, U). What a step takes for the clean end is
         clipped, as image diffusions do: near noise a small error of f is a large one of it."""
         schedule = replace(self.schedule, alpha=self.schedule.alpha.to(like.device))
-        x = normal((*like.shape, size), noise_of(seed, like.device), schedule.alpha)
+        x = normal((*like.shape, size), noise_streams(seed, like.device), schedule.alpha)
 
         def clipped(x: Tensor, t: Tensor) -> Tensor:
             clean = core.to_x0(f(x, t / self.settings.T), x, t, schedule).clamp(-CLIP, CLIP)
