@@ -47,10 +47,10 @@ def main() -> None:
     table = Table(title=title)
     shots = recipe.family.shots
     for column in ("backbone", "generator", f"{IMAGES} images, ms", "1 task, ms", f"{BATCH} tasks, ms"):
-        table.add_column(column, justify="correct")
+        table.add_column(column, justify="right")
     for n in shots:
-        table.add_column(f"{n} shots, %", justify="correct")
-        table.add_column("minus float32", justify="correct")
+        table.add_column(f"{n} shots, %", justify="right")
+        table.add_column("minus float32", justify="right")
     first: dict[int, Tensor] = {}
     for name in ("float32", "bfloat16"):
         if name == "bfloat16":
