@@ -69,11 +69,8 @@ def main() -> None:
                     weights: Any = {k: w.float() for k, w in generator.generate(batch.support).items()}
                     with torch.autocast("cpu", enabled=False):
                         correct = (generator.predict(weights, batch.query.x).argmax(-1) == batch.query.y).float().mean(1)
-                    difference = interval(correct - first.setdefault(n, correct))
-                    values += [
-                        f"{100 * float(correct.mean()):.2f}",
-                        f"{100 * difference['mean']:+.3f} ± {100 * difference['ci95']:.3f}",
-                    ]
+                    gap = interval(correct - first.setdefault(n, correct))
+                    values += [f"{100 * float(correct.mean()):.2f}", f"{100 * gap['mean']:+.3f} ± {100 * gap['ci95']:.3f}"]
             table.add_row(*values)
     Console(width=140).print(table)
 
