@@ -47,10 +47,10 @@ def main() -> None:
     table = Table(title=title)
     shots = recipe.family.shots
     for column in ("backbone", "generator", f"{IMAGES} images, ms", "1 task, ms", f"{BATCH} tasks, ms"):
-        table.add_column(column, justify="correct")
+        table.add_column(column, justify="right")
     for n in shots:
-        table.add_column(f"{n} shots, %", justify="correct")
-        table.add_column("minus float32", justify="correct")
+        table.add_column(f"{n} shots, %", justify="right")
+        table.add_column("minus float32", justify="right")
     first: dict[int, Tensor] = {}
     for name in ("float32", "bfloat16"):
         if name == "bfloat16":
@@ -69,11 +69,8 @@ def main() -> None:
                     weights: Any = {k: w.float() for k, w in generator.generate(batch.support).items()}
                     with torch.autocast("cpu", enabled=False):
                         correct = (generator.predict(weights, batch.query.x).argmax(-1) == batch.query.y).float().mean(1)
-                    difference = interval(correct - first.setdefault(n, correct))
-                    values += [
-                        f"{100 * float(correct.mean()):.2f}",
-                        f"{100 * difference['mean']:+.3f} ± {100 * difference['ci95']:.3f}",
-                    ]
+                    gap = interval(correct - first.setdefault(n, correct))
+                    values += [f"{100 * float(correct.mean()):.2f}", f"{100 * gap['mean']:+.3f} ± {100 * gap['ci95']:.3f}"]
             table.add_row(*values)
     Console(width=140).print(table)
 

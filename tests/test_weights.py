@@ -1,4 +1,4 @@
-"""Round trips are exact for any dtype and shape; what is not a weight is refused."""
+"""Round trips are exact for every dtype and shape; unsuitable parameters raise errors."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_rows_round_trip_for_any_number_of_classes(features, way, batch, dtype):
 
 
 class Rows(nn.Module):
-    """A linear classifier and tensors that belong to none of its rows."""
+    """A linear classifier and tensors that belong to no row."""
 
     def __init__(self, features, shapes, dtypes):
         super().__init__()
@@ -58,7 +58,7 @@ class Rows(nn.Module):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 6), SHAPES, st.data(), st.integers(1, 7), st.integers(1, 3))
-def test_rows_and_what_belongs_to_none_round_trip_for_any_number_of_rows(features, shapes, data, way, batch):
+def test_rows_and_shared_tensors_round_trip_for_any_number_of_rows(features, shapes, data, way, batch):
     module = Rows(features, shapes, [data.draw(DTYPES) for _ in shapes])
     space = WeightSpace(module, unit="row", shared="norm")
     params = {n: torch.randn(batch, *p.shape).to(p.dtype) for n, p in module.named_parameters()}
@@ -67,7 +67,7 @@ def test_rows_and_what_belongs_to_none_round_trip_for_any_number_of_rows(feature
     chunks = [-(-torch.Size(shape).numel() // (features + 1)) for shape in shapes]
     assert flat.shape == (batch, way + sum(chunks), features + 1) and 5 + sum(chunks) == space.U
     assert (space.units(way), space.extra, space.kinds) == (flat.shape[1], sum(chunks), 1 + sum(chunks))
-    # The rows come first, and are those of the head alone.
+    # The rows come first and equal those of the head by itself.
     head = WeightSpace(module.head, unit="row")
     assert torch.equal(flat[:, :way].to(head.dtype), head.pack({n[5:]: params[n] for n in ("head.weight", "head.bias")}))
     back = space.unpack(flat)
@@ -78,7 +78,7 @@ def test_rows_and_what_belongs_to_none_round_trip_for_any_number_of_rows(feature
         space.unpack(torch.zeros(1, space.extra - 1, space.D))
 
 
-def test_rows_share_statistics_and_every_other_unit_has_its_own():
+def test_rows_have_common_statistics_and_every_other_unit_its_own():
     space = WeightSpace(Rows(2, [[3], [2, 2]], [torch.float32] * 2), unit="row", shared="norm")
     g = torch.Generator().manual_seed(0)
     scale = torch.tensor([2.0] * 5 + [5.0, 0.1, 3.0])[:, None]
@@ -97,10 +97,10 @@ def test_rows_share_statistics_and_every_other_unit_has_its_own():
     assert WeightSpace.from_config(fitted.config()).with_statistics(*fitted.statistics()).standardise(flat).equal(z)
 
 
-def test_a_space_without_shared_parameters_is_described_as_before():
+def test_the_config_of_a_space_without_shared_parameters():
     space = WeightSpace(nn.Linear(2, 3), unit="row")
-    old = {"unit": "row", "parameters": {"weight": [[3, 2], "float32"], "bias": [[3], "float32"]}, "buffers": []}
-    assert space.config() == old == WeightSpace.from_config(old).config()
+    config = {"unit": "row", "parameters": {"weight": [[3, 2], "float32"], "bias": [[3], "float32"]}, "buffers": []}
+    assert space.config() == config == WeightSpace.from_config(config).config()
     assert space.fitted([(torch.randn(4, 3, 3), torch.ones(4, 3, dtype=torch.bool))]).statistics()[0].shape == (3,)
     assert (space.units(7), space.kinds, WeightSpace(nn.Linear(2, 3), unit=4).units(7)) == (7, 1, 3)
 
@@ -158,7 +158,7 @@ def test_running_statistics_belong_to_their_layer():
     assert WeightSpace(nn.BatchNorm1d(4, track_running_stats=False)).buffers == ()
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_raises_errors():
     space = WeightSpace(nn.Linear(3, 5))
     with pytest.raises(McdiError, match="do not fit"):
         space.unpack(torch.zeros(2, 1, 7))
@@ -170,8 +170,8 @@ def test_what_does_not_fit_is_refused():
         space.standardise(torch.zeros(1, 1, 20))
     with pytest.raises(McdiError, match="common first dimension"):
         WeightSpace(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), unit="row")
-    for unit, shared, found in (("whole", "bias", "bias of"), ("row", "norm", "nothing of"), ("row", ".", "weight, bias of")):
-        with pytest.raises(McdiError, match=f"must leave rows of unit = 'row', not '{unit}' .it matches {found} weight, bias"):
+    for unit, shared, names in (("whole", "bias", "bias of"), ("row", "norm", "nothing of"), ("row", ".", "weight, bias of")):
+        with pytest.raises(McdiError, match=f"must leave rows of unit = 'row', not '{unit}' .it matches {names} weight, bias"):
             WeightSpace(nn.Linear(2, 3), unit=unit, shared=shared)
     with pytest.raises(McdiError, match="unknown unit"):
         WeightSpace(nn.Linear(2, 2), unit="column")

@@ -219,7 +219,7 @@ class TestBound:
         assert self.bound(theta0, round(2.2 * 350), none) < at_l <= self.bound(theta0, 700, none)
 
     def test_it_needs_the_cross_term(self):
-        """An error along what the optimiser has not reached: a sum of squares does not bound the square of a sum."""
+        """An error along what the optimiser has not reached: a sum of squares does not bound the square of the sum."""
         theta0, error = torch.tensor([[0, 0, 1.0], [0, 0, 0.5]], dtype=torch.float64)
         reached = float(value(theta0 + error))  # M = 0, and a loss as curved everywhere as here
         psi = float(value(theta0))

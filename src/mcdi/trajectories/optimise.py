@@ -81,10 +81,8 @@ def optimise(net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation,
     """Train N tasks, each as a plain loop with torch.optim would.
 
     Args:
-        net: the network whose weights are trained.
+        net, tasks, settings: the network, the N tasks, and how they are trained.
         theta0: (U, D) start of every task.
-        tasks: the N tasks.
-        settings: how they are trained.
         augment: views of the examples, instead of the noise of `settings.augment`.
 
     Raises:

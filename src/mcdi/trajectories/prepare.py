@@ -70,11 +70,8 @@ def trajectories(
     """Trajectories of the tasks named by (split, seeds), in memory.
 
     Args:
-        family: the source of the tasks.
-        split: "train", "val" or "test".
-        seeds: the tasks.
-        settings: how they are trained; `tasks` and `chunk` are not read.
-        device: where they are trained.
+        family, split, seeds: the source of the tasks, "train", "val" or "test", and one seed for each task.
+        settings, device: how and where they are trained; `tasks` and `chunk` are not read.
         augment: views of a task's examples, instead of the noise of `settings.augment`.
         at_once: how many tasks run together (None: see `tile_size`).
 
@@ -185,11 +182,9 @@ def prepare(
     The result does not depend on `workers`, `backend` or interruptions. Other processes may read the store meanwhile.
 
     Args:
-        family: the source of the tasks.
+        family, split: the source of the tasks, and "train", "val" or "test".
         folder: the store; it is created if it does not exist.
-        settings: how tasks are trained and stored.
-        split: "train", "val" or "test".
-        device: where tasks are trained.
+        settings, device: how and where tasks are trained.
         augment: views of a task's examples; with several workers a function at the top level of a module.
         workers: number of processes.
         backend: "local", or "ray", which needs a folder that all machines of the cluster see.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.pretrained import Pretrained, is_pretrained, rebuild
+from mcdi.utils.training import cosine_rate, restore_training, training_state
 
 
 class Conv4(nn.Sequential):
@@ -160,11 +161,11 @@ def train_backbone(
     done = 0
     if start is not None:
         done = start[0]
-        restore_training(both, optimiser, start[1])
+        restore_training(both.state_dict(), optimiser, start[1])
     for step in range(done, steps):
         model.train()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        optimiser.param_groups[0]["lr"] = one_cycle(step, steps, lr)
+        optimiser.param_groups[0]["lr"] = cosine_rate(step, steps, lr, warmup=0.1, floor=1e-6)
         classes = torch.randperm(len(images), generator=generator)[:way]
         picks = torch.rand(way, images.shape[1], generator=generator).argsort(1)[:, : shots + queries]
         batch = images[classes[:, None], picks].flatten(0, 1).float() / 255
@@ -175,30 +176,7 @@ def train_backbone(
         optimiser.step()
         yield float(loss.detach())
         if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            checkpoint(step + 1, training_state(both, optimiser))
-
-
-def one_cycle(step: int, steps: int, lr: float) -> float:
-    """The rate of a step: up to `lr` in a tenth of the steps, down along a cosine."""
-    warm = min((step + 1) / (0.1 * steps), 1.0)
-    return lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
-
-
-def training_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a run goes on from: the module's tensors, and Adam's of its parameters by their place."""
-    state = dict(module.state_dict())
-    for i, p in enumerate(module.parameters()):
-        state |= {f"optimiser.{i}.{n}": torch.as_tensor(v) for n, v in optimiser.state[p].items()}
-    return state
-
-
-def restore_training(module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """Inverse of `training_state`, in place."""
-    module.load_state_dict({n: t for n, t in state.items() if not n.startswith("optimiser.")})
-    for i, p in enumerate(module.parameters()):
-        # Laid out as the parameter is, which files do not keep: fused Adam goes through both in the order of memory.
-        moments = {n: torch.empty_like(p).copy_(state[f"optimiser.{i}.{n}"]) for n in ("exp_avg", "exp_avg_sq")}
-        optimiser.state[p] = {"step": state[f"optimiser.{i}.step"], **moments}
+            checkpoint(step + 1, training_state(both.state_dict(), optimiser))
 
 
 @torch.no_grad()

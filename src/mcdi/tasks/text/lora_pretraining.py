@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.networks.backbones.language import POOLED
-from mcdi.networks.backbones.vision import cl2n, one_cycle, prototypical_loss, restore_training, training_state
+from mcdi.networks.backbones.vision import cl2n, prototypical_loss
 from mcdi.networks.lora import LoraClassifier
 from mcdi.tasks.text.text_tasks import TextTasks
+from mcdi.utils.training import cosine_rate, restore_training, training_state
 
 SHOTS, QUERIES = 5, 8  # at most, of a class in an episode
 SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
@@ -38,10 +39,10 @@ def pretrain_lora(
     both = nn.ParameterList(pairs)
     optimiser = torch.optim.AdamW(pairs, lr=lr, weight_decay=0.01)
     if start is not None:
-        restore_training(both, optimiser, start[1])
+        restore_training(both.state_dict(), optimiser, start[1])
     try:
         for step in range(start[0] if start else 0, steps):
-            optimiser.param_groups[0]["lr"] = one_cycle(step, steps, lr)
+            optimiser.param_groups[0]["lr"] = cosine_rate(step, steps, lr, warmup=0.1, floor=1e-6)
             seeds = [seed * 1_000_003 + step * at_once + j for j in range(at_once)]
             batch = tasks.sample("train", seeds, draw=1 + step, shots=shots)
             x = torch.cat([part.x.unflatten(1, (tasks.way, -1))[:, :, :QUERIES] for part in (batch.support, batch.query)], 2)
@@ -53,7 +54,7 @@ def pretrain_lora(
             optimiser.step()
             yield float(loss.detach())
             if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-                checkpoint(step + 1, training_state(both, optimiser))
+                checkpoint(step + 1, training_state(both.state_dict(), optimiser))
     finally:
         for p in pairs:
             p.requires_grad_(False)
