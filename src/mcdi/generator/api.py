@@ -16,6 +16,7 @@ from mcdi.generator.saving import CONFIG, FORMAT, MODEL, belonging, read_saved
 from mcdi.methods import SAMPLERS, Diffusion, Sampling, WeightGenerator, adapt, make_method
 from mcdi.methods.published.stored_weights import FromWeights
 from mcdi.networks import base, registry
+from mcdi.networks.heads import as_head
 from mcdi.networks.own import Describe, Loss
 from mcdi.networks.support import centre_of, support_batch
 from mcdi.types import Examples
@@ -149,7 +150,7 @@ class Generator:
         else:
             how = how or self.method.settings.sampling
             flat, trusted = self.method.generate_trusted(self.network, support, mask, seed=seed, how=how)
-        return flat if centre is None else self.network.uncentre(flat, centre), trusted
+        return flat if centre is None else as_head(self.network, "set centred = false").uncentre(flat, centre), trusted
 
     @property
     def own_seeds(self) -> bool:

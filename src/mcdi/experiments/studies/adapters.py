@@ -13,6 +13,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments.recipe import Recipe
 from mcdi.experiments.studies.variants import Cell, Context, Measured
 from mcdi.methods import FineTune, WeightGenerator, adapt, for_shots
+from mcdi.networks.backbones.language import LoraSettings
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.support import least_squares
 from mcdi.tasks.text.text_tasks import TextTasks
@@ -44,10 +45,13 @@ class Answer(NamedTuple):
 
 def cells(recipe: Recipe) -> list[Cell]:
     """The methods of the recipe, and fine-tuning of rows and pairs from where peft draws them: what there is without mcdi."""
-    through = recipe.family.lora.generate == "both"
+    lora = getattr(recipe.family, "lora", None)
+    if not isinstance(lora, LoraSettings):
+        raise McdiError(f"the study adapters is for text, not for {recipe.family.data}: choose a recipe such as text-lora")
+    through = lora.generate == "both"
     found = [Cell({"method": n}, n, every_seed=through and n == "adam") for n in METHODS if n in recipe.methods]
-    lora = replace(recipe.family.lora, generate="both", start="drawn")
-    tuned = Cell({"method": FINE_TUNED}, "adam", TUNING, family={"lora": lora}, every_seed=True)
+    drawn = replace(lora, generate="both", start="drawn")
+    tuned = Cell({"method": FINE_TUNED}, "adam", TUNING, family={"lora": drawn}, every_seed=True)
     return [*found, tuned]
 
 

@@ -1,7 +1,7 @@
 """Which studies are there, and what does each vary?"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from mcdi.experiments.studies.distillation import distilled
 from mcdi.experiments.studies.uncertainty import ensembles
 from mcdi.experiments.studies.variants import Cell, Context, Measure, trained
 from mcdi.methods import HEADS_ALONE, METHODS, Diffusion, make_method
-from mcdi.networks.linear_head import LinearHead
-from mcdi.networks.registry import NETWORKS
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.utils.workers import Progress
 
@@ -122,9 +120,10 @@ def _levers(recipe: Recipe) -> list[Cell]:
         "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}, {}),
         "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}, {}),
     }
-    if recipe.family.embedding:
+    if recipe.family.traits.embedding:
         del changes["residual of prototypes alone"]
-    return [Cell({"lever": name}, "mc-di", *change) for name, change in changes.items()]
+    names = {f.name for f in fields(recipe.family)}  # not every source has every setting
+    return [Cell({"lever": name}, "mc-di", *change) for name, change in changes.items() if names >= set(change[2])]
 
 
 def _landscape(context: Context, cells: Sequence[Cell], path: Path, progress: Progress) -> None:
@@ -138,10 +137,9 @@ def _landscape(context: Context, cells: Sequence[Cell], path: Path, progress: Pr
 
 def serving(recipe: Recipe) -> tuple[str, ...]:
     """Methods that can give a recipe's network its weights: some are for heads alone, cosines for features of one length."""
-    kind = NETWORKS[recipe.family.network]
-    never: tuple[str, ...] = () if issubclass(kind, LinearHead) else HEADS_ALONE
-    lengths = recipe.family.centred or recipe.family.data == "text"  # of several, which have no cosines in a linear head
-    return tuple(n for n in METHODS if n not in never and not (n == "meta-baseline" and lengths))
+    traits = recipe.family.traits
+    never: tuple[str, ...] = () if traits.closed_form else HEADS_ALONE
+    return tuple(n for n in METHODS if n not in never and (traits.equal_lengths or n != "meta-baseline"))
 
 
 STUDIES: dict[str, Study] = {

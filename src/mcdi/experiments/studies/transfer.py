@@ -51,7 +51,7 @@ def add_targets(context: Context, targets: Mapping[str, Path], progress: Progres
         place, source = _place(context, name), str(path.resolve())
         if not place.exists():
             progress(f"target {name}", 0, 1, {})
-            bank = public_images(path, size=context.recipe.family.side)
+            bank = public_images(path, size=network.embedder.side)
             write_tensors(place, {"features": network.embed(bank.pixels)}, {"classes": bank.names, "source": source})
             progress(f"target {name}", 1, 1, {"classes": float(len(bank.names))})
         elif (known := read_tensors(place)[1]["source"]) != source:

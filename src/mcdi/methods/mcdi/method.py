@@ -20,6 +20,7 @@ from mcdi.methods.mcdi.sampling import Sampling, best_fit
 from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.methods.meta_training import meta_train
 from mcdi.networks.base import Network
+from mcdi.networks.heads import blend_with_ridge
 from mcdi.networks.support import prototype_rows
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
@@ -206,10 +207,9 @@ class Diffusion:
         """`draws` and the trust that they are given, (B,)."""
         drawn = self._ends(net, support, mask, seed, how)
         if not how.usual:
-            leant = drawn if how.share == 1 else net.blend_with_ridge(drawn, support, mask, how.share)
-            return leant, torch.ones(mask.shape[0], device=mask.device)
+            return blend_with_ridge(net, drawn, support, mask, how.share), torch.ones(mask.shape[0], device=mask.device)
         trusted = self._trust(net, drawn, support, mask, how)
-        return net.blend_with_ridge(drawn, support, mask, how.share * trusted), trusted
+        return blend_with_ridge(net, drawn, support, mask, how.share * trusted), trusted
 
     @torch.no_grad()
     def trust(self, net: Network, support: Examples, mask: Tensor, *, seed: Seed) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from mcdi.methods import SAMPLERS, SHARES, Diffusion
 from mcdi.methods.mcdi.calibration import surprise, usual
+from mcdi.networks.heads import blend_with_ridge
 from mcdi.tasks.family import TaskFamily
 
 
@@ -20,7 +21,7 @@ def choose_sampler(method: Diffusion, family: TaskFamily, *, tasks: int, seed: i
         for batch in batches:
             drawn = method.generate(net, batch.support, batch.mask, seed=seed, how=how)
             for share in shares:
-                weights = drawn if share == 1 else net.blend_with_ridge(drawn[:, None], batch.support, batch.mask, share)[:, 0]
+                weights = blend_with_ridge(net, drawn[:, None], batch.support, batch.mask, share)[:, 0]
                 scores[name, share] += float(net.score(weights, batch.query, batch.mask).mean()) / len(batches)
 
     def merit(found: tuple[str, float]) -> tuple[float, int, float]:
