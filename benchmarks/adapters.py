@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mcdi.experiments.build import make_family
-from mcdi.experiments.recipe import FamilySettings, read_recipe
+from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import provenance
 from mcdi.generator.adapters import save_adapter
 from mcdi.generator.api import load
@@ -34,6 +34,7 @@ from mcdi.networks.lora import LoraClassifier
 from mcdi.tasks.text.corpora import read_sets
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import choose
+from mcdi.tasks.text.source import TextFamilySettings
 from mcdi.tasks.text.text_tasks import TextTasks
 from mcdi.trajectories.memory import LiveBytes
 from mcdi.trajectories.optimise import Optimisation
@@ -64,7 +65,7 @@ def plain(encoder: Encoder, texts: list[Sentences], y: torch.Tensor, settings: O
             p.requires_grad_(False)
 
 
-def with_adapters(recipe: FamilySettings, data: Path | None) -> FamilySettings:
+def with_adapters(recipe: TextFamilySettings, data: Path | None) -> TextFamilySettings:
     recipe = replace(recipe, lora=replace(recipe.lora, generate="both"))
     if data is None:
         return recipe

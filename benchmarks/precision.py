@@ -19,10 +19,10 @@ from torch import Tensor
 
 from mcdi import load
 from mcdi.errors import McdiError
-from mcdi.experiments.build import images_of
 from mcdi.experiments.evaluate import interval, milliseconds
 from mcdi.experiments.run import provenance, read_run
 from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images.features import read_source
 
 IMAGES, BATCH = 25, 64  # of a 5-way 5-shot request; tasks at once
 
@@ -41,7 +41,7 @@ def main() -> None:
     embedder, net = generator.network.embedder, generator.network
     if embedder is None:
         raise McdiError(f"{models[0].parent} reads no images")
-    pixels = images_of(recipe.family, arguments.data, arguments.run)["test"].pixels
+    pixels = read_source(recipe.family, arguments.data, arguments.run)["test"].pixels
     few, made = pixels.flatten(0, 1)[:IMAGES], provenance()
     title = f"{recipe.name}: {made['hardware']}, one thread, {made['commit']}, {made['date']}; {arguments.tasks} unseen tasks"
     table = Table(title=title)

@@ -49,11 +49,11 @@ class TestArguments:
         assert "holds neither images_background.zip nor" in fails("run", "omniglot", "--data", tmp_path / "no", *out)
         (tmp_path / "images_background.zip").write_bytes(b"PK but not really")
         assert "images_background.zip is not a readable zip archive" in fails("run", "omniglot", "--data", tmp_path, *out)
-        assert "glyphs are drawn from fonts and read no --data" in fails(
+        assert "data = 'glyphs' is generated and reads no --data" in fails(
             "run", recipe, "--data", tmp_path, "--out", tmp_path / "y"
         )
         sines = ("run", "sines", "--data", tmp_path, "--out", tmp_path / "z")
-        assert "sines are drawn at random and read no --data" in fails(*sines)
+        assert "data = 'sines' is generated and reads no --data" in fails(*sines)
         assert "this family reads colour images: give --data" in fails("run", "natural", "--out", tmp_path / "n")
 
     def test_more_classes_than_there_are(self, fails, tmp_path):

@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.experiments.build import _few_shot
-from mcdi.experiments.recipe import FamilySettings
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.denoisers import make_denoiser
@@ -19,6 +17,8 @@ from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.support import single_examples
 from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images.features import few_shot
+from mcdi.tasks.images.settings import ImageSettings
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import Trajectories
 from mcdi.types import Examples
@@ -203,6 +203,6 @@ def test_cross_attention_asks_for_examples() -> None:
 
 
 def test_a_condition_of_single_examples_is_for_heads() -> None:
-    settings = FamilySettings(network="pixel-net", condition="examples")
+    settings = ImageSettings(network="pixel-net", condition="examples")
     with pytest.raises(McdiError, match="is for network = 'linear-head'"):
-        _few_shot(settings, Embedder.from_config({"backbone": "conv4", "channels": 1, "side": 28}), {})
+        few_shot(settings, Embedder.from_config({"backbone": "conv4", "channels": 1, "side": 28}), {})

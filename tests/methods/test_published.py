@@ -9,17 +9,18 @@ from torch import nn
 from worlds import GENERATOR, gaussian_features
 
 from mcdi.errors import McdiError
-from mcdi.experiments.build import _few_shot
-from mcdi.experiments.recipe import FamilySettings
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
 from mcdi.methods.baselines.maml import descend
 from mcdi.methods.published.autoencoder import divergence
 from mcdi.networks.backbones.vision import Conv4, Embedder
+from mcdi.networks.heads import as_head
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.pixels import PixelNet
 from mcdi.networks.support import centre_of
 from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images.features import few_shot
+from mcdi.tasks.images.settings import ImageSettings
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.types import Examples
 
@@ -188,14 +189,14 @@ class TestCentred:
 
     def test_a_recipe_asks_for_them(self):
         embedder = Embedder(Conv4(), 28)
-        assert _few_shot(FamilySettings(centred=True), embedder, {}).downstream.centred
-        assert not _few_shot(FamilySettings(), embedder, {}).downstream.centred
-        with pytest.raises(McdiError, match="centred features are for network = 'linear-head', not 'pixel-net'"):
-            _few_shot(FamilySettings(network="pixel-net", centred=True), embedder, {})
+        assert few_shot(ImageSettings(centred=True), embedder, {}).downstream.centred
+        assert not few_shot(ImageSettings(), embedder, {}).downstream.centred
+        with pytest.raises(McdiError, match="centred = True is for network = 'linear-head', not 'pixel-net'"):
+            few_shot(ImageSettings(network="pixel-net", centred=True), embedder, {})
 
     def test_other_networks_are_refused(self):
-        with pytest.raises(McdiError, match="a pixel-net reads no centred features"):
-            PixelNet(2, 3, hidden=4).uncentre(torch.zeros(1, 1, 3), torch.zeros(1, 1, 3))
+        with pytest.raises(McdiError, match="a pixel-net has no linear head: set centred = false"):
+            as_head(PixelNet(2, 3, hidden=4), "set centred = false")
 
 
 class TestVae:

@@ -16,9 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, ResNetConfig, ResNet
 
 import mcdi as package
 from mcdi.errors import McdiError
-from mcdi.experiments import build
 from mcdi.experiments.build import load_family, make_family
-from mcdi.experiments.recipe import FamilySettings, read_recipe
+from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import read_run
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.calibration import support_log_odds
@@ -27,6 +26,8 @@ from mcdi.networks.backbones.resnet import ResNet
 from mcdi.networks.backbones.vision import Conv4, Embedder, ResNet8
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.images import features
+from mcdi.tasks.images.settings import PhotoSettings
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.types import Examples
@@ -158,7 +159,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return as_folders(tmp_path_factory.mktemp("photos"), images())
 
 
-SMALL = FamilySettings("natural", way=2, shots=(1,), queries=1, side=16, backbone_steps=3, backbone_loss="classes")
+SMALL = PhotoSettings(way=2, shots=(1,), queries=1, side=16, backbone_steps=3, backbone_loss="classes")
 
 
 class TestFamily:
@@ -181,7 +182,7 @@ class TestFamily:
 
     def test_stopped_while_the_second_is_trained(self, data, tmp_path, monkeypatch):
         settings = replace(SMALL, embedding="conv4")
-        monkeypatch.setattr(build, "train_backbone", partial(build.train_backbone, checkpoint_every=1))
+        monkeypatch.setattr(features, "train_backbone", partial(features.train_backbone, checkpoint_every=1))
 
         def stop(name: str, done: int, total: int, figures: dict[str, float]) -> None:
             if (name, done) == ("embedding", 3):
@@ -263,12 +264,12 @@ class TestRefused:
             ),
             ('network = "film-head"\nembedding = "hf:x"', "", "is for network = 'linear-head', not 'film-head': leave it out"),
             ('network = "conv-net"\nembedding = "hf:x"', "", "is for network = 'linear-head', not 'conv-net'"),
-            ('data = "text"\nnetwork = "lora"\nembedding = "hf:x"', "", "is for network = 'linear-head', not 'lora'"),
-            ('data = "sines"\nnetwork = "curve"\nembedding = "conv4"', "", "is for network = 'linear-head', not 'curve'"),
+            ('data = "text"\nnetwork = "lora"\nembedding = "hf:x"', "", "family: unknown key 'embedding', there are data"),
+            ('data = "sines"\nnetwork = "curve"\nembedding = "conv4"', "", "family: unknown key 'embedding', there are data"),
             (
                 'backbone_steps = 0\nembedding = "conv4"',
                 "",
-                "is trained here, and backbone_steps = 0: choose one that comes trained",
+                "is trained here, and backbone_steps = 0: choose a pretrained one",
             ),
             ('backbone = "resnet8"\nside = 8\nembedding = "conv4"', "", "side = 8 is too small for conv4"),
             (

@@ -6,10 +6,10 @@ import pytest
 
 from mcdi.errors import McdiError
 from mcdi.experiments.build import make_family
-from mcdi.experiments.recipe import FamilySettings
 from mcdi.tasks.text.corpora import read_hub, read_sets
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import TextSettings, choose
+from mcdi.tasks.text.source import TextFamilySettings
 from mcdi.utils.workers import silent
 
 datasets = pytest.importorskip("datasets", reason="the extra mcdi[datasets] is not installed")
@@ -99,7 +99,7 @@ class TestHub:
         assert found["reviews"]["test"].texts == (("x",), ("y",)) and found["reviews"]["test"].classes == ("0", "1")
 
     def test_a_recipe_names_them(self, tmp_path):
-        settings = FamilySettings(data="text", text=TextSettings(hub=(f"{tmp_path}/nothing",)))
+        settings = TextFamilySettings(text=TextSettings(hub=(f"{tmp_path}/nothing",)))
         with pytest.raises(McdiError, match="nothing could not be loaded"):
             make_family(settings, tmp_path, data=None, device="cpu", progress=silent)
 

@@ -13,11 +13,12 @@ from test_photos import arrays, images, photo
 from test_photos import as_folders as natural_folders
 
 from mcdi.errors import McdiError
-from mcdi.experiments import build
+from mcdi.experiments.build import load_family
 from mcdi.experiments.run import read_run
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.domains import by_class, domain_images, groups_of
+from mcdi.tasks.images import features
+from mcdi.tasks.images.domains import domain_images
 
 STYLES = {"ink": (10, 11, 15), "oil": (10, 12, 10), "photo": (11, 10, 12)}  # images of every class
 RECIPE = """
@@ -94,16 +95,16 @@ class TestReading:
         banks = domain_images(as_folders(tmp_path), "ink", size=8, examples=9)
         assert banks["test"].images.shape[1] == 9 and banks["val"].images.shape[1] == 2
         assert banks["train"].names == ("oil/c1", "photo/c0", "photo/c2")  # four fifths of 10 are 8
-        assert groups_of(banks["train"]) == [0, 1, 1]
+        assert banks["train"].domain_numbers() == [0, 1, 1]
         assert domain_images(tmp_path, "ink", size=8, limit=2)["test"].names == ("ink/c0", "ink/c1")
 
     def test_a_backbone_tells_the_classes_of_all_domains_together(self, tmp_path):
         bank = domain_images(as_folders(tmp_path), "oil", size=8)["train"]
-        merged = by_class(bank)
+        merged = bank.across_domains()
         assert merged.names == ("c0", "c1", "c2") and merged.images.shape[:2] == (3, 16)
         assert torch.equal(merged.images[1], torch.cat([bank.images[1], bank.images[4]]))
         with pytest.raises(McdiError, match="fewer than two classes are in every training domain"):
-            by_class(domain_images(tmp_path, "ink", size=8, examples=9)["train"])
+            domain_images(tmp_path, "ink", size=8, examples=9)["train"].across_domains()
 
     def test_what_is_wrong_is_said(self, tmp_path):
         (tmp_path / "f/x").mkdir(parents=True)
@@ -157,24 +158,32 @@ class TestGroups:
 class TestRun:
     def test_from_folders_to_a_table_and_a_head(self, tmp_path, monkeypatch):
         (tmp_path / "tiny.toml").write_text(RECIPE)
-        seen, train = [], build.train_backbone
-        monkeypatch.setattr(build, "train_backbone", lambda model, x, **how: seen.append(x.shape[:2]) or train(model, x, **how))
+        seen, train = [], features.train_backbone
+        monkeypatch.setattr(
+            features, "train_backbone", lambda model, x, **how: seen.append(x.shape[:2]) or train(model, x, **how)
+        )
         data, run = as_folders(tmp_path / "data"), tmp_path / "run"
         assert mcdi("run", tmp_path / "tiny.toml", "--data", data, "--out", run, "--workers", 1) == 0
         assert "mc-di" in (run / "table.md").read_text() and json.loads((run / "table.json").read_text())
         assert seen == [(3, 16)]  # the classes of both training domains together
-        family = build.load_family(read_run(run).family, run)
+        family = load_family(read_run(run).family, run)
         styles = family.classes("train", range(50)) < 3  # ink before photo
         assert bool((styles == styles[:, :1]).all())
         out = tmp_path / "w.safetensors"
         assert mcdi("generate", run / "methods/mc-di-0", "--support", data / "oil", "--out", out) == 0
         assert load_file(out)["weight"].shape == (3, 64)
 
-    @pytest.mark.parametrize(("old", "new"), [('domain = "oil"', ""), ('data = "domains"', 'data = "natural"')])
-    def test_a_domain_is_named_where_there_are_domains(self, tmp_path, capfd, old, new):
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ('domain = "oil"', "", "family.domain names the unseen domain of data = 'domains'"),
+            ('data = "domains"', 'data = "natural"', "family: unknown key 'domain'"),
+        ],
+    )
+    def test_a_domain_is_named_where_there_are_domains(self, tmp_path, capfd, old, new, message):
         (tmp_path / "tiny.toml").write_text(RECIPE.replace(old, new))
         assert mcdi("run", tmp_path / "tiny.toml", "--out", tmp_path / "run") != 0
-        assert "family.domain names the unseen domain of data = 'domains'" in " ".join(capfd.readouterr().err.split())
+        assert message in " ".join(capfd.readouterr().err.split())
 
 
 def domain_of(path: Path, domain: str, name: str) -> torch.Tensor:

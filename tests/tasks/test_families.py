@@ -196,7 +196,7 @@ class TestNetworks:
 
     def test_build_refuses_the_unknown(self):
         with pytest.raises(
-            McdiError, match="unknown network 'resnet': this version knows linear-head, film-head, pixel-net, conv-net, curve"
+            McdiError, match="unknown network 'resnet': choose linear-head, film-head, pixel-net, conv-net, curve"
         ):
             build({"kind": "resnet"}, {})
         with pytest.raises(McdiError, match="unknown backbone 'vit': this version knows conv4, resnet8"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mcdi.experiments.evaluate import interval, milliseconds
 from mcdi.methods import make_method
 from mcdi.methods.baselines.finetune import adapt
-from mcdi.tasks.curves import Sines
+from mcdi.tasks.curves import HIGH, LOW, Sines
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.types import TaskBatch
 from mcdi.utils.files import write_bytes
@@ -82,7 +82,7 @@ def _draw(family: Sines, tasks: TaskBatch, generated: Tensor, tuned: Tensor) -> 
     from matplotlib.figure import Figure
 
     net = family.downstream
-    x = torch.linspace(net.low, net.high, 200)
+    x = torch.linspace(LOW, HIGH, 200)
     truth = family.curve("test", range(SHOWN), x.expand(SHOWN, -1).numpy()).y
     figure = Figure(figsize=(3.2 * SHOWN, 3.2), layout="constrained")
     for n, axes in enumerate(figure.subplots(1, SHOWN, sharey=True)):

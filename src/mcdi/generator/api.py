@@ -18,6 +18,7 @@ from mcdi.methods.base import SupportsDevice
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.sampling import SAMPLERS, Generated, Sampling, SupportsSampling, reduce_draws
 from mcdi.networks import base, registry
+from mcdi.networks.heads import as_head
 from mcdi.networks.own import Describe, Loss
 from mcdi.networks.support import centre_of, support_batch
 from mcdi.types import Examples
@@ -167,7 +168,9 @@ class Generator:
                 packed = reduce_draws(net, packed, support, mask, sampling)
         else:
             packed = method.generate(net, support, mask, seed=seed)  # type: ignore[arg-type]
-        return Generated(packed if centre is None else net.uncentre(packed, centre), confidence)
+        if centre is not None:
+            packed = as_head(net, "set centred = false").uncentre(packed, centre)
+        return Generated(packed, confidence)
 
     def sampling(self, **options: float | None) -> Sampling | None:
         """The method's sampling with the given options changed; None for a method without a chain.

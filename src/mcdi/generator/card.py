@@ -55,7 +55,7 @@ def model_card(repo: str, folder: Path) -> str:
     run = folder.parents[1] if folder.parent.name == "methods" else folder
     recipe = _read(run / "recipe.json")
     result = _read(run / "results" / f"{folder.name}.json") or _read(folder / "training.json")
-    network = NETWORKS.get(config["network"]["kind"], Network)
+    network = NETWORKS.get(config["network"]["kind"]).network
     real = config["network"].get("regression", network.regression)
     x, y, extra = _inputs(network, config["network"], "values (S,)" if real else "class indices (S,), int64")
     return CARD.format(

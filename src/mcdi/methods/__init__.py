@@ -1,9 +1,5 @@
-"""The methods that come with the package; importing this room registers them, in the order of tables."""
+"""The methods by name: whoever makes, lists or adds one starts here."""
 
-from mcdi.methods.base import METHODS, WeightGenerator, all_methods, make_method, method_spec, register_method
-from mcdi.methods.mcdi import method as _mcdi  # noqa: F401
+from mcdi.methods.base import METHODS, MethodSpec, WeightGenerator, all_methods, make_method, method_spec, register_method
 
-from mcdi.methods.baselines import closed_form, finetune, maml, reptile  # noqa: F401  # isort: skip
-from mcdi.methods.published import ghn3, icis, latent, metadiff, ocd, vae  # noqa: F401  # isort: skip
-
-__all__ = ["METHODS", "WeightGenerator", "all_methods", "make_method", "method_spec", "register_method"]
+__all__ = ["METHODS", "MethodSpec", "WeightGenerator", "all_methods", "make_method", "method_spec", "register_method"]

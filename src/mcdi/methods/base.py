@@ -11,12 +11,11 @@ from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
-from mcdi.errors import McdiError
-from mcdi.networks.base import Network
+from mcdi.networks.base import Network, NetworkTraits
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
-from mcdi.utils.plugins import load_plugins
+from mcdi.utils.registry import Registry
 from mcdi.utils.settings import make, merged
 
 T = TypeVar("T")
@@ -69,16 +68,6 @@ class WeightGenerator(Protocol):
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self: ...
 
 
-@dataclass(frozen=True)
-class NetworkFacts:
-    """What settings of a method are checked against before anything is prepared: the network that a recipe generates."""
-
-    kind: str
-    heads: int  # closed-form heads that its condition begins with
-    rows_only: bool  # whether every unit is a row of a classifier
-    embedding: bool  # whether tasks are embedded by another network than the backbone
-
-
 @runtime_checkable
 class ChecksNetwork(Protocol):
     """A method whose settings do not go with every network or every number of stored targets."""
@@ -88,7 +77,7 @@ class ChecksNetwork(Protocol):
         """k: the number of stored targets must be a multiple of it."""
         ...
 
-    def check_network(self, facts: NetworkFacts) -> None:
+    def check_network(self, traits: NetworkTraits) -> None:
         """Raises McdiError where the weights of such a network cannot be generated."""
         ...
 
@@ -131,7 +120,8 @@ class MethodSpec:
         build: an untrained method from the values of its settings.
         settings: the dataclass of these values.
         label: its name in prose.
-        colour, marker: in every plot; the empty string takes the next free ones.
+        colour: in every plot; "" takes the next free one.
+        marker: likewise.
         needs_trajectories: whether `fit` reads stored trajectories.
         draws_at_random: whether another seed gives another result; others run once.
         slow: minutes of training or sampling; such a method runs with two seeds and fewer test tasks.
@@ -144,6 +134,7 @@ class MethodSpec:
         baseline: whether it is what a user would take instead of a proposed method.
         in_landscape: whether reports draw its chain over the loss of a task.
         shared_settings: whether it reads a recipe's [generator] table, under a table of its own name.
+        defaults: values of its settings unless a recipe gives others.
     """
 
     name: str
@@ -167,7 +158,27 @@ class MethodSpec:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-METHODS: dict[str, MethodSpec] = {}
+_MCDI = "mcdi.methods.mcdi.method"
+_BASELINES, _PUBLISHED = "mcdi.methods.baselines", "mcdi.methods.published"
+METHODS: Registry[MethodSpec] = Registry(
+    "method",
+    "mcdi.methods",
+    {
+        **dict.fromkeys(("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork"), _MCDI),
+        **dict.fromkeys(("prototypes", "linear-probe", "meta-baseline"), f"{_BASELINES}.closed_form"),
+        "adam": f"{_BASELINES}.finetune",
+        "reptile": f"{_BASELINES}.reptile",
+        "maml": f"{_BASELINES}.maml",
+        "meta-hypernetwork": f"{_BASELINES}.maml",
+        "ghn-3": f"{_PUBLISHED}.ghn3",
+        "metadiff": f"{_PUBLISHED}.metadiff",
+        "vae": f"{_PUBLISHED}.vae",
+        "p-diff": f"{_PUBLISHED}.latent",
+        "d2nwg": f"{_PUBLISHED}.latent",
+        "ocd-residual": f"{_PUBLISHED}.ocd",
+        "icis": f"{_PUBLISHED}.icis",
+    },
+)
 
 
 def register_method(
@@ -198,9 +209,7 @@ def register_method(
         def built(values: Mapping[str, Any]) -> WeightGenerator:
             return build(make(settings, merged(merged(defaults or {}, values), fixed or {}), where))
 
-        if name in METHODS:
-            raise McdiError(f"two methods are called {name!r}: rename one, or uninstall its package")
-        METHODS[name] = MethodSpec(name, built, settings, label or name, defaults=defaults or {}, **facts)
+        METHODS.add(name, MethodSpec(name, built, settings, label or name, defaults=defaults or {}, **facts))
         return build
 
     return register
@@ -208,15 +217,12 @@ def register_method(
 
 def all_methods() -> dict[str, MethodSpec]:
     """Every method by name, those of installed extensions (entry points `mcdi.methods`) included."""
-    load_plugins("mcdi.methods")
-    return METHODS
+    return {name: METHODS.get(name) for name in METHODS}
 
 
 def method_spec(name: str) -> MethodSpec:
     """The spec of a method. Raises McdiError for an unknown name."""
-    if name not in METHODS and name not in all_methods():
-        raise McdiError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
-    return METHODS[name]
+    return METHODS.get(name)
 
 
 def make_method(name: str, values: Mapping[str, Any]) -> WeightGenerator:

@@ -1,7 +1,8 @@
-"""Which networks are generated? What all of them share; a whole small image network, a curve. Heads: heads.py."""
+"""The base class of downstream networks, in three parts: what it reads of examples, how it is saved, what it computes."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -14,36 +15,121 @@ from mcdi.networks.batched import State
 from mcdi.types import Examples
 from mcdi.weights import Unit, WeightSpace
 
+HEAD_OPTIONS = ("condition", "centred", "embedding")  # settings of a family that only some networks use
 
-class Network:
-    """A downstream network: template module, which of its parameters are generated, task embedding, loss and score.
 
-    Any module will do: give `select`, `unit` and `shared` as WeightSpace takes them, and override `criterion` for another loss.
-    Classification where y is int64 (cross-entropy, accuracy); regression where it is real (mean square, clipped R^2).
-    start "gaussian": theta_0 is drawn; "module": it is what the module holds (pretrained weights, norms, LoRA pairs).
+class NetworkTraits(NamedTuple):
+    """What methods ask of the network of a recipe before it is built.
+
+    closed_form: it ends in a linear head. condition_heads: closed-form heads in its condition. rows_only: rows of a linear head
+    are all its weights. embedding: tasks are embedded by another network's features. equal_lengths: its features have one norm.
     """
 
-    kind = "network"
-    reads_texts = False  # whether its examples are texts
-    needs_module = False  # whether its code is a module of the user's, which no file holds
-    exportable = True  # whether it is a pure function of features, which ONNX and torch.export can hold
-    condition_size: int
+    kind: str
+    closed_form: bool = False
+    condition_heads: int = 0
+    rows_only: bool = False
+    embedding: bool = False
+    equal_lengths: bool = True
+
+
+class TaskEmbedding:
+    """What a network reads of examples, and the condition: what a generator is told of a support set."""
+
+    embedder: Embedder | None = None
+    condition_size: int  # numbers a unit
     input_size: int  # numbers an embedded example has
     embedding_size = 0  # how many of them, the last ones, are of another network, which the condition alone reads
-    way: int  # classes of the template; a head may be generated for any number
-    condition_heads = 0  # how many rows of a head, D numbers each, the condition of a class begins with
-    condition_examples = 0  # how many single ones of a class it ends with, at most
+    condition_heads = 0  # closed-form heads, D numbers each, that the condition of a class begins with
+    condition_examples = 0  # single examples of a class that it ends with, at most
     example_shape: tuple[int, ...] | None = None  # of one example that is not embedded
     target_shape: tuple[int, ...] = ()  # of its y
     regression = False  # whether y are real numbers, not classes
-    centred = False  # whether tasks see features less the centre of their support set; `uncentre` undoes it
-    supports_ridge_blend = False  # whether its weights hold a linear head that can be blended with ridge regression
-    init_std = 0.05
+    centred = False  # whether tasks see features less the centre of their support set
+    reads_texts = False  # whether users give texts
+    needs_module = False  # whether its code is a module of the user's, which no file holds
 
     @property
     def summary_size(self) -> int:
         """How many of the condition's numbers, the first ones, a linear map may read: not those of single examples."""
         return self.condition_size
+
+    def read(self, x: Any) -> Tensor:
+        """What a user gives, as a tensor that `embed` takes."""
+        return torch.as_tensor(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Raw examples (..., *shape) -> what `condition` and `forward` read (..., input_size)."""
+        return x if self.embedder is None else self.embedder(x)
+
+    def embed_query(self, x: Tensor) -> Tensor:
+        """Of inputs to be answered, from which no task is learnt: what `forward` reads is enough."""
+        return self.embed(x)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What `forward` reads, of examples as their family names them; called before anything is vmapped."""
+        return x
+
+    def condition(self, support: Examples, units: int) -> Tensor:
+        """Support sets (B, S, input_size), (B, S) -> (B, units, condition_size)."""
+        raise NotImplementedError
+
+
+class SavedNetwork(TaskEmbedding):
+    """How a network is described in a file, and made again: `from_config(config()).load_state(state())`."""
+
+    kind = "network"
+
+    def config(self) -> dict[str, Any]:
+        """Its `kind`, and what `from_config` takes, as plain values."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any], code: Mapping[str, Any]) -> Self:
+        """The network that `config` described. code: what no file holds, for networks that need some."""
+        if code:
+            raise McdiError(f"a {cls.kind} needs no code of yours: leave out {', '.join(code)}")
+        embedder = values.get("embedder")
+        return cls(**values if embedder is None else {**values, "embedder": Embedder.from_config(embedder)})
+
+    def embedder_config(self) -> dict[str, Any] | None:
+        return None if self.embedder is None else self.embedder.config()
+
+    def state(self) -> dict[str, Tensor]:
+        """Its frozen tensors."""
+        return {} if self.embedder is None else dict(self.embedder.state_dict())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        if self.embedder is not None:
+            self.embedder.load_state_dict(dict(state))
+
+    def to(self, device: str) -> None:
+        """Move what is frozen: the weights of tasks are wherever their examples are."""
+        if self.embedder is not None:
+            self.embedder.to(device)
+
+
+class Network(SavedNetwork):
+    """A downstream network whose weights are generated: a template module, its weight space, loss and score.
+
+    Any module will do; override `criterion` for another loss. Classification where y is int64 (cross-entropy, accuracy);
+    regression where it is real (mean square, clipped R^2).
+
+    Args:
+        module: the template; it is frozen and set to evaluation mode.
+        embedder: frozen backbone in front of it.
+        unit, select, shared: which of its parameters are generated, and in what units: as WeightSpace takes them.
+        start: theta_0 is drawn ("gaussian"), or what the module holds ("module": pretrained weights, LoRA pairs).
+    """
+
+    way: int  # classes of the template; a head may be generated for any number
+    init_std = 0.05
+    supports_closed_form = False  # whether it is a `heads.Head`: a formula gives a linear head of it
+    supports_ridge_blend = False  # whether generated heads can be blended with ridge regression
+    supports_adapters = False  # whether generated weights can be saved as a peft adapter
+    exportable = True  # whether `condition` is a pure function of features, which a file can hold
+    head_options: tuple[str, ...] = ()  # which of HEAD_OPTIONS it uses
 
     def __init__(
         self,
@@ -57,6 +143,25 @@ class Network:
     ) -> None:
         self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
         self.space = WeightSpace(module, select=select, unit=unit, shared=shared)
+
+    @classmethod
+    def for_family(cls, settings: Any, **parts: Any) -> Self:
+        """The network of a recipe: of the family's settings, and what its source passes (`features`, `embedder` for images)."""
+        arguments: dict[str, Any] = {"way": settings.way, **parts}
+        return cls(**arguments)
+
+    @classmethod
+    def check_family(cls, settings: Any) -> None:
+        """Raises McdiError for settings of a family that this network does not go with."""
+        for field in fields(settings):
+            value = getattr(settings, field.name)
+            if field.name in HEAD_OPTIONS and field.name not in cls.head_options and value != field.default:
+                raise McdiError(f"{field.name} = {value!r} is for network = 'linear-head', not {cls.kind!r}: leave it out")
+
+    @classmethod
+    def traits(cls, settings: Any) -> NetworkTraits:
+        """What methods ask of the network that a family's settings describe."""
+        return NetworkTraits(cls.kind, cls.supports_closed_form, cls.condition_heads)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         """(units, D): one start for all tasks of a family, which removes most of the weight-space symmetry."""
@@ -75,32 +180,6 @@ class Network:
     def classes(self, units: int) -> int:
         """How many classes a task of so many units has."""
         return units - self.space.extra if self.space.unit == "row" else self.way
-
-    def read(self, x: Any) -> Tensor:
-        """What a user gives, as a tensor that `embed` takes."""
-        return torch.as_tensor(x)
-
-    def embed(self, x: Tensor) -> Tensor:
-        return x if self.embedder is None else self.embedder(x)
-
-    def embed_query(self, x: Tensor) -> Tensor:
-        """Of inputs that are to be answered, from which no task is learnt: what `forward` reads is enough."""
-        return self.embed(x)
-
-    def inputs(self, x: Tensor) -> Tensor:
-        """What `forward` reads, of examples as their family names them; called before anything is vmapped."""
-        return x
-
-    def condition(self, support: Examples, units: int) -> Tensor:
-        raise NotImplementedError
-
-    def uncentre(self, weights: Tensor, centre: Tensor) -> Tensor:
-        """Weights (B, .., U, D) that answer on features x what these do on x - centre, (B, 1, F)."""
-        raise McdiError(f"a {self.kind} reads no centred features: set centred = false")
-
-    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
-        """Weights (B, n, U, D) whose heads keep `share` of themselves, one number or (B,): see support.blend_heads."""
-        raise McdiError(f"share = {share} is for heads, and a {self.kind} is none: set share = 1")
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in batched.apply."""
@@ -146,23 +225,3 @@ class Network:
 
     def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
         return out
-
-    def config(self) -> dict[str, Any]:
-        """What `networks.build` makes the network of, beside `state()`."""
-        raise NotImplementedError
-
-    def embedder_config(self) -> dict[str, Any] | None:
-        return None if self.embedder is None else self.embedder.config()
-
-    def state(self) -> dict[str, Tensor]:
-        return {} if self.embedder is None else dict(self.embedder.state_dict())
-
-    def to(self, device: str) -> None:
-        """Move what is frozen: the weights of tasks are wherever their examples are."""
-        if self.embedder is not None:
-            self.embedder.to(device)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state`."""
-        if self.embedder is not None:
-            self.embedder.load_state_dict(dict(state))

@@ -1,19 +1,20 @@
-"""All weights of a small network R -> R, for curves."""
+"""A small network R -> R of which all weights are generated, for curves."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from mcdi.networks.base import Network
 from mcdi.networks.batched import State
+from mcdi.networks.registry import register_network
 from mcdi.types import Examples
 
 
+@register_network("curve", "points")
 class Curve(Network):
     """All weights of a small network R -> R; the condition is a kernel estimate of the curve on a fixed grid."""
 
-    kind = "curve"
     example_shape, regression = (1,), True
     grid, bandwidth = 24, 0.35
 
@@ -22,6 +23,10 @@ class Curve(Network):
         self.hidden, self.low, self.high = hidden, low, high
         self.input_size = self.way = 1
         self.condition_size = 2 * self.grid
+
+    @classmethod
+    def for_family(cls, settings: Any, **parts: Any) -> Self:
+        return cls(**parts)
 
     def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
         start = super()._start(name, p, generator)

@@ -1,4 +1,4 @@
-"""Which networks change what is seen, not only how it is classified? A head with FiLM on the backbone, a whole small Conv-4."""
+"""A linear head with FiLM on the last normalisation of a frozen Conv-4."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.vision import Embedder, cl2n
-from mcdi.networks.base import Network
 from mcdi.networks.batched import State
-from mcdi.networks.linear_head import LinearHead
-from mcdi.networks.support import append_unit_features, spreads
+from mcdi.networks.heads import Head, linear
+from mcdi.networks.registry import register_network
+from mcdi.networks.support import spreads
 from mcdi.types import Examples
 
 
@@ -45,20 +45,22 @@ class FilmClassifier(nn.Module):
         return F.linear(cl2n(film(x, self.scale, self.shift), self.mean), self.weight, self.bias)
 
 
-class FilmHead(LinearHead):
+@register_network("film-head", "images")
+class FilmHead(Head):
     """A linear head, and the scale and shift of the last normalisation of the frozen Conv-4 in front of it.
 
     An embedded image is that normalisation's output, its P pixels one after another (P = 1 at side 28, 4 at side 32). The
     scale is generated as its difference from 1: theta_0 holds zeros, which change nothing, and weight decay pulls there.
     The normalisation's running statistics stay those of the backbone, as in 2003.00152 the rest of it does.
 
-    The condition of a row is LinearHead's on the frozen features; that of scale and shift says of every channel, over the
-    support set: the mean of the class means, their spread, the spread within classes, the share of active pixels and the
-    mean activation (see sets.beside).
-    Raises McdiError for a backbone other than Conv-4.
+    The condition of a row is ClassCondition's on the frozen features; that of scale and shift describes every channel over the
+    support set: the mean of the class means, their spread, the spread within classes, the fraction of active pixels and the
+    mean activation (see support.append_unit_features).
+
+    Raises:
+        McdiError: a backbone other than Conv-4.
     """
 
-    kind = "film-head"
     statistics = 5  # numbers a channel in the condition of scale and shift
 
     def __init__(self, features: int, way: int, embedder: Embedder | None = None, pixels: int = 1) -> None:
@@ -67,24 +69,19 @@ class FilmHead(LinearHead):
             if embedder.backbone.kind != "conv4":
                 raise McdiError(f"film-head adapts the last normalisation of conv4, not of {embedder.backbone.kind}: use conv4")
             self.centre, pixels = embedder.mean, (embedder.side // 2**4) ** 2
-        Network.__init__(self, FilmClassifier(features, way, self.centre), embedder, unit="row", shared="^(scale|shift)$")
-        self.features, self.way, self.pixels = features, way, pixels
-        self.condition_kind = "means"
-        self.input_size = pixels * features
-        self.row_size = super().summary_size
-        self.condition_size = self.row_size + self.statistics * features + self.space.kinds
+        module, statistics = FilmClassifier(features, way, self.centre), self.statistics * features
+        super().__init__(module, features, way, embedder, shared="^(scale|shift)$", shared_statistics=statistics)
+        self.pixels, self.input_size = pixels, pixels * features
 
-    @property
-    def summary_size(self) -> int:
-        return self.condition_size
-
-    def theta0(self, seed: int, units: int) -> Tensor:
-        return F.pad(super().theta0(seed, self.classes(units)), (0, 0, 0, self.space.extra))
+    @classmethod
+    def check_family(cls, settings: Any) -> None:
+        super().check_family(settings)
+        if settings.backbone != "conv4":
+            given = f"backbone = {settings.backbone!r}"
+            raise McdiError(f"film-head adapts the last normalisation of conv4, not of {given}; use linear-head or conv4")
 
     def embed(self, x: Tensor) -> Tensor:
-        if self.embedder is None:
-            return x
-        return self.embedder.activations(x)
+        return x if self.embedder is None else self.embedder.activations(x)
 
     def _features(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """What the head reads: (B, S, P * C), (B, C), (B, C) -> (B, S, C), as `Embedder` makes features."""
@@ -92,32 +89,23 @@ class FilmHead(LinearHead):
         return cl2n(film(x, scale, shift), centre.to(x))
 
     def frozen_features(self, x: Tensor) -> Tensor:
-        """The features of the backbone as it stands: (B, S, P * C) -> (B, S, C)."""
+        """The features of the backbone before FiLM changes them: (B, S, P * C) -> (B, S, C)."""
         nothing = x.new_zeros(x.shape[0], self.features)
         return self._features(x, nothing, nothing)
 
-    def condition(self, support: Examples, units: int) -> Tensor:
-        way, extra = self.classes(units), self.space.extra
-        rows = super().condition(Examples(self.frozen_features(support.x), support.y), way)
-        return append_unit_features(rows, self._channels(support, way), extra)
+    def condition_features(self, x: Tensor) -> Tensor:
+        return self.frozen_features(x)
 
-    def _channels(self, support: Examples, way: int) -> Tensor:
+    def shared_condition(self, support: Examples, way: int) -> Tensor:
         """`statistics` numbers of every channel: (B, statistics * C)."""
         nothing = support.x.new_zeros(support.x.shape[0], self.features)
         seen = film(support.x, nothing, nothing)
         pixels = support.x.unflatten(-1, (self.pixels, self.features))
-        parts = (
-            *spreads(seen, support.y, way),
-            (pixels > 0).to(seen.dtype).mean((1, 2)),
-            pixels.mean((1, 2)),
-        )
-        return torch.cat(parts, -1)
+        active = (pixels > 0).to(seen.dtype).mean((1, 2))
+        return torch.cat([*spreads(seen, support.y, way), active, pixels.mean((1, 2))], -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        return super().forward(state, self._features(x, state["scale"], state["shift"]))
-
-    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
-        return Network.gradients(self, state, data, mask, keys)
+        return linear(state, self._features(x, state["scale"], state["shift"]))
 
     def config(self) -> dict[str, Any]:
         fields = {"features": self.features, "way": self.way, "pixels": self.pixels}

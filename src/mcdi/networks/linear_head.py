@@ -1,41 +1,35 @@
-"""What is a linear head on frozen features? Its condition, its closed forms, its gradient."""
+"""A linear classifier on frozen features, the default network; its gradient has a closed form."""
 
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.networks.backbones.vision import Embedder
-from mcdi.networks.base import Network
+from mcdi.networks.base import Network, NetworkTraits
 from mcdi.networks.batched import State
-from mcdi.networks.support import blend_heads, class_means, least_squares, least_squares_rows, prototype_rows, single_examples
+from mcdi.networks.heads import CLOSED_FORM_HEADS, Condition, Head, linear
+from mcdi.networks.registry import register_network
 from mcdi.types import Examples
 
-Condition = Literal["means", "spread", "examples", "heads"]
 
+@register_network("linear-head", "images", "vectors")
+class LinearHead(Head):
+    """A linear classifier on frozen features; any number of classes.
 
-CLOSED_FORM_HEADS = 2  # of least squares, of prototypes
-
-
-class LinearHead(Network):
-    """A linear classifier on frozen features: one unit a class, its weight row and its bias; any number of classes.
-
-    The condition of a class of n examples is its mean support feature c, c / n, its row r of the least-squares classifier
-    of the support set times 1 - 1/n, |c|^2 / F and log n. From one example a class r adds nothing to c that holds on
-    unseen classes; from several it knows which directions tell the classes apart. condition "spread" adds the variance
-    of the class's examples (F), "examples" up to `examples` of them one by one (F + 1 each, see single_examples); "heads"
-    begins with its rows of two heads that the support set itself gives (`closed_form_heads`), for generators that add up such.
-
-    centred: tasks see features less the centre of their support set, so that a generator knows nothing of where in feature
-    space a task lies: moved features give moved heads. It is what another data set or style changes first.
-
-    embedding: E features of another network stand behind the F of the backbone. The condition is then made of these alone, but
-    for the `closed_form_heads`; the head and whatever else is a head reads the backbone's.
+    Args:
+        features: F, of the backbone.
+        way: classes of the template.
+        embedder: the backbone; its `embedding`, if it has one, sets `embedding`.
+        condition: what a generator is told of a class, see ClassCondition.
+        examples: single examples of a class, with condition "examples".
+        centred: tasks see features less the centre of their support set. The generator then has no information on where in
+            feature space a task lies, which is what another data set or style changes first; moved features give moved heads.
+        embedding: E features of another network behind the F. The condition is made of these alone, except for the closed-form
+            heads; everything that is a head reads the backbone's.
     """
 
-    kind = "linear-head"
-    supports_ridge_blend = True
+    head_options = ("condition", "centred", "embedding")
 
     def __init__(
         self,
@@ -47,93 +41,29 @@ class LinearHead(Network):
         centred: bool = False,
         embedding: int = 0,
     ) -> None:
-        super().__init__(nn.Linear(features, way), embedder, unit="row")
         if embedder is not None and embedder.embedding is not None:
             embedding = embedder.embedding.backbone.features
-        self.features, self.embedding_size, self.input_size = features, embedding, features + embedding
-        self.way, self.condition_kind, self.centred = way, condition, centred
-        self.condition_heads = CLOSED_FORM_HEADS if condition == "heads" else self.condition_heads
-        self.condition_examples = examples if condition == "examples" else 0
-        self.condition_size = self.summary_size + self.condition_examples * ((embedding or features) + 1)
+        heads = CLOSED_FORM_HEADS if condition == "heads" else 0
+        options: dict[str, Any] = {"condition": condition, "examples": examples, "heads": heads, "embedding": embedding}
+        super().__init__(nn.Linear(features, way), features, way, embedder, **options)
+        self.input_size, self.centred = features + embedding, centred
 
-    @property
-    def summary_size(self) -> int:
-        seen = self.embedding_size or self.features
-        beside = seen if self.condition_kind == "spread" else 0
-        return self.condition_heads * self.space.D + 3 * seen + 3 + beside
+    @classmethod
+    def for_family(cls, settings: Any, **parts: Any) -> Self:
+        options = {n: getattr(settings, n) for n in ("condition", "centred") if hasattr(settings, n)}
+        return cls(way=settings.way, examples=max(settings.shots), **options, **parts)
 
-    def theta0(self, seed: int, units: int) -> Tensor:
-        # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not know it.
-        row = torch.randn(self.space.D, generator=torch.Generator().manual_seed(seed)) * self.init_std
-        return row.expand(units, -1)
-
-    def frozen_features(self, x: Tensor) -> Tensor:
-        """What the head reads of a network as it stands, before anything is generated: -> (B, S, F)."""
-        return x[..., : self.features]
+    @classmethod
+    def traits(cls, settings: Any) -> NetworkTraits:
+        heads = CLOSED_FORM_HEADS if getattr(settings, "condition", "") == "heads" else 0
+        embedding, centred = bool(getattr(settings, "embedding", "")), getattr(settings, "centred", False)
+        return NetworkTraits(cls.kind, True, heads, rows_only=True, embedding=embedding, equal_lengths=not centred)
 
     def embed_query(self, x: Tensor) -> Tensor:
         return self.embed(x) if self.embedder is None or not self.embedding_size else self.embedder.own(x)
 
-    def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
-        """The least-squares classifier of the support set as rows of this head: -> (B, way, D)."""
-        return least_squares_rows(self.frozen_features(support.x), support.y, way, ridge)
-
-    def uncentre(self, weights: Tensor, centre: Tensor) -> Tensor:
-        centre = centre[..., : self.features]
-        moved = (weights[..., :-1] * centre.reshape(-1, *[1] * (weights.ndim - 2), centre.shape[-1])).sum(-1, keepdim=True)
-        return torch.cat([weights[..., :-1], weights[..., -1:] - moved], -1)
-
-    def with_default_units(self, rows: Tensor, units: int) -> Tensor:
-        """Weights of rows (B, way, F + 1) alone: what stands beside them is where it starts, FiLM that changes nothing, say.
-        A head without a bias has no place for the last number, and is what is left."""
-        rows = rows[..., : self.space.D]
-        rest = self.theta0(0, units)[rows.shape[1] :].to(rows)
-        return torch.cat([rows, rest.expand(rows.shape[0], -1, -1)], 1)
-
-    def closed_form_heads(self, features: Tensor, y: Tensor, way: int) -> Tensor:
-        """Rows of the least-squares classifier and of prototypes for a head that reads `features`, without what all classes
-        have in common, which changes no probability: (B, S, F), (B, S) -> (B, way, CLOSED_FORM_HEADS * D)."""
-        means, _ = class_means(features, y, way)
-        rows = torch.stack([least_squares_rows(features, y, way), prototype_rows(means) / self.features], 2)
-        return (rows - rows.mean(1, keepdim=True)).flatten(2)
-
-    def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, share: float | Tensor) -> Tensor:
-        share = share[:, None, None, None] if isinstance(share, Tensor) else share
-        way = self.classes(weights.shape[-2])
-        rows, rest = weights.split([way, weights.shape[-2] - way], -2)
-        heads = self.closed_form(support, way)[:, None]
-        return torch.cat([blend_heads(rows, heads, mask[:, None, :way], share, self.features), rest], -2)
-
-    def condition(self, support: Examples, units: int) -> Tensor:
-        said = self.summary(support.x, support.y, units)
-        return self.with_examples(said, support.x[..., -self.embedding_size :], support.y, units)
-
-    def with_examples(self, said: Tensor, features: Tensor, y: Tensor, way: int) -> Tensor:
-        """What is said of units (B, U, ..), and behind it the single examples where the condition has them; units that are no
-        classes have none of their own."""
-        if not self.condition_examples:
-            return said
-        single = single_examples(features, y, way, self.condition_examples).flatten(2)
-        return torch.cat([said, F.pad(single, (0, 0, 0, said.shape[1] - way))], -1)
-
-    def summary(self, features: Tensor, y: Tensor, way: int) -> Tensor:
-        """The condition without single examples: (B, S, F), (B, S) -> (B, way, summary_size)."""
-        x = features[..., -self.embedding_size :]  # all of it where there is no other network
-        mean, count = class_means(x, y, way)
-        count = count.clamp(min=1)[..., None]
-        rows = least_squares(x, y, way) * (1 - 1 / count)
-        # c / n beside c: a linear map of both may trust the mean of more examples more.
-        parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
-        if self.condition_heads:
-            parts.insert(0, self.closed_form_heads(features[..., : self.features], y, way))
-        if self.condition_kind == "spread":
-            square, _ = class_means(x.square(), y, way)
-            parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
-        return torch.cat(parts, -1)
-
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        # baddbmm: the vmapped functional_call computes the same (a test compares them) but slower for one matrix.
-        return torch.baddbmm(state["bias"][:, None], x[..., : self.features], state["weight"].transpose(1, 2))
+        return linear(state, x[..., : self.features])
 
     def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
         """Closed form, p - y: classes lie in rows, so that softmax and both products run along the many examples."""
@@ -146,10 +76,7 @@ class LinearHead(Network):
         wrong /= data.y.shape[1]
         return {"weight": torch.bmm(wrong, x), "bias": wrong.sum(-1)}
 
-    def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
-        return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
-
     def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "condition": self.condition_kind, "centred": self.centred}
+        fields = {"features": self.features, "way": self.way, "condition": self.class_condition.kind, "centred": self.centred}
         fields |= {"embedding": self.embedding_size} if self.embedding_size else {}
         return {"kind": self.kind, **fields, "examples": self.condition_examples, "embedder": self.embedder_config()}

@@ -1,47 +1,59 @@
-"""Which weights make a language model fit a task of text? LoRA pairs of its last layers and the rows of its classifier."""
+"""A language model's LoRA pairs and classifier rows as a downstream network."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings
-from mcdi.networks.base import Network
+from mcdi.networks.base import NetworkTraits
 from mcdi.networks.batched import State
-from mcdi.networks.linear_head import CLOSED_FORM_HEADS, Condition, LinearHead
-from mcdi.networks.support import append_unit_features, least_squares_rows, spreads
+from mcdi.networks.heads import CLOSED_FORM_HEADS, Condition, Head
+from mcdi.networks.registry import register_network
+from mcdi.networks.support import least_squares_rows, spreads
 from mcdi.types import Examples
+from mcdi.utils.settings import make
 
 
-class LoraClassifier(LinearHead):
+@register_network("lora", "texts")
+class LoraClassifier(Head):
     """A head row a class, and with generate = "both" the LoRA pairs of a frozen transformer's last layers: units of one length.
 
-    An example is the trunk's states of a text, as `Encoder.read` gives them, or its number in `bank`, where those of many
-    texts lie: states are a hundred times as large as what a condition reads of them.
+    An example is the trunk's states of a text, as `Encoder.read` gives them, or its index in `feature_bank`, which holds those
+    of many texts: states are a hundred times as large as what a condition reads of them.
 
     theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B zero),
-    or pairs that `starts.pretrain_lora` has trained on the training sets. The condition of a row is
-    LinearHead's on what the head reads of the frozen model; that of a piece of a pair says, over the support set, of both
-    pooled features: their mean, the spread of the class means and the spread within classes. Flags name the piece. With
+    or pairs that LoRA pre-training (`pretrain_lora`) has trained on the training sets. The condition of a row is
+    ClassCondition's on what the head reads of the frozen model; that of a piece of a pair describes both pooled features over
+    the support set: their mean, the spread of the class means and the spread within classes. Flags name the piece. With
     condition "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the
     denoiser "cross" shows all of them to every row and piece.
 
-    base: the fingerprint that the frozen model must have. Raises McdiError where it has another.
+    Args:
+        lora: the model and its adapters.
+        way: classes of the template.
+        base: the fingerprint that the frozen model must have.
+        condition: "means" or "examples".
+        examples: single examples of a class in the condition.
+
+    Raises:
+        McdiError: the model has another fingerprint.
     """
 
-    kind = "lora"
-    reads_texts, exportable = True, False
-    condition_heads = CLOSED_FORM_HEADS
     statistics = 3  # numbers a feature in the condition of a pair
+    exportable = False
+    reads_texts = supports_adapters = True
+    condition_heads = CLOSED_FORM_HEADS
+    head_options = ("condition",)
 
     def __init__(
         self, lora: LoraSettings, way: int, base: int | None = None, condition: Condition = "means", examples: int = 0
     ) -> None:
-        self.encoder, self.way, self.condition_kind = Encoder(lora, way), way, condition
+        self.encoder = Encoder(lora, way)
         self.base = self.encoder.fingerprint()
         if base not in (None, self.base):
             raise McdiError(
@@ -52,22 +64,39 @@ class LoraClassifier(LinearHead):
         self.adapted = [n for n in names if "lora_" in n]
         shared = self.adapted if lora.generate == "both" else []
         chosen = _exactly([n for n in names if n in shared or n not in self.adapted])
-        Network.__init__(self, tail, None, unit="row", select=chosen, start="module", shared=_exactly(shared))
-        self.features = self.encoder.whole.config.hidden_size
-        self.input_size = self.features + 1
-        self.centre, self.spread = torch.zeros(POOLED, self.features), torch.ones(POOLED, 1)
+        features = int(self.encoder.whole.config.hidden_size)
+        super().__init__(
+            tail,
+            features,
+            way,
+            condition=condition,
+            examples=examples,
+            heads=CLOSED_FORM_HEADS,
+            shared_statistics=POOLED * self.statistics * features,
+            select=chosen,
+            start="module",
+            shared=_exactly(shared),
+        )
+        self.input_size = features + 1
+        self.centre, self.spread = torch.zeros(POOLED, features), torch.ones(POOLED, 1)
         self.feature_bank: Tensor | None = None
-        self.row_size = super().summary_size
-        self.condition_examples = examples if condition == "examples" else 0
-        self.condition_size = self.summary_size + self.condition_examples * (self.features + 1)
 
-    @property
-    def summary_size(self) -> int:
-        return self.row_size + (POOLED * self.statistics * self.features + self.space.kinds if self.space.extra else 0)
+    @classmethod
+    def for_family(cls, settings: Any, **parts: Any) -> Self:
+        return cls(settings.lora, settings.way, condition=settings.condition, examples=max(settings.shots), **parts)
+
+    @classmethod
+    def traits(cls, settings: Any) -> NetworkTraits:
+        rows_only = settings.lora.generate == "rows"
+        return NetworkTraits(cls.kind, True, CLOSED_FORM_HEADS, rows_only=rows_only, equal_lengths=False)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any], code: Mapping[str, Any]) -> Self:
+        return super().from_config({**values, "lora": make(LoraSettings, values["lora"], "lora")}, code)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For workers: the model is loaded again, not sent.
-        return _again, (self._described(), self.state(), self.feature_bank)
+        return _rebuilt, (self._arguments(), self.state(), self.feature_bank)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         held = dict(self.module.named_parameters())
@@ -75,11 +104,11 @@ class LoraClassifier(LinearHead):
         return torch.cat([start[:1].expand(self.classes(units), -1), start[self.way :]])
 
     def with_generated_pairs(self) -> "LoraClassifier":
-        """The same network with the pairs generated beside the rows; itself, where they are."""
+        """The same network with the pairs generated too; itself, where they are."""
         if self.space.extra:
             return self
-        described = {**self._described(), "lora": replace(self.encoder.settings, generate="both")}
-        return _again(described, self.state(), self.feature_bank)
+        arguments = {**self._arguments(), "lora": replace(self.encoder.settings, generate="both")}
+        return _rebuilt(arguments, self.state(), self.feature_bank)
 
     def read(self, x: Any) -> Tensor:
         """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
@@ -127,13 +156,11 @@ class LoraClassifier(LinearHead):
         """What the head reads of the frozen model, neither centred nor scaled: (B, S, ...) -> (B, S, H)."""
         return self._read_by_head(x)[..., 0, :]
 
-    def condition(self, support: Examples, units: int) -> Tensor:
-        way, extra, pooled = self.classes(units), self.space.extra, self.pooled(support.x)
-        features = pooled[..., 0, :]
-        said = self.summary(features, support.y, way)
-        if extra:
-            said = append_unit_features(said, torch.cat(spreads(pooled.flatten(2), support.y, way), -1), extra)
-        return self.with_examples(said, features, support.y, way)
+    def condition_features(self, x: Tensor) -> Tensor:
+        return self.pooled(x)[..., 0, :]
+
+    def shared_condition(self, support: Examples, way: int) -> Tensor:
+        return torch.cat(spreads(self.pooled(support.x).flatten(2), support.y, way), -1)
 
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         return self._raw(least_squares_rows(self.pooled(support.x)[..., 0, :], support.y, way, ridge))
@@ -150,22 +177,17 @@ class LoraClassifier(LinearHead):
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         if self.space.extra:
-            return Network.forward(self, state, self.inputs(x), keys)
+            return super().forward(state, self.inputs(x), keys)
         weight, *bias = (state[n] for n in self.space.spec)
         out = self.frozen_features(self.inputs(x)) @ weight.transpose(1, 2)
         return out + bias[0][:, None] if bias else out
 
-    def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
-        return Network.gradients(self, state, data, mask, keys)
-
     def config(self) -> dict[str, Any]:
-        plain = {**self._described(), "lora": asdict(self.encoder.settings)}
-        return {"kind": self.kind, **plain, "base": self.base}
+        return {"kind": self.kind, **self._arguments(), "lora": asdict(self.encoder.settings), "base": self.base}
 
-    def _described(self) -> dict[str, Any]:
-        """What it is made of; the condition only where it is not that of earlier versions."""
-        single = {"condition": self.condition_kind, "examples": self.condition_examples} if self.condition_examples else {}
-        return {"lora": self.encoder.settings, "way": self.way, **single}
+    def _arguments(self) -> dict[str, Any]:
+        condition = {"condition": self.class_condition.kind, "examples": self.condition_examples}
+        return {"lora": self.encoder.settings, "way": self.way, **condition}
 
     def to(self, device: str) -> None:
         self.encoder.to(device)
@@ -188,8 +210,8 @@ class LoraClassifier(LinearHead):
             p.copy_(state[f"start.{n}"])
 
 
-def _again(described: Mapping[str, Any], state: dict[str, Tensor], bank: Tensor | None) -> LoraClassifier:
-    network = LoraClassifier(**described)
+def _rebuilt(arguments: Mapping[str, Any], state: dict[str, Tensor], bank: Tensor | None) -> LoraClassifier:
+    network = LoraClassifier(**arguments)
     network.load_state(state)
     network.feature_bank = bank
     return network

@@ -1,8 +1,8 @@
-"""A module of the user as a downstream network; tasks/own.py holds the tasks that go with it."""
+"""A module of the user's as a downstream network; tasks/own.py holds the tasks that go with it."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.networks.base import Network
 from mcdi.networks.batched import State
+from mcdi.networks.registry import register_network
 from mcdi.types import Examples
 from mcdi.weights import Unit
 
@@ -26,6 +27,7 @@ PROBES = 32  # inputs at which a support set is described
 NOISE = 0.1  # of y in its standard deviations, that the description allows for
 
 
+@register_network("own")
 class OwnNetwork(Network):
     """A module of the user's, copied: theta_0 is what it holds, the condition is what a support set says at fixed `probes`.
 
@@ -35,7 +37,6 @@ class OwnNetwork(Network):
     module answers (S, 1) where y is (S,). described: how many numbers `describe` gives.
     """
 
-    kind = "own"
     needs_module, exportable = True, False
 
     def __init__(
@@ -70,6 +71,12 @@ class OwnNetwork(Network):
         self.condition_size = PROBES * (1 + values) if described is None else described
         self.probes = torch.zeros(PROBES, self.input_size)
         self.scale = torch.tensor([0.0, 1.0, 1.0])  # mean and std of y, width of the kernel
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any], code: Mapping[str, Any]) -> Self:
+        if "module" not in code:
+            raise McdiError("this generator is for a module of your own, whose code no file holds: give it as `module`")
+        return cls(**values, **code)
 
     def fit_probe_inputs(self, data: Examples, seed: int = 0) -> None:
         """Choose the probes among training examples (N, S, ...), and the scales of x and y."""

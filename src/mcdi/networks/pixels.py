@@ -10,6 +10,7 @@ from mcdi.errors import McdiError
 from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.base import Network
 from mcdi.networks.batched import State
+from mcdi.networks.registry import register_network
 from mcdi.networks.support import class_means
 from mcdi.types import Examples
 from mcdi.weights import Unit
@@ -32,6 +33,14 @@ class PixelNetwork(Network):
         self.input_size = self.pixels + features
         self.condition_size = way * (features + 1)
 
+    @classmethod
+    def check_family(cls, settings: Any) -> None:
+        super().check_family(settings)
+        if settings.channels > 1 or settings.side % cls.side:
+            given = f"data = {settings.data!r}, side = {settings.side}"
+            side = f"reads drawings of a side that is a multiple of {cls.side}"
+            raise McdiError(f"{cls.kind} {side}, not {given}; use linear-head")
+
     def embed(self, x: Tensor) -> Tensor:
         if self.embedder is None:
             raise McdiError("this network reads pixels and features: it needs its image backbone")
@@ -52,10 +61,9 @@ class PixelNetwork(Network):
         return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
 
 
+@register_network("pixel-net", "images")
 class PixelNet(PixelNetwork):
-    """Two layers, one unit."""
-
-    kind = "pixel-net"
+    """Two layers, generated as one unit."""
 
     def __init__(
         self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"

@@ -1,43 +1,77 @@
-"""Which networks can be generated, by name?"""
+"""Downstream networks by name: `register_network` adds one, `build` makes the network of a saved generator."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from mcdi.errors import McdiError
-from mcdi.networks.backbones.language import LoraSettings
-from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.base import Network
-from mcdi.networks.conv_net import ConvNet
-from mcdi.networks.curve import Curve
-from mcdi.networks.film import FilmHead
-from mcdi.networks.linear_head import LinearHead
-from mcdi.networks.lora import LoraClassifier
-from mcdi.networks.own import OwnNetwork
-from mcdi.networks.pixels import PixelNet
-from mcdi.utils.settings import make
+from mcdi.utils.registry import Registry
 
-KINDS: tuple[type[Network], ...] = (LinearHead, FilmHead, PixelNet, ConvNet, Curve, LoraClassifier, OwnNetwork)
-NETWORKS: dict[str, type[Network]] = {c.kind: c for c in KINDS}
+N = TypeVar("N", bound=type[Network])
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network that a recipe can name.
+
+    Attributes:
+        name: as in `network = "NAME"`.
+        network: the class; its attributes and `traits` say what it supports.
+        data: kinds of examples that it takes, see `FamilySpec.kind`.
+    """
+
+    name: str
+    network: type[Network]
+    data: tuple[str, ...]
+
+
+NETWORKS: Registry[NetworkSpec] = Registry(
+    "network",
+    "mcdi.networks",
+    {
+        "linear-head": "mcdi.networks.linear_head",
+        "film-head": "mcdi.networks.film",
+        "pixel-net": "mcdi.networks.pixels",
+        "conv-net": "mcdi.networks.conv_net",
+        "curve": "mcdi.networks.curve",
+        "lora": "mcdi.networks.lora",
+        "own": "mcdi.networks.own",
+    },
+)
+
+
+def register_network(name: str, *data: str) -> Callable[[N], N]:
+    """Decorator of a Network class: recipes and saved generators find it under `name`.
+
+    Args:
+        name: becomes the class's `kind`.
+        data: kinds of examples that it takes: "images" (its source passes `features` and an `embedder`), "vectors"
+            (`features`), "points", "texts", or what a source of your own declares. None: no recipe can name it.
+    """
+
+    def register(network: N) -> N:
+        network.kind = name
+        NETWORKS.add(name, NetworkSpec(name, network, data))
+        return network
+
+    return register
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor], **code: Any) -> Network:
-    """The network that `config()` and `state()` described. code: what no file holds of a network of the user's own, its module,
-    and its loss and describe if it has them. Raises McdiError for one that this version does not know."""
-    values, code = dict(config), {n: c for n, c in code.items() if c is not None}
-    kind = values.pop("kind", None)
-    if kind not in NETWORKS:
-        raise McdiError(f"unknown network {kind!r}: this version knows {', '.join(NETWORKS)}")
-    if kind == OwnNetwork.kind and "module" not in code:
-        raise McdiError("this generator makes weights of a module of your own, whose code no file holds: give it as `module`")
-    if kind != OwnNetwork.kind and code:
-        raise McdiError(f"a {kind} needs no code of yours: leave out {', '.join(code)}")
-    values |= code
-    if values.get("embedder") is not None:
-        values["embedder"] = Embedder.from_config(values["embedder"])
-    if "lora" in values:
-        values["lora"] = make(LoraSettings, values["lora"], "lora")
-    network = NETWORKS[kind](**values)
+    """The network that `Network.config` and `Network.state` described.
+
+    Args:
+        config: of `Network.config`.
+        state: of `Network.state`.
+        code: what no file holds of a network of the user's own: its module, and its loss and describe if it has them.
+
+    Raises:
+        McdiError: an unknown network, or code that is missing or not needed.
+    """
+    values = dict(config)
+    given = {n: c for n, c in code.items() if c is not None}
+    network = NETWORKS.get(str(values.pop("kind", None))).network.from_config(values, given)
     network.load_state(state)
     return network

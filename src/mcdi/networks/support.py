@@ -79,21 +79,29 @@ def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float 
     return torch.cat([rows[..., :-1] / features.shape[-1], rows[..., -1:]], -1)
 
 
-def blend_heads(rows: Tensor, towards: Tensor, mask: Tensor, share: float | Tensor, size: int) -> Tensor:
-    """`share` of a head and the rest of another at its scale: rows, towards (.., way, D), mask (.., way) -> (.., way, D); a
-    tensor of shares has the shape (.., 1, 1).
+def blend_heads(rows: Tensor, towards: Tensor, mask: Tensor, mixing_weight: float | Tensor, size: int) -> Tensor:
+    """A head mixed with another, at its own scale.
 
-    What all rows have in common changes no probability: it stays, and does not count as length. The first `size` numbers of a
-    row are its weights, whose length is the scale.
+    What all rows have in common changes no probability: it is left out of the mix and of the scale.
+
+    Args:
+        rows: (.., way, D), the head that sets the scale: the norm of the first `size` numbers of its rows, the weights.
+        towards: (.., way, D), the other.
+        mask: (.., way), which classes exist.
+        mixing_weight: of `rows`; a tensor has the shape (.., 1, 1).
+        size: weights of a row, in front of the bias.
+
+    Returns:
+        (.., way, D).
     """
-    there = mask[..., None].to(rows.dtype)
+    exists = mask[..., None].to(rows.dtype)
 
-    def apart(head: Tensor) -> Tensor:
-        return (head - (head * there).sum(-2, keepdim=True) / there.sum(-2, keepdim=True)) * there
+    def centred(head: Tensor) -> Tensor:
+        return (head - (head * exists).sum(-2, keepdim=True) / exists.sum(-2, keepdim=True)) * exists
 
-    own, other = apart(rows), apart(towards)
+    own, other = centred(rows), centred(towards)
     length, far = (head[..., :size].square().sum((-2, -1), keepdim=True).sqrt() for head in (own, other))
-    return rows + (1 - share) * (other * (length / far.clamp(min=1e-12)) - own)
+    return rows + (1 - mixing_weight) * (other * (length / far.clamp(min=1e-12)) - own)
 
 
 def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor, Tensor]:

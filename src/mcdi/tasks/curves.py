@@ -1,15 +1,31 @@
-"""The smallest family that shows everything: fit a sine from ten points, with all weights of a small network generated."""
+"""The source "sines": curves to be fitted from ten points, with all weights of a small network generated."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcdi.networks.base import Network
 from mcdi.networks.curve import Curve
+from mcdi.networks.registry import NETWORKS
+from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
 from mcdi.types import Examples, TaskBatch
 from mcdi.utils.random import uniform
+from mcdi.utils.workers import Progress
+
+LOW, HIGH = -3.0, 3.0  # of x
+
+
+@dataclass(frozen=True)
+class CurveSettings(FamilySettings):
+    """Sine curves; only the first entry of `shots` is used."""
+
+    data: str = "sines"
+    network: str = "curve"
 
 
 class Sines:
@@ -17,8 +33,8 @@ class Sines:
 
     name = "sines"
 
-    def __init__(self, shots: int = 10, queries: int = 50, hidden: int = 24) -> None:
-        self.downstream = Curve(hidden)
+    def __init__(self, shots: int = 10, queries: int = 50, hidden: int = 24, network: Network | None = None) -> None:
+        self.downstream = network or Curve(hidden)
         self.shots: tuple[int, ...] = (shots,)
         self.queries = queries
 
@@ -29,8 +45,7 @@ class Sines:
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         shots = self.shots[0] if shots is None else shots
-        curve = self.downstream
-        x = curve.low + (curve.high - curve.low) * uniform(split, seeds, 1, draw, count=shots + self.queries)
+        x = LOW + (HIGH - LOW) * uniform(split, seeds, 1, draw, count=shots + self.queries)
         both = self.curve(split, seeds, x)
         return TaskBatch(
             Examples(both.x[:, :shots], both.y[:, :shots]),
@@ -40,8 +55,20 @@ class Sines:
         )
 
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
-        x = np.linspace(self.downstream.low, self.downstream.high, 64)
+        x = np.linspace(LOW, HIGH, 64)
         return self.curve(split, seeds, np.broadcast_to(x, (len(seeds), 64)))
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         return {"curve": torch.from_numpy(uniform(split, seeds, 0, count=2)).float()}  # of a and p, in [0, 1)
+
+
+def _load(settings: CurveSettings, folder: Path) -> Sines:
+    network = NETWORKS.get(settings.network).network.for_family(settings)
+    return Sines(shots=settings.shots[0], queries=settings.queries, network=network)
+
+
+def _build(settings: CurveSettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> Sines:
+    return _load(settings, folder)
+
+
+register_source(FamilySpec("sines", CurveSettings, _build, _load, kind="points", reads_data=False))

@@ -33,7 +33,7 @@ def quick(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         name=f"{recipe.name}-quick",
-        family=replace(recipe.family, limit=24, backbone_steps=min(2, recipe.family.backbone_steps), backbone_way=8),
+        family=recipe.family.quick(),
         preparation=replace(recipe.preparation, tasks=24, epochs=12),
         generator={**recipe.generator, "T": 6, "training": _TRAINING},
         method=merged(recipe.method, {name: values for name, values in own.items() if values}),

@@ -15,6 +15,7 @@ from mcdi.experiments.studies.variants import Context, Measured, Variant
 from mcdi.methods import WeightGenerator
 from mcdi.methods.base import SupportsFineTuning, nearest_shots
 from mcdi.methods.baselines.finetune import adapt
+from mcdi.networks.backbones.language import LoraSettings
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.support import least_squares
 from mcdi.tasks.text.text_tasks import TextTasks
@@ -47,12 +48,15 @@ class Answer(NamedTuple):
 def variants(recipe: Recipe) -> list[Variant]:
     """The methods of the recipe, and what there is without mcdi: the linear probe, and fine-tuning of rows and pairs from where
     peft draws them."""
-    through = recipe.family.lora.generate == "both"
+    lora = getattr(recipe.family, "lora", None)
+    if not isinstance(lora, LoraSettings):
+        raise McdiError(f"the study adapters is for text, not for {recipe.family.data}: choose a recipe such as text-lora")
+    through = lora.generate == "both"
     own = [Variant({"method": n}, n) for n in recipe.methods]
     # Steps through the layers take long: every seed measures them on tasks of its own.
     own = [replace(v, every_seed=through and not (v.spec.gradient_free or v.spec.draws_at_random)) for v in own]
-    lora = replace(recipe.family.lora, generate="both", start="drawn")
-    tuned = Variant({"method": FINE_TUNED}, "adam", TUNING, family={"lora": lora}, every_seed=True)
+    drawn = replace(lora, generate="both", start="drawn")
+    tuned = Variant({"method": FINE_TUNED}, "adam", TUNING, family={"lora": drawn}, every_seed=True)
     return [*own, Variant({"method": PROBE}, "prototypes"), tuned]
 
 

@@ -1,7 +1,7 @@
 """The table of studies: of each the variants, what is measured of them, and the chart."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from mcdi.methods import all_methods, method_spec
 from mcdi.methods.base import MethodSpec
 from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.methods.sampling import SupportsSampling
-from mcdi.networks.linear_head import LinearHead
-from mcdi.networks.registry import NETWORKS
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.utils.settings import make
 from mcdi.utils.workers import Progress
@@ -148,9 +146,10 @@ def _settings(recipe: Recipe) -> list[Variant]:
         "4 x tasks": ({}, {"tasks": 4 * recipe.preparation.tasks}, {}),
         "a quarter of the tasks": ({}, {"tasks": max(1, recipe.preparation.tasks // 4)}, {}),
     }
-    if recipe.family.embedding:
+    if recipe.family.traits.embedding:
         del changes["prior on prototypes"]
-    return [Variant({"setting": name}, "mc-di", *change) for name, change in changes.items()]
+    names = {f.name for f in fields(recipe.family)}  # not every source has every setting
+    return [Variant({"setting": name}, "mc-di", *change) for name, change in changes.items() if names >= set(change[2])]
 
 
 def _landscape(context: Context, variants: Sequence[Variant], path: Path, progress: Progress) -> None:
@@ -168,11 +167,10 @@ def _landscape(context: Context, variants: Sequence[Variant], path: Path, progre
 
 def fitting_methods(recipe: Recipe) -> tuple[str, ...]:
     """The methods that can generate a recipe's network: some are for linear heads, or for features of one length."""
-    head = issubclass(NETWORKS[recipe.family.network], LinearHead)
-    unit = not recipe.family.centred and recipe.family.data != "text"
+    traits = recipe.family.traits
 
     def fits(spec: MethodSpec) -> bool:
-        return (head or spec.networks == "any") and (unit or not spec.unit_features)
+        return (traits.closed_form or spec.networks == "any") and (traits.equal_lengths or not spec.unit_features)
 
     return tuple(name for name, spec in all_methods().items() if fits(spec))
 

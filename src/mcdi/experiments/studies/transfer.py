@@ -51,7 +51,7 @@ def add_targets(context: Context, targets: Mapping[str, Path], progress: Progres
         target, source = _path(context, name), str(path.resolve())
         if not target.exists():
             progress(f"target {name}", 0, 1, {})
-            images = public_images(path, size=context.recipe.family.side)
+            images = public_images(path, size=network.embedder.side)
             write_tensors(target, {"features": network.embed(images.pixels)}, {"classes": images.names, "source": source})
             progress(f"target {name}", 1, 1, {"classes": float(len(images.names))})
         elif (embedded := read_tensors(target)[1]["source"]) != source:

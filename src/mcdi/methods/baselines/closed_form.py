@@ -11,7 +11,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, nearest_shots, register_method, silent
 from mcdi.networks.base import Network
-from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.heads import Head
 from mcdi.networks.support import class_means, prototype_rows
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
@@ -40,17 +40,17 @@ class ClosedForm:
             raise McdiError(f"grid = {list(settings.grid)}: {self.name} have {need}")
         self.settings, self.chosen = settings, dict[str, float]()
 
-    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+    def rows(self, net: Head, support: Examples, way: int, number: float) -> Tensor:
         """-> (B, way, D)."""
         raise NotImplementedError
 
-    def merit(self, net: LinearHead, weights: Tensor, query: Examples, mask: Tensor) -> float:
+    def merit(self, net: Head, weights: Tensor, query: Examples, mask: Tensor) -> float:
         """What the number is chosen by: accuracy."""
         return float(net.score(weights, query, mask).mean())
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net = family.downstream
-        if not isinstance(net, LinearHead):
+        if not isinstance(net, Head):
             raise McdiError(f"{self.name} exist for linear heads only: leave them out for whole networks")
         grid = self.settings.grid
         for shots in family.shots if grid else ():
@@ -62,10 +62,10 @@ class ClosedForm:
         return self
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        assert isinstance(net, LinearHead)
+        assert isinstance(net, Head)
         return self._weights(net, support, mask, nearest_shots(self.chosen, net, support, mask) if self.chosen else 0.0)
 
-    def _weights(self, net: LinearHead, support: Examples, mask: Tensor, number: float) -> Tensor:
+    def _weights(self, net: Head, support: Examples, mask: Tensor, number: float) -> Tensor:
         return net.with_default_units(self.rows(net, support, net.classes(mask.shape[1]), number), mask.shape[1])
 
     def config(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Prototypes(ClosedForm):
 
     name = "prototypes"
 
-    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+    def rows(self, net: Head, support: Examples, way: int, number: float) -> Tensor:
         means, _ = class_means(net.frozen_features(support.x), support.y, way)
         return prototype_rows(means)
 
@@ -115,7 +115,7 @@ class LinearProbe(ClosedForm):
 
     name, number = "linear probes", "ridge"
 
-    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+    def rows(self, net: Head, support: Examples, way: int, number: float) -> Tensor:
         return net.closed_form(support, way, number)
 
 
@@ -137,7 +137,7 @@ class MetaBaseline(ClosedForm):
 
     name, number = "heads of cosines", "temperature"
 
-    def rows(self, net: LinearHead, support: Examples, way: int, number: float) -> Tensor:
+    def rows(self, net: Head, support: Examples, way: int, number: float) -> Tensor:
         x = net.frozen_features(support.x)
         lengths = x.norm(dim=-1)
         if bool((lengths.amax(1) > 1.01 * lengths.amin(1)).any()):
@@ -148,5 +148,5 @@ class MetaBaseline(ClosedForm):
         weight = number * F.normalize(means, dim=-1) / lengths.mean(1)[:, None, None]  # of every task alone, not of the batch
         return torch.cat([weight, torch.zeros_like(weight[..., :1])], -1)
 
-    def merit(self, net: LinearHead, weights: Tensor, query: Examples, mask: Tensor) -> float:
+    def merit(self, net: Head, weights: Tensor, query: Examples, mask: Tensor) -> float:
         return -float(net.loss(weights, query, mask).mean())

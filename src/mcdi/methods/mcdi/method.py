@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, NetworkFacts, register_method, silent
+from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.mcdi.calibration import confidence, nearest_shot_quantiles, support_log_odds
 from mcdi.methods.mcdi.denoiser import ConditionSizes, Denoiser
 from mcdi.methods.mcdi.denoisers import make_denoiser
@@ -21,7 +21,8 @@ from mcdi.methods.mcdi.prior import fit_prior
 from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.methods.meta_training import meta_train
 from mcdi.methods.sampling import Generated, Sampling, reduce_draws
-from mcdi.networks.base import Network
+from mcdi.networks.base import Network, NetworkTraits
+from mcdi.networks.heads import blend_with_ridge
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
@@ -97,8 +98,8 @@ class Diffusion:
     def local_targets(self) -> int:
         return self.settings.k
 
-    def check_network(self, facts: NetworkFacts) -> None:
-        self.settings.check_network(facts)
+    def check_network(self, traits: NetworkTraits) -> None:
+        self.settings.check_network(traits)
 
     def chain_steps(self, sampling: Sampling) -> int:
         schedule = self._trained()[0].schedule
@@ -120,7 +121,8 @@ class Diffusion:
         if stored % s.k:
             raise McdiError(f"k = {s.k} targets cannot be taken evenly from {stored} stored ones: prepare with k = {s.k}")
         rows_only = net.space.unit == "row" and not net.space.extra
-        s.check_network(NetworkFacts(net.kind, net.condition_heads, rows_only, bool(net.embedding_size)))
+        traits = NetworkTraits(net.kind, condition_heads=net.condition_heads, rows_only=rows_only)
+        s.check_network(traits._replace(embedding=bool(net.embedding_size)))
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
@@ -184,14 +186,13 @@ class Diffusion:
         sampling = sampling or self.sampling
         *_, (_, last) = self._states(net, support, mask, seed, sampling)
         drawn = self._trained()[1].restore(last).unflatten(0, (-1, sampling.samples))
-        if sampling.calibration_quantiles:
-            shots = support.y.shape[1] // net.classes(mask.shape[1])
-            quantiles = nearest_shot_quantiles(sampling.calibration_quantiles, shots)
-            trusted = confidence(support_log_odds(net, drawn.mean(1), support, mask), quantiles)
-            return Generated(net.blend_with_ridge(drawn, support, mask, sampling.mixing_weight * trusted), trusted)
-        if sampling.mixing_weight < 1:
-            drawn = net.blend_with_ridge(drawn, support, mask, sampling.mixing_weight)
-        return Generated(drawn, torch.ones(mask.shape[0], device=mask.device))
+        if not sampling.calibration_quantiles:
+            blended = blend_with_ridge(net, drawn, support, mask, sampling.mixing_weight)
+            return Generated(blended, torch.ones(mask.shape[0], device=mask.device))
+        shots = support.y.shape[1] // net.classes(mask.shape[1])
+        quantiles = nearest_shot_quantiles(sampling.calibration_quantiles, shots)
+        trusted = confidence(support_log_odds(net, drawn.mean(1), support, mask), quantiles)
+        return Generated(blend_with_ridge(net, drawn, support, mask, sampling.mixing_weight * trusted), trusted)
 
     @torch.no_grad()
     def generate(

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from mcdi.methods.mcdi.calibration import calibration_quantiles, support_log_odds
 from mcdi.methods.sampling import MIXING_WEIGHTS, SAMPLERS, SupportsSampling
+from mcdi.networks.heads import blend_with_ridge
 from mcdi.tasks.family import TaskFamily
 
 M = TypeVar("M", bound=SupportsSampling)
@@ -32,9 +33,7 @@ def choose_sampler(method: M, family: TaskFamily, *, tasks: int, seed: int = 0) 
         for batch in batches:
             drawn = method.generate(net, batch.support, batch.mask, seed=seed, sampling=sampling)
             for weight in mixing:
-                blended = drawn
-                if weight < 1:
-                    blended = net.blend_with_ridge(drawn[:, None], batch.support, batch.mask, weight)[:, 0]
+                blended = blend_with_ridge(net, drawn[:, None], batch.support, batch.mask, weight)[:, 0]
                 scores[name, weight] += float(net.score(blended, batch.query, batch.mask).mean()) / len(batches)
 
     def merit(candidate: tuple[str, float]) -> tuple[float, int, float]:

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.base import NetworkFacts
 from mcdi.methods.meta_training import MetaTraining
 from mcdi.methods.sampling import Sampling
+from mcdi.networks.base import NetworkTraits
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ class DiffusionSettings:
         """Chains that the schedule is divided into: Tw-Di has k targets but one chain, the vanilla one."""
         return self.k if self.objective == "local" else 1
 
-    def check_network(self, facts: NetworkFacts) -> None:
+    def check_network(self, traits: NetworkTraits) -> None:
         """Raises McdiError where weights of such a network cannot be generated with these settings."""
-        if self.prior and self.prior_input == "heads" and not facts.heads:
-            raise McdiError(f"the condition of a {facts.kind} holds no heads: set prior_input = 'summary'")
-        if self.combines_heads and not facts.rows_only:
+        if self.prior and self.prior_input == "heads" and not traits.condition_heads:
+            raise McdiError(f"the condition of a {traits.kind} holds no heads: set prior_input = 'summary'")
+        if self.combines_heads and not traits.rows_only:
             raise McdiError(
                 "denoiser 'head-combiner' makes rows alone: set lora.generate = 'rows', or denoiser = 'transformer'"
             )
-        if facts.embedding and self.combines_heads:
+        if traits.embedding and self.combines_heads:
             raise McdiError(
                 "denoiser 'head-combiner' reads heads alone, not features of another network: leave out embedding, or set "
                 "denoiser = 'transformer'"
             )
-        if facts.embedding and self.prior and self.prior_input == "prototypes":
+        if traits.embedding and self.prior and self.prior_input == "prototypes":
             raise McdiError(
                 "prototypes of another network's features are no heads of this one: set prior_input = 'summary' or 'heads'"
             )

@@ -18,7 +18,7 @@ from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.noise_prediction import FromNoise, FromNoiseSettings
 from mcdi.methods.published.stored_weights import Stage, over_units
 from mcdi.networks.base import Network
-from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.heads import Head
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples, TaskBatch
 from mcdi.utils.random import Seed
@@ -78,7 +78,7 @@ class ResidualOcd(FromNoise[OcdSettings]):
     def _base(self, net: Network, space: WeightSpace, support: Examples, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The base model's weights, standardised (B, U, D), and what the networks read: the condition beside them."""
         units = mask.shape[1]
-        if isinstance(net, LinearHead):
+        if isinstance(net, Head):
             base = net.with_default_units(net.closed_form(support, net.classes(units)), units)
         else:
             base = net.theta0(0, units).to(mask.device).expand(len(mask), -1, -1)

@@ -50,6 +50,22 @@ class ClassImages:
         """The different alphabets, sorted."""
         return tuple(sorted({alphabet(name) for name in self.names}))
 
+    def across_domains(self) -> "ClassImages":
+        """The images of every class from all domains together, (C, M, ..) -> (classes, domains * M, ..): what a backbone is
+        trained on. Classes that are not in every domain are left out. Raises McdiError where fewer than two remain."""
+        rows: dict[str, list[int]] = {}
+        for number, name in enumerate(self.names):
+            rows.setdefault(name.rpartition("/")[2], []).append(number)
+        everywhere = {name: of for name, of in rows.items() if len(of) == len(self.alphabets)}
+        if len(everywhere) < 2:
+            raise McdiError("fewer than two classes are in every training domain: a backbone has nothing to tell apart")
+        return ClassImages(torch.stack([self.images[of].flatten(0, 1) for of in everywhere.values()]), tuple(everywhere))
+
+    def domain_numbers(self) -> list[int]:
+        """The number of every class's domain, for names "domain/class"."""
+        numbers = {name: number for number, name in enumerate(self.alphabets)}
+        return [numbers[alphabet(name)] for name in self.names]
+
     def save(self, path: Path) -> None:
         """Write one safetensors file in one step. Raises McdiError naming a file that cannot be written."""
         write_tensors(path, {"images": self.images}, {"names": self.names})

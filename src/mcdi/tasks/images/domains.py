@@ -8,8 +8,6 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import ClassImages
 from mcdi.tasks.images.photos import Classes, Source, encoded_arrays, files_of, read_classes
@@ -55,24 +53,6 @@ def _bank(path: Path, split: str, classes: Classes, size: int, examples: int | N
     if not kept:
         raise McdiError(f"no class of {path} has {examples or 1} images for {split}: lower family.examples")
     return read_classes(kept, size, examples)
-
-
-def by_class(bank: ClassImages) -> ClassImages:
-    """The classes of all domains together: what a backbone is trained to tell. Classes that are not in every domain are left
-    out; (C, M, ..) -> (classes, domains * M, ..)."""
-    places: dict[str, list[int]] = {}
-    for number, name in enumerate(bank.names):
-        places.setdefault(name.rpartition("/")[2], []).append(number)
-    everywhere = {name: of for name, of in places.items() if len(of) == len(bank.alphabets)}
-    if len(everywhere) < 2:
-        raise McdiError("fewer than two classes are in every training domain: a backbone has nothing to tell apart")
-    return ClassImages(torch.stack([bank.images[of].flatten(0, 1) for of in everywhere.values()]), tuple(everywhere))
-
-
-def groups_of(bank: ClassImages) -> list[int]:
-    """The number of every class's domain."""
-    numbers = {name: number for number, name in enumerate(bank.alphabets)}
-    return [numbers[name.rpartition("/")[0]] for name in bank.names]
 
 
 def _npz(path: Path) -> dict[str, dict[str, Parts]]:

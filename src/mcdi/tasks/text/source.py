@@ -1,0 +1,125 @@
+"""The source "text": sets of labelled sentences, pre-trained LoRA pairs, and the states of every text in front of them."""
+
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.networks.backbones.language import POOLED, LoraSettings
+from mcdi.networks.lora import LoraClassifier
+from mcdi.networks.registry import NETWORKS
+from mcdi.tasks.checkpoint import BACKBONE, FEATURES, checkpoint_of, run_training
+from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
+from mcdi.tasks.text.corpora import read_hub, read_sets
+from mcdi.tasks.text.lora_pretraining import pretrain_lora, recompute_pooled
+from mcdi.tasks.text.phrases import phrase_sets
+from mcdi.tasks.text.pools import Chosen, TextSettings, choose, pools_of
+from mcdi.tasks.text.text_tasks import TextTasks
+from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.workers import Progress
+
+TEXTS = "texts"  # folder of the states of sets that were read before a stop
+READ = 64  # texts at a time, between two reports of progress
+
+
+@dataclass(frozen=True)
+class TextFamilySettings(FamilySettings):
+    """Tasks of text for a language model.
+
+    Attributes:
+        condition: what a generator is told of a class: "means", or single "examples" too, see networks.heads.ClassCondition.
+        backbone_steps: steps of LoRA pre-training.
+        text: which sets, and what is made of them.
+        lora: the model and its adapters.
+    """
+
+    data: str = "text"
+    network: str = "lora"
+    condition: Literal["means", "examples"] = "means"
+    backbone_steps: int = 400
+    text: TextSettings = TextSettings()
+    lora: LoraSettings = LoraSettings()
+
+    def check(self) -> None:
+        super().check()
+        if self.lora.start == "drawn":
+            raise McdiError("lora.start = 'drawn' is where the study adapters fine-tunes from, no recipe: leave it out")
+
+    def quick(self) -> Self:
+        return replace(self, backbone_steps=min(2, self.backbone_steps))
+
+
+def _build(settings: TextFamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TextTasks:
+    if not (folder / FEATURES).exists():
+        _embed(settings, folder, data, device, progress)
+    return _load(settings, folder)
+
+
+def _load(settings: TextFamilySettings, folder: Path) -> TextTasks:
+    tensors, metadata = read_tensors(folder / FEATURES)
+    network = _network(settings, metadata.get("base"))
+    network.load_state(read_tensors(folder / BACKBONE)[0])
+    return _tasks(settings, network, tensors["states"], [Chosen(**c) for c in metadata["sets"]])
+
+
+def _embed(settings: TextFamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
+    """Write the states of every chosen text in front of the adapted layers, half precision, and which set it is of."""
+    sets = {} if data is None else read_sets(data)
+    sets |= read_hub(settings.text.hub)
+    chosen = choose(sets or phrase_sets(settings.seed), settings.text, settings.way, settings.seed)
+    network = _network(settings)
+    network.to(device)
+    bank = _states(chosen, network, folder, progress)
+    tasks = _tasks(settings, network, bank, chosen)
+    steps = settings.backbone_steps
+    losses = partial(pretrain_lora, tasks, steps=steps, seed=settings.seed, device=device)
+    run_training(losses, steps, folder, "backbone", progress)
+    for done in recompute_pooled(network, bank, device):
+        progress("features", done, len(bank), {})
+    # The features have moved, so has their centre.
+    network.set_feature_bank(bank, torch.cat([p.text_ids for p in tasks.pools["train"]]))
+    write_tensors(folder / BACKBONE, network.state())
+    described = [c._replace(texts=[])._asdict() for c in chosen]
+    write_tensors(folder / FEATURES, {"states": bank}, {"sets": described, "base": network.base})
+    checkpoint_of(folder, "backbone").unlink(missing_ok=True)
+    shutil.rmtree(folder / TEXTS, ignore_errors=True)
+
+
+def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, progress: Progress) -> Tensor:
+    """The states of all texts, half precision; those of a set that was read before a stop are on disk, by what decides them."""
+    states: list[Tensor] = []
+    done, total = 0, sum(len(c.texts) for c in chosen)
+    for c in chosen:
+        decides = repr((c.texts, network.base, network.encoder.settings))
+        path = folder / TEXTS / f"{zlib.crc32(decides.encode()):08x}.safetensors"
+        if not path.exists():
+            parts = []
+            for i in range(0, len(c.texts), READ):
+                parts.append(network.read(c.texts[i : i + READ]).half().cpu())
+                progress("texts", done + i + len(parts[-1]), total, {})
+            write_tensors(path, {"states": torch.cat(parts)})
+        states.append(read_tensors(path)[0]["states"])
+        done += len(c.texts)
+    progress("texts", total, total, {})
+    return torch.cat(states)
+
+
+def _network(settings: TextFamilySettings, base: int | None = None) -> Any:
+    return NETWORKS.get(settings.network).network.for_family(settings, base=base)
+
+
+def _tasks(settings: TextFamilySettings, network: LoraClassifier, bank: Tensor, chosen: Sequence[Chosen]) -> TextTasks:
+    pools = pools_of(chosen, bank[:, POOLED - 1, :-1])
+    network.set_feature_bank(bank, torch.cat([p.text_ids for p in pools["train"]]))
+    few = settings.text.examples
+    return TextTasks(network, pools, way=settings.way, shots=settings.shots, queries=settings.queries, examples=few)
+
+
+register_source(FamilySpec("text", TextFamilySettings, _build, _load, kind="texts"))
