@@ -14,7 +14,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log
 from mcdi.utils.files import read_tensors, write_tensors
 
-Batch = tuple[Tensor, ...]
+Batch = tuple[Tensor, ...]  # a NamedTuple, whose fields are (K, B, tasks, ...) in batch_at
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def meta_train(
     folder: Path | None,
     stage: int = 0,
 ) -> None:
-    """Train `net` in place. loss_fn(params, *batch) -> (); batch_at(step) -> tensors (K, B, ...) decided by step alone.
+    """Train `net` in place. loss_fn(params, batch) -> (); batch_at(step) -> a NamedTuple decided by step alone.
     stage: of a method that trains several networks, each with a checkpoint of its own.
 
     With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations, in one
@@ -108,7 +108,7 @@ def meta_train(
 
 def _by_field(loss_fn: Callable[..., Tensor], kind: type[Batch]) -> Callable[..., Tensor]:
     """loss_fn(params, batch) as a function of the batch's fields, which core stacks and vmaps one by one."""
-    return loss_fn if kind is tuple else lambda params, *fields: loss_fn(params, kind(*fields))
+    return lambda params, *fields: loss_fn(params, kind(*fields))
 
 
 def _save(path: Path, step: int, phi: dict[str, Tensor], average: dict[str, Tensor], outer: OuterStep) -> None:

@@ -25,7 +25,7 @@ __all__ = ["STUDIES", "chosen", "known", "named_targets", "quick", "reproduce"]
 def quick(recipe: Recipe) -> Recipe:
     """The recipe at a size at which a study takes seconds: it shows that everything runs, and its numbers mean nothing."""
     small, tuning = {"iterations": 4, "learners": 2, "tasks": 4}, {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}
-    maml = {"training": {"meta": "none", "iterations": 4, "inner_steps": 1, "learners": 4, "tasks": 1}, "tuned": 20}
+    maml = {"training": {"meta": "none", "iterations": 4, "inner_steps": 1, "learners": 4, "tasks": 1}, "tuning_tasks": 20}
     method = {**recipe.method, "adam": tuning, "reptile": {"training": small, "tuning": tuning}}
     method |= {"maml": maml, "meta-hypernetwork": maml, "ghn-3": {"training": maml["training"]}}
     method |= {name: {"training": {**small, "meta": "none", "inner_steps": 1}} for name in FROM_WEIGHTS}

@@ -144,7 +144,7 @@ def _answers(context: Context, cell: Cell, method: WeightGenerator, seed: int) -
         assert isinstance(method, FineTune)
 
         def long(part: TaskBatch) -> Tensor:
-            lr, _, decay = nearest_shots(method.chosen, net, part.support, part.mask)
+            lr, _, decay = nearest_shots(method.tuned, net, part.support, part.mask)
             start = method.initial(net, part.mask.shape[1])[None]
             return _classes(net, adapt(net, start, part.support, part.mask, LONG, lr, decay, batch=BATCH, seed=seed), part)
 
