@@ -63,11 +63,11 @@ training = { iterations = 8, learners = 2, checkpoint_every = 2 }
 tuning = { lrs = [0.03], steps = [2, 4], decays = [0.0], tasks = 8 }
 [method.maml]
 test_steps = [1, 3]
-tuned = 8
+tuning_tasks = 8
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
 [method.meta-hypernetwork]
 test_steps = [1, 3]
-tuned = 8
+tuning_tasks = 8
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
 [method.ghn-3]
 training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }

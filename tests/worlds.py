@@ -14,44 +14,24 @@ TRAINING = {"iterations": 40, "learners": 2, "tasks": 8, "outer_lr": 0.003}
 TUNING = {"lrs": [0.03, 0.1], "steps": [5, 20], "decays": [0.0], "tasks": 20}
 ONE_LEVEL = {**TRAINING, "meta": "none", "iterations": 150}
 LONG = {**ONE_LEVEL, "iterations": 400, "outer_lr": 0.01}  # a curve's weights from noise take more
+OF_TASKS = {**ONE_LEVEL, "inner_steps": 1, "tasks": 1, "learners": 16, "outer_lr": 0.01}  # a learner is a task
 SETTINGS = {
     "adam": TUNING,
     "reptile": {"training": {**TRAINING, "inner_lr": 0.02, "inner_steps": 5, "outer_lr": 0.01}, "tuning": TUNING},
-    "maml": {
-        "training": {**TRAINING, "meta": "none", "inner_steps": 1, "tasks": 1, "learners": 16, "outer_lr": 0.01},
-        "tuned": 20,
-    },
-    "meta-hypernetwork": {
-        "training": {
-            **TRAINING,
-            "meta": "none",
-            "iterations": 150,
-            "inner_steps": 1,
-            "tasks": 1,
-            "learners": 16,
-            "outer_lr": 0.01,
-        },
-        "tuned": 20,
-        "width": 32,
-    },
+    "maml": {"training": {**OF_TASKS, "iterations": 40}, "tuning_tasks": 20},
+    "meta-hypernetwork": {"training": OF_TASKS, "tuning_tasks": 20, "width": 32},
     "metadiff": {"T": 100, "steps": 20, "options": {"width": 32, "depth": 1}, "training": LONG},
     "p-diff": {"T": 100, "steps": 10, "options": {"width": 32, "depth": 1}, "width": 32, "latent": 8, "training": ONE_LEVEL},
     "d2nwg": {"T": 100, "steps": 10, "options": {"width": 32, "depth": 1}, "width": 32, "latent": 8, "training": ONE_LEVEL},
     "ocd-residual": {"T": 100, "options": {"width": 32, "depth": 1}, "training": LONG},
-    "ghn-3": {
-        "width": 16,
-        "heads": 4,
-        "layers": 2,
-        "training": {**ONE_LEVEL, "inner_steps": 1, "learners": 16, "tasks": 1, "outer_lr": 0.01},
-    },
+    "ghn-3": {"width": 16, "heads": 4, "layers": 2, "training": OF_TASKS},
     "icis": {"width": 32, "latent": 16, "training": ONE_LEVEL},
     "vae": {"width": 32, "latent": 4, "training": ONE_LEVEL},
     "prototypes": {},
     "linear-probe": {},
     "meta-baseline": {},
 }
-HEADS = ("prototypes", "linear-probe", "meta-baseline")  # of nothing but a head
-# Forty iterations: too few for the printed weight, which hardly asks anything of the first steps.
+# Forty iterations are too few for the printed loss weight, which is small at the first steps.
 GENERATOR = {"weight": "x0", "options": {"width": 16, "depth": 1}, "training": TRAINING}
 
 
@@ -72,8 +52,7 @@ class World:
 
     def __init__(self, family, epochs):
         self.family, self.fitted = family, {}
-        self.how = Preparation(tasks=60, epochs=epochs, k=3, lr=0.03)
-        self.data = trajectories(family, "train", range(60), self.how)
+        self.data = trajectories(family, "train", range(60), Preparation(tasks=60, epochs=epochs, k=3, lr=0.03))
         self.batch = family.sample("test", range(40))
 
     def fit(self, name, **changes):
@@ -84,11 +63,9 @@ class World:
             self.fitted[name] = self.fit(name)
         return self.fitted[name]
 
-    def weights(self, method, batch=None, **how):
-        batch = batch or self.batch
-        if how:
-            return method.generate(self.family.downstream, batch.support, batch.mask, seed=3, sampling=Sampling(**how))
-        return method.generate(self.family.downstream, batch.support, batch.mask, seed=3)
+    def weights(self, method, batch=None, seed=3, **sampling):
+        batch, options = batch or self.batch, {"sampling": Sampling(**sampling)} if sampling else {}
+        return method.generate(self.family.downstream, batch.support, batch.mask, seed=seed, **options)
 
     def score(self, weights):
         return float(self.family.downstream.score(weights, self.batch.query, self.batch.mask).mean())

@@ -1,6 +1,7 @@
-"""Meta-training: interrupted anywhere it ends with the same weights, and it says when it cannot go on."""
+"""Meta-training: interrupted anywhere it ends with the same weights, and errors name what cannot be resumed."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,26 +11,31 @@ from mcdi.errors import McdiError
 from mcdi.methods.meta_training import MetaTraining, meta_train
 
 
+class Inputs(NamedTuple):
+    x: torch.Tensor
+
+
 class TestMetaTrain:
     @staticmethod
-    def train(how, folder=None, log=lambda *a: None, width=4, scale=1.0):
+    def train(training, folder=None, log=lambda *a: None, width=4, scale=1.0):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             net = nn.Linear(3, width)
 
         def batch_at(step):
-            return (torch.randn(how.inner_steps, how.learners, 5, 3, generator=torch.Generator().manual_seed(step)) * scale,)
+            g = torch.Generator().manual_seed(step)
+            return Inputs(scale * torch.randn(training.inner_steps, training.learners, 5, 3, generator=g))
 
-        def loss(params, x):
-            return ((torch.func.functional_call(net, params, (x,)) - x.sum(-1, keepdim=True)) ** 2).mean()
+        def loss(params, batch):
+            return ((torch.func.functional_call(net, params, (batch.x,)) - batch.x.sum(-1, keepdim=True)) ** 2).mean()
 
-        meta_train(net, loss, batch_at, how, log=log, folder=folder)
+        meta_train(net, loss, batch_at, training, log=log, folder=folder)
         return net
 
     @pytest.mark.parametrize(("meta", "outer"), [("reptile", "adam"), ("reptile", "literal"), ("none", "adam")])
     @pytest.mark.parametrize("stop", [1, 5, 6])
     def test_resumed_equals_uninterrupted(self, tmp_path, meta, outer, stop):
-        how = MetaTraining(meta=meta, outer=outer, iterations=9, learners=2, outer_lr=0.05, checkpoint_every=2)
+        training = MetaTraining(meta=meta, outer=outer, iterations=9, learners=2, outer_lr=0.05, checkpoint_every=2)
         seen = []
 
         def killed(done, total, figures):
@@ -38,10 +44,10 @@ class TestMetaTrain:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            self.train(how, tmp_path, killed)
-        resumed = self.train(how, tmp_path, killed)
+            self.train(training, tmp_path, killed)
+        resumed = self.train(training, tmp_path, killed)
         assert seen == [*range(1, stop + 1), *range(stop // 2 * 2 + 1, 10)]
-        for a, b in zip(resumed.parameters(), self.train(how).parameters(), strict=True):
+        for a, b in zip(resumed.parameters(), self.train(training).parameters(), strict=True):
             assert torch.equal(a, b)
 
     def test_loss_falls(self):
@@ -52,18 +58,18 @@ class TestMetaTrain:
 
     def test_the_inner_optimiser_is_the_one_that_is_asked_for(self):
         """One step of Adam inside, and the outer step as printed at full rate: every weight moves by eta."""
-        how = MetaTraining(outer="literal", outer_lr=1.0, iterations=1, learners=1, inner_steps=1, inner_lr=0.01, ema=0.0)
-        plain, adam = self.train(replace(how, inner_lr=1e-12)), self.train(replace(how, inner="adam"))
+        training = MetaTraining(outer="literal", outer_lr=1.0, iterations=1, learners=1, inner_steps=1, inner_lr=0.01, ema=0.0)
+        plain, adam = self.train(replace(training, inner_lr=1e-12)), self.train(replace(training, inner="adam"))
         for before, after in zip(plain.parameters(), adam.parameters(), strict=True):
             torch.testing.assert_close((after - before).abs(), torch.full_like(before, 0.01), rtol=1e-3, atol=1e-5)
 
     def test_nan_loss_and_foreign_checkpoint(self, tmp_path):
         with pytest.raises(McdiError, match=r"the loss became .* at iteration 1: lower outer_lr"):
             self.train(MetaTraining(iterations=2), scale=1e30)
-        how = MetaTraining(iterations=4, checkpoint_every=2)
-        self.train(how, tmp_path, width=4)
+        training = MetaTraining(iterations=4, checkpoint_every=2)
+        self.train(training, tmp_path, width=4)
         with pytest.raises(McdiError, match="checkpoint of another network"):
-            self.train(how, tmp_path, width=5)
+            self.train(training, tmp_path, width=5)
         with pytest.raises(McdiError, match="unknown meta"):
             MetaTraining(meta="maml")
         with pytest.raises(McdiError, match="at least 1"):

@@ -95,7 +95,7 @@ class SupportsFineTuning(Protocol):
     """A method of gradient steps on the support set, of which studies change the number of steps."""
 
     @property
-    def chosen(self) -> Mapping[str, tuple[float, int, float]]:
+    def tuned(self) -> Mapping[str, tuple[float, int, float]]:
         """{shots: (rate, steps, decay)} that validation tasks chose."""
         ...
 
@@ -169,12 +169,12 @@ METHODS: Registry[MethodSpec] = Registry(
         "adam": f"{_BASELINES}.finetune",
         "reptile": f"{_BASELINES}.reptile",
         "maml": f"{_BASELINES}.maml",
-        "meta-hypernetwork": f"{_BASELINES}.maml",
+        "meta-hypernetwork": f"{_PUBLISHED}.meta_hypernetwork",
         "ghn-3": f"{_PUBLISHED}.ghn3",
         "metadiff": f"{_PUBLISHED}.metadiff",
         "vae": f"{_PUBLISHED}.vae",
-        "p-diff": f"{_PUBLISHED}.latent",
-        "d2nwg": f"{_PUBLISHED}.latent",
+        "p-diff": f"{_PUBLISHED}.p_diff",
+        "d2nwg": f"{_PUBLISHED}.d2nwg",
         "ocd-residual": f"{_PUBLISHED}.ocd",
         "icis": f"{_PUBLISHED}.icis",
     },

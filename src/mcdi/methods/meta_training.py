@@ -15,7 +15,7 @@ from mcdi.methods.base import Log
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.training import cosine_rate, restore_training, training_state
 
-Batch = tuple[Tensor, ...]
+Batch = tuple[Tensor, ...]  # a NamedTuple, whose fields are (K, B, tasks, ...) in batch_at
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def meta_train(
     folder: Path | None,
     stage: int = 0,
 ) -> None:
-    """Train `net` in place. loss_fn(params, *batch) -> (); batch_at(step) -> tensors (K, B, ...) decided by step alone.
+    """Train `net` in place. loss_fn(params, batch) -> (); batch_at(step) -> a NamedTuple decided by step alone.
     stage: of a method that trains several networks, each with a checkpoint of its own.
 
     With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations, in one
@@ -111,4 +111,4 @@ def meta_train(
 
 def _by_field(loss_fn: Callable[..., Tensor], kind: type[Batch]) -> Callable[..., Tensor]:
     """loss_fn(params, batch) as a function of the batch's fields, which core stacks and vmaps one by one."""
-    return loss_fn if kind is tuple else lambda params, *fields: loss_fn(params, kind(*fields))
+    return lambda params, *fields: loss_fn(params, kind(*fields))

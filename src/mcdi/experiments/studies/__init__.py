@@ -50,7 +50,7 @@ def _quick_settings(kind: type) -> dict[str, Any]:
             small[field.name] = _TRAINING | {"tasks": min(default.tasks, _TRAINING["tasks"])}
         elif isinstance(default, FineTuneSettings):
             small[field.name] = _TUNING
-        elif field.name == "tuned":
+        elif field.name == "tuning_tasks":
             small[field.name] = _TUNING["tasks"]
     return small
 

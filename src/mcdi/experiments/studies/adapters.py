@@ -148,7 +148,7 @@ def _answers(context: Context, variant: Variant, method: WeightGenerator, seed: 
     if name == FINE_TUNED and isinstance(method, SupportsFineTuning):
 
         def long(part: TaskBatch) -> Tensor:
-            lr, _, decay = nearest_shots(method.chosen, net, part.support, part.mask)
+            lr, _, decay = nearest_shots(method.tuned, net, part.support, part.mask)
             start = method.initial(net, part.mask.shape[1])[None]
             return _classes(net, adapt(net, start, part.support, part.mask, LONG, lr, decay, batch=BATCH, seed=seed), part)
 

@@ -1,4 +1,4 @@
-"""Gradient training on the support set: what generated weights have to beat, and the reference for time."""
+"""Adam on the support set: the reference of generated weights for accuracy and for time."""
 
 import itertools
 from collections.abc import Iterator
@@ -18,7 +18,8 @@ from mcdi.types import Examples
 
 
 def _batches(support: Examples, size: int | None, seed: int) -> Iterator[Examples]:
-    """Epoch after epoch, in one order for all tasks: none depends on its neighbours. The last of an epoch may be smaller."""
+    """Epoch after epoch, in one order for all tasks, so that a task does not depend on the others of its batch. The last of an
+    epoch may be smaller."""
     total, g = support.y.shape[1], torch.Generator().manual_seed(seed)
     while True:
         if size is None or size >= total:
@@ -28,7 +29,7 @@ def _batches(support: Examples, size: int | None, seed: int) -> Iterator[Example
             yield from (Examples(support.x[:, part], support.y[:, part]) for part in parts)
 
 
-def along(
+def adam_path(
     net: Network, start: Tensor, support: Examples, mask: Tensor, lr: float, decay: float, batch: int | None, seed: int
 ) -> Iterator[Tensor]:
     """Adam on every task's own support set, (B, U, D) after each step, without end."""
@@ -53,9 +54,22 @@ def adapt(
     batch: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """`steps` Adam steps of every task on its own support set, on `batch` examples each (None: all): (B, U, D) -> (B, U, D)."""
-    way = along(net, weights, support, mask, lr, decay, batch, seed)
-    return next(itertools.islice(way, steps - 1, None)).clone() if steps else weights
+    """Adam of every task on its own support set.
+
+    Args:
+        net: the downstream network.
+        weights: (B, U, D), the start.
+        support: x (B, S, ...) and y (B, S).
+        mask: (B, U), which units exist.
+        steps, lr, decay: of Adam.
+        batch: examples a step; None takes all.
+        seed: of the order of examples.
+
+    Returns:
+        (B, U, D) after the steps.
+    """
+    path = adam_path(net, weights, support, mask, lr, decay, batch, seed)
+    return next(itertools.islice(path, steps - 1, None)).clone() if steps else weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,6 @@ class FineTuneSettings:
     decays: tuple[float, ...] = (0.0, 0.01)
     tasks: int = 300
     batch: int | None = None
-    theta0_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
@@ -89,11 +102,11 @@ class FineTune:
 
     def __init__(self, settings: FineTuneSettings) -> None:
         self.settings = settings
-        self.chosen: dict[str, tuple[float, int, float]] = {}
+        self.tuned: dict[str, tuple[float, int, float]] = {}  # (lr, steps, decay) by number of shots
         self.start: Tensor | None = None  # (1 or U, D); theta_0 by default
 
     def initial(self, net: Network, units: int) -> Tensor:
-        return net.theta0(self.settings.theta0_seed, units)
+        return net.theta0(0, units)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         """Tune on the validation split: the best mean query score wins, ties go to fewer steps."""
@@ -103,30 +116,31 @@ class FineTune:
             tasks = family.sample("val", range(s.tasks), shots=shots)
             best = (-1.0, (s.lrs[0], 1, 0.0))
             for number, (lr, decay) in enumerate(trials):
-                way = along(net, self._start(net, tasks.mask), tasks.support, tasks.mask, lr, decay, s.batch, seed)
-                for steps, weights in enumerate(itertools.islice(way, max(s.steps)), 1):
+                start = self._start(net, tasks.mask)
+                path = adam_path(net, start, tasks.support, tasks.mask, lr, decay, s.batch, seed)
+                for steps, weights in enumerate(itertools.islice(path, max(s.steps)), 1):
                     if steps not in s.steps:
                         continue
                     score = float(net.score(weights, tasks.query, tasks.mask).mean())
                     if score > best[0] + 1e-9:
                         best = (score, (lr, steps, decay))
                 log(position * len(trials) + number + 1, len(trials) * len(family.shots), {"score": best[0]})
-            self.chosen[str(shots)] = best[1]
+            self.tuned[str(shots)] = best[1]
         return self
 
     def _start(self, net: Network, mask: Tensor) -> Tensor:
         return self.initial(net, mask.shape[1]).to(mask.device).expand(len(mask), -1, -1).clone()
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        lr, steps, decay = nearest_shots(self.chosen, net, support, mask)
+        lr, steps, decay = nearest_shots(self.tuned, net, support, mask)
         return adapt(net, self._start(net, mask), support, mask, steps, lr, decay, batch=self.settings.batch, seed=seed)
 
     def config(self) -> dict[str, Any]:
-        return {"settings": asdict(self.settings), "chosen": self.chosen}
+        return {"settings": asdict(self.settings), "tuned": self.tuned}
 
     def state(self) -> dict[str, Tensor]:
         return {}
 
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        self.chosen = {n: (float(v[0]), int(v[1]), float(v[2])) for n, v in config["chosen"].items()}
+        self.tuned = {n: (float(v[0]), int(v[1]), float(v[2])) for n, v in config["tuned"].items()}
         return self

@@ -1,15 +1,16 @@
-"""REPTILE on the downstream network itself: a meta-learnt start, then tuned Adam on the support set (1803.02999)."""
+"""REPTILE on the downstream network itself: a meta-learnt start, then tuned Adam on the support set."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from mcdi.core import Params
 from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.baselines.finetune import FineTune, FineTuneSettings
-from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.methods.meta_training import MetaTraining, meta_train
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
@@ -24,14 +25,16 @@ class ReptileSettings:
     tuning: FineTuneSettings = FineTuneSettings()
 
 
-class Start(nn.Module):
-    def __init__(self, weights: Tensor) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(weights.clone())
+class SupportBatch(NamedTuple):
+    """Of B tasks: support set, mask."""
+
+    x: Tensor  # (B, S, ...)
+    y: Tensor  # (B, S)
+    mask: Tensor  # (B, U)
 
 
-def for_units(net: Network, start: Tensor, units: int) -> Tensor:
-    """A start (U, D) for a task of so many units. In a head for another number of classes than were trained every class begins
+def start_for_units(net: Network, start: Tensor, units: int) -> Tensor:
+    """A start (U, D) for a task of `units` units. In a head for another number of classes than in training every class begins
     at the mean of the learnt rows."""
     if len(start) == units:
         return start
@@ -42,37 +45,41 @@ def for_units(net: Network, start: Tensor, units: int) -> Tensor:
 
 @register_method("reptile", settings=ReptileSettings, label="REPTILE", colour="#1fa3b5", marker="*", gradient_free=False)
 class Reptile(FineTune):
-    """Fine-tuning from the meta-learnt start instead of theta_0; everything else, the tuning included, is the same."""
+    """Fine-tuning from the meta-learnt start instead of theta_0; everything else, the tuning included, is the same.
+
+    Source:
+        Nichol, Achiam and Schulman, On First-Order Meta-Learning Algorithms, 1803.02999.
+    """
 
     def __init__(self, settings: ReptileSettings) -> None:
         super().__init__(settings.tuning)
         self.meta = settings
 
     def initial(self, net: Network, units: int) -> Tensor:
-        return super().initial(net, units) if self.start is None else for_units(net, self.start, units)
+        return super().initial(net, units) if self.start is None else start_for_units(net, self.start, units)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
-        net, how = family.downstream, self.meta.training
+        net, training = family.downstream, self.meta.training
         units = family.sample("train", [0]).mask.shape[1]
-        start = Start(super().initial(net, units))
+        start = nn.ParameterDict({"weights": super().initial(net, units).clone()})
 
-        def batch_at(step: int) -> Batch:
-            seeds = [seed * 1_000_003 + step * how.learners + j for j in range(how.learners)]
+        def batch_at(step: int) -> SupportBatch:
+            seeds = [seed * 1_000_003 + step * training.learners + j for j in range(training.learners)]
             shots = family.shots[step % len(family.shots)]
-            draws = [family.sample("train", seeds, draw=j, shots=shots) for j in range(how.inner_steps)]
-            x, y, mask = zip(*((d.support.x, d.support.y, d.mask) for d in draws), strict=True)
-            return tuple(column.unsqueeze(2) for column in (net.inputs(torch.stack(x)), torch.stack(y), torch.stack(mask)))
+            draws = [family.sample("train", seeds, draw=j, shots=shots) for j in range(training.inner_steps)]
+            x, y, mask = (torch.stack(parts) for parts in zip(*((*d.support, d.mask) for d in draws), strict=True))
+            return SupportBatch(net.inputs(x).unsqueeze(2), y.unsqueeze(2), mask.unsqueeze(2))
 
-        def loss_fn(params: dict[str, Tensor], x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-            weights = params["weights"].expand(len(x), -1, -1)
-            return net.loss(weights, Examples(x, y), mask).mean()
+        def loss_fn(params: Params, batch: SupportBatch) -> Tensor:
+            weights = params["weights"].expand(len(batch.x), -1, -1)
+            return net.loss(weights, Examples(batch.x, batch.y), batch.mask).mean()
 
-        meta_train(start, loss_fn, batch_at, how, log=log, folder=folder)
-        self.start = start.weights.detach()
+        meta_train(start, loss_fn, batch_at, training, log=log, folder=folder)
+        self.start = start["weights"].detach()
         return super().fit(family, data, seed=seed)
 
     def config(self) -> dict[str, Any]:
-        return {"settings": asdict(self.meta), "chosen": self.chosen}
+        return {"settings": asdict(self.meta), "tuned": self.tuned}
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.start is None else {"start": self.start}

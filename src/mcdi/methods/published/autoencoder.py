@@ -1,13 +1,29 @@
-"""A variational autoencoder of weights (1312.6114): alone a generator (vae.py), or in front of a diffusion (latent.py)."""
+"""A variational autoencoder of weights: a generator of its own (vae.py), or the first stage of a latent diffusion."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mcdi.methods.published.stored_weights import over_units
+from mcdi.core import Params
+from mcdi.methods.published.stored_weights import masked_mean
+
+
+class AutoencoderBatch(NamedTuple):
+    """Of B tasks: standardised weights, their condition, the noise of the code, and the mask."""
+
+    theta: Tensor  # (B, U, D)
+    cond: Tensor  # (B, U, C)
+    eps: Tensor  # (B, U, latent)
+    mask: Tensor  # (B, U)
 
 
 class Autoencoder(nn.Module):
-    """Unit by unit, so that any number of classes is served: q(z | theta, c) and p(theta | z, c), both Gaussian."""
+    """q(z | theta, c) and p(theta | z, c), both Gaussian, of one unit at a time: any number of classes is served.
+
+    Source:
+        Kingma and Welling, Auto-Encoding Variational Bayes, 1312.6114.
+    """
 
     def __init__(self, size: int, condition_size: int, latent: int, width: int) -> None:
         super().__init__()
@@ -29,16 +45,15 @@ class Autoencoder(nn.Module):
         return self.decoder(torch.cat([z, cond], -1))
 
 
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, variance) || N(0, 1)), summed over the last dimension (1312.6114, appendix B)."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
 
-def bound(
-    net: Autoencoder, params: dict[str, Tensor], theta: Tensor, cond: Tensor, eps: Tensor, mask: Tensor, *, beta: float
-) -> Tensor:
-    """The evidence bound with its KL term times beta: -> (). The decoder's variance is the best one, the mean square of its
-    error (sigma-VAE, 2006.13202, eq. 7)."""
-    found, mean, log_variance = torch.func.functional_call(net, params, (theta, cond, eps))
-    error = over_units((found - theta).square().mean(-1), mask)
-    return 0.5 * theta.shape[-1] * error.log() + beta * over_units(divergence(mean, log_variance), mask)
+def negative_elbo(net: Autoencoder, params: Params, batch: AutoencoderBatch, beta: float = 1.0) -> Tensor:
+    """Minus the evidence lower bound, its KL term times beta: -> (). The decoder's variance is the optimal one, the mean
+    square of its error (sigma-VAE, 2006.13202, eq. 7)."""
+    theta, cond, eps, mask = batch
+    reconstruction, mean, log_variance = torch.func.functional_call(net, params, (theta, cond, eps))
+    error = masked_mean((reconstruction - theta).square().mean(-1), mask)
+    return 0.5 * theta.shape[-1] * error.log() + beta * masked_mean(kl_divergence(mean, log_variance), mask)

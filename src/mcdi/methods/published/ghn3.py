@@ -1,24 +1,24 @@
-"""A graph hypernetwork, GHN-3 (2303.04143): parameters predicted from the computation graph of the network that they are for.
+"""GHN-3, a graph hypernetwork: parameters predicted from the computation graph of the network that they are for.
 
-Its nodes are operations and parameter tensors, embedded by kind, shape and place; a Transformer, biased by the distances along
-the graph, and a decoder make the tensors; the task's loss goes back through them. As published it reads no data: all tasks of
-one network get the same weights, which is chance where classes are numbered at will. Our addition: a node that holds weights is
-also told its unit's condition, a class's row that of its class, a tensor of a whole network that of the task. `data = false`
-leaves it out and is the published method.
+Nodes are operations and parameter tensors, embedded by kind, shape and position. A Transformer, biased by the distances along
+the graph, and a decoder predict the tensors, trained by the task's loss. As published it reads no data: all tasks of one
+network get the same weights, which is chance where classes are numbered at random. Our addition: a node that holds weights also
+reads its unit's condition, that of its class in a row, that of the task in a tensor of a whole network.
 """
 
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from mcdi.core import Params
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, register_method, silent
-from mcdi.methods.episodes import fresh_tasks
-from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
+from mcdi.methods.episodes import by_learner, fresh_tasks
+from mcdi.methods.meta_training import MetaTraining, meta_train
 from mcdi.methods.published.graph import Graph, graph_of
 from mcdi.methods.published.graphormer import GraphHyperNetwork
 from mcdi.networks.base import Network
@@ -27,20 +27,19 @@ from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
 from mcdi.weights import WeightSpace
 
+DECAY, SMOOTHING = 3e-5, 0.1  # of the norms of predicted tensors, of the labels in training; as published
+
 
 @dataclass(frozen=True)
 class GhnSettings:
     """width, layers, heads: those of GHN-3-T. tile: the largest matrix that is decoded whole, outputs and inputs; larger ones
-    repeat it. Published are `width` of both; here rows are as long as features, up to those of the largest GHN-3. decay: of the
-    norms of the predicted tensors, and smoothing: of the labels in training, both as published. data: our addition; false for
-    one prediction for all tasks."""
+    repeat it. Published are `width` of both; here rows are as long as features, up to those of the largest GHN-3. data:
+    our addition; false is the published method, one prediction for all tasks."""
 
     width: int = 64
     layers: int = 3
     heads: int = 8
     tile: tuple[int, int] = (64, 384)
-    decay: float = 3e-5
-    smoothing: float = 0.1
     data: bool = True
     training: MetaTraining = field(
         default_factory=lambda: MetaTraining(meta="none", iterations=1500, inner_steps=1, learners=32, tasks=1, outer_lr=0.001)
@@ -55,31 +54,42 @@ class GhnSettings:
             raise McdiError(
                 f"layers = {self.layers}, width = {self.width}, both of tile = {list(self.tile)} must be at least 1"
             )
-        if self.decay < 0 or not 0 <= self.smoothing < 1:
-            raise McdiError(f"decay = {self.decay} must not be negative, smoothing = {self.smoothing} in [0, 1)")
 
 
-def smoothed(net: Network, weights: Tensor, data: Examples, mask: Tensor, share: float) -> Tensor:
-    """Mean loss of each task, (B,), on labels of which `share` is spread over all classes that the task has."""
+class QueryBatch(NamedTuple):
+    """Of B tasks: condition, queries, mask."""
+
+    cond: Tensor  # (B, U, C)
+    query_x: Tensor  # (B, Q, ...)
+    query_y: Tensor  # (B, Q)
+    mask: Tensor  # (B, U)
+
+
+def smoothed_loss(net: Network, weights: Tensor, data: Examples, mask: Tensor, smoothing: float) -> Tensor:
+    """Mean loss of each task, (B,), on labels of which `smoothing` is spread over all classes that the task has."""
     out = net.logits(weights, data.x, mask)
     loss = net.criterion(out, data.y)
-    if data.y.is_floating_point() or not share:
+    if data.y.is_floating_point() or not smoothing:
         return loss
-    there = out.isfinite()
-    spread = -out.log_softmax(-1).masked_fill(~there, 0.0).sum(-1) / there.sum(-1)
-    return (1 - share) * loss + share * spread.mean(1)
+    classes = out.isfinite()
+    uniform = -out.log_softmax(-1).masked_fill(~classes, 0.0).sum(-1) / classes.sum(-1)
+    return (1 - smoothing) * loss + smoothing * uniform.mean(1)
 
 
 @register_method("ghn-3", settings=GhnSettings, label="GHN-3", colour="#0f766e", marker="s")
-class Ghn:
-    """Weights in one pass over the graph, without a gradient."""
+class Ghn3:
+    """Weights in one pass over the graph.
+
+    Source:
+        Knyazev et al., Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?, 2303.04143.
+    """
 
     def __init__(self, settings: GhnSettings) -> None:
         self.settings = settings
         self.net: GraphHyperNetwork | None = None
         self.condition_size = 0
 
-    def _make(self, graph: Graph, space: WeightSpace) -> GraphHyperNetwork:
+    def _make_module(self, graph: Graph, space: WeightSpace) -> GraphHyperNetwork:
         s = self.settings
         return GraphHyperNetwork(graph, space, self.condition_size, s.width, s.layers, s.heads, s.tile)
 
@@ -91,21 +101,22 @@ class Ghn:
         self.condition_size = net.condition_size if s.data else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = made = self._make(graph_of(net.module, net.space), net.space)
+            self.net = module = self._make_module(graph_of(net.module, net.space), net.space)
         shape = s.training.shape
 
-        def batch_at(step: int) -> Batch:
+        def batch_at(step: int) -> QueryBatch:
             tasks = fresh_tasks(family, math.prod(shape), step, seed)
-            columns = (self._condition(net, tasks.support, tasks.mask), net.inputs(tasks.query.x), tasks.query.y, tasks.mask)
-            return tuple(c.unflatten(0, shape) for c in columns)
+            cond = self._condition(net, tasks.support, tasks.mask)
+            return by_learner(QueryBatch(cond, net.inputs(tasks.query.x), tasks.query.y, tasks.mask), shape)
 
-        def loss_fn(params: dict[str, Tensor], cond: Tensor, asked: Tensor, answer: Tensor, mask: Tensor) -> Tensor:
-            tensors = torch.func.functional_call(made, params, (cond, mask))
+        def loss_fn(params: Params, batch: QueryBatch) -> Tensor:
+            tensors = torch.func.functional_call(module, params, (batch.cond, batch.mask))
             norms = sum((t.flatten(1).norm(dim=1) for t in tensors.values()), torch.zeros(()))
-            loss = smoothed(net, net.space.pack(tensors), Examples(asked, answer), mask, s.smoothing)
-            return (loss + s.decay * norms).mean()
+            query = Examples(batch.query_x, batch.query_y)
+            loss = smoothed_loss(net, net.space.pack(tensors), query, batch.mask, SMOOTHING)
+            return (loss + DECAY * norms).mean()
 
-        meta_train(made, loss_fn, batch_at, s.training, log=log, folder=folder)
+        meta_train(module, loss_fn, batch_at, s.training, log=log, folder=folder)
         return self
 
     @torch.no_grad()
@@ -117,9 +128,9 @@ class Ghn:
     def config(self) -> dict[str, Any]:
         assert self.net is not None
         space = self.net.space
-        # Files of JSON have their keys sorted: the order of tensors, by which they are packed, is kept beside them.
-        described = {"space": space.config(), "order": list(space.spec), "graph": self.net.graph.config()}
-        return {"settings": asdict(self.settings), **described, "condition_size": self.condition_size}
+        # JSON files have sorted keys: the order of tensors, by which they are packed, is saved apart.
+        config = {"space": space.config(), "order": list(space.spec), "graph": self.net.graph.config()}
+        return {"settings": asdict(self.settings), **config, "condition_size": self.condition_size}
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.net is None else dict(self.net.state_dict())
@@ -128,6 +139,6 @@ class Ghn:
         self.condition_size = int(config["condition_size"])
         space = config["space"]
         ordered = {**space, "parameters": {n: space["parameters"][n] for n in config["order"]}}
-        self.net = self._make(Graph.from_config(config["graph"]), WeightSpace.from_config(ordered))
+        self.net = self._make_module(Graph.from_config(config["graph"]), WeightSpace.from_config(ordered))
         self.net.load_state_dict(state)
         return self

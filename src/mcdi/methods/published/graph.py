@@ -1,4 +1,4 @@
-"""What does a network's computation look like as a graph? Its operations, and the tensors that are generated, are the nodes."""
+"""A network's computation as a graph: its operations, and the tensors that are generated, are the nodes."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
@@ -12,13 +12,13 @@ from mcdi.weights import WeightSpace
 CUTOFF = 50  # the longest path that counts, as published
 
 
-class Step(NamedTuple):
-    """One operation: its kind, the names of its parameters and buffers, and the operations that it reads."""
+class Operation(NamedTuple):
+    """Its kind, the names of its parameters and buffers, and the operations that it reads."""
 
     name: str
     kind: str
-    owns: Sequence[str]
-    reads: Sequence[str]
+    tensors: Sequence[str]
+    inputs: Sequence[str]
 
 
 class Graph(NamedTuple):
@@ -32,15 +32,15 @@ class Graph(NamedTuple):
 
     def distances(self) -> Tensor:
         """Steps of the shortest directed path from node to node, (n, n); 0 where there is none within CUTOFF, and to itself."""
-        found = torch.zeros(len(self.kinds), len(self.kinds), dtype=torch.long)
-        step = torch.zeros(found.shape)
+        lengths = torch.zeros(len(self.kinds), len(self.kinds), dtype=torch.long)
+        adjacency = torch.zeros(lengths.shape)
         for i, j in self.edges:
-            step[i, j] = 1
-        reached = torch.eye(len(found))
+            adjacency[i, j] = 1
+        reached = torch.eye(len(lengths))
         for length in range(1, CUTOFF + 1):
-            reached = ((reached @ step) > 0).float()
-            found[(found == 0) & (reached > 0)] = length
-        return found.fill_diagonal_(0)
+            reached = ((reached @ adjacency) > 0).float()
+            lengths[(lengths == 0) & (reached > 0)] = length
+        return lengths.fill_diagonal_(0)
 
     def config(self) -> dict[str, Any]:
         return {"kinds": list(self.kinds), "tensors": [list(t) for t in self.tensors], "edges": [list(e) for e in self.edges]}
@@ -52,68 +52,70 @@ class Graph(NamedTuple):
 
 
 def graph_of(module: nn.Module, space: WeightSpace) -> Graph:
-    """As torch.fx traces `module`; one that it cannot trace is taken for its layers one after another."""
+    """The graph that torch.fx traces; a module that it cannot trace counts as a sequence of its layers."""
     try:
-        steps = _traced(module)
-    except Exception:  # whatever a module does to a stand-in for its input
-        steps = _in_order(module)
-    return _assembled(steps, space)
+        operations = _traced(module)
+    except Exception:  # a module may do anything to fx's proxy of its input
+        operations = _in_order(module)
+    return _assembled(operations, space)
 
 
-def _own(name: str, module: nn.Module, recurse: bool) -> list[str]:
+def _tensor_names(name: str, module: nn.Module, recurse: bool) -> list[str]:
     tensors = chain(module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse))
     return [f"{name}.{n}" if name else n for n, _ in tensors]
 
 
-def _traced(module: nn.Module) -> list[Step]:
-    steps = []
+def _traced(module: nn.Module) -> list[Operation]:
+    operations = []
     for node in fx.Tracer().trace(module).nodes:
         if node.op == "get_attr":
             continue
-        kind, owns = node.op, [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        kind, tensors = node.op, [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
         if node.op == "call_module":
             called = module.get_submodule(str(node.target))
-            kind, owns = type(called).__name__, owns + _own(str(node.target), called, recurse=True)
+            kind, tensors = type(called).__name__, tensors + _tensor_names(str(node.target), called, recurse=True)
         elif node.op in ("call_function", "call_method"):
             kind = getattr(node.target, "__name__", str(node.target))
-        steps.append(Step(node.name, kind, owns, [n.name for n in node.all_input_nodes if n.op != "get_attr"]))
-    return steps
+        inputs = [n.name for n in node.all_input_nodes if n.op != "get_attr"]
+        operations.append(Operation(node.name, kind, tensors, inputs))
+    return operations
 
 
-def _in_order(module: nn.Module) -> list[Step]:
-    steps = [Step("placeholder", "placeholder", [], [])]
+def _in_order(module: nn.Module) -> list[Operation]:
+    operations = [Operation("placeholder", "placeholder", [], [])]
     for name, part in module.named_modules():
-        owns = _own(name, part, recurse=False)
+        tensors = _tensor_names(name, part, recurse=False)
         computes = type(part).forward is not nn.Module.forward  # an empty list of modules does not
-        if owns or (computes and not any(True for _ in part.children())):
-            steps.append(Step(f"module {name}", type(part).__name__, owns, [steps[-1].name]))
-    return [*steps, Step("output", "output", [], [steps[-1].name])]
+        if tensors or (computes and not any(True for _ in part.children())):
+            operations.append(Operation(f"module {name}", type(part).__name__, tensors, [operations[-1].name]))
+    return [*operations, Operation("output", "output", [], [operations[-1].name])]
 
 
-def _assembled(steps: Sequence[Step], space: WeightSpace) -> Graph:
+def _assembled(operations: Sequence[Operation], space: WeightSpace) -> Graph:
     kinds: list[str] = []
     tensors: list[tuple[str, ...]] = []
     edges: dict[tuple[int, int], None] = {}  # a set that keeps its order
     rows = tuple(n for n in space.spec if space.unit == "row" and n not in space.shared)
-    place: dict[str, int] = {}
+    node_of: dict[str, int] = {}
 
-    def node(kind: str, names: tuple[str, ...] = ()) -> int:
+    def add(kind: str, names: tuple[str, ...] = ()) -> int:
         kinds.append(kind)
         tensors.append(names)
-        place.update(dict.fromkeys(names, len(kinds) - 1))
+        node_of.update(dict.fromkeys(names, len(kinds) - 1))
         return len(kinds) - 1
 
-    def of(tensor: str, kind: str) -> int:
-        if tensor in place:
-            return place[tensor]
-        return node("row", rows) if tensor in rows else node(f"{kind}.{tensor.rpartition('.')[2]}", (tensor,))
+    def holder(tensor: str, kind: str) -> int:
+        if tensor in node_of:
+            return node_of[tensor]
+        return add("row", rows) if tensor in rows else add(f"{kind}.{tensor.rpartition('.')[2]}", (tensor,))
 
     last: dict[str, int] = {}
-    for step in steps:
-        own = [of(n, step.kind) for n in step.owns if n in space.spec] or [node(step.kind)]
-        last[step.name] = own[-1]
-        pairs = [*((last[n], own[0]) for n in step.reads), *pairwise(own)]
+    for operation in operations:
+        generated = [n for n in operation.tensors if n in space.spec]
+        nodes = [holder(n, operation.kind) for n in generated] or [add(operation.kind)]
+        last[operation.name] = nodes[-1]
+        pairs = [*((last[n], nodes[0]) for n in operation.inputs), *pairwise(nodes)]
         edges.update(dict.fromkeys((i, j) for i, j in pairs if i != j))
     for name in space.spec:  # what no operation reads
-        of(name, "unread")
+        holder(name, "unread")
     return Graph(tuple(kinds), tuple(tensors), tuple(edges))

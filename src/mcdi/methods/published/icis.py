@@ -1,21 +1,26 @@
-"""ICIS (2308.10599): classifier rows out of class descriptors, by two autoencoders that share one latent space.
+"""ICIS: classifier rows from class descriptors, by two autoencoders that share one latent space.
 
-The published one reads attributes or names of classes and no image; here a class's descriptor is its condition, what the
-support set says of it.
+The published one reads attributes or names of classes and no image; here a class's descriptor is its condition, computed from
+the support set.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from mcdi.core import Params
-from mcdi.errors import McdiError
 from mcdi.methods.base import register_method
-from mcdi.methods.meta_training import Batch
-from mcdi.methods.published.stored_weights import FromWeights, FromWeightsSettings, Stage, over_units
+from mcdi.methods.published.stored_weights import (
+    STORED_WEIGHTS,
+    Stage,
+    StoredWeightGenerator,
+    StoredWeightSettings,
+    masked_mean,
+)
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples, TaskBatch
@@ -24,20 +29,23 @@ from mcdi.weights import WeightSpace
 
 
 @dataclass(frozen=True)
-class IcisSettings(FromWeightsSettings):
+class IcisSettings(StoredWeightSettings):
     """latent: numbers of the shared space; width: of the four perceptrons."""
 
     latent: int = 128
     width: int = 256
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.latent, self.width) < 1:
-            raise McdiError(f"latent = {self.latent} and width = {self.width} must be at least 1")
+
+class DescriptorBatch(NamedTuple):
+    """Of B tasks: class descriptors, standardised weights, mask."""
+
+    descriptor: Tensor  # (B, U, C)
+    weights: Tensor  # (B, U, D)
+    mask: Tensor  # (B, U)
 
 
-class TwoCoders(nn.Module):
-    """Descriptors and weights, each into the shared space and out of it. `length`: of a training row."""
+class PairedAutoencoders(nn.Module):
+    """Descriptors and weights, each encoded into the shared space and decoded from it. `length`: of a training row."""
 
     def __init__(self, size: int, condition_size: int, latent: int, width: int) -> None:
         super().__init__()
@@ -45,53 +53,46 @@ class TwoCoders(nn.Module):
         def perceptron(inputs: int, outputs: int) -> nn.Module:
             return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, outputs))
 
-        self.read_descriptor, self.read_weights = perceptron(condition_size, latent), perceptron(size, latent)
-        self.say_descriptor, self.say_weights = perceptron(latent, condition_size), perceptron(latent, size)
+        self.encode_descriptor, self.encode_weights = perceptron(condition_size, latent), perceptron(size, latent)
+        self.decode_descriptor, self.decode_weights = perceptron(latent, condition_size), perceptron(latent, size)
         self.length: Tensor
         self.register_buffer("length", torch.ones(()))
 
     def forward(self, descriptor: Tensor, weights: Tensor) -> Tensor:
-        """The four (cross-)reconstructions' cosine distances, added up: (B, U, C), (B, U, D) -> (B, U)."""
+        """The sum of the four (cross-)reconstructions' cosine distances: (B, U, C), (B, U, D) -> (B, U)."""
         loss = torch.zeros(())
-        for z in (self.read_descriptor(descriptor), self.read_weights(weights)):
-            for said, true in ((self.say_descriptor(z), descriptor), (self.say_weights(z), weights)):
-                loss = loss + 1 - F.cosine_similarity(said, true, dim=-1)
+        for z in (self.encode_descriptor(descriptor), self.encode_weights(weights)):
+            for decoded, true in ((self.decode_descriptor(z), descriptor), (self.decode_weights(z), weights)):
+                loss = loss + 1 - F.cosine_similarity(decoded, true, dim=-1)
         return loss
 
 
-@register_method(
-    "icis",
-    settings=IcisSettings,
-    label="ICIS",
-    colour="#d98cb3",
-    marker="X",
-    exportable=True,
-    needs_trajectories=True,
-    seed_per_task=True,
-)
-class Icis(FromWeights[IcisSettings]):
-    """A class's weights from its own descriptor alone, in one pass. Cosines know no length: rows get that of training rows."""
+@register_method("icis", settings=IcisSettings, label="ICIS", colour="#d98cb3", marker="X", exportable=True, **STORED_WEIGHTS)
+class Icis(StoredWeightGenerator[IcisSettings, PairedAutoencoders]):
+    """A class's weights from its own descriptor in one pass. Cosines leave the length open: rows get that of training rows.
 
-    net: TwoCoders | None
+    Source:
+        Christensen et al., Image-free Classifier Injection for Zero-Shot Classification, 2308.10599.
+    """
 
-    def make(self, space: WeightSpace) -> TwoCoders:
-        return TwoCoders(space.D, self.condition_size, self.settings.latent, self.settings.width)
+    def make_module(self, space: WeightSpace) -> PairedAutoencoders:
+        return PairedAutoencoders(space.D, self.condition_size, self.settings.latent, self.settings.width)
 
-    def stages(self, net: Network, space: WeightSpace, data: Stored) -> Iterator[Stage]:
-        assert self.net is not None
-        coders = self.net
+    def stages(self, net: Network, data: Stored) -> Iterator[Stage[DescriptorBatch]]:
+        coders, space = self.trained()
         lengths = [space.standardise(part.targets[:, -1])[part.mask].norm(dim=-1) for part in data.parts()]
         coders.length.copy_(torch.cat(lengths).mean())
 
-        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> Batch:
-            return net.condition(tasks.support, tasks.mask.shape[1]), theta, tasks.mask
+        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> DescriptorBatch:
+            return DescriptorBatch(net.condition(tasks.support, tasks.mask.shape[1]), theta, tasks.mask)
 
-        def loss(params: Params, descriptor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
-            return over_units(torch.func.functional_call(coders, params, (descriptor, weights)), mask)
+        def loss(params: Params, batch: DescriptorBatch) -> Tensor:
+            distances = torch.func.functional_call(coders, params, (batch.descriptor, batch.weights))
+            return masked_mean(distances, batch.mask)
 
         yield Stage(coders, draw, loss)
 
-    def answer(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
-        assert self.net is not None
-        rows = self.net.say_weights(self.net.read_descriptor(net.condition(support, mask.shape[1])))
-        return self.net.length * F.normalize(rows, dim=-1)
+    def standardised_weights(self, net: Network, support: Examples, mask: Tensor, seed: Seed) -> Tensor:
+        coders, _ = self.trained()
+        rows = coders.decode_weights(coders.encode_descriptor(net.condition(support, mask.shape[1])))
+        return coders.length * F.normalize(rows, dim=-1)
