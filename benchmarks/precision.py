@@ -20,8 +20,9 @@ from torch import Tensor
 from mcdi import load
 from mcdi.errors import McdiError
 from mcdi.experiments.build import images_of
-from mcdi.experiments.evaluate import interval, milliseconds
+from mcdi.experiments.evaluate import milliseconds
 from mcdi.experiments.run import provenance, read_run
+from mcdi.experiments.statistics import interval
 from mcdi.tasks.episodes import FewShot
 
 IMAGES, BATCH = 25, 64  # of a 5-way 5-shot request; tasks at once
