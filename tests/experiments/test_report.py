@@ -204,7 +204,7 @@ def test_the_terminal_table_fits_80_columns(tmp_path: Path) -> None:
     put(tmp_path / "short", *(plain(name, 0.9) for name in names[:4]))
     console.print(rich_table(rows(tmp_path / "short")))
     text = console.export_text()
-    assert all(word in text for word in ("single-level control", "parameters", "gradient", "1,234,567"))
+    assert all(word in text for word in ("single-level control", "params", "gradient", "1,234,567"))
 
 
 def test_a_clear_winner_and_a_single_method(tmp_path: Path) -> None:

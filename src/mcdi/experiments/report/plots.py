@@ -86,7 +86,7 @@ def samplers(rows: Sequence[Row]) -> str:
 
     note = "The same trained generators, run with other samplers."
     plot = html_figure("Score of every sampler for every diffusion method", note, height, draw)
-    return html_table(["method", "sampler", *headings(rows)], body) + plot
+    return html_table(["method", "sampler", *headings(rows)], body, "runs") + plot
 
 
 def curves(rows: Sequence[Row]) -> str:

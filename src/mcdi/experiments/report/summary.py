@@ -76,7 +76,7 @@ def _clause(row: Row, baseline: Row, shots: Sequence[int], by_task: bool) -> str
         side = "above" if difference > 0 else "below"
         parts.append((f"{factor * abs(difference):.{digits}f} ± {factor * half:.{digits}f}{points} {side}", at(shot)))
     if level:
-        parts.append(("level with", _shots(level)))
+        parts.insert(0 if level[0] == shots[0] else len(parts), ("level with", _shots(level)))
     return " and ".join(f"{what} {baseline.label if not i else 'it'} at {where}" for i, (what, where) in enumerate(parts))
 
 

@@ -93,6 +93,7 @@ def terminal_table(
     from rich.text import Text
 
     titles = [name.replace(", ", ",\n").replace(" (", "\n(").replace("gradient-", "gradient\n") for name in header]
+    titles = [name.replace("parameters", "params") for name in titles]
     own = [line[0] in marked for line in body]
     body = [[f"{line[0]} *" if mark else line[0], *line[1:]] for mark, line in zip(own, body, strict=True)]
     columns, used = [], 0

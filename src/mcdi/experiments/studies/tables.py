@@ -16,7 +16,7 @@ from mcdi.experiments.studies.variants import Measured
 
 DIFFERENCE = (
     "The difference is paired by task (and by seed where both methods have it): its interval is about what one method gains on "
-    "the same tasks, and is narrower than the two intervals beside it."
+    "the same tasks, and is narrower than the intervals of the two methods."
 )
 
 
