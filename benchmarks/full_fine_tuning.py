@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mcdi.experiments.build import load_family
-from mcdi.experiments.evaluate import interval
 from mcdi.experiments.run import provenance, read_run
+from mcdi.experiments.statistics import interval
 from mcdi.generator.api import load
 from mcdi.networks.backbones.vision import Embedder, cl2n
 from mcdi.networks.support import class_means, prototype_rows

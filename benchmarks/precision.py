@@ -19,8 +19,9 @@ from torch import Tensor
 
 from mcdi import load
 from mcdi.errors import McdiError
-from mcdi.experiments.evaluate import interval, milliseconds
+from mcdi.experiments.evaluate import milliseconds
 from mcdi.experiments.run import provenance, read_run
+from mcdi.experiments.statistics import interval
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.features import read_source
 

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.experiments.evaluate import interval
 from mcdi.experiments.run import provenance
+from mcdi.experiments.statistics import interval
 from mcdi.networks.backbones.vision import cl2n
 from mcdi.networks.base import Network
 from mcdi.networks.linear_head import LinearHead

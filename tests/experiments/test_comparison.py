@@ -1,4 +1,4 @@
-"""Do runs stand beside each other as they are, finished or not, and does the page say what keeps them from being compared?"""
+"""Comparison of runs, finished or not, and what keeps them from being compared."""
 
 import csv
 import json
@@ -64,17 +64,17 @@ def body(folders: list[Path]) -> dict[tuple[str, str], dict[str, str]]:
 
 def test_finished_and_unfinished_runs(two: list[Path]) -> None:
     table = body(two)
-    assert list(table) == [("adam", "a"), ("adam", "b"), ("mc-di", "a"), ("mc-di", "b")]
-    assert table["mc-di", "a"]["accuracy, 1 shot (%)"] == "91.00 ± 12.75" and "state" not in table["mc-di", "a"]
-    assert table["mc-di", "a"]["generate (ms)"] == "2.5" and table["mc-di", "a"]["parameters"] == "1,234,567"
-    assert table["mc-di", "b"]["accuracy, 5 shots (%)"] == "99.00 ± 1.00" and table["mc-di", "b"]["generate (ms)"] == "-"
-    assert table["mc-di", "b"]["state"] == "seed 1 at step 5 of 20, loss 0.4; latency not measured yet"
-    assert table["adam", "b"] == dict.fromkeys(table["adam", "b"], "") | {"method": "adam", "run": "b", "state": "not begun"}
+    assert list(table) == [("Adam", "a"), ("Adam", "b"), ("Mc-Di", "a"), ("Mc-Di", "b")]
+    assert table["Mc-Di", "a"]["accuracy, 1 shot (%)"] == "91.00 ± 12.75" and "state" not in table["Mc-Di", "a"]
+    assert table["Mc-Di", "a"]["generate (ms)"] == "2.5" and table["Mc-Di", "a"]["parameters"] == "1,234,567"
+    assert table["Mc-Di", "b"]["accuracy, 5 shots (%)"] == "99.00 ± 1.00" and table["Mc-Di", "b"]["generate (ms)"] == "-"
+    assert table["Mc-Di", "b"]["state"] == "seed 1 at step 5 of 20, loss 0.4; latency not measured yet"
+    assert table["Adam", "b"] == dict.fromkeys(table["Adam", "b"], "") | {"method": "Adam", "run": "b", "state": "not begun"}
     (two[1] / "methods" / "mc-di-1" / "config.json").write_text("{}")
     (two[1] / "methods" / "adam-0").mkdir()
     table = body(two)
-    assert table["mc-di", "b"]["state"].startswith("seed 1 trained, not evaluated yet;")
-    assert table["adam", "b"]["state"] == "seed 0 begun"
+    assert table["Mc-Di", "b"]["state"].startswith("seed 1 trained, not evaluated yet;")
+    assert table["Adam", "b"]["state"] == "seed 0 begun"
 
 
 def test_names_of_methods_that_begin_alike(tmp_path: Path) -> None:
@@ -82,7 +82,8 @@ def test_names_of_methods_that_begin_alike(tmp_path: Path) -> None:
     log(folder, "ocd-residual-3", 4)
     table = body([folder])
     assert (
-        table["ocd", "a"]["state"] == "not begun" and table["ocd-residual", "a"]["state"] == "seed 3 at step 4 of 10, loss 0.5"
+        table["single-level control", "a"]["state"] == "not begun"
+        and table["OCD", "a"]["state"] == "seed 3 at step 4 of 10, loss 0.5"
     )
 
 
@@ -131,11 +132,11 @@ def test_page_table_and_csv(two: list[Path], tmp_path: Path) -> None:
 def test_what_keeps_runs_from_being_compared(two: list[Path], tmp_path: Path) -> None:
     other = {"provenance": {"hardware": "1 GPU", "torch": "2.13.0"}, "family": "sines"}
     c = run(tmp_path / "c", plain("adam", 0.5, **other), family={"data": "sines", "shots": [1, 5]})
-    said = about(read_runs([two[0], c]))
-    assert "The runs do not meet the same tasks (family.data differ): compare their scores with care." in said
-    assert "They were measured with different hardware: compare their times with care." in said
+    text = about(read_runs([two[0], c]))
+    assert "The runs do not meet the same tasks (family.data differ): compare their scores with care." in text
+    assert "They were measured with different hardware: compare their times with care." in text
     table = body([two[0], c])
-    assert table["adam", "a"]["score, 1 shot"] == "95.00 ± 1.00 %" and table["adam", "c"]["score, 1 shot"] == "0.500 ± 0.010"
+    assert table["Adam", "a"]["score, 1 shot"] == "95.00 ± 1.00 %" and table["Adam", "c"]["score, 1 shot"] == "0.500 ± 0.010"
     page = write_comparison(read_runs([two[0], c]), tmp_path / "x.html")[0].read_text()
     assert "<h2>Scores</h2>" not in page  # no axis for both
 
@@ -163,8 +164,8 @@ def test_errors(two: list[Path], tmp_path: Path) -> None:
 
 def test_what_a_user_types(two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mcdi("report", *two, "--out", tmp_path / "page.html") == 0
-    said = capsys.readouterr().out
-    assert "2 runs (a, b), 3 of 4 methods measured" in said and "91.00" in said and "page.csv" in said
+    text = capsys.readouterr().out
+    assert "2 runs (a, b), 3 of 4 methods measured" in text and "91.00" in text and "page.csv" in text
     assert (tmp_path / "page.html").exists() and (tmp_path / "page.csv").exists()
     assert mcdi("report", tmp_path) == 1
     assert "is not the folder of a run" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Does the report aggregate as it says, order as it says, and name what is wrong with a file?"""
+"""Reports: aggregation, order, sentences, and errors that name a file."""
 
 import copy
 import json
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mcdi.errors import McdiError
 from mcdi.experiments.report import markdown, rich_table, rows, write_report
+from mcdi.experiments.report.summary import takeaway
 
 SECTIONS = ["Results", "Accuracy", "Samplers", "Along the chain", "Training", "Latency", "Loss landscape"]
 SECTIONS += ["Novelty", "Provenance", "Recipe"]
@@ -21,7 +22,7 @@ SECTIONS += ["Novelty", "Provenance", "Recipe"]
 
 def result(method: str = "mc-di", seed: int = 0, mean: float = 0.9, **changes: Any) -> dict[str, Any]:
     score = {"mean": mean, "ci95": 0.01, "mse": 0.5 + seed}
-    samplers = {"ddpm-20": score, "cold-1": {**score, "mean": mean - 0.1}}
+    samplers = {"ddpm": score, "deterministic, 1 step": {**score, "mean": mean - 0.1}}
     base: dict[str, Any] = {
         "method": method,
         "seed": seed,
@@ -81,9 +82,9 @@ def test_aggregation_by_hand(tmp_path: Path) -> None:
     # mean 0.93; deviations -0.03, -0.01, 0.04; variance (9 + 1 + 16) 1e-4 / 2 = 13e-4; t(0.975, 2) = 4.303
     assert score.mean == pytest.approx(0.93)
     assert score.std == pytest.approx(math.sqrt(13e-4))
-    assert score.ci95 == pytest.approx(math.sqrt((4.303 * math.sqrt(13e-4 / 3)) ** 2 + 0.01**2))
+    assert score.ci95 == pytest.approx(math.sqrt((4.302653 * math.sqrt(13e-4 / 3)) ** 2 + 0.01**2))
     assert score.mse == pytest.approx(1.5)  # 0.5, 1.5, 2.5
-    assert row.samplers[1]["cold-1"].mean == pytest.approx(0.83)
+    assert row.samplers[1]["deterministic, 1 step"].mean == pytest.approx(0.83)
     assert set(row.samplers) == {1}
     assert (row.seeds, row.fit_seconds, row.latency_ms["generate"], row.total_ms) == ((0, 1, 2), 11.0, 3.0, 6.5)
     assert row.curve[2] == pytest.approx({"t": 2, "score": 0.5, "mse": 1.6})  # 0.4, 0.5, 0.6
@@ -95,7 +96,7 @@ def test_one_seed_keeps_the_interval_over_tasks(tmp_path: Path) -> None:
     assert (row.shots[1].std, row.shots[1].ci95) == (0.0, 0.01)
 
 
-@pytest.mark.parametrize(("n", "t"), [(2, 12.706), (11, 2.228), (40, 2.120)])
+@pytest.mark.parametrize(("n", "t"), [(2, 12.706205), (11, 2.228139), (40, 2.022691)])
 def test_t_quantiles(tmp_path: Path, n: int, t: float) -> None:
     (row,) = rows(put(tmp_path, *(result(seed=s, mean=0.9 + 0.01 * (s % 2)) for s in range(n))))
     assert row.shots[1].ci95 == pytest.approx(math.hypot(t * row.shots[1].std / math.sqrt(n), 0.01))
@@ -126,10 +127,10 @@ def test_tables(full: Path) -> None:
     assert text == markdown(rows(full))
     lines = text.splitlines()
     assert lines[0].startswith("| method | accuracy, 1 shot (%) | accuracy, 5 shots (%) | MSE (1 / 5 shots) | generate (ms) |")
-    assert lines[2] == "| adam | 95.00 ± 1.00 | 95.00 ± 1.00 | - | 2 | 5.5 | 1,234,567 | 10.0 | no |"
-    # std 0.01414, t 12.706: half-width 12.706 * 0.01 = 0.12706, with 0.01 in quadrature 0.12745
-    assert lines[3] == "| mc-di | 91.00 ± 12.75 | 96.00 ± 12.75 | 1 / 1 | 2.5 | 6 | 1,234,567 | 10.5 | yes |"
-    assert "95 %" in lines[-1]
+    assert lines[2] == "| Adam | 95.00 ± 1.00 | 95.00 ± 1.00 | - | 2 | 5.5 | 1,234,567 | 10.0 | no |"
+    # std 0.01414, t 12.706: half-width 12.7062 * 0.01 = 0.127062, with 0.01 in quadrature 0.12745
+    assert lines[3] == "| **Mc-Di** | 91.00 ± 12.75 | 96.00 ± 12.75 | 1 / 1 | 2.5 | 6 | 1,234,567 | 10.5 | yes |"
+    assert "95 %" in lines[-1] and lines[-3].startswith("Mc-Di is level with Adam at 1 and 5 shots; 21.00 ±")
     data = json.loads((full / "table.json").read_text())
     assert [row["method"] for row in data["rows"]] == ["adam", "mc-di", "prototypes"]
     assert data["rows"][1]["shots"]["1"]["mean"] == pytest.approx(0.91)
@@ -144,8 +145,8 @@ def test_every_section_in_order_and_nothing_from_outside(full: Path) -> None:
     assert text.count("<svg") == text.count('role="img" aria-label="') == text.count("<figcaption>") == 7
     assert set(re.findall(r"(?:src|href)\s*=\s*(..)", text)) == {'"#'}  # only to parts of the page itself
     assert not re.search(r"url\((?!#)|@import|<script|<link|<img|<iframe", text)
-    assert "<details><summary>" in text and "&quot;steps&quot;: 20" in text
-    assert "seeds of mc-di</td><td>0, 1<" in text
+    assert "<details><summary>" in text and "&#34;steps&#34;: 20" in text
+    assert "seeds of Mc-Di</td><td>0, 1<" in text
     assert text == page(full)  # the same numbers give the same page
 
 
@@ -153,18 +154,62 @@ def test_summary_says_what_the_numbers_say(full: Path) -> None:
     put(full, plain("hypernetwork", 0.905))
     text = page(full)
     assert (
-        "4 methods on 600 unseen tasks of the family glyphs. At 1 shot, adam has the highest accuracy, 95.00 ± 1.00 %;" in text
+        "4 methods on 600 unseen tasks of the family glyphs. At 1 shot, Adam has the highest accuracy, 95.00 ± 1.00 %;" in text
     )
-    assert "its interval overlaps that of mc-di, hypernetwork." not in text  # 95 - 1 > 90.5 + 1
-    assert "its interval overlaps that of mc-di." in text
-    assert "mc-di is 4.00 points below Adam on the support set (adam; intervals overlap)" in text
-    assert "21.00 points above nearest prototype (prototypes; intervals do not overlap)" in text
-    assert "0.50 points above one-step regression (hypernetwork; intervals overlap)" in text
+    assert "its interval overlaps that of Mc-Di, one-step regression." not in text  # 95 - 1 > 90.5 + 1
+    assert "its interval overlaps that of Mc-Di." in text
 
 
-def test_a_clear_winner_and_a_lonely_method(tmp_path: Path) -> None:
+def by_task(method: str, gains: dict[str, float], **changes: Any) -> dict[str, Any]:
+    """Scores of tasks that vary by far more than methods differ: {shots: what every task has more}."""
+    shots = {}
+    for shot, gain in gains.items():
+        scores = [0.3 + 0.4 * (n % 2) + gain + 0.01 * (n % 3 == 0) * (gain != 0) for n in range(600)]
+        shots[shot] = {"mean": sum(scores) / 600, "ci95": 0.016, "mse": None, "scores": scores}
+    return plain(method, 0.0, shots=shots, **changes)
+
+
+def test_what_to_take_from_a_table_is_paired_by_task(tmp_path: Path) -> None:
+    found = rows(put(tmp_path, by_task("mc-di", {"1": 0.02, "5": 0.0}), by_task("adam", {"1": 0.0, "5": 0.0})))
+    expected = "Mc-Di is 2.33 ± 0.04 points above Adam at 1 shot and level with it at 5 shots (95 %, paired by task)."
+    assert takeaway(found) == expected
+    text = page(tmp_path)
+    assert f"<p>{expected}</p>" in text and '<tr class="proposed"><td>Mc-Di</td>' in text
+    assert "scores" not in json.loads((tmp_path / "table.json").read_text())["rows"][0]
+    worse = rows(put(tmp_path, by_task("prototypes", {"1": 0.05, "5": 0.0})))
+    assert takeaway(worse).startswith(
+        "Mc-Di is 3.00 ± 0.00 points below prototypes at 1 shot and level with it at 5 shots; 2.33"
+    )
+
+
+def test_what_to_take_from_results_without_single_tasks_or_without_rivals(tmp_path: Path) -> None:
+    found = rows(put(tmp_path, plain("mc-di", 0.9), plain("adam", 0.8)))
+    expected = "Mc-Di is 10.00 ± 1.41 points above Adam at 1 shot and 10.00 ± 1.41 points above it at 5 shots"
+    assert takeaway(found) == f"{expected} (95 %, not paired by task)."
+    assert takeaway(found[1:]) == "Adam has the highest accuracy at 1 and 5 shots."
+
+
+def test_the_terminal_table_fits_80_columns(tmp_path: Path) -> None:
+    names = ("mc-di", "hypernetwork", "ocd", "meta-hypernetwork", "a-method-of-somebody-else-with-quite-a-long-name" * 2)
+    put(tmp_path, *(plain(name, 0.9) for name in names))
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(rich_table(rows(tmp_path)))
+    text = console.export_text()
+    assert (
+        "Mc-Di *" in text
+        and "* proposed method" in text
+        and "Mc-Di is level with one-step regression" in " ".join(text.split())
+    )
+    assert "…" not in text and "".join(text.split()).count("somebody-else") == 2
+    put(tmp_path / "short", *(plain(name, 0.9) for name in names[:4]))
+    console.print(rich_table(rows(tmp_path / "short")))
+    text = console.export_text()
+    assert all(word in text for word in ("single-level control", "params", "gradient", "1,234,567"))
+
+
+def test_a_clear_winner_and_a_single_method(tmp_path: Path) -> None:
     assert "as the only method measured" in page(put(tmp_path, plain("ocd", 0.6)))
-    assert "no other method&#x27;s interval overlaps its own" in page(put(tmp_path, plain("adam", 0.9)))
+    assert "no other method&#39;s interval overlaps its own" in page(put(tmp_path, plain("adam", 0.9)))
 
 
 def test_optional_files_and_parts_are_left_out(tmp_path: Path) -> None:
@@ -174,7 +219,7 @@ def test_optional_files_and_parts_are_left_out(tmp_path: Path) -> None:
 
 def test_a_family_without_accuracy_says_score(tmp_path: Path) -> None:
     text = page(put(tmp_path / "run", result(family="sines"), plain("adam", 0.8, family="sines")))
-    assert "<h2>Score</h2>" in text and "0.900 ± 0.010" in text and "0.100 above Adam" in text
+    assert "<h2>Score</h2>" in text and "0.900 ± 0.010" in text and "0.100 ± 0.014 above Adam" in text
     assert "ccuracy" not in text
 
 
@@ -219,7 +264,7 @@ BREAKS: list[tuple[str, Any, str]] = [
     ("shots.1.mean", None, "shots.1.mean is missing"),
     ("shots.1.mean", "high", "shots.1.mean is 'high', not a finite number"),
     ("shots.1.ci95", math.nan, "shots.1.ci95 is nan, not a finite number"),
-    ("shots.1.samplers.cold-1.mean", True, "shots.1.samplers.cold-1.mean is True"),
+    ("shots.1.samplers.ddpm.mean", True, "shots.1.samplers.ddpm.mean is True"),
     ("shots", {}, "shots has the keys"),
     ("shots", {"many": SCORE}, "shots has the keys \\['many'\\]"),
     ("shots", [], "shots is \\[\\], not a JSON object"),
@@ -301,5 +346,5 @@ def test_mixed_machines_are_pointed_out(full: Path) -> None:
 
 
 def test_import_loads_no_plotting() -> None:
-    code = "import sys, mcdi.report; sys.exit('matplotlib' in sys.modules or 'rich' in sys.modules)"
+    code = "import sys, mcdi.experiments.report; sys.exit('matplotlib' in sys.modules or 'rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,13 +1,14 @@
 """Rows of many seeds become one table: means, intervals, differences."""
 
 import csv
+import math
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mcdi.experiments.evaluate import interval
 from mcdi.experiments.report.style import plot_style
+from mcdi.experiments.statistics import interval, student_t
 from mcdi.experiments.studies.charts import Chart, _panel
 from mcdi.experiments.studies.tables import as_csv, as_markdown, lines
 from mcdi.experiments.studies.variants import Measured
@@ -28,9 +29,9 @@ class TestLines:
         assert line.figures["mse"] == pytest.approx((2.0, 2**0.5))
 
     def test_few_tasks_have_the_interval_of_student(self) -> None:
-        assert interval(torch.tensor([0.4, 0.6, 0.5, 0.7, 0.3]))["ci95"] == pytest.approx(2.776 * 0.025**0.5 / 5**0.5)
+        assert interval(torch.tensor([0.4, 0.6, 0.5, 0.7, 0.3]))["ci95"] == pytest.approx(2.776445 * 0.025**0.5 / 5**0.5)
         many = torch.tensor([0.0, 1.0] * 50)
-        assert interval(many)["ci95"] == pytest.approx(1.96 * float(many.std()) / 10)
+        assert interval(many)["ci95"] == pytest.approx(1.984217 * float(many.std()) / 10)
 
     def test_a_difference_is_paired_by_task(self) -> None:
         """Two methods whose tasks vary by far more than they differ: the paired interval sees the difference."""
@@ -51,7 +52,7 @@ class TestLines:
         difference = next(line for line in lines(found, ("method", "p")) if line.factors["method"] == "m").difference
         assert difference is not None
         assert difference[0] == pytest.approx(0.2)
-        assert difference[2] == pytest.approx(12.706 * difference[1] / 2**0.5)
+        assert difference[2] == pytest.approx(12.706205 * difference[1] / 2**0.5)
 
     def test_seeds_that_have_tasks_of_their_own(self) -> None:
         """Pairs are of the same tasks, and all tasks together decide the interval."""
@@ -83,6 +84,23 @@ class TestLines:
         text = as_markdown(table, ("method", "a"), "sines")  # no share of right answers
         assert "| method | shots | score | minus a | mse |" in text
         assert "-0.250" in text
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [
+        (1, 12.7062047),
+        (2, 4.3026527),
+        (5, 2.5705818),
+        (16, 2.1199053),
+        (30, 2.0422725),
+        (100, 1.9839715),
+        (math.inf, 1.9599640),
+    ],
+)
+def test_quantiles_of_student(degrees: float, quantile: float) -> None:
+    assert student_t(0.975, degrees) == pytest.approx(quantile, abs=1e-6)
+    assert student_t(0.5, degrees) == pytest.approx(0, abs=1e-6)
 
 
 def test_no_two_methods_of_a_chart_share_a_colour() -> None:

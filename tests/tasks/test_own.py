@@ -7,7 +7,7 @@ from torch import nn
 
 import mcdi
 from mcdi.errors import McdiError
-from mcdi.experiments.evaluate import interval
+from mcdi.experiments.statistics import interval
 from mcdi.generator import fit
 from mcdi.networks import registry
 from mcdi.networks.own import PROBES, OwnNetwork

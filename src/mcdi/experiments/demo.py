@@ -7,7 +7,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.experiments.evaluate import interval, milliseconds
+from mcdi.experiments.evaluate import milliseconds
+from mcdi.experiments.statistics import interval
 from mcdi.methods import make_method
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.tasks.curves import HIGH, LOW, Sines

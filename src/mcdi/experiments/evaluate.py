@@ -1,4 +1,4 @@
-"""How good and how fast is a method on tasks that it never saw?"""
+"""Evaluation: score and speed of a method on unseen tasks, its memory of training targets, its chain over a loss."""
 
 import statistics
 import time
@@ -8,22 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcdi.experiments.statistics import interval
 from mcdi.generator.landscape import plane
 from mcdi.methods import WeightGenerator
 from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
 from mcdi.tasks.family import TaskFamily
 from mcdi.types import TaskBatch
 from mcdi.weights import WeightSpace
-
-# Student's t at 0.975 for 1, 2, ... degrees of freedom.
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
-
-
-def interval(scores: Tensor) -> dict[str, float]:
-    """Mean and half-width of the 95 % interval over tasks of scores (B,): Student's for few, normal beyond its table."""
-    t = T975[len(scores) - 2] if 2 <= len(scores) <= len(T975) + 1 else 1.96
-    half = t * float(scores.std()) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-    return {"mean": float(scores.mean()), "ci95": half}
 
 
 def distance(weights: Tensor, reference: Tensor, space: WeightSpace) -> float:
@@ -36,38 +27,38 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score on tasks 0..tasks-1 of `split`, for every shot number of the family.
 
-    reference: theta_M (tasks, U, D) of the same tasks; with it the distance of generated weights ("mse") is given too.
-    Methods that sample are measured with every sampler of SAMPLERS, and along the chain of the first shot number.
+    Args:
+        method: trained. One that samples is measured with every sampler too, and along its chain at the first shot number.
+        family: whose tasks these are.
+        tasks: how many.
+        seed: of whatever is drawn.
+        split: of the family.
+        reference: theta_M (tasks, U, D) of the same tasks; with it the distance of generated weights ("mse") is given too.
+
+    Returns:
+        {"shots": {shots: {"mean", "ci95", "mse", "scores" of the tasks, "samplers"}}, "curve": [{"t", "score", "mse"}]}.
     """
     out: dict[str, Any] = {"shots": {}, "curve": []}
     for shots in family.shots:
         batch = family.sample(split, range(tasks), shots=shots)
-        out["shots"][str(shots)] = row = _measure(method, family, batch, seed, reference, None)
+
+        def measure(sampling: Sampling | None, batch: TaskBatch = batch) -> tuple[dict[str, Any], Tensor]:
+            extra: dict[str, Any] = {} if sampling is None else {"sampling": sampling}
+            weights = method.generate(family.downstream, batch.support, batch.mask, seed=seed, **extra)
+            with torch.no_grad():
+                scores = family.downstream.score(weights, batch.query, batch.mask)
+            space = method.space if isinstance(method, SupportsSampling) else None
+            mse = None if space is None or reference is None else distance(weights, reference, space)
+            return {**interval(scores), "mse": mse}, scores
+
+        row, scores = measure(None)
+        row["scores"] = [round(v, 6) for v in scores.tolist()]
         if isinstance(method, SupportsSampling) and method.is_chain:
-            row["samplers"] = {
-                n: _measure(method, family, batch, seed, reference, sampling) for n, sampling in SAMPLERS.items()
-            }
+            row["samplers"] = {name: measure(sampling)[0] for name, sampling in SAMPLERS.items()}
             if shots == family.shots[0]:
                 out["curve"] = _curve(method, family, batch, seed, reference)
+        out["shots"][str(shots)] = row
     return out
-
-
-def _measure(
-    method: WeightGenerator,
-    family: TaskFamily,
-    batch: TaskBatch,
-    seed: int,
-    reference: Tensor | None,
-    sampling: Sampling | None,
-) -> dict[str, Any]:
-    net = family.downstream
-    extra: dict[str, Any] = {} if sampling is None else {"sampling": sampling}
-    weights = method.generate(net, batch.support, batch.mask, seed=seed, **extra)
-    with torch.no_grad():
-        figures: dict[str, Any] = interval(net.score(weights, batch.query, batch.mask))
-    space = method.space if isinstance(method, SupportsSampling) else None
-    figures["mse"] = None if space is None or reference is None else distance(weights, reference, space)
-    return figures
 
 
 def _curve(
@@ -77,8 +68,8 @@ def _curve(
     points = []
     for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, sampling=SAMPLERS["ddpm"]):
         score = float(net.score(weights, batch.query, batch.mask).mean())
-        far = None if reference is None or method.space is None else distance(weights, reference, method.space)
-        points.append({"t": t, "score": score, "mse": far})
+        mse = None if reference is None or method.space is None else distance(weights, reference, method.space)
+        points.append({"t": t, "score": score, "mse": mse})
     return points
 
 
@@ -117,18 +108,21 @@ def nearest(points: Tensor, to: Tensor, *, skip_self: bool = False) -> list[floa
     """Distance of each point (n, D) to its nearest neighbour in `to` (m, D)."""
     out = []
     for number, part in enumerate(points.split(512)):
-        far = torch.cdist(part, to)
+        distances = torch.cdist(part, to)
         if skip_self:
-            far[torch.arange(len(part)), torch.arange(len(part)) + 512 * number] = float("inf")
-        out.append(far.min(1).values)
+            distances[torch.arange(len(part)), torch.arange(len(part)) + 512 * number] = float("inf")
+        out.append(distances.min(1).values)
     return [round(v, 4) for v in torch.cat(out).tolist()]
 
 
 def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSpace, *, noise: float = 0.1) -> dict[str, Any]:
-    """Is the generator memorising? Distances, per unit and standardised, to the nearest stored training target.
+    """Distances to the nearest stored training target, per unit and standardised, which tell whether a generator memorises.
 
-    generated, real (B, U, D): for the same unseen tasks, by the method and by the optimiser; trained_on (N, U, D).
-    "noised": training targets plus Gaussian noise of std `noise`, what a memorising generator would look like.
+    Args:
+        generated, real: (B, U, D) for the same unseen tasks, by the method and by the optimiser.
+        trained_on: (N, U, D), training targets.
+        space: standardises them.
+        noise: standard deviation of the Gaussian noise that makes copies, which a memorising generator would resemble.
     """
     g, r, t = (space.standardise(w).flatten(0, 1) for w in (generated, real, trained_on))
     generator = torch.Generator().manual_seed(0)
@@ -156,7 +150,13 @@ def landscape(
 ) -> dict[str, Any]:
     """Inference chains over the loss of one test task, in the plane of largest variance of chains and trajectory.
 
-    targets (k, U, D): the trajectory of that task; theta0 (U, D). The loss is on all examples of the task's classes.
+    Args:
+        methods: by name.
+        family: of the task.
+        targets: (k, U, D), the trajectory of that task.
+        theta0: (U, D), where it began.
+        task, seed: of the test split, and of the chains.
+        grid: points of the plane along each axis; the loss is on all examples of the task's classes.
     """
     net = family.downstream
     one = family.sample("test", [task])

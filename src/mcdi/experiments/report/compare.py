@@ -1,7 +1,6 @@
-"""How do several runs stand beside each other? One page, one CSV file, one table for the terminal; one run alone will do."""
+"""Several runs side by side: one page, one CSV file, one table for the terminal; a single run will do."""
 
 import csv
-import html
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -9,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcdi.errors import McdiError
-from mcdi.experiments.report.page import html_page
-from mcdi.experiments.report.plots import dots, figure, html_table, legend, plain, scores
+from mcdi.experiments.report.plots import dots, scores
+from mcdi.experiments.report.render import html_figure, html_page, html_table, legend, plain_numbers
+from mcdi.experiments.report.results import PARTS, Row, shot_numbers
 from mcdi.experiments.report.runs import Entry, Line, Run, differences, provenance
-from mcdi.experiments.report.style import plot_style, styles_of
-from mcdi.experiments.report.table import PARTS, RULE, Row, at, metric, shot_numbers, show
+from mcdi.experiments.report.style import is_proposed, label_of, plot_style, styles_of
+from mcdi.experiments.report.summary import at, metric
+from mcdi.experiments.report.table import RULE, show, terminal_table
 from mcdi.utils.files import write_bytes
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ def entries(runs: Sequence[Run]) -> Iterator[tuple[Run, Entry]]:
 
 
 def cells(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    found = all_rows(runs)
-    kinds = {metric(row.family)[0::3] for row in found}
+    measured = all_rows(runs)
+    kinds = {metric(row.family)[0::3] for row in measured}
     name, unit = kinds.pop() if len(kinds) == 1 else ("score", "")
-    shots = shot_numbers(found)
+    shots = shot_numbers(measured)
     per_shot = [f"{name}, {at(shot)}{unit and ' (%)'}" for shot in shots]
     header = ["method", "run", *per_shot, "generate (ms)", "total (ms)", "training (s)", "parameters", "seeds"]
     body = []
@@ -50,30 +51,26 @@ def cells(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
             text = [show(s, [row]) + own if (s := row.shots.get(shot)) else "-" for shot in shots]
             text += [f"{row.latency_ms['generate']:.3g}", f"{row.total_ms:.3g}"] if row.latency_ms else ["-", "-"]
             text += [f"{row.fit_seconds:.1f}", f"{row.parameters:,}", str(len(row.seeds))]
-        body.append([e.method, run.name, *text])
+        body.append([label_of(e.method), run.name, *text])
     return header, body
 
 
 def states(runs: Sequence[Run]) -> list[list[str]]:
     """Of every method that is not finished: its name, its run and how far it is."""
-    return [[e.method, run.name, e.state] for run, e in entries(runs) if e.state]
+    return [[label_of(e.method), run.name, e.state] for run, e in entries(runs) if e.state]
 
 
 def rich_comparison(runs: Sequence[Run]) -> "Table":
     """The table for a terminal of 80 columns; what is still to be done stands below it."""
-    from rich.table import Table
-    from rich.text import Text
-
     header, body = cells(runs)
-    left = Text("\n".join(f"{method} of {run}: {state}" for method, run, state in states(runs)))
-    table = Table(title=Text(about(runs)), caption=left, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    left = "\n".join(f"{method} of {run}: {state}" for method, run, state in states(runs))
     kept = [i for i, name in enumerate(header) if name not in PAGE_ONLY]
-    for i in kept:
-        title = header[i].replace(", ", ",\n").replace(" (", "\n(")
-        table.add_column(Text(title), justify="right" if i > 1 else "left", vertical="bottom")
-    for line in body:
-        table.add_row(*(Text(line[i], no_wrap=True) for i in kept))  # Text: names from files are not markup
-    return table
+    shown = [[line[i] for i in kept] for line in body]
+    return terminal_table(about(runs), [header[i] for i in kept], shown, left, marked=_marked(runs), left=2, needed=len(kept))
+
+
+def _marked(runs: Sequence[Run]) -> set[str]:
+    return {label_of(e.method) for _, e in entries(runs) if is_proposed(e.method)}
 
 
 def about(runs: Sequence[Run]) -> str:
@@ -92,32 +89,34 @@ def about(runs: Sequence[Run]) -> str:
 
 
 def accuracies(runs: Sequence[Run]) -> str:
-    found = all_rows(runs)
-    if len(runs) == 1 or len({metric(row.family) for row in found}) != 1:
-        return scores(found) if len(runs) == 1 and found else ""
-    looks = styles_of([run.name for run in runs])
+    measured = all_rows(runs)
+    if len(runs) == 1 or len({metric(row.family) for row in measured}) != 1:
+        return scores(measured) if len(runs) == 1 and measured else ""
+    styles = styles_of(run.name for run in runs)
     panels = {
-        at(shot): {run.name: {r.method: r.shots[shot] for r in run.rows if shot in r.shots} for run in runs}
-        for shot in shot_numbers(found)
+        at(shot): {run.name: {r.label: r.shots[shot] for r in run.rows if shot in r.shots} for run in runs}
+        for shot in shot_numbers(measured)
     }
     height = 1.1 + sum(0.5 + 0.1 * len(runs) + 0.17 * sum(map(len, series.values())) for series in panels.values())
 
     def draw(figure: "Figure") -> None:
-        dots(figure, panels, found, looks.__getitem__)
+        dots(figure, panels, measured, styles)
         legend(figure)
 
-    note = f"Points are the mean {metric(found[0].family)[0]} on unseen tasks, bars the 95 % interval; further right is better."
-    return figure("Score of every method in every run with its interval", note, height, draw)
+    note = (
+        f"Points are the mean {metric(measured[0].family)[0]} on unseen tasks, bars the 95 % interval; further right is better."
+    )
+    return html_figure("Score of every method in every run with its interval", note, height, draw)
 
 
 def draw_losses(figure: "Figure", runs: Sequence[Run]) -> None:
     """One run: all methods in one panel. Several: a panel for every method, as losses of two methods are not comparable."""
-    looks = styles_of([run.name for run in runs])
+    styles = styles_of(run.name for run in runs)
     panels: dict[str, list[tuple[str, str, Line]]] = {}
     for run, e in entries(runs):
-        label, colour = (e.method, plot_style(e.method)[0]) if len(runs) == 1 else (run.name, looks[run.name][0])
+        label, colour = (label_of(e.method), plot_style(e.method)[0]) if len(runs) == 1 else (run.name, styles[run.name][0])
         for line in e.losses:
-            panels.setdefault("" if len(runs) == 1 else e.method, []).append((label, colour, line))
+            panels.setdefault("" if len(runs) == 1 else label_of(e.method), []).append((label, colour, line))
     columns = min(2, len(panels))
     grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
@@ -128,7 +127,7 @@ def draw_losses(figure: "Figure", runs: Sequence[Run]) -> None:
         axes.set_yscale("log")
         axes.set_title(title, loc="left", fontsize=10)
         axes.grid(alpha=0.25)
-        plain(axes.yaxis)
+        plain_numbers(axes.yaxis)
     figure.supxlabel("training step", fontsize=10)
     figure.supylabel("training loss", fontsize=10)
     legend(figure)
@@ -144,7 +143,7 @@ def losses(runs: Sequence[Run]) -> str:
     )
     if len(runs) == 1:
         note += " The methods minimise different losses, so compare whether lines still fall, not their heights."
-    return figure("Training loss against training step", note, height, lambda figure: draw_losses(figure, runs))
+    return html_figure("Training loss against training step", note, height, lambda figure: draw_losses(figure, runs))
 
 
 def comparison_csv(runs: Sequence[Run]) -> str:
@@ -176,13 +175,13 @@ def write_comparison(runs: Sequence[Run], path: Path) -> list[Path]:
     names = [run.name for run in runs]
     settings = html_table(["setting", *names], [[key, *values] for key, values in differences(runs).items()], "text")
     sections = {
-        "Results": html_table(*cells(runs), "runs") + f'<p class="note">{html.escape(RULE)}</p>',
+        "Results": html_table(*cells(runs), "runs", note=RULE, marked=_marked(runs)),
         "Under way": html_table(["method", "run", "state"], states(runs), "text") if states(runs) else "",
         "Scores": accuracies(runs),
         "Settings that differ": settings if differences(runs) else "",
         "Training": losses(runs),
         "Provenance": html_table(["run", *PROVENANCE], [[r.name, *provenance(r, PROVENANCE)] for r in runs], "text"),
     }
-    write_bytes(path, html_page(f"Comparison of {', '.join(names)}", about(runs), sections))
+    write_bytes(path, html_page(f"Comparison of {', '.join(names)}", [about(runs)], sections))
     write_bytes(path.with_suffix(".csv"), comparison_csv(runs).encode())
     return [path, path.with_suffix(".csv")]

@@ -1,4 +1,4 @@
-"""What is there of several runs, finished or not, and in which settings do they differ?"""
+"""Several runs, finished or not, as they lie on disk, and the settings in which they differ."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from mcdi.errors import McdiError
 from mcdi.experiments.logs import LOG, Point, read_log
-from mcdi.experiments.report.table import Row, check, rows
+from mcdi.experiments.report.results import Row, check, rows
 from mcdi.utils.files import read_json
 
 BLOCKS = 100  # points of a curve: each the mean of a block of steps

@@ -1,4 +1,4 @@
-"""Plot styles: the colour and marker of a method, the same in every plot and every report."""
+"""How reports show a method: its label, whether it is marked, and its colour and marker, the same in every plot."""
 
 import itertools
 from collections.abc import Iterable
@@ -6,14 +6,20 @@ from collections.abc import Iterable
 from mcdi.methods import all_methods
 
 Style = tuple[str, str]  # colour, marker
-_FREE: tuple[Style, ...] = (
-    ("#8a8f2a", "<"),
-    ("#7a8290", ">"),
-    ("#7f1d1d", "^"),
-    ("#14532d", "v"),
-    ("#7c3aed", "s"),
-    ("#0369a1", "D"),
-)
+_FREE = (("#8a8f2a", "<"), ("#7a8290", ">"), ("#7f1d1d", "^"), ("#14532d", "v"), ("#7c3aed", "s"), ("#0369a1", "D"))
+
+
+def label_of(method: str) -> str:
+    """The name of a method in prose; of one that is not installed, its name."""
+    return all_methods()[method].label if method in all_methods() else method
+
+
+def is_proposed(method: str) -> bool:
+    return method in all_methods() and all_methods()[method].proposed
+
+
+def is_baseline(method: str) -> bool:
+    return method in all_methods() and all_methods()[method].baseline
 
 
 def plot_style(method: str) -> Style:

@@ -1,16 +1,12 @@
-"""Which numbers stand in the table, and how do they come from the results of single seeds?"""
+"""The table of a run as text: Markdown, terminal and page print the same cells."""
 
 import html
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Literal
 
-from mcdi.errors import McdiError
-from mcdi.experiments.evaluate import T975
-from mcdi.utils.files import read_json
+from mcdi.experiments.report.results import Row, Score, shot_numbers
+from mcdi.experiments.report.style import is_proposed
+from mcdi.experiments.report.summary import at, metric, takeaway
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,193 +17,7 @@ RULE = (
     "seed, whose interval then holds the spread over tasks only; t is 12.7 for two seeds, 4.3 for three). The two are added "
     "in this way because all seeds meet the same tasks, so more seeds do not make b smaller."
 )
-PARTS = ("embed", "generate", "apply")
-NOT_ACCURACY = {"sines"}  # families whose score is not a share of right answers
-
-NUMBER, MAYBE = "a finite number", "a number or null"
-SCORE = {"mean": NUMBER, "ci95": NUMBER, "mse": MAYBE}
-RESULT = {
-    **{
-        "method": str,
-        "seed": int,
-        "gradient_free": bool,
-        "parameters": int,
-        "fit_seconds": NUMBER,
-        "family": str,
-        "tasks": int,
-    },
-    "shots": {"*": SCORE | {"samplers?": {"*": SCORE}}},
-    "curve": [{"t": NUMBER, "score": MAYBE, "mse": MAYBE}],
-    "latency_ms": dict.fromkeys(PARTS, NUMBER),
-    "losses": [(NUMBER, MAYBE)],
-    "provenance": {},
-}
-
-
-@dataclass(frozen=True)
-class Score:
-    """Score of one method at one shot number over all seeds, as fractions; `mse` is None where a seed has none."""
-
-    mean: float
-    std: float  # over the seeds' means; 0 for one seed
-    ci95: float  # half-width, see RULE
-    mse: float | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method, aggregated over its seeds."""
-
-    method: str
-    family: str
-    tasks: int
-    seeds: tuple[int, ...]
-    gradient_free: bool
-    parameters: int
-    fit_seconds: float  # mean over seeds, like the latencies
-    latency_ms: dict[str, float]  # embed, generate, apply; empty where it was not measured yet
-    shots: dict[int, Score]
-    samplers: dict[int, dict[str, Score]]
-    curve: list[dict[str, float | None]]  # t, score and mse along the chain, mean over seeds
-    losses: list[list[list[float | None]]]  # per seed: [step, loss]
-    provenance: list[dict[str, Any]]  # per seed
-
-    @property
-    def total_ms(self) -> float:
-        return sum(self.latency_ms.values())
-
-
-def bad(path: Path, what: str) -> McdiError:
-    return McdiError(f"{path}: {what}: delete that file and run the step that made it again")
-
-
-def check(value: Any, shape: Any, path: Path, key: str = "") -> None:
-    """Raise McdiError naming `path` and the dotted key where `value` has not `shape` ("*": any key, "x?": an optional one)."""
-    inner: list[tuple[Any, Any, Any]] = []
-    fits, name = isinstance(value, dict), "a JSON object"
-    match shape:
-        case str():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits, name = (number and math.isfinite(value)) or (shape == MAYBE and (number or value is None)), shape
-        case type():
-            fits, name = type(value) is shape, f"of type {shape.__name__}"
-        case tuple():
-            fits, name = isinstance(value, list) and len(value) == len(shape), f"a list of {len(shape)}"
-            inner = list(zip(range(len(shape)), value, shape, strict=True)) if fits else []
-        case [item]:
-            fits, name = isinstance(value, list), "a list"
-            inner = [(i, v, item) for i, v in enumerate(value)] if fits else []
-        case {"*": item}:
-            inner = [(n, v, item) for n, v in value.items()] if fits else []
-        case dict() if fits:
-            for n, item in shape.items():
-                if n.rstrip("?") in value:
-                    inner.append((n.rstrip("?"), value[n.rstrip("?")], item))
-                elif not n.endswith("?"):
-                    raise bad(path, f"{key}{n} is missing")
-    if not fits:
-        raise bad(path, f"{key.rstrip('.') or 'its content'} is {repr(value)[:60]}, not {name}")
-    for n, v, item in inner:
-        check(v, item, path, f"{key}{n}.")
-
-
-def _results(folder: Path, finished: bool) -> list[dict[str, Any]]:
-    """Every result, checked; those of one folder must be of one family and number of tasks, else they compare nothing."""
-    shape = RESULT if finished else {("latency_ms?" if n == "latency_ms" else n): item for n, item in RESULT.items()}
-    results: list[dict[str, Any]] = []
-    for path in sorted((folder / "results").glob("*.json")):
-        result = read_json(path)
-        check(result, shape, path)
-        if path.stem != f"{result['method']}-{result['seed']}":
-            raise bad(path, f"method and seed are {result['method']!r} and {result['seed']}, not those of its name")
-        if not result["shots"] or not all(shot.isdecimal() for shot in result["shots"]):
-            raise bad(path, f"shots has the keys {sorted(result['shots'])}, not shot numbers")
-        for key in ("family", "tasks"):
-            if results and result[key] != results[0][key]:
-                raise bad(path, f"{key} is {result[key]!r}, but {results[0][key]!r} in the other results")
-        results.append(result)
-    if not results and finished:
-        raise McdiError(f"{folder / 'results'} holds no results: run `mcdi evaluate` first")
-    return results
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """None as soon as one value is missing or not finite: leaving out a diverged seed would flatter the method."""
-    known = [v for v in values if v is not None and math.isfinite(v)]
-    return fmean(known) if known and len(known) == len(values) else None
-
-
-def _score(seeds: Sequence[Mapping[str, Any]]) -> Score:
-    mean, std, ci95 = over_seeds([s["mean"] for s in seeds], fmean(s["ci95"] for s in seeds))
-    return Score(mean, std, ci95, _mean([s["mse"] for s in seeds]))
-
-
-def over_seeds(means: Sequence[float], within: float) -> tuple[float, float, float]:
-    """Mean, standard deviation over seeds and half-width of the interval of RULE, `within` being its b."""
-    std = stdev(means) if len(means) > 1 else 0.0
-    # Beyond the table its last value, a little too wide, is used.
-    between = T975[min(len(means) - 1, len(T975)) - 1] * std / math.sqrt(len(means))
-    return fmean(means), std, math.hypot(between, within)
-
-
-def _row(seeds: list[dict[str, Any]], folder: Path) -> Row:
-    def layout(result: dict[str, Any]) -> dict[str, set[str]]:
-        return {shot: set(score.get("samplers", ())) for shot, score in result["shots"].items()}
-
-    first = seeds[0]
-    for other in seeds[1:]:
-        if layout(other) != layout(first):
-            path = folder / "results" / f"{other['method']}-{other['seed']}.json"
-            raise bad(path, f"shots has other shot numbers or samplers than seed {first['seed']}")
-    shots = {int(s): [r["shots"][s] for r in seeds] for s in sorted(first["shots"], key=int)}
-    points: dict[float, list[dict[str, Any]]] = {}
-    for point in (p for r in seeds for p in r["curve"]):
-        points.setdefault(point["t"], []).append(point)
-    return Row(
-        **{key: first[key] for key in ("method", "family", "tasks", "gradient_free", "parameters")},
-        seeds=tuple(r["seed"] for r in seeds),
-        fit_seconds=fmean(r["fit_seconds"] for r in seeds),
-        latency_ms={
-            part: fmean(r["latency_ms"][part] for r in seeds) for part in PARTS if all("latency_ms" in r for r in seeds)
-        },
-        shots={shot: _score(scores) for shot, scores in shots.items()},
-        samplers={
-            shot: {name: _score([s["samplers"][name] for s in scores]) for name in sorted(scores[0]["samplers"])}
-            for shot, scores in shots.items()
-            if scores[0].get("samplers")
-        },
-        curve=[{"t": t, **{k: _mean([p[k] for p in group]) for k in ("score", "mse")}} for t, group in sorted(points.items())],
-        losses=[r["losses"] for r in seeds],
-        provenance=[r["provenance"] for r in seeds],
-    )
-
-
-def shot_numbers(rows: Sequence[Row]) -> list[int]:
-    return sorted({shot for row in rows for shot in row.shots})
-
-
-def at(shot: int) -> str:
-    return f"{shot} shot" if shot == 1 else f"{shot} shots"
-
-
-def rows(folder: Path, *, finished: bool = True) -> list[Row]:
-    """Results of `folder` aggregated over seeds, best score at the lowest shot number first.
-
-    Raises:
-        McdiError: a file that is corrupt, incomplete or of another family; it names the file and the key. Unless the run is not
-            `finished` also for no results, or latencies that are missing.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in sorted(_results(folder, finished), key=lambda r: int(r["seed"])):
-        groups.setdefault(result["method"], []).append(result)
-    found = [_row(seeds, folder) for seeds in groups.values()]
-    lowest = min(shot_numbers(found), default=0)
-    return sorted(found, key=lambda r: (-r.shots[lowest].mean if lowest in r.shots else math.inf, r.method))
-
-
-def metric(family: str) -> tuple[str, float, int, str, str]:
-    """Name, factor, decimals, unit and word for a difference of this family's score."""
-    return ("score", 1.0, 3, "", "") if family in NOT_ACCURACY else ("accuracy", 100.0, 2, " %", " points")
+WIDTH = 80  # of a terminal
 
 
 def show(score: Score | None, rows: Sequence[Row]) -> str:
@@ -229,35 +39,74 @@ def headings(rows: Sequence[Row]) -> list[str]:
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The table as text: markdown, terminal and page print the same cells."""
+    """Header and lines; the first cell of a line is the label of a method."""
     times = ["generate (ms)", "total (ms)", "parameters", "training (s)", "gradient-free"]
     body = []
     for row in rows:
         scores = [row.shots.get(shot) for shot in shot_numbers(rows)]
         cost = [f"{row.latency_ms['generate']:.3g}", f"{row.total_ms:.3g}", f"{row.parameters:,}", f"{row.fit_seconds:.1f}"]
-        body.append([row.method, *(show(s, rows) for s in scores), mse(scores), *cost, "yes" if row.gradient_free else "no"])
+        body.append([row.label, *(show(s, rows) for s in scores), mse(scores), *cost, "yes" if row.gradient_free else "no"])
     return ["method", *headings(rows), *times], body
 
 
+def marked(rows: Sequence[Row]) -> list[str]:
+    """Labels of the proposed methods, which stand out."""
+    return [row.label for row in rows if is_proposed(row.method)]
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown, with the rule for its intervals below it."""
+    """The table in Markdown, the proposed method bold, with what to take from it and the rule for its intervals below it."""
     header, body = cells(rows)
-    lines = [header, ["---", *("---:" for _ in header[1:])], *body]
-    table = ["| " + " | ".join(html.escape(c, quote=False).replace("|", "\\|") for c in line) + " |" for line in lines]
-    return "\n".join([*table, "", RULE, ""])
+
+    def line(values: Sequence[str]) -> str:
+        return "| " + " | ".join(html.escape(value, quote=False).replace("|", "\\|") for value in values) + " |"
+
+    own = marked(rows)
+    shown = [[f"**{first}**" if first in own else first, *rest] for first, *rest in body]
+    return "\n".join([*map(line, [header, ["---", *("---:" for _ in header[1:])], *shown]), "", takeaway(rows), "", RULE, ""])
 
 
 def rich_table(rows: Sequence[Row]) -> "Table":
-    """The table for a terminal of 80 columns: without the columns that only the page has room for."""
+    """The table for a terminal: as many columns as fit, the proposed method marked, and below it what to take from it."""
+    header, body = cells(rows)
+    kept = [i for i, name in enumerate(header) if not name.startswith(("MSE", "total", "training"))]
+    title, scores = f"{rows[0].family}: {rows[0].tasks} unseen tasks", len(shot_numbers(rows))
+    header, body = [header[i] for i in kept], [[line[i] for i in kept] for line in body]
+    return terminal_table(title, header, body, takeaway(rows), marked=marked(rows), left=1, needed=1 + scores)
+
+
+def terminal_table(
+    title: str,
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    caption: str,
+    *,
+    marked: Collection[str] = (),
+    left: int,
+    needed: int,
+) -> "Table":
+    """A table of WIDTH characters: columns after the `needed` first ones only where they fit; `left` columns are names.
+
+    Lines whose first cell is among `marked` are bold, with a star. Names that are too long go on in the next line.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    header, body = cells(rows)
-    kept = [i for i, name in enumerate(header) if not name.startswith(("MSE", "total", "training"))]
-    header, body = [header[i] for i in kept], [[line[i] for i in kept] for line in body]
-    table = Table(title=f"{rows[0].family}: {rows[0].tasks} unseen tasks", title_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if i else "left")
-    for line in body:
-        table.add_row(*(Text(cell) for cell in line))  # Text: names from files are not markup
+    titles = [name.replace(", ", ",\n").replace(" (", "\n(").replace("gradient-", "gradient\n") for name in header]
+    titles = [name.replace("parameters", "params") for name in titles]
+    own = [line[0] in marked for line in body]
+    body = [[f"{line[0]} *" if mark else line[0], *line[1:]] for mark, line in zip(own, body, strict=True)]
+    columns, used = [], 0
+    for i, name in enumerate(titles):
+        width = max(map(len, [*name.split("\n"), *(line[i] for line in body)])) + 2
+        if i < needed or used + width <= WIDTH + 2:
+            columns.append(i)
+            used += width
+    notes = Text("\n".join([*["* proposed method"][: any(own)], caption]))
+    table = Table(title=Text(title), caption=notes, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    for i in columns:
+        justify: Literal["left", "right"] = "left" if i < left else "right"
+        table.add_column(Text(titles[i]), justify=justify, vertical="bottom", overflow="fold", no_wrap=i >= left)
+    for mark, line in zip(own, body, strict=True):
+        table.add_row(*(Text(line[i]) for i in columns), style="bold" if mark else "")  # Text: names are no markup
     return table

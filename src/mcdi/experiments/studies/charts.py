@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcdi.experiments.report.plots import draw_landscape
+from mcdi.experiments.report.landscape import draw_landscape
 from mcdi.experiments.report.style import plot_style
-from mcdi.experiments.report.table import metric
+from mcdi.experiments.report.summary import metric
 from mcdi.experiments.studies.tables import Line
 from mcdi.methods import all_methods
 from mcdi.utils.files import write_bytes

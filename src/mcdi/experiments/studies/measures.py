@@ -169,12 +169,12 @@ def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: in
 
 
 def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy beside what the trajectories cost, measured on 200 tasks here and now, and what they are like."""
+    """Accuracy and what the trajectories cost, measured on 200 tasks here and now, and what they are like."""
     preparation = context.preparation(variant)
     count = min(preparation.tasks, 200)
     start = time.perf_counter()
     trajectories(context.family, "train", range(count), replace(preparation, sharpness=0))
-    cost = {"preparation ms a task": 1000 * (time.perf_counter() - start) / count}
+    cost = {"preparation ms per task": 1000 * (time.perf_counter() - start) / count}
     values: dict[str, list[Tensor]] = {"lambda": [], "trace": [], "training loss": [], "held-out score": []}
     for part in TrajectoryStore.open(context.store(variant)).parts():
         of_part = (part.columns["sharpness"], part.columns["trace"], part.losses[:, -1], part.scores[:, -1])
@@ -185,7 +185,7 @@ def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: 
 
 
 def compared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy beside what it costs: milliseconds of one thread and MiB at the peak for the weights of one task from features;
+    """Accuracy and what it costs: milliseconds of one thread and MiB at the peak for the weights of one task from features;
     seconds of meta-training and tuning, trajectories left out; numbers that are learnt."""
     rows = accuracy(context, variant, method, seed)
     training = read_json(model_folder(context, variant, seed) / "training.json")

@@ -177,7 +177,7 @@ def fitting_methods(recipe: Recipe) -> tuple[str, ...]:
 
 STUDIES: dict[str, Study] = {
     "ablation": Study(
-        "the component ablation beside the alternatives: prototypes, Adam, REPTILE, regression, OCD, Tw-Di, Mv-Di, Mc-Di",
+        "the component ablation and its alternatives: every method of the recipe",
         _all_methods,
         measures.accuracy,
         Chart("method"),
@@ -225,7 +225,7 @@ STUDIES: dict[str, Study] = {
         "SAM and augmentation on and off: accuracy against the seconds they cost, and sharpness",
         _preparation,
         measures.prepared,
-        Chart("preparation ms a task", series=("preparation",)),
+        Chart("preparation ms per task", series=("preparation",)),
         against=("preparation", "plain"),
         timed=True,
     ),
@@ -250,7 +250,7 @@ STUDIES: dict[str, Study] = {
         Chart("steps"),
     ),
     "uncertainty": Study(
-        "calibration and unknown classes: several samples against one answer",
+        "calibration and detection of unknown classes: several samples against one answer",
         _methods("prototypes", "adam", "hypernetwork", "mv-di", also=_proposed),
         ensembles,
         Chart("answer", ("score", "NLL, tuned", "AUROC, entropy")),
@@ -272,7 +272,7 @@ STUDIES: dict[str, Study] = {
         timed=True,
     ),
     "latency": Study(
-        "milliseconds for the weights of 1 and of 256 tasks, beside Adam at its tuned steps",
+        "milliseconds for the weights of 1 and of 256 tasks, compared with Adam at its tuned steps",
         _methods(also=lambda spec: spec.baseline or spec.proposed),
         measures.latency,
         Chart("ms, batch 1", series=("method", "sampler"), log=True),

@@ -8,34 +8,39 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mcdi.experiments.evaluate import interval
-from mcdi.experiments.report.table import RULE, metric, over_seeds
+from mcdi.experiments.report.summary import metric
+from mcdi.experiments.report.table import RULE
+from mcdi.experiments.statistics import Estimate, interval, over_seeds, paired
 from mcdi.experiments.studies.variants import Measured
 
 DIFFERENCE = (
     "The difference is paired by task (and by seed where both methods have it): its interval is about what one method gains on "
-    "the same tasks, and is narrower than the two intervals beside it."
+    "the same tasks, and is narrower than the intervals of the two methods."
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a study over its seeds: the score (mean, std over seeds, half-width), the same of the difference to the
-    row it is compared with, and mean and std of every other figure."""
+    """One row of a study over its seeds: the score, the difference to the row it is compared with, and mean and standard
+    deviation of every other figure."""
 
     factors: dict[str, Any]
     seeds: int
-    score: tuple[float, float, float] | None
-    difference: tuple[float, float, float] | None
+    score: Estimate | None
+    difference: Estimate | None
     figures: dict[str, tuple[float, float]]
 
 
-def lines(found: Sequence[tuple[int, list[Measured]]], against: tuple[str, Any] | None) -> list[Line]:
-    """Rows with the same factors are seeds of one line. against (factor, value): the line that others are compared with."""
+def lines(measured: Sequence[tuple[int, list[Measured]]], against: tuple[str, Any] | None) -> list[Line]:
+    """The rows of every seed as lines, seeds of the same factors together.
+
+    Args:
+        measured: (seed, rows).
+        against: (factor, value) of the lines that others are compared with.
+    """
     groups: dict[tuple[tuple[str, Any], ...], dict[int, Measured]] = {}
-    for seed, rows in found:
+    for seed, rows in measured:
         for row in rows:
             groups.setdefault(tuple(row.factors.items()), {})[seed] = row
     out = []
@@ -44,43 +49,27 @@ def lines(found: Sequence[tuple[int, list[Measured]]], against: tuple[str, Any] 
         rival = None
         if against is not None and dict(key).get(against[0]) != against[1]:
             rival = groups.get(tuple((n, against[1] if n == against[0] else v) for n, v in key))
-        figures = {n: spread([r.figures[n] for r in rows]) for n in rows[0].figures}
+        figures = {n: _spread([r.figures[n] for r in rows]) for n in rows[0].figures}
         out.append(Line(dict(key), len(rows), _score(rows), _difference(seeds, rival) if rival else None, figures))
     return out
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
+def _spread(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def _summary(scores: Sequence[Tensor], within: float) -> tuple[float, float, float]:
-    return over_seeds([float(s.mean()) for s in scores], within)
-
-
-def _score(rows: Sequence[Measured]) -> tuple[float, float, float] | None:
+def _score(rows: Sequence[Measured]) -> Estimate | None:
     scores = [r.scores for r in rows if r.scores is not None]
     if len(scores) < len(rows):
         return None
-    if len({r.first for r in rows}) > 1:  # every seed has tasks of its own
-        return _summary(scores, interval(torch.cat(scores))["ci95"])
-    return _summary(scores, fmean(interval(s)["ci95"] for s in scores))
+    own_tasks = len({r.first for r in rows}) > 1  # every seed has tasks of its own
+    within = interval(torch.cat(scores))["ci95"] if own_tasks else fmean(interval(s)["ci95"] for s in scores)
+    return over_seeds([float(s.mean()) for s in scores], within)
 
 
-def _difference(mine: dict[int, Measured], rival: dict[int, Measured]) -> tuple[float, float, float] | None:
-    """Mine minus the rival's, task by task; a method of one seed is compared with every seed of the other."""
-    pairs, starts = [], set()
-    for seed in sorted(set(mine) | set(rival)):
-        a, b = (m.get(seed, next(iter(m.values()))) for m in (mine, rival))
-        if a.scores is None or b.scores is None:
-            return None
-        # What takes long is measured on some of the tasks only.
-        start = max(a.first, b.first)
-        end = min(a.first + len(a.scores), b.first + len(b.scores))
-        pairs.append(a.scores[start - a.first : end - a.first] - b.scores[start - b.first : end - b.first])
-        starts.add(start)
-    # Where tasks are the same for all seeds, the interval over tasks is that of their mean difference over seeds.
-    tasks = torch.cat(pairs) if len(starts) > 1 else torch.stack(pairs).mean(0)
-    return _summary(pairs, interval(tasks)["ci95"])
+def _difference(mine: dict[int, Measured], rival: dict[int, Measured]) -> Estimate | None:
+    a, b = ({n: (row.scores, row.first) for n, row in side.items() if row.scores is not None} for side in (mine, rival))
+    return paired(a, b) if len(a) == len(mine) and len(b) == len(rival) else None
 
 
 def columns(table: Sequence[Line]) -> tuple[list[str], list[str]]:
@@ -121,8 +110,8 @@ def as_markdown(table: Sequence[Line], against: tuple[str, Any] | None, family: 
     body = []
     for line in table:
         row = [str(line.factors.get(n, "-")) for n in factors]
-        row += [_triple(line.score, factor, digits)] if scored else []
-        row += [_triple(line.difference, factor, digits, "+")] if compared else []
+        row += [_estimate(line.score, factor, digits)] if scored else []
+        row += [_estimate(line.difference, factor, digits, "+")] if compared else []
         row += [_pair(line.figures.get(n), line.seeds) for n in figures]
         body.append(row)
     rule = ["---"] * len(factors) + ["---:"] * (len(header) - len(factors))
@@ -131,7 +120,7 @@ def as_markdown(table: Sequence[Line], against: tuple[str, Any] | None, family: 
     return "\n".join([*text, "", *notes, ""])
 
 
-def _triple(value: tuple[float, float, float] | None, factor: float, digits: int, sign: str = "") -> str:
+def _estimate(value: Estimate | None, factor: float, digits: int, sign: str = "") -> str:
     if value is None:
         return "-"
     mean, std, ci95 = (factor * v for v in value)

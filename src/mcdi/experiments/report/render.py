@@ -1,0 +1,81 @@
+"""HTML of reports: templates, plots as inline SVG, and tables. A page needs nothing from outside."""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+_INK = "#010203"  # stands for the page's text colour in plots, so that they follow light and dark
+
+
+@functools.cache
+def _templates() -> Environment:
+    return Environment(loader=PackageLoader("mcdi.experiments.report"), autoescape=True, trim_blocks=True)
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template of this folder with values, which are escaped unless they are markup."""
+    return Markup(_templates().get_template(f"{template}.html").render(values))
+
+
+def html_page(title: str, about: Sequence[str], sections: Mapping[str, str]) -> bytes:
+    """A page: a title, paragraphs, and the sections (markup) that have a content."""
+    return render("page", title=title, about=about, sections=sections).encode()
+
+
+def html_table(
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    kind: str = "",
+    *,
+    note: str = "",
+    warning: str = "",
+    marked: Collection[str] = (),
+) -> Markup:
+    """A table; lines whose first cell is among `marked` stand out. kind: a class of style.css."""
+    return render("table", header=header, body=body, kind=kind, note=note, warning=warning, marked=marked)
+
+
+def html_figure(alt: str, note: str, height: float, draw: Callable[["Figure"], None]) -> Markup:
+    """What `draw` puts on an empty figure, as inline SVG with a sentence below it; `height` in inches, of a width of 4.8."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
+    salt = {"svg.fonttype": "none", "svg.hashsalt": alt}  # text stays text; ids of one figure differ from those of the next
+    shape = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    style: Any = {**ink, **salt, **shape, "axes.axisbelow": True, "text.parse_math": False}  # names from files are not formulae
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.8, height), layout="constrained")
+        draw(figure)
+        buffer = StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])  # the same ids come back in every figure of the page
+    svg = svg.replace(_INK, "currentColor").removeprefix("<svg")
+    return render("figure", alt=alt, note=note, svg=Markup(svg))
+
+
+def legend(figure: "Figure") -> None:
+    """One legend above all panels, each name once."""
+    handles = dict(pair[::-1] for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True))
+    columns = min(len(handles), max(1, 57 // (6 + max(map(len, handles), default=0))))  # what fits into the width
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns, fontsize=9, columnspacing=1)
+
+
+def plain_numbers(axis: "Axis") -> None:
+    """Numbers on a logarithmic axis without powers, which would need formulae."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
