@@ -237,7 +237,7 @@ class TestSettings:
                 {"backbone_data": "glyphs", "data": "sines", "network": "curve"},
                 "backbone_data = 'glyphs' changes nothing where data = 'sines' has no backbone; leave it out",
             ),
-            ({"backbone_data": "letters"}, "backbone_data = 'letters' must be one of same, glyphs"),
+            ({"backbone_data": "letters"}, "backbone_data = 'letters' should be 'same' or 'glyphs'"),
         ],
     )
     def test_refused(self, family, message):
