@@ -242,7 +242,7 @@ class TestSettings:
                 {"backbone_data": "glyphs", "data": "sines", "network": "curve"},
                 "family: unknown key 'backbone_data', there are data, network",
             ),
-            ({"backbone_data": "letters"}, "backbone_data = 'letters' must be one of same, glyphs"),
+            ({"backbone_data": "letters"}, "backbone_data = 'letters' should be 'same' or 'glyphs'"),
         ],
     )
     def test_refused(self, family, message):
