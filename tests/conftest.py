@@ -46,6 +46,9 @@ queries = 5
 limit = 30
 backbone_steps = 4
 backbone_way = 8
+[evaluation]
+tasks = 8
+validation = 8
 [preparation]
 tasks = 24
 epochs = 12
@@ -61,42 +64,14 @@ tasks = 8
 [method.reptile]
 training = { iterations = 8, learners = 2, checkpoint_every = 2 }
 tuning = { lrs = [0.03], steps = [2, 4], decays = [0.0], tasks = 8 }
-[method.maml]
-test_steps = [1, 3]
-tuning_tasks = 8
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
-[method.meta-hypernetwork]
-test_steps = [1, 3]
-tuning_tasks = 8
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
-[method.ghn-3]
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 1, checkpoint_every = 2 }
-[method.vae]
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
-[method.icis]
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
-[method.metadiff]
-T = 20
-steps = 5
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
-[method.p-diff]
-T = 20
-steps = 5
-samples = 2
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
-[method.d2nwg]
-T = 20
-steps = 5
-samples = 2
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
-[method.ocd-residual]
-T = 20
-steps = 5
-training = { meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = 4, checkpoint_every = 2 }
-[evaluation]
-tasks = 8
-validation = 8
 """
+OF_TASKS = ("maml", "meta-hypernetwork", "ghn-3")  # a learner is a task
+MAML, CHAIN = "test_steps = [1, 3]\ntuning_tasks = 8\n", "T = 20\nsteps = 5\n"
+ONE_LEVEL = {**dict.fromkeys(OF_TASKS[:2], MAML), **dict.fromkeys(("ghn-3", "vae", "icis"), "")}
+ONE_LEVEL |= {"metadiff": CHAIN, "ocd-residual": CHAIN, **dict.fromkeys(("p-diff", "d2nwg"), f"{CHAIN}samples = 2\n")}
+for name, values in ONE_LEVEL.items():
+    training = f'meta = "none", iterations = 8, learners = 2, inner_steps = 1, tasks = {1 if name in OF_TASKS else 4}'
+    RECIPE += f"[method.{name}]\n{values}training = {{ {training}, checkpoint_every = 2 }}\n"
 
 
 def with_methods(text: str, *names: str) -> str:

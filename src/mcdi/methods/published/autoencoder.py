@@ -19,11 +19,7 @@ class AutoencoderBatch(NamedTuple):
 
 
 class Autoencoder(nn.Module):
-    """q(z | theta, c) and p(theta | z, c), both Gaussian, of one unit at a time: any number of classes is served.
-
-    Source:
-        Kingma and Welling, Auto-Encoding Variational Bayes, 1312.6114.
-    """
+    """q(z | theta, c) and p(theta | z, c), both Gaussian, unit by unit: any number of classes is served (1312.6114)."""
 
     def __init__(self, size: int, condition_size: int, latent: int, width: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mcdi.methods.published.graph import CUTOFF, Graph
 from mcdi.weights import WeightSpace
 
-DEGREES = 100  # the largest degree that is told from others, as published
+DEGREES = 100  # larger degrees count as this one, as published
 # The lengths that have an embedding (PPUDA's); others take the nearest.
 CHANNELS = torch.tensor([1, 3, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)])
 SIDES = torch.tensor([*range(1, 12, 2), 14, 16])
@@ -102,11 +102,7 @@ class Decoder(nn.Module):
 
 
 class GraphHyperNetwork(nn.Module):
-    """Node features of kind, shape and position in the graph, and of the task where `condition_size` is not 0 -> parameters.
-
-    Source:
-        Knyazev et al., Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?, 2303.04143.
-    """
+    """Node features of kind, shape and position in the graph, and of the task where `condition_size` is not 0 -> parameters."""
 
     kind: Tensor  # (n,)
     shape: Tensor  # (n, 4), indices in the embeddings of lengths
@@ -181,7 +177,7 @@ class GraphHyperNetwork(nn.Module):
         return index, unit_of
 
     def forward(self, cond: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """cond (B, U, C), mask (B, U) -> {name: (B, *shape)}, of rows as many as there are classes."""
+        """cond (B, U, C), mask (B, U) -> {name: (B, *shape)}, of rows as many as classes."""
         index, unit = self._task_nodes(mask.shape[1])
         has_unit = unit >= 0
         x = self.features()[index].expand(len(mask), -1, -1)

@@ -48,11 +48,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class NoisePredictionGenerator(StoredWeightGenerator[N, M]):
-    """Base class; `floor`: abar at the noisy end, by default that of DDPM's betas, 1e-4 to 0.02 in a thousand steps.
-
-    Source:
-        Ho et al., 2006.11239, eq. 14 (loss); Song et al., 2010.02502, eq. 12 (sampler).
-    """
+    """Base class; `floor`: abar at the noisy end, by default that of DDPM's betas, 1e-4 to 0.02 in a thousand steps."""
 
     floor = 4e-5
 
@@ -72,14 +68,14 @@ class NoisePredictionGenerator(StoredWeightGenerator[N, M]):
         return core.noised(clean, eps, t, i, self.schedule), eps, t
 
     def noise_loss(self, denoiser: nn.Module, params: core.Params, batch: NoisyBatch) -> Tensor:
-        """The mean square error of the predicted noise."""
+        """The mean square error of the predicted noise (2006.11239, eq. 14)."""
         x, eps, t, cond, mask = batch
         f = torch.func.functional_call(denoiser, params, (x, t / self.settings.T, cond, mask))
         return masked_mean((f - eps).square().mean(-1), mask)
 
     def ddim(self, f: Callable[[Tensor, Tensor], Tensor], mask: Tensor, size: int, seed: Seed) -> Tensor:
-        """The end of a DDIM chain from noise, (B, U, size), for a mask (B, U). The estimate of the clean end is clipped at
-        every step, as in image diffusions: near pure noise a small error of f is a large one of the estimate."""
+        """The end of a DDIM chain (2010.02502) from noise, (B, U, size), for a mask (B, U). The estimate of the clean end is
+        clipped at every step, as in image diffusions: near pure noise a small error of f is a large one of the estimate."""
         schedule = replace(self.schedule, alpha=self.schedule.alpha.to(mask.device))
         x = normal((*mask.shape, size), noise_streams(seed, mask.device), schedule.alpha)
 
