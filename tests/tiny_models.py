@@ -17,26 +17,12 @@ TARGETS = {
     "distilbert": ("q_lin", "v_lin"),
     "llama": ("q_proj", "v_proj"),
 }
+BERT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 SIZES = {
-    "bert": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64},
-    "roberta": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "pad_token_id": 0,
-    },
+    "bert": BERT,
+    "roberta": {**BERT, "pad_token_id": 0},
     "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64},
-    "llama": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-    },
+    "llama": {**BERT, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
 }
 PAIR = [("the old boat", "near the pond"), ("a red rose", "my aunt found a spoon and a kettle"), ("it", "the")]

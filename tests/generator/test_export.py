@@ -116,18 +116,16 @@ class TestSame:
     def test_noise_is_what_the_generator_draws(self, model, tmp_path):
         options = {"temperature": 0.7, "steps": 2}
         generator = load(model)
-        generator.method = generator.method.with_sampling(
-            replace(generator.method.sampling, samples=2, calibration_quantiles={})
-        )
+        sampling = replace(generator.method.sampling, samples=2, calibration_quantiles={})
+        generator.method = generator.method.with_sampling(sampling)
         export(generator, tmp_path / "a.pt2", "torch", **options)
         reader, support = Exported.load(tmp_path / "a.pt2"), examples(4, 5, 2)
         assert reader.metadata["noise"] == 2 and reader.metadata["steps"] == 2
         same(reader, generator, support, **options)
         torch.testing.assert_close(reader.generate(support, seed=3), generator.generate(support, seed=3, **options))
         assert not torch.equal(reader.generate(support, seed=3)["weight"], reader.generate(support, seed=4)["weight"])
-        torch.testing.assert_close(
-            reader.run(*support, 5, [3, 4, 3, 9])[0], generator.generate(support, seed=[3, 4, 3, 9], **options)
-        )
+        seeds = [3, 4, 3, 9]
+        torch.testing.assert_close(reader.run(*support, 5, seeds).weights, generator.generate(support, seed=seeds, **options))
 
     @pytest.mark.slow
     def test_noise_in_onnx(self, model, tmp_path):
@@ -203,7 +201,7 @@ class TestRefused:
     def test_damage_and_absence(self, exported, tmp_path):
         with pytest.raises(McdiError, match=r"holds no sampler.onnx and no sampler.pt2: run mcdi export"):
             Exported.load(tmp_path)
-        with pytest.raises(McdiError, match="cannot be read"):
+        with pytest.raises(McdiError, match="does not exist"):
             Exported.load(tmp_path / "a.onnx")
         broken = shutil.copytree(exported, tmp_path / "broken")
         (broken / "sampler.pt2").write_bytes(b"no archive")
@@ -216,11 +214,8 @@ class TestRefused:
     def test_inputs_that_do_not_fit(self, exported):
         reader = Exported.load(exported)
         x, y = examples(2, 3, 1)
-        for support, message in (
-            ((x[..., :5], y), "are not features"),
-            ((x, y + 1), "labels must be 0"),
-            ((x, y[:, :2]), "do not match"),
-        ):
+        wrong = {"are not features": (x[..., :5], y), "labels must be 0": (x, y + 1), "do not match": (x, y[:, :2])}
+        for message, support in wrong.items():
             with pytest.raises(McdiError, match=message):
                 reader.generate(support)
 

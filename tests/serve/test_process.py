@@ -73,10 +73,8 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
 
         answers = []
         slow = socket.create_connection(address.removeprefix("http://").split(":"))  # active: the batcher waits for it
-        head = (
-            f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {'a' * 20}\r\nContent-Type: application/json\r\n"
-        )
-        slow.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        head = f"Host: x\r\nAuthorization: Bearer {'a' * 20}\r\nContent-Type: application/json\r\nContent-Length: 9"
+        slow.sendall(f"POST /v1/generate HTTP/1.1\r\n{head}\r\n\r\n{{".encode())
         late = Client(address, key="a" * 20)
         thread = threading.Thread(target=lambda: answers.append(late.generate("drawings", FILES, LABELS, seed=3)))
         thread.start()
@@ -156,8 +154,6 @@ class TestStart:
         assert "cannot be read" in self.fails(capsys, folders["drawings"], "--api-key-file", tmp_path / "none")
 
     def test_a_port_in_use(self, folders, capsys):
-        import socket
-
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()

@@ -58,17 +58,10 @@ def model_card(repo: str, folder: Path) -> str:
     network = NETWORKS.get(config["network"]["kind"]).network
     real = config["network"].get("regression", network.regression)
     x, y, extra = _inputs(network, config["network"], "values (S,)" if real else "class indices (S,), int64")
-    return CARD.format(
-        metadata=_metadata(config),
-        title=repo.rpartition("/")[2],
-        summary=_summary(config),
-        load=repr(repo) + (", module=module" if network.needs_module else ""),
-        x=x,
-        y=y,
-        extra=extra,
-        training=_training(config, recipe, result),
-        figures=_figures(result, recipe, real),
-    )
+    load = repr(repo) + (", module=module" if network.needs_module else "")
+    head = {"metadata": _metadata(config), "title": repo.rpartition("/")[2], "summary": _summary(config), "load": load}
+    tables = {"training": _training(config, recipe, result), "figures": _figures(result, recipe, real)}
+    return CARD.format(**head, x=x, y=y, extra=extra, **tables)
 
 
 def _read(path: Path) -> dict[str, Any]:

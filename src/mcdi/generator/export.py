@@ -15,20 +15,9 @@ from torch import Tensor, nn
 
 from mcdi import __version__
 from mcdi.errors import McdiError
+from mcdi.generator import exported
 from mcdi.generator.api import Generator
-from mcdi.generator.exported import (
-    CONFIDENCE,
-    FILES,
-    Exported,
-    Feeds,
-    Run,
-    fingerprint,
-    noise_for,
-    onnx_run,
-    onnx_session,
-    quiet,
-    torch_run,
-)
+from mcdi.generator.exported import CONFIDENCE, FILES, Exported, Feeds, Run, fingerprint, noise_for, quiet
 from mcdi.methods import method_spec
 from mcdi.methods.base import HasModules, all_methods
 from mcdi.methods.sampling import SupportsSampling
@@ -45,14 +34,8 @@ CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, classes beyond 
 class Sampler(nn.Module):
     """The module that is exported.
 
-    Its inputs are x (B, S, ...), y (B, S), mask (B, U) for heads, and the noise (n, B, samples, U, D) of a stochastic
-    chain; its outputs are {name: (B, *shape), "confidence": (B,)}.
-
-    Args:
-        options: of sampling, where they differ from the trained ones.
-
-    Raises:
-        McdiError: a method or network that is not a pure function of features.
+    Its inputs are x (B, S, ...), y (B, S), mask (B, U) for heads, and the noise (n, B, samples, U, D) of a stochastic chain;
+    its outputs are {name: (B, *shape), "confidence": (B,)}. Raises McdiError for what is not a pure function of features.
     """
 
     def __init__(self, generator: Generator, **options: float | None) -> None:
@@ -138,7 +121,8 @@ def export(generator: Generator, path: Path, kind: str, *, weights: Path | None 
         program = _traced(sampler)
         metadata["inputs"] = program.graph_signature.user_inputs
         data = _onnx(program, metadata) if kind == "onnx" else _archive(program)
-        difference = checked(sampler, onnx_run(onnx_session(data)) if kind == "onnx" else torch_run(data))
+        run = exported.onnx_run(exported.onnx_session(data)) if kind == "onnx" else exported.torch_run(data)
+        difference = checked(sampler, run)
     if not difference <= LIMIT:
         raise McdiError(
             f"the {kind} export differs from this generator by {difference:.1e} of its weights, more than {LIMIT:.0e}: "

@@ -17,7 +17,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.saving import MODEL
 from mcdi.methods.sampling import Generated
 from mcdi.networks.support import support_batch
-from mcdi.utils.files import read_json
+from mcdi.utils.files import read_bytes, read_json
 from mcdi.utils.random import Seed, noise_streams, normal
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
@@ -27,12 +27,7 @@ Run = Callable[[Feeds], dict[str, Tensor]]
 
 
 class Exported:
-    """A sampler read from a file.
-
-    Args:
-        metadata: method, version, options, parameters and sizes, as `Sampler.metadata` wrote them.
-        run: named inputs -> named outputs.
-    """
+    """A sampler read from a file; `metadata` holds its method, version, options, parameters and sizes."""
 
     def __init__(self, metadata: dict[str, Any], run: Run) -> None:
         self.metadata, self._run = metadata, run
@@ -55,10 +50,7 @@ class Exported:
             if not files:
                 raise McdiError(f"{path} holds no {' and no '.join(FILES.values())}: run mcdi export {path}")
             path = files[0]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise McdiError(f"{path} cannot be read ({error.strerror or error}): run mcdi export") from error
+        data = read_bytes(path)
         with _readable(path):
             if path.suffix == ".onnx":
                 session = onnx_session(data)
@@ -92,9 +84,7 @@ class Exported:
         inputs = torch.as_tensor(support[0]).float(), torch.as_tensor(support[1])
         x, y, way, single = support_batch(*inputs, way=d["way"], any_way=d["any_way"], regression=d["real"])
         if x.shape[2:] != (d["features"],):
-            raise McdiError(
-                f"examples of shape {tuple(x.shape[2:])} are not features of shape ({d['features']},): embed them first"
-            )
+            raise McdiError(f"examples of shape {tuple(x.shape[2:])} are not features ({d['features']},): embed them first")
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
         return squeeze_batch(weights) if single else weights
 

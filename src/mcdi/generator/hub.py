@@ -21,10 +21,7 @@ def located(
 ) -> Path:
     """The folder of a generator: `model` itself if it exists, otherwise a download from the Hub or its local cache.
 
-    Only FILES and the card are fetched, never pickles.
-
-    Raises:
-        McdiError: neither a folder nor a model of the Hub.
+    Only FILES and the card are fetched, never pickles. Raises McdiError if neither exists.
     """
     folder = Path(model)
     if folder.exists() or not is_id(model):
@@ -35,16 +32,16 @@ def located(
         raise McdiError(f"the folder {model} does not exist; to load it from the Hugging Face Hub: {INSTALL}") from error
     try:
         files = [*FILES, CARD]
-        found = snapshot_download(str(model), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=files)
+        snapshot = snapshot_download(str(model), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=files)
     except Exception as error:  # the network, the Hub and its client raise many kinds
         raise McdiError(
             f"{model} is not a local folder, and the Hugging Face Hub does not provide it ({_reason(error)}): check the path "
             "or id, the revision, the network, and your token if the model is private"
         ) from error
     for name in FILES:
-        if not (Path(found) / name).exists():
+        if not (Path(snapshot) / name).exists():
             raise McdiError(f"{model} on the Hugging Face Hub has no {name}: choose a repository that mcdi push made")
-    return Path(found)
+    return Path(snapshot)
 
 
 def push(

@@ -16,10 +16,8 @@ def plane(
     """The loss of one task over the plane through `centre` along the two directions in which the paths vary most.
 
     Args:
-        paths: {name: weights (n, U, D)}.
-        centre: (U, D), the origin of the plane.
+        paths: {name: weights (n, U, D)}; centre: (U, D).
         data, mask: the examples whose loss is drawn, and the units of the task, with a batch dimension of 1.
-        grid: points along each side.
 
     Returns:
         {"x", "y": (grid), "loss": (grid, grid), one row per y}, and the points of every path in the plane, {name: (n, 2)}.

@@ -18,14 +18,8 @@ CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
 
 
 def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Read both files of a saved generator.
-
-    Returns:
-        config.json, and the tensors {"method": {name: tensor}, "network": {name: tensor}}.
-
-    Raises:
-        McdiError: a file that is missing, damaged or of another format.
-    """
+    """config.json, and the tensors {"method": {name: tensor}, "network": {name: tensor}}. Raises McdiError for a file that is
+    missing, damaged or of another format."""
     path, config = folder / CONFIG, read_json(folder / CONFIG)
     saved = config.get("format") if isinstance(config, dict) else None
     if isinstance(saved, int) and saved != FORMAT:

@@ -52,14 +52,11 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 def documented(body: type[BaseModel] | None, *statuses: int) -> dict[str, Any]:
     """OpenAPI entries of a route: errors and body. Service.body parses bodies, as FastAPI's parser is much slower."""
-    responses = {s: {"model": wire.ErrorMessage, "description": REFUSALS[s]} for s in statuses}
-    if body is None:
-        return {"responses": responses}
-    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-    return {
-        "responses": responses,
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
-    }
+    entries: dict[str, Any] = {"responses": {s: {"model": wire.ErrorMessage, "description": REFUSALS[s]} for s in statuses}}
+    if body is not None:
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+        entries["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return entries
 
 
 ERRORS = tuple(REFUSALS)
@@ -91,12 +88,7 @@ def models(service: Serving, tenant: Tenant) -> wire.Models:
     return wire.Models(models=service.models.info(service.limits))
 
 
-@router.post(
-    "/v1/generate",
-    tags=["weights"],
-    response_model=wire.Generated,
-    **documented(wire.GenerateBody, *ERRORS),
-)
+@router.post("/v1/generate", tags=["weights"], response_model=wire.Generated, **documented(wire.GenerateBody, *ERRORS))
 async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
     """Weights for a task. With format "handle" the server keeps the weights and answers JSON. With "safetensors" it sends
     the file, whose metadata name model and classes, and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence."""
@@ -108,14 +100,9 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
         generator, support, (weights, confidence) = await _generate(service, body, body.samples)
         if body.format == "handle":
             handle = service.handles.add(tenant, StoredWeights(generator, weights, support.classes))
-            return wire.Generated(
-                handle=handle,
-                model=body.model,
-                classes=list(support.classes),
-                names={n: list(w.shape) for n, w in weights.items()},
-                milliseconds=_since(start),
-                confidence=float(confidence),
-            )
+            shapes = {n: list(w.shape) for n, w in weights.items()}
+            content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes}
+            return wire.Generated(**content, milliseconds=_since(start), confidence=float(confidence))
         data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})
     headers = {"X-Mcdi-Milliseconds": f"{_since(start):.3f}", "X-Mcdi-Confidence": f"{float(confidence):.4f}"}
     return Response(data, media_type="application/octet-stream", headers=headers)
@@ -134,15 +121,11 @@ async def predict(request: Request, service: Serving, tenant: Tenant) -> wire.Pr
             stored = StoredWeights(generator, generated.weights, support.classes)
         x = await service.in_decoder(decode_inputs, body.queries, "queries", stored.generator, service.limits)
         out = await service.compute(prediction(stored, x))
-    if not stored.classes:
-        return wire.Predicted(labels=[], probabilities=[], classes=[], outputs=out.tolist(), milliseconds=_since(start))
-    return wire.Predicted(
-        labels=[stored.classes[i] for i in out.argmax(-1).tolist()],
-        probabilities=out.tolist(),
-        classes=list(stored.classes),
-        outputs=[],
-        milliseconds=_since(start),
-    )
+    values, classes, took = out.tolist(), list(stored.classes), _since(start)
+    if not classes:
+        return wire.Predicted(labels=[], probabilities=[], classes=[], outputs=values, milliseconds=took)
+    labels = [classes[i] for i in out.argmax(-1).tolist()]
+    return wire.Predicted(labels=labels, probabilities=values, classes=classes, outputs=[], milliseconds=took)
 
 
 @router.post("/v1/chain", tags=["chains"], **documented(wire.Task, *ERRORS))

@@ -24,14 +24,8 @@ class Job:
 
 
 class Batcher:
-    """Runs jobs of the same key together, the oldest first.
-
-    Args:
-        max_size: largest total size of a batch.
-        max_wait: seconds that the oldest job waits for others at most.
-        on_batch: called with the number of jobs of every batch.
-        expects_more: whether the oldest job should wait at all.
-    """
+    """Runs jobs of the same key together, the oldest first, up to `max_size`. The oldest waits for others at most `max_wait`
+    seconds, and only while `expects_more()`; `on_batch` is called with the number of jobs of every batch."""
 
     def __init__(
         self,

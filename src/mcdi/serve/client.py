@@ -53,12 +53,8 @@ class Prediction:
 
 
 class Client:
-    """A client with one open connection; use one client per thread.
-
-    Raises:
-        Refused: the server's error message and `status`; it is an McdiError.
-        McdiError: a server that cannot be reached.
-    """
+    """A client with one open connection; use one client per thread. It raises Refused, an McdiError, with the server's message
+    and `status`, and McdiError for a server that cannot be reached."""
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0) -> None:
         parts = urlsplit(url)

@@ -56,9 +56,7 @@ def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limi
     """Images (S, *shape) uint8, features (S, F), or a tuple of texts. Raises McdiError, see `decode_support`."""
     sent = {n: v for n, v in inputs if v is not None}
     if len(sent) != 1:
-        raise McdiError(
-            f"{where} must hold exactly one of images, features and texts, and holds {' and '.join(sent) or 'none'}"
-        )
+        raise McdiError(f"{where} holds {' and '.join(sent) or 'nothing'}: send exactly one of images, features and texts")
     ((kind, values),) = sent.items()
     model = describe("", generator, limits)
     reads = [n for n, does in (("images", model.images), ("features", model.features), ("texts", model.texts)) if does]

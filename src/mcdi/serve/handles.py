@@ -38,9 +38,7 @@ class Handles:
 
     def add(self, tenant: str, stored: StoredWeights) -> str:
         if stored.size > self.max_bytes:
-            raise Refused(
-                422, f"these weights take {stored.size} bytes, handles {self.max_bytes} at most: use format 'safetensors'"
-            )
+            raise Refused(422, f"the weights take {stored.size} bytes, more than {self.max_bytes}: use format 'safetensors'")
         handle = secrets.token_urlsafe(18)
         with self._lock:
             handles = self._stored.setdefault(tenant, OrderedDict())

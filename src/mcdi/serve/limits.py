@@ -15,14 +15,10 @@ class Limits:
     """Limits of a server.
 
     Args:
-        queue: requests at once, waiting or running.
-        batch: chains that run together.
+        queue, batch: requests at once, waiting or running; chains that run together.
         wait: seconds that the first request of a batch waits for others; 0 = take only those that are queued already.
         timeout: seconds for the body of a request, and again for its computation.
-        body: bytes.
-        examples: in a support set, or of queries.
-        pixels, all_pixels: of one image, and of all images of a request.
-        text: characters of a sentence.
+        body, text: bytes of a body; characters of a sentence. pixels, all_pixels: of one image; of a request.
         handles, handle_bytes: per tenant.
     """
 
@@ -62,9 +58,7 @@ class Keys:
             if hmac.compare_digest(sent, secret):
                 match = tenant
         if match is None:
-            raise Refused(
-                401, "this server needs an API key: send the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"}
-            )
+            raise Refused(401, "send an API key in the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
         return match
 
 

@@ -95,11 +95,8 @@ class Models:
         return self._served[name].generator
 
     def reload(self) -> dict[str, str]:
-        """Load every model whose files have changed and replace it when it is complete; keep the old one if loading fails.
-
-        Returns:
-            {name: "same", "new" or "failed"}.
-        """
+        """Load every model whose files have changed and then replace it; keep the old one if loading fails. Returns {name:
+        "same", "new" or "failed"}."""
         results = {}
         with self._reloading:
             for name, old in list(self._served.items()):

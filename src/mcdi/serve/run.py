@@ -33,12 +33,7 @@ def serve(
     Args:
         models: FOLDER or NAME=FOLDER each.
         port: 0 takes a free port.
-        bf16: whether backbones compute in bfloat16.
-        keys: file of lines tenant:key.
         ready: called with the URL once the socket listens.
-
-    Raises:
-        McdiError: models, keys or an address that cannot be used.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     tenants = Keys(keys)

@@ -87,9 +87,7 @@ class Generated(BaseModel):
     classes: list[Label] = Field(description="The labels of the request, in the order of the rows; empty for a regression.")
     names: dict[str, list[int]] = Field(description="The shape of every tensor.")
     milliseconds: float
-    confidence: float = Field(
-        description="1: in-distribution; below 1: the head is blended with ridge regression, down to 0, which is ridge only."
-    )
+    confidence: float = Field(description="From 1, in-distribution, to 0, replaced by ridge regression.")
 
 
 class Predicted(BaseModel):
@@ -134,9 +132,7 @@ class ModelInfo(BaseModel):
     chain: bool = Field(description="Whether it accepts steps, temperature and samples, and POST /v1/chain.")
     steps: int | None = Field(description="Default number of denoising steps.")
     T: int | None = Field(description="Largest number of denoising steps.")
-    exported: bool = Field(
-        description="Whether an exported sampler is used for requests without steps, temperature and samples."
-    )
+    exported: bool = Field(description="Whether requests without sampling options use an exported sampler.")
 
 
 class Models(BaseModel):

@@ -55,8 +55,7 @@ def prediction(stored: StoredWeights, x: Any) -> Call:
 
 def trace_chain(generator: Generator, support: SupportSet, seed: int, options: Options, grid: int | None) -> Call:
     """A call that returns a Chain, or with a grid a Landscape; it never shares a batch."""
-    run = partial(_chain if grid is None else partial(_landscape, grid), generator, options)
-    return Call(object(), _guard_singular(run), (support, seed))
+    return Call(object(), _guard_singular(partial(_trace, generator, options, grid)), (support, seed))
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -109,40 +108,29 @@ def _finite(*tensors: Tensor) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
-def _chain(generator: Generator, options: Options, jobs: list[tuple[SupportSet, int]]) -> list[Any]:
+def _trace(
+    generator: Generator, options: Options, grid: int | None, jobs: list[tuple[SupportSet, int]]
+) -> list[wire.Chain | wire.Landscape | McdiError]:
     start = time.perf_counter()
     ((support, seed),) = jobs
     chain = generator.chain((support.x, support.y), seed=seed, **options._asdict())
     if not _finite(chain.weights, chain.losses):
         return [_not_finite()]
-    units, size = chain.weights.shape[1:]
-    shown = chain.weights
-    if units > MAX_SHAPE[0] or size > MAX_SHAPE[1]:
-        shown = F.adaptive_avg_pool2d(shown, (min(units, MAX_SHAPE[0]), min(size, MAX_SHAPE[1])))
-    steps = [
-        wire.Step(t=chain.times[i], weights=_rounded(shown[i]), loss=float(chain.losses[i])) for i in _thinned(len(chain.times))
-    ]
-    return [wire.Chain(steps=steps, shape=(units, size), milliseconds=1000 * (time.perf_counter() - start))]
-
-
-def _thinned(count: int) -> list[int]:
-    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, MAX_STATES)).tolist()})
-
-
-def _rounded(rows: Tensor) -> list[list[float]]:
-    return [[round(v, 4) for v in row] for row in rows.tolist()]
-
-
-def _landscape(grid: int, generator: Generator, options: Options, jobs: list[tuple[SupportSet, int]]) -> list[Any]:
-    start = time.perf_counter()
-    ((support, seed),) = jobs
-    chain = generator.chain((support.x, support.y), seed=seed, **options._asdict())
-    if not _finite(chain.weights, chain.losses):
-        return [_not_finite()]
+    if grid is None:
+        shape = chain.weights.shape[1], chain.weights.shape[2]
+        smaller = min(shape[0], MAX_SHAPE[0]), min(shape[1], MAX_SHAPE[1])
+        shown = chain.weights if shape == smaller else F.adaptive_avg_pool2d(chain.weights, smaller)
+        count = len(chain.times)
+        states = sorted({round(i) for i in torch.linspace(0, count - 1, min(count, MAX_STATES)).tolist()})
+        steps = [wire.Step(t=chain.times[i], weights=_rounded(shown[i]), loss=float(chain.losses[i])) for i in states]
+        return [wire.Chain(steps=steps, shape=shape, milliseconds=1000 * (time.perf_counter() - start))]
     with torch.no_grad():
         surface, paths = plane(generator.network, {"chain": chain.weights}, chain.weights[-1], chain.support, chain.mask, grid)
     if not _finite(torch.tensor(surface["loss"])):
         return [_not_finite()]
-    milliseconds = 1000 * (time.perf_counter() - start)
-    losses = chain.losses.tolist()
+    milliseconds, losses = 1000 * (time.perf_counter() - start), chain.losses.tolist()
     return [wire.Landscape(**surface, path=paths["chain"], times=chain.times, losses=losses, milliseconds=milliseconds)]
+
+
+def _rounded(rows: Tensor) -> list[list[float]]:
+    return [[round(v, 4) for v in row] for row in rows.tolist()]
