@@ -126,8 +126,8 @@ class TestStudiesAgree:
             rows(studied, "uncertainty", answer="as used"),
             rows(studied, "latency", sampler="-"),
         )
-        for found in others:
-            assert {key: row["score_mean"] for key, row in found.items()} == {key: expected[key] for key in found}
+        for other in others:
+            assert {key: row["score_mean"] for key, row in other.items()} == {key: expected[key] for key in other}
 
     def test_refining_by_no_step_changes_nothing_and_starts_differ(self, studied: Path) -> None:
         expected = {key: row["score_mean"] for key, row in rows(studied, "ablation").items()}
@@ -146,11 +146,11 @@ class TestStudiesAgree:
         assert {r["sampler"] for r in csv.DictReader((studied / "results/latency-tiny.csv").open())} >= {"2 steps", "20 steps"}
 
     def test_what_is_timed_is_what_a_user_gets(self, studied: Path) -> None:
-        """Chains are blended as the generator's own: here further than validation would choose, so that it shows."""
+        """Chains are blended as the generator's own; further than validation would choose, so that it shows."""
         context, variant = Context(studied), Variant({"method": "mc-di"}, "mc-di")
-        found = trained(context, variant, 0, silent)
-        assert isinstance(found, SupportsSampling)
-        method = found.with_sampling(Sampling(temperature=0.0, mixing_weight=0.01))
+        generator = trained(context, variant, 0, silent)
+        assert isinstance(generator, SupportsSampling)
+        method = generator.with_sampling(Sampling(temperature=0.0, mixing_weight=0.01))
         timed = {
             row.factors["sampler"]: row.scores
             for row in measures.latency(context, variant, method, 0)

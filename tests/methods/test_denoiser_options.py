@@ -289,11 +289,12 @@ def test_a_condition_of_single_examples_is_for_heads() -> None:
         _few_shot(settings, Embedder.from_config({"backbone": "conv4", "channels": 1, "side": 28}), {})
 
 
-def test_levers_are_judged_on_validation_tasks(done: Path) -> None:
+def test_settings_are_judged_on_validation_tasks(done: Path) -> None:
     """The row that decides what is kept is the score of the validation split, not of the test one."""
-    context, cell = Context(done), Variant({"lever": "recipe"}, "mc-di")
+    context, variant = Context(done), Variant({"setting": "recipe"}, "mc-di")
     method = load_method(done / "methods" / "mc-di-0")
-    (row,) = (r for r in measures.levered(context, cell, method, 0) if r.factors["sampler"] == "validated, on validation tasks")
+    rows = measures.ablated(context, variant, method, 0)
+    (row,) = (r for r in rows if r.factors["sampler"] == "validated, on validation tasks")
     net, scores = context.family.downstream, {}
     for split in ("val", "test"):
         batch = context.family.sample(split, range(8))
