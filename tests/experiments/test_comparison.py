@@ -56,10 +56,10 @@ def two(tmp_path: Path) -> list[Path]:
 
 def body(folders: list[Path]) -> dict[tuple[str, str], dict[str, str]]:
     header, lines = cells(read_runs(folders))
-    found = {(line[0], line[1]): dict(zip(header, line, strict=True)) for line in lines}
+    table = {(line[0], line[1]): dict(zip(header, line, strict=True)) for line in lines}
     for method, name, state in states(read_runs(folders)):
-        found[method, name]["state"] = state
-    return found
+        table[method, name]["state"] = state
+    return table
 
 
 def test_finished_and_unfinished_runs(two: list[Path]) -> None:
@@ -88,8 +88,8 @@ def test_names_of_methods_that_begin_alike(tmp_path: Path) -> None:
 
 
 def test_only_the_settings_that_differ(two: list[Path]) -> None:
-    found = differences(read_runs(two))
-    assert found == {"generator.training.iterations": ["10", "20"], "generator.space": ["default", "rows"]}
+    settings = differences(read_runs(two))
+    assert settings == {"generator.training.iterations": ["10", "20"], "generator.space": ["default", "rows"]}
     assert differences(read_runs(two[:1])) == {}
 
 

@@ -112,8 +112,8 @@ def test_an_mse_that_one_seed_lacks_is_not_averaged(tmp_path: Path) -> None:
 
 def test_order_is_by_the_lowest_shot_number_then_name(tmp_path: Path) -> None:
     only_five = plain("ocd", 0.99, shots={"5": {"mean": 0.99, "ci95": 0.01, "mse": None}})
-    found = rows(put(tmp_path, plain("reptile", 0.8), only_five, plain("adam", 0.8), plain("mc-di", 0.9)))
-    assert [row.method for row in found] == ["mc-di", "adam", "reptile", "ocd"]
+    table = rows(put(tmp_path, plain("reptile", 0.8), only_five, plain("adam", 0.8), plain("mc-di", 0.9)))
+    assert [row.method for row in table] == ["mc-di", "adam", "reptile", "ocd"]
     assert list(rows(put(tmp_path, result("tw-di", shots={"10": SCORE, "5": SCORE})))[-1].shots) == [5, 10]
     assert write_report(tmp_path).exists()  # methods of different shot numbers share a page
 
@@ -170,9 +170,9 @@ def by_task(method: str, gains: dict[str, float], **changes: Any) -> dict[str, A
 
 
 def test_what_to_take_from_a_table_is_paired_by_task(tmp_path: Path) -> None:
-    found = rows(put(tmp_path, by_task("mc-di", {"1": 0.02, "5": 0.0}), by_task("adam", {"1": 0.0, "5": 0.0})))
+    table = rows(put(tmp_path, by_task("mc-di", {"1": 0.02, "5": 0.0}), by_task("adam", {"1": 0.0, "5": 0.0})))
     expected = "Mc-Di is 2.33 ± 0.04 points above Adam at 1 shot and level with it at 5 shots (95 %, paired by task)."
-    assert takeaway(found) == expected
+    assert takeaway(table) == expected
     text = page(tmp_path)
     assert f"<p>{expected}</p>" in text and '<tr class="proposed"><td>Mc-Di</td>' in text
     assert "scores" not in json.loads((tmp_path / "table.json").read_text())["rows"][0]
@@ -183,10 +183,10 @@ def test_what_to_take_from_a_table_is_paired_by_task(tmp_path: Path) -> None:
 
 
 def test_what_to_take_from_results_without_single_tasks_or_without_rivals(tmp_path: Path) -> None:
-    found = rows(put(tmp_path, plain("mc-di", 0.9), plain("adam", 0.8)))
+    table = rows(put(tmp_path, plain("mc-di", 0.9), plain("adam", 0.8)))
     expected = "Mc-Di is 10.00 ± 1.41 points above Adam at 1 shot and 10.00 ± 1.41 points above it at 5 shots"
-    assert takeaway(found) == f"{expected} (95 %, not paired by task)."
-    assert takeaway(found[1:]) == "Adam has the highest accuracy at 1 and 5 shots."
+    assert takeaway(table) == f"{expected} (95 %, not paired by task)."
+    assert takeaway(table[1:]) == "Adam has the highest accuracy at 1 and 5 shots."
 
 
 def test_the_terminal_table_fits_80_columns(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Does a backbone that is trained on drawn letters see nothing of the photos that its tasks are made of?"""
+"""A backbone that is trained on drawn letters sees nothing of the photos of its tasks."""
 
 import torch
 from conftest import mcdi

@@ -126,8 +126,8 @@ class TestStudiesAgree:
             rows(studied, "uncertainty", answer="as used"),
             rows(studied, "latency", sampler="-"),
         )
-        for found in others:
-            assert {key: row["score_mean"] for key, row in found.items()} == {key: expected[key] for key in found}
+        for other in others:
+            assert {key: row["score_mean"] for key, row in other.items()} == {key: expected[key] for key in other}
 
     def test_refining_by_no_step_changes_nothing_and_starts_differ(self, studied: Path) -> None:
         expected = {key: row["score_mean"] for key, row in rows(studied, "ablation").items()}
@@ -146,11 +146,11 @@ class TestStudiesAgree:
         assert {r["sampler"] for r in csv.DictReader((studied / "results/latency-tiny.csv").open())} >= {"2 steps", "20 steps"}
 
     def test_what_is_timed_is_what_a_user_gets(self, studied: Path) -> None:
-        """Chains are blended as the generator's own: here further than validation would choose, so that it shows."""
+        """Chains are blended as the generator's own; further than validation would choose, so that it shows."""
         context, variant = Context(studied), Variant({"method": "mc-di"}, "mc-di")
-        found = trained(context, variant, 0, silent)
-        assert isinstance(found, SupportsSampling)
-        method = found.with_sampling(Sampling(temperature=0.0, mixing_weight=0.01))
+        generator = trained(context, variant, 0, silent)
+        assert isinstance(generator, SupportsSampling)
+        method = generator.with_sampling(Sampling(temperature=0.0, mixing_weight=0.01))
         timed = {
             row.factors["sampler"]: row.scores
             for row in measures.latency(context, variant, method, 0)
@@ -259,3 +259,17 @@ def test_quick_keeps_the_recipe_but_its_size() -> None:
     assert small.name == "glyphs-quick"
     assert small.generator["functional"] == full.generator["functional"]
     assert small.preparation.tasks < full.preparation.tasks
+
+
+def test_settings_are_judged_on_validation_tasks(done):
+    """The row that decides what is kept is the score of the validation split, not of the test one."""
+    context, variant = Context(done), Variant({"setting": "recipe"}, "mc-di")
+    method = load_method(done / "methods" / "mc-di-0")
+    rows = measures.ablated(context, variant, method, 0)
+    (row,) = (r for r in rows if r.factors["sampler"] == "validated, on validation tasks")
+    net, scores = context.family.downstream, {}
+    for split in ("val", "test"):
+        batch = context.family.sample(split, range(8))
+        scores[split] = net.score(method.generate(net, batch.support, batch.mask, seed=0), batch.query, batch.mask)
+    assert row.scores is not None and torch.equal(row.scores, scores["val"]) and not torch.equal(row.scores, scores["test"])
+    assert row.figures == {}

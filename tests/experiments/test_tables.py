@@ -20,8 +20,8 @@ def measured(method: str, scores: list[float], **figures: float) -> Measured:
 
 class TestLines:
     def test_seeds_of_the_same_factors_are_one_line(self) -> None:
-        found = [(0, [measured("a", [0.0, 1.0], mse=1.0)]), (1, [measured("a", [1.0, 1.0], mse=3.0)])]
-        (line,) = lines(found, None)
+        by_seed = [(0, [measured("a", [0.0, 1.0], mse=1.0)]), (1, [measured("a", [1.0, 1.0], mse=3.0)])]
+        (line,) = lines(by_seed, None)
         assert line.seeds == 2
         assert line.score is not None
         assert line.score[0] == pytest.approx(0.75)
@@ -36,20 +36,20 @@ class TestLines:
     def test_a_difference_is_paired_by_task(self) -> None:
         """Two methods whose tasks vary by far more than they differ: the paired interval sees the difference."""
         easy = torch.rand(500, generator=torch.Generator().manual_seed(0))
-        found = [(0, [Measured({"method": "a"}, {}, easy), Measured({"method": "b"}, {}, easy - 0.01)])]
-        first, second = lines(found, ("method", "a"))
+        by_seed = [(0, [Measured({"method": "a"}, {}, easy), Measured({"method": "b"}, {}, easy - 0.01)])]
+        first, second = lines(by_seed, ("method", "a"))
         assert first.difference is None
         assert second.difference is not None
         assert second.difference[0] == pytest.approx(-0.01, abs=1e-6)
         assert second.difference[2] < 1e-6
-        few = [(s, [r._replace(scores=r.scores[:7]) if r.factors["method"] == "b" else r for r in rows]) for s, rows in found]
+        few = [(s, [r._replace(scores=r.scores[:7]) if r.factors["method"] == "b" else r for r in rows]) for s, rows in by_seed]
         assert lines(few, ("method", "a"))[1].difference == pytest.approx(second.difference, abs=1e-6)  # measured on the first
         assert first.score is not None
         assert first.score[2] > 0.02
 
     def test_a_method_of_one_seed_meets_every_seed_of_the_other(self) -> None:
-        found = [(0, [measured("p", [0.5, 0.5]), measured("m", [0.6, 0.6])]), (1, [measured("m", [0.8, 0.8])])]
-        difference = next(line for line in lines(found, ("method", "p")) if line.factors["method"] == "m").difference
+        by_seed = [(0, [measured("p", [0.5, 0.5]), measured("m", [0.6, 0.6])]), (1, [measured("m", [0.8, 0.8])])]
+        difference = next(line for line in lines(by_seed, ("method", "p")) if line.factors["method"] == "m").difference
         assert difference is not None
         assert difference[0] == pytest.approx(0.2)
         assert difference[2] == pytest.approx(12.706205 * difference[1] / 2**0.5)
@@ -57,21 +57,21 @@ class TestLines:
     def test_seeds_that_have_tasks_of_their_own(self) -> None:
         """Pairs are of the same tasks, and all tasks together decide the interval."""
         full, gain = torch.tensor([0.1, 0.9, 0.2, 0.4]), torch.tensor([0.3, 0.1, 0.2, 0.2])
-        found = []
+        by_seed = []
         for seed, part in ((0, slice(0, 2)), (1, slice(2, 4))):
             mine = Measured({"method": "b"}, {}, (full + gain)[part], part.start)
-            found.append((seed, [Measured({"method": "a"}, {}, full), mine]))
-        line = lines(found, ("method", "a"))[1]
+            by_seed.append((seed, [Measured({"method": "a"}, {}, full), mine]))
+        line = lines(by_seed, ("method", "a"))[1]
         assert line.difference is not None and line.score is not None
         assert line.difference == pytest.approx((0.2, 0.0, interval(gain)["ci95"]), abs=1e-6)
         assert line.score[0] == pytest.approx(0.6)
         assert line.score[2] >= interval(full + gain)["ci95"]
-        turned = lines(found, ("method", "b"))[0].difference  # where it is the other that has parts
+        turned = lines(by_seed, ("method", "b"))[0].difference  # where it is the other that has parts
         assert turned == pytest.approx((-0.2, 0.0, interval(gain)["ci95"]), abs=1e-6)
 
     def test_csv_and_markdown_hold_the_same_rows(self) -> None:
-        found = [(s, [measured("a", [0.5, 1.0], mse=1.0), measured("b", [0.5, 0.5])]) for s in (0, 1)]
-        table = lines(found, ("method", "a"))
+        by_seed = [(s, [measured("a", [0.5, 1.0], mse=1.0), measured("b", [0.5, 0.5])]) for s in (0, 1)]
+        table = lines(by_seed, ("method", "a"))
         read = list(csv.DictReader(as_csv(table).splitlines()))
         assert [r["method"] for r in read] == ["a", "b"]
         assert float(read[0]["score_mean"]) == 0.75
@@ -81,7 +81,7 @@ class TestLines:
         text = as_markdown(table, ("method", "a"), "glyphs")
         assert "| method | shots | accuracy (%) | minus a | mse |" in text
         assert "-25.00" in text
-        text = as_markdown(table, ("method", "a"), "sines")  # no share of right answers
+        text = as_markdown(table, ("method", "a"), "sines")  # no fraction of right answers
         assert "| method | shots | score | minus a | mse |" in text
         assert "-0.250" in text
 
@@ -105,9 +105,9 @@ def test_quantiles_of_student(degrees: float, quantile: float) -> None:
 
 def test_no_two_methods_of_a_chart_share_a_colour() -> None:
     for names in (["mc-di", "adam"], ["mc-di", "mc-di, 10 steps", "linear probe", "LoRA fine-tuning"]):
-        found = [(0, [Measured({"method": n, "shots": s}, {}, torch.tensor([0.5, 0.6])) for n in names for s in (1, 5)])]
+        by_seed = [(0, [Measured({"method": n, "shots": s}, {}, torch.tensor([0.5, 0.6])) for n in names for s in (1, 5)])]
         axes = Figure().subplots()
-        _panel(axes, Chart("shots", series=("method",)), "score", lines(found, None), "text")
+        _panel(axes, Chart("shots", series=("method",)), "score", lines(by_seed, None), "text")
         handles, labels = axes.get_legend_handles_labels()
         colours = {h.lines[0].get_color() for h in handles}
         assert labels == names and len(colours) == len(names)

@@ -38,11 +38,11 @@ class TestEnsembles:
 
     def test_samples_are_kept_apart_or_averaged(self, studied: Path) -> None:
         trained(Context(studied), Variant({}, "mc-di"), 0, silent)
-        found = self.measured(Context(studied))
+        figures = self.measured(Context(studied))
         for n in (4, 16):
-            assert "AUROC, information" in found[f"{n} samples, mean prediction"]  # it needs several predictions
-            assert "AUROC, information" not in found[f"{n} samples, mean weights"]
-            assert found[f"{n} samples, mean prediction"]["NLL"] != found[f"{n} samples, mean weights"]["NLL"]
+            assert "AUROC, information" in figures[f"{n} samples, mean prediction"]  # it needs several predictions
+            assert "AUROC, information" not in figures[f"{n} samples, mean weights"]
+            assert figures[f"{n} samples, mean prediction"]["NLL"] != figures[f"{n} samples, mean weights"]["NLL"]
 
     def test_the_temperature_is_tuned_without_the_test_classes(self, studied: Path) -> None:
         trained(Context(studied), Variant({}, "mc-di"), 0, silent)

@@ -23,16 +23,15 @@ def distance(weights: Tensor, reference: Tensor, space: WeightSpace) -> float:
 
 
 def evaluate(
-    method: WeightGenerator, family: TaskFamily, *, tasks: int, seed: int, split: str = "test", reference: Tensor | None = None
+    method: WeightGenerator, family: TaskFamily, *, tasks: int, seed: int, reference: Tensor | None = None
 ) -> dict[str, Any]:
-    """Score on tasks 0..tasks-1 of `split`, for every shot number of the family.
+    """Score on test tasks 0..tasks-1, for every shot number of the family.
 
     Args:
         method: trained. One that samples is measured with every sampler too, and along its chain at the first shot number.
         family: whose tasks these are.
         tasks: how many.
         seed: of whatever is drawn.
-        split: of the family.
         reference: theta_M (tasks, U, D) of the same tasks; with it the distance of generated weights ("mse") is given too.
 
     Returns:
@@ -40,7 +39,7 @@ def evaluate(
     """
     out: dict[str, Any] = {"shots": {}, "curve": []}
     for shots in family.shots:
-        batch = family.sample(split, range(tasks), shots=shots)
+        batch = family.sample("test", range(tasks), shots=shots)
 
         def measure(sampling: Sampling | None, batch: TaskBatch = batch) -> tuple[dict[str, Any], Tensor]:
             extra: dict[str, Any] = {} if sampling is None else {"sampling": sampling}
@@ -73,46 +72,37 @@ def _curve(
     return points
 
 
-def milliseconds(call: Callable[[], Any], repeats: int = 30, device: str = "cpu") -> float:
-    """Median wall time of `call` in ms, warm, synchronised."""
+def milliseconds(call: Callable[[], Any], repeats: int = 30) -> float:
+    """Median wall time of `call` in ms, after three calls."""
     times = []
     for r in range(repeats + 3):
-        if device != "cpu":
-            torch.cuda.synchronize()
         start = time.perf_counter()
         call()
-        if device != "cpu":
-            torch.cuda.synchronize()
         if r >= 3:
             times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 
 
-def latency(method: WeightGenerator, family: TaskFamily, *, device: str = "cpu") -> dict[str, float]:
+def latency(method: WeightGenerator, family: TaskFamily) -> dict[str, float]:
     """Milliseconds for one task (batch 1): embed its support images, generate the weights, apply them to its queries."""
     net = family.downstream
-    one = family.sample("test", [0]).to(device)
+    one = family.sample("test", [0])
     embedder = getattr(net, "embedder", None)
     shape = () if embedder is None else embedder.shape
-    images = torch.zeros(1, one.support.x.shape[1], *shape, dtype=torch.uint8, device=device)
+    images = torch.zeros(1, one.support.x.shape[1], *shape, dtype=torch.uint8)
     weights = method.generate(net, one.support, one.mask, seed=0)
     with torch.no_grad():
         return {
-            "embed": 0.0 if embedder is None else milliseconds(lambda: net.embed(images), device=device),
-            "generate": milliseconds(lambda: method.generate(net, one.support, one.mask, seed=0), device=device),
-            "apply": milliseconds(lambda: net.predict(weights, one.query.x), device=device),
+            "embed": 0.0 if embedder is None else milliseconds(lambda: net.embed(images)),
+            "generate": milliseconds(lambda: method.generate(net, one.support, one.mask, seed=0)),
+            "apply": milliseconds(lambda: net.predict(weights, one.query.x)),
         }
 
 
-def nearest(points: Tensor, to: Tensor, *, skip_self: bool = False) -> list[float]:
+def _nearest(points: Tensor, to: Tensor) -> list[float]:
     """Distance of each point (n, D) to its nearest neighbour in `to` (m, D)."""
-    out = []
-    for number, part in enumerate(points.split(512)):
-        distances = torch.cdist(part, to)
-        if skip_self:
-            distances[torch.arange(len(part)), torch.arange(len(part)) + 512 * number] = float("inf")
-        out.append(distances.min(1).values)
-    return [round(v, 4) for v in torch.cat(out).tolist()]
+    distances = torch.cat([torch.cdist(part, to).min(1).values for part in points.split(512)])
+    return [round(v, 4) for v in distances.tolist()]
 
 
 def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSpace, *, noise: float = 0.1) -> dict[str, Any]:
@@ -129,9 +119,9 @@ def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSp
     copies = t[torch.randperm(len(t), generator=generator)[: len(g)]]
     noised = copies + noise * torch.randn(copies.shape, generator=generator)
     return {
-        "generated": nearest(g, t),
-        "targets": nearest(r, t),
-        "noised": nearest(noised, t),
+        "generated": _nearest(g, t),
+        "targets": _nearest(r, t),
+        "noised": _nearest(noised, t),
         "scale_generated": [round(v, 4) for v in generated.flatten(1).norm(dim=1).tolist()],
         "scale_real": [round(v, 4) for v in real.flatten(1).norm(dim=1).tolist()],
     }

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcdi.errors import McdiError
-from mcdi.experiments.report.plots import dots, scores
-from mcdi.experiments.report.render import html_figure, html_page, html_table, legend, plain_numbers
+from mcdi.experiments.report.plots import dots, losses, scores
+from mcdi.experiments.report.render import html_figure, html_page, html_table, legend
 from mcdi.experiments.report.results import PARTS, Row, shot_numbers
 from mcdi.experiments.report.runs import Entry, Line, Run, differences, provenance
 from mcdi.experiments.report.style import is_proposed, label_of, plot_style, styles_of
@@ -30,7 +29,7 @@ def all_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def entries(runs: Sequence[Run]) -> Iterator[tuple[Run, Entry]]:
-    """Method by method, so that a method's runs stand below each other; within it the runs as they were given."""
+    """Method by method; within a method the runs as they were given."""
     for method in dict.fromkeys(e.method for run in runs for e in run.entries):
         yield from ((run, e) for run in runs for e in run.entries if e.method == method)
 
@@ -56,12 +55,12 @@ def cells(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 
 def states(runs: Sequence[Run]) -> list[list[str]]:
-    """Of every method that is not finished: its name, its run and how far it is."""
+    """Of every method that is not finished: its label, its run and its progress."""
     return [[label_of(e.method), run.name, e.state] for run, e in entries(runs) if e.state]
 
 
 def rich_comparison(runs: Sequence[Run]) -> "Table":
-    """The table for a terminal of 80 columns; what is still to be done stands below it."""
+    """The table for a terminal of 80 columns, and below it what is still to be done."""
     header, body = cells(runs)
     left = "\n".join(f"{method} of {run}: {state}" for method, run, state in states(runs))
     kept = [i for i, name in enumerate(header) if name not in PAGE_ONLY]
@@ -74,7 +73,7 @@ def _marked(runs: Sequence[Run]) -> set[str]:
 
 
 def about(runs: Sequence[Run]) -> str:
-    """What is compared, and what stands in the way of comparing it."""
+    """What is compared, and what makes a comparison unfair."""
     all_entries = list(entries(runs))
     names = ", ".join(run.name for run in runs)
     measured = sum(e.row is not None for _, e in all_entries)
@@ -109,41 +108,17 @@ def accuracies(runs: Sequence[Run]) -> str:
     return html_figure("Score of every method in every run with its interval", note, height, draw)
 
 
-def draw_losses(figure: "Figure", runs: Sequence[Run]) -> None:
+def _losses(runs: Sequence[Run]) -> str:
     """One run: all methods in one panel. Several: a panel for every method, as losses of two methods are not comparable."""
     styles = styles_of(run.name for run in runs)
     panels: dict[str, list[tuple[str, str, Line]]] = {}
     for run, e in entries(runs):
-        label, colour = (label_of(e.method), plot_style(e.method)[0]) if len(runs) == 1 else (run.name, styles[run.name][0])
+        label = label_of(e.method)
+        title, name, colour = ("", label, plot_style(e.method)[0]) if len(runs) == 1 else (label, run.name, styles[run.name][0])
         for line in e.losses:
-            panels.setdefault("" if len(runs) == 1 else label_of(e.method), []).append((label, colour, line))
-    columns = min(2, len(panels))
-    grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
-        for label, colour, line in lines:
-            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1, alpha=0.8, label=label)
-        axes.set_yscale("log")
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.grid(alpha=0.25)
-        plain_numbers(axes.yaxis)
-    figure.supxlabel("training step", fontsize=10)
-    figure.supylabel("training loss", fontsize=10)
-    legend(figure)
-
-
-def losses(runs: Sequence[Run]) -> str:
-    count = len({e.method for _, e in entries(runs) if e.losses})
-    if not count:
-        return ""
-    height = 3.2 if len(runs) == 1 else 0.9 + 1.8 * math.ceil(count / 2)
-    note = (
-        "One line per seed, a point the mean of up to a hundredth of its steps. A gap is where a method's next network begins."
-    )
-    if len(runs) == 1:
-        note += " The methods minimise different losses, so compare whether lines still fall, not their heights."
-    return html_figure("Training loss against training step", note, height, lambda figure: draw_losses(figure, runs))
+            panels.setdefault(title, []).append((name, colour, line))
+    note = ", a point the mean of up to a hundredth of its steps; a gap is where a method's next network begins"
+    return losses(panels, note) if panels else ""
 
 
 def comparison_csv(runs: Sequence[Run]) -> str:
@@ -169,9 +144,9 @@ def comparison_csv(runs: Sequence[Run]) -> str:
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> list[Path]:
-    """The page at `path`, an .html file, and the numbers in a .csv file beside it."""
+    """The page at `path`, an .html file, and the numbers in a .csv file of the same name."""
     if path.suffix != ".html":
-        raise McdiError(f"--out {path} must end in .html; the CSV file goes beside it")
+        raise McdiError(f"--out {path} must end in .html; the CSV file gets the same name")
     names = [run.name for run in runs]
     settings = html_table(["setting", *names], [[key, *values] for key, values in differences(runs).items()], "text")
     sections = {
@@ -179,7 +154,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> list[Path]:
         "Under way": html_table(["method", "run", "state"], states(runs), "text") if states(runs) else "",
         "Scores": accuracies(runs),
         "Settings that differ": settings if differences(runs) else "",
-        "Training": losses(runs),
+        "Training": _losses(runs),
         "Provenance": html_table(["run", *PROVENANCE], [[r.name, *provenance(r, PROVENANCE)] for r in runs], "text"),
     }
     write_bytes(path, html_page(f"Comparison of {', '.join(names)}", [about(runs)], sections))

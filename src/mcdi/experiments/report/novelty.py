@@ -1,4 +1,4 @@
-"""Novelty: distances of generated weights to the nearest stored target, beside those of real weights and of copies."""
+"""Novelty: distances of generated weights to the nearest stored target, and those of real weights and of noised copies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

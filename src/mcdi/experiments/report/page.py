@@ -1,6 +1,7 @@
-"""The page of a run: sections in their order, and what stands around the plots."""
+"""The page of a run: its sections in order."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from mcdi.experiments.report.novelty import novelty
 from mcdi.experiments.report.plots import curves, latency, losses, samplers, scores
 from mcdi.experiments.report.render import html_page, html_table, render
 from mcdi.experiments.report.results import Row, check, rows
+from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.report.summary import metric, summary, takeaway
 from mcdi.experiments.report.table import RULE, cells, markdown, marked
 from mcdi.utils.files import read_json, write_bytes, write_json
@@ -29,6 +31,16 @@ def _provenance(rows: Sequence[Row]) -> str:
     return html_table(["what", "value"], body + seeds, "text", warning=warning)
 
 
+def _losses(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        curves = [
+            [(step, math.nan if value is None else value) for step, value in seed if step is not None] for seed in row.losses
+        ]
+        lines += [(row.label, plot_style(row.method)[0], curve) for curve in curves if curve]
+    return losses({"": lines}) if lines else ""
+
+
 def write_report(folder: Path) -> Path:
     """Write `table.json`, `table.md` and `report.html` into the run folder; returns the path of the page.
 
@@ -44,7 +56,7 @@ def write_report(folder: Path) -> Path:
         metric(table[0].family)[0].capitalize(): scores(table),
         "Samplers": samplers(table),
         "Along the chain": curves(table),
-        "Training": losses(table),
+        "Training": _losses(table),
         "Latency": latency(table),
         "Loss landscape": landscape(folder),
         "Novelty": novelty(folder),
@@ -52,9 +64,8 @@ def write_report(folder: Path) -> Path:
         "Recipe": render("details", summary="Resolved configuration", text=configuration) if recipe else "",
     }
     title = f"{recipe.get('name', folder.resolve().name)}: weights generated for {table[0].family}"
-    lines = [{**asdict(replace(row, scores={})), "label": row.label} for row in table]
-    for line in lines:
-        del line["scores"]  # of single tasks: they stand in results/
+    # Scores of single tasks are in results/.
+    lines = [{n: v for n, v in asdict(replace(row, scores={})).items() if n != "scores"} for row in table]
     write_json(folder / "table.json", {"rule": RULE, "rows": lines})
     write_bytes(folder / "table.md", markdown(table).encode())
     write_bytes(folder / "report.html", html_page(title, [takeaway(table), summary(table)], sections))

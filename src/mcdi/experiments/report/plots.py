@@ -1,8 +1,10 @@
-"""Plots of a report: every public function gives the markup of one section, or nothing where there is nothing."""
+"""Plots of a report: every public function but `dots` gives the markup of one section, empty where no data are."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from mcdi.experiments.report.render import html_figure, html_table, legend, plain_numbers
 from mcdi.experiments.report.results import PARTS, Row, Score, shot_numbers
@@ -13,6 +15,7 @@ from mcdi.experiments.report.table import headings, mse, show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Curve = Sequence[tuple[float, float]]  # (step, loss); NaN separates curves
 POINTS = "Points are the mean {} on unseen tasks, bars the 95 % interval; further right is better."
 
 
@@ -112,24 +115,30 @@ def curves(rows: Sequence[Row]) -> str:
     return html_figure("Squared error and score against the denoising step", note, 4.6, draw)
 
 
-def losses(rows: Sequence[Row]) -> str:
-    trained = [r for r in rows if any(r.losses)]
-    if not trained:
-        return ""
+def losses(panels: Mapping[str, Sequence[tuple[str, str, Curve]]], note: str = "") -> Markup:
+    """Training losses, a panel for every title: {title: [(label, colour, curve)]}."""
+    rows = 1 if len(panels) == 1 else math.ceil(len(panels) / 2)
 
     def draw(figure: "Figure") -> None:
-        axes = figure.subplots()
-        for row in trained:
-            for seed in filter(None, row.losses):
-                steps, values = zip(*((s, math.nan if v is None else v) for s, v in seed), strict=True)
-                axes.plot(steps, values, color=plot_style(row.method)[0], linewidth=1, alpha=0.8, label=row.label)
-        axes.set(yscale="log", xlabel="training step", ylabel="training loss")
-        axes.grid(alpha=0.25)
-        plain_numbers(axes.yaxis)
+        grid = figure.subplots(rows, min(2, len(panels)), squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+            for label, colour, curve in curves:
+                axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1, alpha=0.8, label=label)
+            axes.set_yscale("log")
+            axes.set_title(title, loc="left", fontsize=10)
+            axes.grid(alpha=0.25)
+            plain_numbers(axes.yaxis)
+        figure.supxlabel("training step", fontsize=10)
+        figure.supylabel("training loss", fontsize=10)
         legend(figure)
 
-    note = "One line per seed. The methods minimise different losses, so compare whether lines still fall, not their heights."
-    return html_figure("Training loss against training step", note, 3.2, draw)
+    notes = [f"One line per seed{note}."]
+    if len(panels) == 1:
+        notes.append("The methods minimise different losses, so compare whether lines still fall, not their heights.")
+    height = 3.2 if len(panels) == 1 else 0.9 + 1.8 * rows
+    return html_figure("Training loss against training step", " ".join(notes), height, draw)
 
 
 def latency(rows: Sequence[Row]) -> str:
@@ -154,5 +163,5 @@ def latency(rows: Sequence[Row]) -> str:
         legend(figure)
 
     shape = "as points on a logarithmic axis (parts of 0 ms have none)" if wide else "as stacked bars"
-    note = f"Time from a support set to a network in use, in its three parts, {shape}; the total stands below each name."
+    note = f"Time from a support set to a network in use, in its three parts, {shape}; the total is below each name."
     return html_figure("Latency of every method in its three parts", note, 1.2 + 0.42 * len(rows), draw)

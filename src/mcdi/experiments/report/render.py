@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_INK = "#010203"  # stands for the page's text colour in plots, so that they follow light and dark
+_INK = "#010203"  # replaced by the page's text colour in plots, so that they follow light and dark
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def html_table(
     warning: str = "",
     marked: Collection[str] = (),
 ) -> Markup:
-    """A table; lines whose first cell is among `marked` stand out. kind: a class of style.css."""
+    """A table; lines whose first cell is in `marked` are bold. kind: a class of style.css."""
     return render("table", header=header, body=body, kind=kind, note=note, warning=warning, marked=marked)
 
 

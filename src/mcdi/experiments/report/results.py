@@ -186,7 +186,7 @@ def rows(folder: Path, *, finished: bool = True) -> list[Row]:
 
     Args:
         folder: of a run.
-        finished: whether results and their latencies must be there.
+        finished: whether results and their latencies must exist.
 
     Raises:
         McdiError: a file that is corrupt, incomplete or of another family (it names the file and the key), or no results.

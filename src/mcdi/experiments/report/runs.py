@@ -65,8 +65,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def _run(name: str, folder: Path) -> Run:
     recipe = read_json(folder / "recipe.json")
     check(recipe, {"methods?": [str]}, folder / "recipe.json")
-    found = {row.method: row for row in rows(folder, finished=False)}
-    entries = [_entry(folder, method, found.get(method)) for method in dict.fromkeys([*found, *recipe.get("methods", ())])]
+    measured = {row.method: row for row in rows(folder, finished=False)}
+    names = dict.fromkeys([*measured, *recipe.get("methods", ())])
+    entries = [_entry(folder, name, measured.get(name)) for name in names]
     return Run(name, dict(_flat(recipe)), entries)
 
 
@@ -79,7 +80,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _entry(folder: Path, method: str, row: Row | None) -> Entry:
-    """What is known of a method of the run in `folder`, whose results are `row`."""
+    """A method of the run in `folder`, whose results are `row`."""
     of = re.compile(re.escape(method) + r"-(-?\d+)")
     begun = {int(m[1]): path for path in (folder / "methods").glob("*") if (m := of.fullmatch(path.name))}
     measured = row.seeds if row else ()
@@ -87,7 +88,7 @@ def _entry(folder: Path, method: str, row: Row | None) -> Entry:
     lines, states = [], []
     for seed in sorted({*measured, *begun}):
         points = read_log(folder / "methods" / f"{method}-{seed}" / LOG)
-        # Runs of earlier versions have no log, but a hundred losses among their results.
+        # Runs of earlier versions have no log, but a hundred losses in their results.
         older = [Point(0, int(s), 0, 0.0, {"loss": v}) for s, v in stored.get(seed, []) if s is not None and v is not None]
         if line := _line(points or older):
             lines.append(line)
@@ -114,10 +115,10 @@ def _line(points: Sequence[Point]) -> Line:
     start = 0
     for _, group in itertools.groupby(points, lambda p: p.stage):
         stage = list(group)
-        known = [(start + p.step, p.figures["loss"]) for p in stage if "loss" in p.figures]
+        steps = [(start + p.step, p.figures["loss"]) for p in stage if "loss" in p.figures]
         start += stage[0].of
-        size = max(1, math.ceil(len(known) / BLOCKS))
-        blocks = [known[i : i + size] for i in range(0, len(known), size)]
+        size = max(1, math.ceil(len(steps) / BLOCKS))
+        blocks = [steps[i : i + size] for i in range(0, len(steps), size)]
         gap = [(math.nan, math.nan)] if line and blocks else []
         line += gap + [(fmean(s for s, _ in block), fmean(v for _, v in block)) for block in blocks]
     return line
@@ -127,10 +128,10 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The settings that are not the same in all runs, and their values run by run; what a recipe leaves out is `default`."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in NO_SETTINGS)
     values = {key: [run.settings.get(key, "default") for run in runs] for key in keys}
-    return {key: found for key, found in values.items() if len(set(found)) > 1}
+    return {key: each for key, each in values.items() if len(set(each)) > 1}
 
 
 def provenance(run: Run, keys: Sequence[str]) -> list[str]:
     """Of every key all values that the run's results have."""
-    found = [p for row in run.rows for p in row.provenance]
-    return ["; ".join(sorted({str(p[key]) for p in found if p.get(key) is not None})) or "-" for key in keys]
+    every = [p for row in run.rows for p in row.provenance]
+    return ["; ".join(sorted({str(p[key]) for p in every if p.get(key) is not None})) or "-" for key in keys]

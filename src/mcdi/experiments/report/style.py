@@ -1,4 +1,4 @@
-"""How reports show a method: its label, whether it is marked, and its colour and marker, the same in every plot."""
+"""Labels, colours and markers of methods, the same in every report and plot."""
 
 import itertools
 from collections.abc import Iterable

@@ -55,8 +55,7 @@ def _standing(row: Row, baselines: Sequence[Row]) -> str:
     both = [(b, [s for s in row.shots if s in b.shots]) for b in baselines]
     by_task = all(s in row.scores and s in b.scores for b, shots in both for s in shots)
     clauses = [_clause(row, b, shots, by_task) for b, shots in both if shots]
-    how = "paired by task" if by_task else "not paired by task"
-    return f"{row.label} is {'; '.join(clauses)} (95 %, {how})."
+    return f"{row.label} is {'; '.join(clauses)} (95 %, {'' if by_task else 'not '}paired by task)."
 
 
 def _clause(row: Row, baseline: Row, shots: Sequence[int], by_task: bool) -> str:

@@ -50,7 +50,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def marked(rows: Sequence[Row]) -> list[str]:
-    """Labels of the proposed methods, which stand out."""
+    """Labels of the proposed methods."""
     return [row.label for row in rows if is_proposed(row.method)]
 
 

@@ -80,19 +80,14 @@ def reproduce(
     """Run a study in a prepared run. What is trained or measured already is not done again.
 
     Args:
-        name: of the study.
-        folder: of the run.
-        results: folder of the files.
-        workers: processes; studies with timings take one.
+        name, folder, results: of the study, of the run, and where files go.
+        workers: processes; a study with timings takes one.
         progress: hears of every step.
         methods: others than the recipe's.
         targets: other data sets by name, for the study transfer.
 
     Returns:
         The files: STUDY-RECIPE.csv, .md and .png, and a picture if the study has one.
-
-    Raises:
-        McdiError: an unknown study, or one with nothing to measure on this recipe.
     """
     study, context = find_study(name), Context(folder)
     recipe = replace(context.recipe, methods=tuple(methods or context.recipe.methods))

@@ -30,15 +30,15 @@ READ, TIMED = 32, 8  # texts that are pooled at once, and so many times where po
 # What takes steps through the layers, half a second each on one core, is tuned on fewer tasks, and each seed has FEW of the
 # support sets to itself; a step sees so many examples.
 FEW, BATCH = 2, 32
-LONG = 200  # steps of fine-tuning on whole sets, some three epochs, beside as many as validation chose for 32 shots
-REFINED = 10  # steps after generation, on rows and pairs or on rows alone, at a rate that some tasks choose
+LONG = 200  # steps of fine-tuning on whole sets, some three epochs, and as many as validation chose for 32 shots
+REFINED = 10  # steps after generation, on rows and pairs or on rows only, at a rate that some tasks choose
 RATES = {False: (0.001, 0.003, 0.01), True: (0.0001, 0.0003, 0.001)}  # {with pairs: rates}
 CHOOSING = 8
 TUNING: dict[str, Any] = {"lrs": [0.001, 0.003], "steps": [20, 50, 100], "decays": [0.0], "tasks": 4, "batch": BATCH}
 
 
 class Answer(NamedTuple):
-    """Tasks -> the classes of their queries; `deep`: by steps through the layers; `whole`: on whole sets alone."""
+    """Tasks -> the classes of their queries; `deep`: by steps through the layers; `whole`: on whole sets only."""
 
     classes: Callable[[TaskBatch], Tensor]
     deep: bool
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 
 
 def variants(recipe: Recipe) -> list[Variant]:
-    """The methods of the recipe, and what there is without mcdi: the linear probe, and fine-tuning of rows and pairs from where
+    """The methods of the recipe, and what works without mcdi: the linear probe, and fine-tuning of rows and pairs from where
     peft draws them."""
     lora = getattr(recipe.family, "lora", None)
     if not isinstance(lora, LoraSettings):
@@ -104,7 +104,7 @@ def _one_by_one(net: LoraClassifier, answer: Answer, batch: TaskBatch, *, whole:
 
 
 def _together(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Tensor, float]:
-    """The classes of all queries, and the CPU seconds of the second call for one task alone; what is pooled in the bank,
+    """The classes of all queries, and the CPU seconds of the second call for one task; what is pooled in the feature cache,
     support and queries, costs as much as it did when it was read."""
     one = _part(batch, 0, 1)
     answer.classes(one)
@@ -131,7 +131,7 @@ def _pooling(net: LoraClassifier, *x: Tensor) -> float:
 
 
 def _answers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> dict[str, Answer]:
-    """How a variant answers, by the name of the row."""
+    """The answers of a variant, by the name of the row."""
     family = context.family
     assert isinstance(family, TextTasks)
     net, name = family.downstream, str(variant.factors["method"])
@@ -166,7 +166,7 @@ def _tuned_probe(context: Context, family: TextTasks) -> Callable[[TaskBatch], T
 
 
 def _refined(family: TextTasks, weights: Callable[[TaskBatch], Tensor], seed: int) -> Callable[[TaskBatch], Tensor]:
-    """REFINED steps after generation, of rows and pairs or of rows alone: what is best on validation tasks of a shot number."""
+    """REFINED steps after generation, of rows and pairs or of rows only: what is best on validation tasks of a shot number."""
     rows, whole = family.downstream, family.downstream.with_generated_pairs()
 
     def stepped(part: TaskBatch, pairs: bool, rate: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Charts of studies: lines over a number, or points beside names, a panel for every shot number; one PNG."""
+"""Charts of studies: lines over a number, or points for names, a panel for every shot number; one PNG."""
 
 import io
 import textwrap
@@ -69,11 +69,11 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: st
                 grid[row][column].set_title("1 shot" if name == "1 shots" else name, fontsize=10)
         figure.suptitle(textwrap.fill(title, LETTERS * len(panels)), fontsize=11)
         handles, labels = grid[0][0].get_legend_handles_labels()
-        if len(labels) > 1 and chart.x not in chart.series:  # there the axis names them already
+        if len(labels) > 1 and chart.x not in chart.series:  # otherwise the axis names them
             figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
 
     names = {x for line in shown if isinstance(x := line.factors.get(chart.x), str)}
-    height = max(3.6, 0.25 * len(names))  # a line of text for every name beside the axis
+    height = max(3.6, 0.25 * len(names))  # a line of text for every name
     _png(path, (5.2 * len(panels), height * len(chart.y)), put)
 
 
@@ -89,7 +89,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
     groups: dict[str, list[Line]] = {}
     for line in table:
         groups.setdefault(", ".join(str(line.factors.get(n, "")) for n in chart.series), []).append(line)
-    fixed = chart.series == ("method",) and set(groups) <= set(all_methods())  # others may share a colour
+    fixed = chart.series == ("method",) and set(groups) <= set(all_methods())  # other names may share a colour
     for number, (name, group) in enumerate(groups.items()):
         points = []
         for line in group:

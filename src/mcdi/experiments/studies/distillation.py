@@ -68,7 +68,7 @@ def distilled(context: Context, variant: Variant, method: WeightGenerator, seed:
         raise McdiError(f"{variant.method} has no denoiser to distil: choose a diffusion method, mc-di for instance")
     family, net, rows = context.family, context.family.downstream, []
     data = TrajectoryStore.open(context.store(variant))
-    iterations = min(TRAINING.iterations, method.denoiser.settings.training.iterations)  # --quick is quick here too
+    iterations = min(TRAINING.iterations, method.denoiser.settings.training.iterations)  # --quick is quick for a student, too
     for name in CHAINS:
         full, once = SAMPLERS[name], replace(SAMPLERS[name], steps=1)
         student = distil(method, family, data, full, seed=seed, training=replace(TRAINING, iterations=iterations))

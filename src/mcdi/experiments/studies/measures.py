@@ -169,7 +169,7 @@ def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: in
 
 
 def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy and what the trajectories cost, measured on 200 tasks here and now, and what they are like."""
+    """Accuracy and what the trajectories cost, measured on 200 tasks, and their sharpness and losses."""
     preparation = context.preparation(variant)
     count = min(preparation.tasks, 200)
     start = time.perf_counter()

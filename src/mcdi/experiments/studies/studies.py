@@ -14,7 +14,6 @@ from mcdi.experiments.studies.distillation import distilled
 from mcdi.experiments.studies.uncertainty import ensembles
 from mcdi.experiments.studies.variants import Context, Measure, Variant, trained
 from mcdi.methods import all_methods, method_spec
-from mcdi.methods.base import MethodSpec
 from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.trajectories.store import TrajectoryStore
@@ -27,18 +26,9 @@ Variants = Callable[[Recipe], Sequence[Variant]]
 
 @dataclass(frozen=True)
 class Study:
-    """A study.
-
-    Args:
-        about: what it measures, in a line.
-        variants: of a recipe.
-        measure: of each.
-        chart: of the table.
-        against: (factor, value) of the rows that others are compared with, task by task.
-        timed: it holds timings, so variants are measured one at a time.
-        command: it is a command of its own name.
-        picture: one more, of what rows cannot hold, drawn to a path.
-    """
+    """What a study measures, of which variants. against: (factor, value) of the rows that others are compared with, task by
+    task. timed: it holds timings, so variants are measured one at a time. command: it is a command of its own name. picture:
+    one more, of what rows cannot hold, drawn to a path."""
 
     about: str
     variants: Variants
@@ -50,19 +40,11 @@ class Study:
     picture: Callable[[Context, Sequence[Variant], Path, Progress], None] | None = None
 
 
-def _proposed(spec: MethodSpec) -> bool:
-    return spec.proposed
-
-
-def _chain(spec: MethodSpec) -> bool:
-    return spec.in_landscape
-
-
-def _methods(*names: str, also: Callable[[MethodSpec], bool] | None = None) -> Variants:
-    """Of a recipe's methods those of these names, and those whose spec fits."""
+def _methods(*names: str, also: str = "") -> Variants:
+    """Of a recipe's methods those of these names, and those of whose spec the field `also` is true."""
 
     def variants(recipe: Recipe) -> list[Variant]:
-        fitting = [n for n in recipe.methods if also is not None and also(method_spec(n))]
+        fitting = [n for n in recipe.methods if also and getattr(method_spec(n), also)]
         return [Variant({"method": n}, n) for n in dict.fromkeys((*names, *fitting)) if n in recipe.methods]
 
     return variants
@@ -169,10 +151,10 @@ def fitting_methods(recipe: Recipe) -> tuple[str, ...]:
     """The methods that can generate a recipe's network: some are for linear heads, or for features of one length."""
     traits = recipe.family.traits
 
-    def fits(spec: MethodSpec) -> bool:
-        return (traits.closed_form or spec.networks == "any") and (traits.equal_lengths or not spec.unit_features)
-
-    return tuple(name for name, spec in all_methods().items() if fits(spec))
+    specs = all_methods().values()
+    return tuple(
+        s.name for s in specs if (traits.closed_form or s.networks == "any") and (traits.equal_lengths or not s.unit_features)
+    )
 
 
 STUDIES: dict[str, Study] = {
@@ -184,20 +166,20 @@ STUDIES: dict[str, Study] = {
     ),
     "samplers": Study(
         "every sampler: score and distance of Mc-Di, Mv-Di and Tw-Di",
-        _methods(also=_chain),
+        _methods(also="in_landscape"),
         measures.samplers,
         Chart("sampler", ("score", "mse")),
     ),
     "ridge-blend": Study(
         "the mixing weight of the generated head, and the fallback to ridge regression for out-of-distribution tasks",
-        _methods("hypernetwork", also=_chain),
+        _methods("hypernetwork", also="in_landscape"),
         measures.mixing_weights,
         Chart("mixing weight"),
         against=("mixing weight", measures.NO_FALLBACK),
     ),
     "steps": Study(
         "denoising steps against distance and accuracy",
-        _methods(also=_chain),
+        _methods(also="in_landscape"),
         measures.steps,
         Chart("steps", ("score", "mse"), only=("sampler", "ddim")),
     ),
@@ -245,20 +227,20 @@ STUDIES: dict[str, Study] = {
     ),
     "refine": Study(
         "s Adam steps on the support set from generated weights, from theta_0, from REPTILE's start and from regression",
-        _methods("adam", "reptile", "hypernetwork", also=_proposed),
+        _methods("adam", "reptile", "hypernetwork", also="proposed"),
         measures.refined,
         Chart("steps"),
     ),
     "uncertainty": Study(
         "calibration and detection of unknown classes: several samples against one answer",
-        _methods("prototypes", "adam", "hypernetwork", "mv-di", also=_proposed),
+        _methods("prototypes", "adam", "hypernetwork", "mv-di", also="proposed"),
         ensembles,
         Chart("answer", ("score", "NLL, tuned", "AUROC, entropy")),
         against=None,
     ),
     "chains": Study(
         "whether a chain passes its local targets, and its path over the loss in two dimensions",
-        _methods(also=_chain),
+        _methods(also="in_landscape"),
         measures.boundaries,
         Chart("segment", ("mse to own target", "mse to theta_M", "loss"), panel=None),
         against=None,
@@ -273,7 +255,7 @@ STUDIES: dict[str, Study] = {
     ),
     "latency": Study(
         "milliseconds for the weights of 1 and of 256 tasks, compared with Adam at its tuned steps",
-        _methods(also=lambda spec: spec.baseline or spec.proposed),
+        _methods("prototypes", "adam", "hypernetwork", also="proposed"),
         measures.latency,
         Chart("ms, batch 1", series=("method", "sampler"), log=True),
         against=None,

@@ -1,7 +1,7 @@
 """The study `transfer`: generators of one collection of images on other data sets, on which nothing is trained.
 
-The paper's first table: meta-trained on ImageNet, heads for CIFAR-10 and others without a gradient step. Here a head is
-generated from a few labelled images of the target, for five of its classes and for all of them, by one model.
+The paper's first table: meta-trained on ImageNet, heads for CIFAR-10 and others without a gradient step. A head is generated
+from a few labelled images of the target, for five of its classes and for all of them, by one model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.workers import Progress
 
 QUERIES = 40_000  # at once
-FIRST = 200  # tasks of a slow method, which meets many more classes here than in a comparison
+FIRST = 200  # tasks of a slow method: tasks have many more classes than in a comparison
 
 
 def named_targets(given: Sequence[str]) -> dict[str, Path]:
@@ -43,7 +43,7 @@ def _path(context: Context, name: str) -> Path:
 
 def add_targets(context: Context, targets: Mapping[str, Path], progress: Progress) -> None:
     """Embed every target's images with the run's frozen backbone, unless that has been done. Raises McdiError where there is no
-    backbone of colour images, and for a name under which the run knows other data."""
+    backbone of colour images, and for a name that is taken by other data."""
     network = context.family.downstream
     if network.embedder is None or network.embedder.shape[0] != 3:
         raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")

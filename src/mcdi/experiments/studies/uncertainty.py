@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mcdi.errors import McdiError
@@ -93,7 +93,7 @@ def _answers(
 
 
 def disjoint_tasks(context: Context) -> Tensor:
-    """For every test task another that shares no class with it, the next one going round: (B,).
+    """For every test task another that shares no class with it, the next one in cyclic order: (B,).
 
     Raises McdiError for tasks without classes, and where a task shares a class with every other.
     """

@@ -30,14 +30,9 @@ from mcdi.utils.workers import Progress, work_through
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of a method.
-
-    Args:
-        factors: its first columns in the table.
-        method: its name.
-        settings, preparation, family: laid over the recipe's; of the family only what leaves images and features as they are.
-        every_seed: measured with every seed of the recipe, though its training draws nothing and happens once.
-    """
+    """One variant of a method: `factors` are its first columns in the table; settings, preparation and family lie over the
+    recipe's, of the family only what leaves images and features as they are. every_seed: measured with every seed of the
+    recipe, though its training draws nothing and happens once."""
 
     factors: Mapping[str, Any]
     method: str
@@ -162,14 +157,8 @@ def _result_path(context: Context, study: str, variant: Variant, seed: int) -> P
 def run_variants(
     context: Context, study: str, variants: Sequence[Variant], measure: Measure, *, workers: int, progress: Progress
 ) -> list[tuple[int, list[Measured], dict[str, Any]]]:
-    """Train and measure every variant with its seeds; what is on disk already is not done again.
-
-    Returns:
-        [(seed, rows, provenance)].
-
-    Raises:
-        McdiError: no variants.
-    """
+    """Train and measure every variant with its seeds: [(seed, rows, provenance)]; what is on disk already is not done again.
+    Raises McdiError where there are no variants."""
     if not variants:
         raise McdiError(f"study {study!r} has nothing to measure on this recipe: choose another recipe")
     for store, preparation in {context.store(v): context.preparation(v) for v in variants}.items():
