@@ -1,4 +1,4 @@
-"""Tasks embedded by another network than the backbone: does the condition read that one alone, and every head the other?"""
+"""Tasks embedded by another network than the backbone: the condition reads that one only, heads read the backbone."""
 
 import json
 import shutil
@@ -84,8 +84,8 @@ class TestHead:
 
     @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "adam"])
     def test_methods_without_a_condition_do_not_know_of_it(self, name):
-        bank = noise(5, 24, F + E)
-        told = {n: {"test": b, "val": b, "train": b} for n, b in (("both", bank), ("own", bank[..., :F].contiguous()))}
+        data = noise(5, 24, F + E)
+        told = {n: {"test": b, "val": b, "train": b} for n, b in (("both", data), ("own", data[..., :F].contiguous()))}
         answers = []
         for n, net in (("both", LinearHead(F, 3, embedding=E)), ("own", LinearHead(F, 3))):
             family = FewShot("x", net, told[n], way=3, shots=(2,), queries=5)
@@ -95,11 +95,11 @@ class TestHead:
         torch.testing.assert_close(*answers)
 
     def test_centred_tasks_are_so_in_both_and_heads_are_moved_in_one(self):
-        bank = {"test": noise(5, 24, F + E) + 3}
+        data = {"test": noise(5, 24, F + E) + 3}
         net, other = LinearHead(F, 3, embedding=E, centred=True), LinearHead(E, 3, centred=True)
-        batch = FewShot("x", net, bank, way=3, shots=(2,), queries=5).sample("test", range(4))
-        alone = {"test": bank["test"][..., F:]}
-        seen = FewShot("x", other, alone, way=3, shots=(2,), queries=5).sample("test", range(4))
+        batch = FewShot("x", net, data, way=3, shots=(2,), queries=5).sample("test", range(4))
+        apart = {"test": data["test"][..., F:]}
+        seen = FewShot("x", other, apart, way=3, shots=(2,), queries=5).sample("test", range(4))
         torch.testing.assert_close(net.condition(batch.support, 3), other.condition(seen.support, 3))
         weights, centre = noise(4, 3, F + 1), noise(4, 1, F + E, seed=1)
         moved = net.uncentre(weights, centre)
@@ -145,7 +145,7 @@ class TestNetworks:
             other.load_state_dict(one.state_dict())
             x = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
             assert one.embedding is not None and one.shape == (3, 16, 16)
-            torch.testing.assert_close(other(x), torch.cat([one.own(x), one.embedding(x)], -1))
+            torch.testing.assert_close(other(x), torch.cat([one.backbone_features(x), one.embedding(x)], -1))
 
     def test_drawings_are_shown_in_three_equal_colours(self, clip):
         both = Embedder(Conv4(), 16, Embedder(fetch(f"hf:{clip}"), 16))

@@ -264,8 +264,8 @@ def test_a_run(tmp_path, network):
     for name in methods:
         result = json.loads((tmp_path / "run" / "results" / f"{name}-0.json").read_text())
         assert 0 <= result["shots"]["1"]["mean"] <= 1
-    banks = load_file(tmp_path / "run" / "features.safetensors")
-    assert banks["test"].shape[-1] == {"film-head": 64, "conv-net": 196 + 64}[network]
+    features = load_file(tmp_path / "run" / "features.safetensors")
+    assert features["test"].shape[-1] == {"film-head": 64, "conv-net": 196 + 64}[network]
     generator = package.load(tmp_path / "run" / "methods" / "mc-di-0")
     ways = (3, 5) if network == "film-head" else (3,)
     for way in ways:

@@ -1,4 +1,4 @@
-"""Heads that a support set itself gives: in the condition, and as what a generator starts from."""
+"""Closed-form heads: in the condition, and as the input of the prior."""
 
 import torch
 from tiny_models import PAIR, lora

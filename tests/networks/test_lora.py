@@ -96,7 +96,7 @@ class TestNetwork:
         net = LoraClassifier(lora(models), 2)
         states = net.read(PAIR)
         y = torch.tensor([[0, 1, 1]])
-        with pytest.raises(McdiError, match="no bank"):
+        with pytest.raises(McdiError, match="no feature bank"):
             net.forward(net.space.unpack(drawn(net, 1)), torch.tensor([[0, 1]]))
         net.set_feature_bank(states, torch.arange(3))
         numbers = torch.tensor([[2, 0, 1]])

@@ -1,4 +1,4 @@
-"""Backbones of other libraries: are they read as they were trained, kept with a run, and served from its folder?"""
+"""Pretrained backbones are read as they were trained, kept with a run, and served from its folder."""
 
 import json
 import sys

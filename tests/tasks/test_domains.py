@@ -1,4 +1,4 @@
-"""Are images of several domains read and split as they should be, and are tasks of one domain at a time?"""
+"""Images of several domains are read and split, and a task is of one domain."""
 
 import json
 import runpy
@@ -77,12 +77,12 @@ def as_npz(path: Path) -> Path:
 
 class TestReading:
     def test_one_domain_is_kept_for_the_test(self, tmp_path):
-        banks = domain_images(as_folders(tmp_path), "oil", size=8)
-        assert banks["test"].names == ("oil/c0", "oil/c1", "oil/c2") and banks["test"].images.shape == (3, 10, 3, 8, 8)
+        got = domain_images(as_folders(tmp_path), "oil", size=8)
+        assert got["test"].names == ("oil/c0", "oil/c1", "oil/c2") and got["test"].images.shape == (3, 10, 3, 8, 8)
         others = tuple(f"{s}/c{c}" for s in ("ink", "photo") for c in range(3))
-        assert banks["train"].names == banks["val"].names == others
-        assert banks["train"].images.shape[:2] == (6, 8) and banks["val"].images.shape[:2] == (6, 2)
-        seen, held = ({x.numpy().tobytes() for x in banks[s].images.flatten(0, 1)} for s in ("train", "val"))
+        assert got["train"].names == got["val"].names == others
+        assert got["train"].images.shape[:2] == (6, 8) and got["val"].images.shape[:2] == (6, 2)
+        seen, held = ({x.numpy().tobytes() for x in got[s].images.flatten(0, 1)} for s in ("train", "val"))
         assert not seen & held
 
     def test_both_layouts_give_the_same_banks(self, tmp_path):
@@ -92,17 +92,17 @@ class TestReading:
             assert one[split].names == other[split].names and torch.equal(one[split].images, other[split].images)
 
     def test_classes_with_few_images_are_left_out_of_their_domain(self, tmp_path):
-        banks = domain_images(as_folders(tmp_path), "ink", size=8, examples=9)
-        assert banks["test"].images.shape[1] == 9 and banks["val"].images.shape[1] == 2
-        assert banks["train"].names == ("oil/c1", "photo/c0", "photo/c2")  # four fifths of 10 are 8
-        assert banks["train"].domain_numbers() == [0, 1, 1]
+        got = domain_images(as_folders(tmp_path), "ink", size=8, examples=9)
+        assert got["test"].images.shape[1] == 9 and got["val"].images.shape[1] == 2
+        assert got["train"].names == ("oil/c1", "photo/c0", "photo/c2")  # four fifths of 10 are 8
+        assert got["train"].domain_numbers() == [0, 1, 1]
         assert domain_images(tmp_path, "ink", size=8, limit=2)["test"].names == ("ink/c0", "ink/c1")
 
     def test_a_backbone_tells_the_classes_of_all_domains_together(self, tmp_path):
-        bank = domain_images(as_folders(tmp_path), "oil", size=8)["train"]
-        merged = bank.across_domains()
+        one = domain_images(as_folders(tmp_path), "oil", size=8)["train"]
+        merged = one.across_domains()
         assert merged.names == ("c0", "c1", "c2") and merged.images.shape[:2] == (3, 16)
-        assert torch.equal(merged.images[1], torch.cat([bank.images[1], bank.images[4]]))
+        assert torch.equal(merged.images[1], torch.cat([one.images[1], one.images[4]]))
         with pytest.raises(McdiError, match="fewer than two classes are in every training domain"):
             domain_images(tmp_path, "ink", size=8, examples=9)["train"].across_domains()
 
@@ -138,8 +138,8 @@ class TestGroups:
     BANK = torch.arange(7.0)[:, None, None].expand(-1, 9, 4)
 
     def family(self, groups=(0, 0, 0, 1, 1, 1, 1), way=2):
-        banks = {s: self.BANK for s in ("train", "val", "test")}
-        return FewShot("groups", LinearHead(4, way), banks, way=way, shots=(1,), queries=3, groups={"train": groups})
+        got = {s: self.BANK for s in ("train", "val", "test")}
+        return FewShot("groups", LinearHead(4, way), got, way=way, shots=(1,), queries=3, groups={"train": groups})
 
     def test_the_classes_of_a_task_are_of_one_group(self):
         found = self.family().classes("train", range(400))
@@ -188,8 +188,8 @@ class TestRun:
 
 def domain_of(path: Path, domain: str, name: str) -> torch.Tensor:
     """Every pixel of one class in one domain, its values in order: images come in another order in every domain."""
-    bank = domain_images(path, domain, size=32)["test"]
-    return bank.images[bank.names.index(f"{domain}/{name}")].float().flatten(1).sort(0).values
+    one = domain_images(path, domain, size=32)["test"]
+    return one.images[one.names.index(f"{domain}/{name}")].float().flatten(1).sort(0).values
 
 
 def test_domains_out_of_one_collection_of_photos(tmp_path, monkeypatch, capsys):
@@ -198,10 +198,10 @@ def test_domains_out_of_one_collection_of_photos(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["styled_domains.py", str(photos), str(out), "--classes", "3", "--examples", "3"])
     runpy.run_path(str(script), run_name="__main__")
     assert "45 images of 3 classes in 5 styles" in capsys.readouterr().out
-    banks = domain_images(out, "lines", size=32, examples=2)
-    assert {n.partition("/")[0] for n in banks["train"].names} == {"photo", "negative", "mosaic", "faded"}
-    of = {n: images for n, images in zip(banks["train"].names, banks["train"].images, strict=True)}
+    got = domain_images(out, "lines", size=32, examples=2)
+    assert {n.partition("/")[0] for n in got["train"].names} == {"photo", "negative", "mosaic", "faded"}
+    of = {n: images for n, images in zip(got["train"].names, got["train"].images, strict=True)}
     name = next(n for n in of if n.startswith("photo/")).removeprefix("photo/")
     assert len(of) == 12 and bool((domain_of(out, "negative", name) == 255 - domain_of(out, "photo", name).flip(0)).all())
-    lines = banks["test"].pixels.float()
+    lines = got["test"].pixels.float()
     assert torch.equal(lines[:, :, 0], lines[:, :, 1]) and float(lines.median()) > 128  # ink on white paper

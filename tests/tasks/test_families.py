@@ -21,8 +21,8 @@ from mcdi.utils.random import uniform
 def few(way=3, shots=(1, 4), queries=5, network=None):
     """Every example is its own number: split * 10000 + class * 100 + example, so that tasks can be read off."""
     number = torch.arange(10)[:, None] * 100 + torch.arange(12)
-    banks = {s: (number + 10000 * n)[..., None].expand(-1, -1, 4).float() for n, s in enumerate(SPLITS)}
-    return FewShot("numbers", network or LinearHead(4, way), banks, way=way, shots=shots, queries=queries)
+    splits = {s: (number + 10000 * n)[..., None].expand(-1, -1, 4).float() for n, s in enumerate(SPLITS)}
+    return FewShot("numbers", network or LinearHead(4, way), splits, way=way, shots=shots, queries=queries)
 
 
 @pytest.fixture(params=["sines", "few"])

@@ -1,4 +1,4 @@
-"""Are the drawn characters of every split new, different, whole, and the same for the same seed?"""
+"""Drawn characters of every split are new, different, whole, and the same for the same seed."""
 
 from itertools import combinations
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_counts_and_scripts_of_the_splits(every: dict[str, ClassImages]) -> None
 
 
 def test_characters_that_look_alike_in_two_scripts_are_kept_once_and_in_training(every: dict[str, ClassImages]) -> None:
-    names = {name for bank in every.values() for name in bank.names}
+    names = {name for one in every.values() for name in one.names}
     for kept, *dropped in (
         ("LATIN/U+0041", "GREEK/U+0391", "CYRILLIC/U+0410", "LATIN/U+1D00"),  # A, Alpha, Cyrillic A, small capital A
         ("LATIN/U+004F", "LATIN/U+006F", "GREEK/U+03BF", "CYRILLIC/U+041E", "HEBREW/U+05E1"),  # O, o, omicron, O, samekh
@@ -45,8 +45,8 @@ def test_characters_that_look_alike_in_two_scripts_are_kept_once_and_in_training
 
 
 def test_every_drawing_is_ink_on_paper_within_the_margin(few: dict[str, ClassImages], every: dict[str, ClassImages]) -> None:
-    for bank in (*few.values(), *every.values()):
-        ink = bank.images.float() / 255
+    for one in (*few.values(), *every.values()):
+        ink = one.images.float() / 255
         assert ink.amax((2, 3)).min() > 0.4  # none is blank
         share = ink.mean((2, 3))
         assert share.min() > 0.005
@@ -57,8 +57,8 @@ def test_every_drawing_is_ink_on_paper_within_the_margin(few: dict[str, ClassIma
 
 
 def test_classes_differ_and_so_do_the_drawings_of_one(few: dict[str, ClassImages]) -> None:
-    for bank in few.values():
-        flat = bank.images.float().flatten(2)
+    for one in few.values():
+        flat = one.images.float().flatten(2)
         assert flat.shape[:2] == (30, 20)
         assert len(torch.unique(flat.flatten(0, 1), dim=0)) == 30 * 20
         means = flat.mean(1)
@@ -76,27 +76,27 @@ def test_same_seed_same_drawings_with_any_number_of_threads(few: dict[str, Class
     finally:
         torch.set_num_threads(threads)
     other = glyph_images(1, limit=30)
-    for split, bank in few.items():
-        assert bank.names == again[split].names == other[split].names
-        assert torch.equal(bank.images, again[split].images)
-        assert (bank.images != other[split].images).flatten(2).any(2).all()  # every drawing is another
+    for split, one in few.items():
+        assert one.names == again[split].names == other[split].names
+        assert torch.equal(one.images, again[split].images)
+        assert (one.images != other[split].images).flatten(2).any(2).all()  # every drawing is another
 
 
 def test_limit_takes_classes_of_several_scripts_without_redrawing_them(few: dict[str, ClassImages]) -> None:
-    for split, bank in glyph_images(0, limit=15).items():
-        assert len(bank.names) == 15
-        assert len(bank.alphabets) > 1
+    for split, one in glyph_images(0, limit=15).items():
+        assert len(one.names) == 15
+        assert len(one.alphabets) > 1
         more = few[split]
-        shared = set(bank.names) & set(more.names)
+        shared = set(one.names) & set(more.names)
         assert shared
         for name in shared:
-            assert torch.equal(bank.images[bank.names.index(name)], more.images[more.names.index(name)])
+            assert torch.equal(one.images[one.names.index(name)], more.images[more.names.index(name)])
 
 
 def test_size_sets_the_side_and_the_pen_follows_it(few: dict[str, ClassImages]) -> None:
     for split, large in glyph_images(0, limit=30, examples=3, size=40).items():
         assert large.images.shape == (30, 3, 40, 40)
-        shares = [float(bank.images.float().mean()) for bank in (few[split], large)]
+        shares = [float(one.images.float().mean()) for one in (few[split], large)]
         assert shares[0] == pytest.approx(shares[1], rel=0.15)
 
 

@@ -1,4 +1,4 @@
-"""The pairs that all tasks begin with: episodes of training sets move them."""
+"""LoRA pre-training: episodes of training sets move the pairs of theta_0."""
 
 import pickle
 

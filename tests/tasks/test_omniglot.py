@@ -1,4 +1,4 @@
-"""Is Omniglot read as its authors split it, and is every broken copy of it refused with the file's name and the cure?"""
+"""Omniglot is read as its authors split it; a broken copy is refused with the file's name and the cure."""
 
 import hashlib
 import io
@@ -65,43 +65,43 @@ def real() -> dict[str, ClassImages]:
 
 
 def test_real_counts(real: dict[str, ClassImages]) -> None:
-    assert {split: tuple(bank.images.shape) for split, bank in real.items()} == {
+    assert {split: tuple(one.images.shape) for split, one in real.items()} == {
         "train": (786, 20, 28, 28),
         "val": (178, 20, 28, 28),
         "test": (659, 20, 28, 28),
     }
-    assert [len(bank.alphabets) for bank in real.values()] == [25, 5, 20]
+    assert [len(one.alphabets) for one in real.values()] == [25, 5, 20]
     assert real["val"].alphabets[2] == "Greek"
     assert "Tengwar" in real["test"].alphabets
     assert real["train"].names[0] == "Alphabet_of_the_Magi/character01"
 
 
 def test_real_drawings_are_ink_on_paper(real: dict[str, ClassImages]) -> None:
-    for bank in real.values():
-        ink = bank.images.float() / 255
+    for one in real.values():
+        ink = one.images.float() / 255
         assert (ink.amax((2, 3)) > 0.5).all()
         assert 0.05 < ink.mean() < 0.12
-    everything = torch.cat([bank.images[:, 0] for bank in real.values()]).flatten(1)
+    everything = torch.cat([one.images[:, 0] for one in real.values()]).flatten(1)
     assert len(torch.unique(everything, dim=0)) == len(everything)
 
 
 def test_real_characters(real: dict[str, ClassImages]) -> None:
-    banks = omniglot_images(REAL, split="characters")
-    assert {split: len(bank.names) for split, bank in banks.items()} == {"train": 1203, "val": 100, "test": 320}
-    names = [name for bank in banks.values() for name in bank.names]
-    assert sorted(names) == sorted(name for bank in real.values() for name in bank.names)  # disjoint, and all there are
-    assert len(banks["train"].alphabets) == 50  # alphabets are shared
-    drawings = {name: bank.images[i] for bank in real.values() for i, name in enumerate(bank.names)}
-    for bank in banks.values():
-        assert all(torch.equal(bank.images[i], drawings[name]) for i, name in enumerate(bank.names))
+    got = omniglot_images(REAL, split="characters")
+    assert {split: len(one.names) for split, one in got.items()} == {"train": 1203, "val": 100, "test": 320}
+    names = [name for one in got.values() for name in one.names]
+    assert sorted(names) == sorted(name for one in real.values() for name in one.names)  # disjoint, and all there are
+    assert len(got["train"].alphabets) == 50  # alphabets are shared
+    drawings = {name: one.images[i] for one in real.values() for i, name in enumerate(one.names)}
+    for one in got.values():
+        assert all(torch.equal(one.images[i], drawings[name]) for i, name in enumerate(one.names))
 
 
 def test_splits_by_the_places_of_the_sorted_alphabets(official: Path) -> None:
-    banks = omniglot_images(str(official), size=35)
-    assert banks["val"].alphabets == ("A4", "B3", "C2", "D1", "E0")
-    assert len(banks["train"].alphabets) == 25
-    assert set(banks["train"].alphabets).isdisjoint(banks["val"].alphabets)
-    assert banks["test"].names[:2] == ("A0/character01", "A1/character01")
+    got = omniglot_images(str(official), size=35)
+    assert got["val"].alphabets == ("A4", "B3", "C2", "D1", "E0")
+    assert len(got["train"].alphabets) == 25
+    assert set(got["train"].alphabets).isdisjoint(got["val"].alphabets)
+    assert got["test"].names[:2] == ("A0/character01", "A1/character01")
 
 
 def test_ink_is_255_and_drawers_are_in_order(official: Path) -> None:

@@ -1,4 +1,4 @@
-"""Are colour images read as they lie in the three layouts, are broken ones refused, and does a run on them serve photos?"""
+"""Colour images are read in all layouts, broken ones are refused, and a run on them takes photos."""
 
 import csv
 import io
@@ -99,10 +99,10 @@ def packed() -> dict[str, np.ndarray]:
 
 class TestLayouts:
     def test_a_bank_is_as_long_as_its_shortest_class(self, tmp_path):
-        banks = natural_images(as_folders(tmp_path, images()), size=8)
+        got = natural_images(as_folders(tmp_path, images()), size=8)
         shapes = {"train": (3, 3, 3, 8, 8), "val": (2, 2, 3, 8, 8), "test": (2, 2, 3, 8, 8)}
-        assert {split: tuple(bank.images.shape) for split, bank in banks.items()} == shapes
-        assert banks["train"].names == ("train-0", "train-1", "train-2") and banks["train"].images.dtype == torch.uint8
+        assert {split: tuple(one.images.shape) for split, one in got.items()} == shapes
+        assert got["train"].names == ("train-0", "train-1", "train-2") and got["train"].images.dtype == torch.uint8
 
     def test_folders_of_photos(self, tmp_path):
         as_folders(tmp_path, images())
@@ -126,23 +126,23 @@ class TestLayouts:
         names = {"train": range(16), "val": range(16, 20), "test": range(20, 25)}
         splits = {split: {f"{c:02}": [photo(2 * c + n) for n in range(2)] for c in of} for split, of in names.items()}
         np.savez(tmp_path / "a.npz", **arrays({n: data for classes in splits.values() for n, data in classes.items()}))
-        banks = [
+        got = [
             natural_images(path, size=9)
             for path in (as_folders(tmp_path / "f", splits), as_csv(tmp_path / "c", splits), tmp_path / "a.npz")
         ]
-        for other in banks[1:]:
+        for other in got[1:]:
             for split in SPLITS:
-                assert other[split].names == banks[0][split].names
-                assert torch.equal(other[split].images, banks[0][split].images)
+                assert other[split].names == got[0][split].names
+                assert torch.equal(other[split].images, got[0][split].images)
 
     def test_an_npz_is_split_by_the_order_of_its_classes(self, packed, tmp_path):
         np.savez(tmp_path / "a.npz", **packed)
-        banks = natural_images(tmp_path / "a.npz", size=4)
+        got = natural_images(tmp_path / "a.npz", size=4)
         order = packed["classes"].tolist()
         parts = {"train": order[:16], "val": order[16:20], "test": order[20:]}
-        assert {split: bank.names for split, bank in banks.items()} == {s: tuple(sorted(n)) for s, n in parts.items()}
+        assert {split: one.names for split, one in got.items()} == {s: tuple(sorted(n)) for s, n in parts.items()}
         first = read_image(memoryview(photo(10, 9, 8)), (3, 4, 4), "")  # of the class in place 5, "20"
-        assert torch.equal(banks["train"].images[banks["train"].names.index("20"), 0], first)
+        assert torch.equal(got["train"].images[got["train"].names.index("20"), 0], first)
 
     def test_labels_need_no_order(self, packed, tmp_path):
         np.savez(tmp_path / "a.npz", **packed)
@@ -262,8 +262,8 @@ class TestRun:
     def test_results(self, place):
         result = json.loads((place / "run" / "results" / "mc-di-0.json").read_text())
         assert result["family"] == "natural" and result["latency_ms"]["embed"] > 0
-        banks = load_file(place / "run" / "features.safetensors")
-        assert banks["train"].shape == (5, 6, 128) and banks["test"].shape == (3, 3, 128)
+        got = load_file(place / "run" / "features.safetensors")
+        assert got["train"].shape == (5, 6, 128) and got["test"].shape == (3, 3, 128)
 
     def test_the_saved_generator_reads_photos(self, place, capsys, tmp_path):
         model, data = place / "run" / "methods" / "mc-di-0", place / "data" / "test"

@@ -1,4 +1,4 @@
-"""Other data sets as they are published, and heads for them from a run that never saw them."""
+"""Other data sets as they are published, and heads for them from a run on other data."""
 
 import csv
 from pathlib import Path
@@ -83,11 +83,11 @@ class TestLayouts:
     def test_every_image_is_found_upright(self, tmp_path, write, side):
         x = pictures(side)
         write(tmp_path, x)
-        bank = public_images(tmp_path, size=side)
-        assert bank.names == NAMES and bank.images.shape == (2, 4, 3, side, side)
+        got = public_images(tmp_path, size=side)
+        assert got.names == NAMES and got.images.shape == (2, 4, 3, side, side)
         want = torch.from_numpy(x).permute(0, 1, 4, 2, 3)
         for c in range(2):
-            assert {i.numpy().tobytes() for i in bank.images[c]} == {i.contiguous().numpy().tobytes() for i in want[c]}
+            assert {i.numpy().tobytes() for i in got.images[c]} == {i.contiguous().numpy().tobytes() for i in want[c]}
         assert public_images(tmp_path, size=8, examples=3).images.shape == (2, 3, 3, 8, 8)
 
     def test_npz_of_pixels_grey_or_coloured_and_of_files(self, tmp_path):

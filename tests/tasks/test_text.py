@@ -176,7 +176,7 @@ class TestTasks:
         sets = phrase_sets(0, 600)
         chosen = {c.name: c for c in choose(sets, settings, 2, 0)}
         made, source = chosen["words topic"], {t[0] for t in sets["topic"]["train"].texts}
-        assert made.split == "train" and len(made.texts) == 12 * len(set(made.labels)) and not any(made.held)
+        assert made.split == "train" and len(made.texts) == 12 * len(set(made.labels)) and not any(made.held_out)
         words = []
         for c in sorted(set(made.labels)):
             mine = [text[0] for text, label in zip(made.texts, made.labels, strict=True) if label == c]
@@ -184,13 +184,13 @@ class TestTasks:
             assert len(mine) == len(set(mine)) == 12 and len(fitting) == 1
             words += fitting
         assert len(set(words)) == len(words) >= 2
-        assert not any(c.apart for n, c in chosen.items() if not n.startswith("words "))
+        assert not any(c.separate_classes for n, c in chosen.items() if not n.startswith("words "))
         many = next(c for c in choose(sets, TextSettings(words=40, examples=5), 2, 0) if c.name == "words topic")
         assert len(set(many.texts)) == len(many.texts)  # two words of two texts may leave the same
         assert "words topic" not in {c.name for c in choose(sets, settings, 6, 0)}  # five words are too few
         assert not [c for c in choose(sets, TextSettings(words=0, examples=12), 2, 0) if c.name.startswith("words ")]
         family = tasks(sets=TextSettings(words=5, examples=4), shots=(2,), queries=2, examples=4)
-        seeds = [n for n in range(40) if family.pools["train"][n % len(family.pools["train"])].apart]
+        seeds = [n for n in range(40) if family.pools["train"][n % len(family.pools["train"])].separate_classes]
         assert seeds and all(len(g) == 1 for n in seeds for g in family._task("train", n).groups)
 
     def test_sets_come_again_within_templates_that_name_their_labels(self):
@@ -207,7 +207,7 @@ class TestTasks:
             fronts = []
             for t in ("1.1", "1.2", "2.1"):
                 one = made[f"template {t} {name}"]
-                assert (one.labels, one.split, one.held) == (plain[name].labels, "train", plain[name].held)
+                assert (one.labels, one.split, one.held_out) == (plain[name].labels, "train", plain[name].held_out)
                 for text, was in zip(one.texts, plain[name].texts, strict=True):
                     front, _, rest = text[0].partition("? ") if t != "2.1" else ("", "", text[0])
                     assert rest == (was[0] if t != "2.1" else f"Someone wrote {was[0]} {{braces}}") and text[1:] == was[1:]
@@ -218,7 +218,7 @@ class TestTasks:
 
     def test_templates_that_do_not_fit(self):
         sets = phrase_sets(0, 60)
-        with pytest.raises(McdiError, match=r"'{words}\?' has no place for a text: write {text}"):
+        with pytest.raises(McdiError, match=r"'{words}\?' has no placeholder for a text: write {text}"):
             TextSettings(templates=("{words}?",))
         with pytest.raises(McdiError, match="label_words of topic must be 6 words, of .*: not \\['a'\\]"):
             choose(sets, TextSettings(templates=("{text}",), label_words={"topic": ["a"]}), 2, 0)
@@ -255,7 +255,7 @@ class TestTasks:
 
     def test_held_rows_are_queries_alone(self):
         held = torch.arange(40) >= 20
-        pool = Pool("p", torch.arange(40), torch.arange(40) % 2, torch.randn(40, 3), held, whole=True)
+        pool = Pool("p", torch.arange(40), torch.arange(40) % 2, torch.randn(40, 3), held, whole_set=True)
         family = TextTasks(Net(), {"test": [pool]}, way=2, shots=(4,), queries=6, examples=12)
         batch = family.sample("test", range(5))
         assert bool((batch.support.x < 20).all()) and bool((batch.query.x >= 20).all())

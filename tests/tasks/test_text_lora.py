@@ -1,4 +1,4 @@
-"""Generated adapters from end to end: the start, the prior, the run, the study and the command."""
+"""Generated adapters from end to end: pre-training, the prior, the run, the study and the command."""
 
 import csv
 import shutil

@@ -1,7 +1,7 @@
-"""How is one module run with the weights of N tasks? Parameters and buffers of all tasks are stacked, {name: (N, *shape)}.
+"""One module with the weights of N tasks: parameters and buffers of all tasks are stacked, {name: (N, *shape)}.
 
-Training has three traps, settled here: what is frozen must behave as in evaluation, running statistics belong to a task,
-and the masks of dropout must not depend on which other tasks happen to be in the batch.
+Training differs from that of one network: frozen parts behave as in evaluation, running statistics belong to a task, and
+dropout masks do not depend on the other tasks of the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +23,18 @@ DROPOUTS = {
 
 
 def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-    """`module` with each task's own weights: {name: (N, *shape)}, (N, S, ...) -> (N, S, ...).
+    """Run `module` with each task's own weights; running statistics in `state` are updated in place in training mode.
 
-    What `state` does not name is the module's own and shared. keys: (N,) int64, decides each task's dropout masks; None
-    where nothing is drawn. In training mode running statistics in `state` are updated in place.
-    Raises McdiError when the module draws random numbers otherwise than by dropout.
+    Args:
+        state: {name: (N, *shape)}; what it does not name is the module's own, shared by all tasks.
+        x: (N, S, ...).
+        keys: (N,) int64, which decide each task's dropout masks; None where nothing is drawn.
+
+    Returns:
+        (N, S, ...).
+
+    Raises:
+        McdiError: the module draws random numbers otherwise than by dropout.
     """
     names = list(state)
 
@@ -53,7 +60,7 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
 
 
 def one_by_one(state: State, x: Tensor) -> bool:
-    """On a CPU convolutions run a task at a time: N of them at once are a grouped convolution, slower than N plain ones."""
+    """Whether tasks run one at a time: on a CPU the grouped convolution that vmap makes is slower than N plain ones."""
     return x.device.type == "cpu" and any(p.ndim >= 4 for p in state.values())
 
 
@@ -71,7 +78,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 class SeededDropout(TorchFunctionMode):
-    """Dropout whose masks are decided by a task's key, the number of the call, and the place in the tensor."""
+    """Dropout whose masks are a function of a task's key, the number of the call, and the position in the tensor."""
 
     def __init__(self, key: Tensor) -> None:
         super().__init__()
@@ -91,14 +98,14 @@ class SeededDropout(TorchFunctionMode):
         if not training or not p:
             return input
         self.calls += 1
-        place = torch.arange(input.numel(), device=input.device).reshape(input.shape)
-        keep = _uniform(self.key + self.calls, place) >= p
+        position = torch.arange(input.numel(), device=input.device).reshape(input.shape)
+        keep = _uniform(self.key + self.calls, position) >= p
         return torch.where(keep, input / (1 - p), torch.zeros_like(input)) if p < 1 else input * 0
 
 
-def _uniform(key: Tensor, place: Tensor) -> Tensor:
-    """Numbers in [0, 1) decided by (key, place): SplitMix64 in int64, whose products wrap."""
-    z = _mix(_mix(key * -7046029254386353131) + (place + 1) * -7046029254386353131)
+def _uniform(key: Tensor, position: Tensor) -> Tensor:
+    """Numbers in [0, 1) decided by (key, position): SplitMix64 in int64, whose products wrap."""
+    z = _mix(_mix(key * -7046029254386353131) + (position + 1) * -7046029254386353131)
     return (z >> 40 & 0xFFFFFF).float() / 2**24
 
 
@@ -121,9 +128,9 @@ def _same_modes_after(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training(module: nn.Module, chosen: Sequence[str]) -> Iterator[None]:
-    """Training mode for what is trained: parts that own tensors, none of them `chosen`, stay in evaluation mode.
+    """Training mode for a while; parts with tensors, none of them in `chosen`, stay in evaluation mode.
 
-    So frozen batch norms keep their statistics and frozen blocks do not drop; a dropout layer on its own is active.
+    Frozen batch norms keep their statistics and frozen blocks drop nothing; a dropout layer by itself is active.
     """
     shared = {n: b.clone() for n, b in module.named_buffers() if n not in chosen}  # such as num_batches_tracked
     with _same_modes_after(module):
@@ -152,14 +159,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def draws(module: nn.Module) -> bool:
-    """Does `module` drop anything in its present mode?"""
+    """Whether `module` drops anything in its present mode."""
     return any(m.training and getattr(m, "p", 0) for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
 
 
 def split_frozen(module: nn.Module, chosen: Sequence[str]) -> tuple[nn.Module | None, nn.Module]:
-    """The leading layers of a Sequential that hold nothing `chosen` and draw nothing, and the rest under its own names.
+    """The leading layers of a Sequential without `chosen` tensors and dropout, and the rest under its own names.
 
-    The first can be computed once for every example; None where there are none. Other modules are not taken apart.
+    The first can be computed once for every example; None where there are none. Other modules are not split.
     """
     if not isinstance(module, nn.Sequential):
         return None, module

@@ -162,16 +162,15 @@ class Head(Network):
         return torch.cat([rows, rest.expand(rows.shape[0], -1, -1)], 1)
 
     def blend_with_ridge(self, weights: Tensor, support: Examples, mask: Tensor, mixing_weight: float | Tensor) -> Tensor:
-        """Weights (B, n, U, D) whose rows are a blend of the generated ones and the least-squares classifier's.
+        """Weights (B, n, U, D) whose rows are blended with those of the least-squares classifier, see support.blend_heads.
 
-        mixing_weight: weight of the generated rows, one number or (B,); 1 blends nothing. See support.blend_heads.
+        mixing_weight: of the generated rows, one number or (B,); 1 blends nothing.
         """
-        if isinstance(mixing_weight, Tensor):
-            mixing_weight = mixing_weight[:, None, None, None]
+        part = mixing_weight[:, None, None, None] if isinstance(mixing_weight, Tensor) else mixing_weight
         way = self.classes(weights.shape[-2])
         rows, rest = weights.split([way, weights.shape[-2] - way], -2)
         heads = self.closed_form(support, way)[:, None]
-        return torch.cat([blend_heads(rows, heads, mask[:, None, :way], mixing_weight, self.features), rest], -2)
+        return torch.cat([blend_heads(rows, heads, mask[:, None, :way], part, self.features), rest], -2)
 
     def _masked(self, out: Tensor, mask: Tensor) -> Tensor:
         return out.masked_fill(~mask[:, None, : out.shape[-1]], float("-inf"))
@@ -185,12 +184,8 @@ def as_head(net: Network, need: str) -> Head:
 
 
 def blend_with_ridge(net: Network, weights: Tensor, support: Examples, mask: Tensor, mixing_weight: float | Tensor) -> Tensor:
-    """`Head.blend_with_ridge`; mixing_weight = 1 leaves weights of any network as they are.
-
-    Raises:
-        McdiError: another mixing weight for a network that is no head.
-    """
-    if isinstance(mixing_weight, float | int) and mixing_weight == 1:
+    """`Head.blend_with_ridge`; 1 leaves weights of any network as they are. Raises McdiError for less of what is no head."""
+    if not isinstance(mixing_weight, Tensor) and mixing_weight == 1:
         return weights
     head = as_head(net, "nothing to blend with ridge regression, set mixing_weight = 1")
     return head.blend_with_ridge(weights, support, mask, mixing_weight)

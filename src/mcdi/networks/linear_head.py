@@ -60,7 +60,7 @@ class LinearHead(Head):
         return NetworkTraits(cls.kind, True, heads, rows_only=True, embedding=embedding, equal_lengths=not centred)
 
     def embed_query(self, x: Tensor) -> Tensor:
-        return self.embed(x) if self.embedder is None or not self.embedding_size else self.embedder.own(x)
+        return self.embed(x) if self.embedder is None or not self.embedding_size else self.embedder.backbone_features(x)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         return linear(state, x[..., : self.features])

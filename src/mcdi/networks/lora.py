@@ -124,22 +124,22 @@ class LoraClassifier(Head):
         self.spread = (pooled - self.centre).square().mean((0, 2))[:, None].sqrt()
 
     def inputs(self, x: Tensor) -> Tensor:
-        """`states`; of numbers only what is pooled of them where rows alone are generated: no layer is run for those."""
+        """`states`; of indices only the pooled rows where no pairs are generated: no layer is run for those."""
         if self.space.extra or x.is_floating_point():
             return self.states(x)
         return self._kept(x, slice(POOLED))
 
     def states(self, x: Tensor) -> Tensor:
-        """What the tail reads, of numbers too; states of the bank are cut to the longest text among them."""
+        """What the tail reads, of states or indices; states of the bank are cut to the longest text among them."""
         if x.is_floating_point():
             return x.float()
         lengths = self._kept(x, slice(POOLED, None), slice(-1, None)).sum((-1, -2))
         return self._kept(x, slice(POOLED + int(lengths.max())))
 
     def _kept(self, x: Tensor, rows: slice, columns: slice = slice(None)) -> Tensor:
-        """Some rows and columns of numbers' states, from wherever the bank lies to where the numbers are."""
+        """Some rows and columns of the states with these indices, on the device of the indices."""
         if self.feature_bank is None:
-            raise McdiError("examples are numbers of texts, and this network holds no bank of texts: give it states")
+            raise McdiError("examples are indices of texts, and this network has no feature bank: give it states")
         return self.feature_bank[x.to(self.feature_bank.device), rows, columns].to(x.device).float()
 
     def pooled(self, x: Tensor) -> Tensor:

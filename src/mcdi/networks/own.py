@@ -16,25 +16,29 @@ from mcdi.types import Examples
 from mcdi.weights import Unit
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs (S, ...) and y (S, ...) of one task -> ()
-
-
 Describe = Callable[[Tensor, Tensor], Tensor]  # support sets of B tasks, x (B, S, ...) and y (B, S, ...) -> (B, C)
-
-
 PROBES = 32  # inputs at which a support set is described
-
-
 NOISE = 0.1  # of y in its standard deviations, that the description allows for
 
 
 @register_network("own")
 class OwnNetwork(Network):
-    """A module of the user's, copied: theta_0 is what it holds, the condition is what a support set says at fixed `probes`.
+    """A copy of the user's module; theta_0 is its weights, the condition is an estimate of y at fixed probe inputs.
 
-    These are inputs of training tasks. The kernel ridge estimate of y there (of the share of every class), and how many
-    examples lie near, need no gradient and know nothing of the module. They suit inputs of few numbers, on one scale; for
-    images or tokens `describe` takes their place. example, target: shapes of one x and one y. way: classes, or 1. squeeze: the
-    module answers (S, 1) where y is (S,). described: how many numbers `describe` gives.
+    Probes are inputs of training tasks. The condition there is the kernel ridge estimate of y (of the probability of every
+    class), and how many examples are near; it needs no gradient and does not depend on the module. It suits inputs of few
+    numbers on one scale; for images or tokens give `describe`.
+
+    Args:
+        module: the template.
+        example, target: shapes of one x and of one y.
+        way: classes, or 1.
+        regression: whether y are real numbers.
+        squeeze: the module answers (S, 1) where y is (S,).
+        described: how many numbers `describe` gives.
+        loss: of one task; the default is cross-entropy or the mean square.
+        describe: makes the condition in place of the probes: x (B, S, ...), y (B, S, ...) -> (B, C).
+        select, unit: which parameters are generated, see WeightSpace.
     """
 
     needs_module, exportable = True, False
@@ -58,9 +62,9 @@ class OwnNetwork(Network):
             raise McdiError("unit = 'row' is for heads of any number of classes: choose whole, layer or a chunk width")
         if (describe is None) != (described is None):
             raise McdiError(
-                "this generator is told of support sets by its own `probes`: leave describe out"
+                "this generator describes support sets at its own probe inputs: leave describe out"
                 if described is None
-                else "this generator is told of support sets by a function of yours: give it as `describe`"
+                else "this generator describes support sets by a function of yours: give it as `describe`"
             )
         super().__init__(copy.deepcopy(module), unit=unit, select=select, start="module")
         self.example_shape, self.target_shape = tuple(example), tuple(target)
@@ -86,13 +90,13 @@ class OwnNetwork(Network):
         self.scale = torch.stack([y.mean(), y.std().clamp(min=1e-6), width.clamp(min=1e-6)])
 
     def condition(self, support: Examples, units: int) -> Tensor:
-        found = self._estimate(support) if self.describe is None else self.describe(*support)
-        if found.shape != (len(support.y), self.condition_size):
+        condition = self._estimate(support) if self.describe is None else self.describe(*support)
+        if condition.shape != (len(support.y), self.condition_size):
             raise McdiError(
-                f"describe gave {tuple(found.shape)} for {len(support.y)} support sets, not "
+                f"describe gave {tuple(condition.shape)} for {len(support.y)} support sets, not "
                 f"{(len(support.y), self.condition_size)}: it must give as many numbers for support sets of every size"
             )
-        return found[:, None].expand(-1, units, -1)
+        return condition[:, None].expand(-1, units, -1)
 
     def _estimate(self, support: Examples) -> Tensor:
         x, (mean, std, width) = support.x.flatten(2), self.scale.to(support.x.device)

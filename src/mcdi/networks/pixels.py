@@ -17,8 +17,7 @@ from mcdi.weights import Unit
 
 
 class PixelNetwork(Network):
-    """Base of networks that read 14 x 14 pixels and of which ALL weights are generated; their condition is every class's frozen
-    feature.
+    """Base of networks on 14 x 14 pixels of which ALL weights are generated; the condition is every class's mean feature.
 
     An embedded image is its 196 pixels followed by the backbone's features: the network reads the pixels, the task
     embedding the features.

@@ -1,4 +1,4 @@
-"""What can be said of a set of labelled examples, whatever their order and number?"""
+"""Statistics of support sets, whatever the order and number of their examples: class means, ridge regression, checks."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -10,10 +10,21 @@ from mcdi.errors import McdiError
 def support_batch(
     x: Tensor, y: Tensor, *, way: int, any_way: bool, regression: bool, target: tuple[int, ...] = ()
 ) -> tuple[Tensor, Tensor, int, bool]:
-    """A user's support set, as batches x (B, S, ...), y (B, S), with its number of classes and whether it was one task alone.
+    """Check a user's support set, and give it a batch dimension where it has none.
 
-    any_way: whether weights can be made for other numbers of classes than `way`; regression: whether y are real numbers;
-    target: the shape of one y. Raises McdiError for labels that do not fit.
+    Args:
+        x: (S, ...) or (B, S, ...).
+        y: (S, *target) or (B, S, *target).
+        way: classes that the generator was trained for.
+        any_way: whether it makes weights for other numbers of classes too.
+        regression: whether y are real numbers.
+        target: shape of one y.
+
+    Returns:
+        x (B, S, ...), y (B, S, *target), the number of classes, and whether the batch dimension was added.
+
+    Raises:
+        McdiError: labels that do not fit x, the number of classes or the kind of task.
     """
     single = y.ndim == 1 + len(target)
     if single:
@@ -59,18 +70,23 @@ def prototype_rows(means: Tensor) -> Tensor:
 
 
 def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:
-    """The linear classifier that ridge regression of the one-hot labels finds: (B, S, F), (B, S) -> rows (B, way, F + 1).
+    """Ridge regression of the one-hot labels, in closed form in the S x S dual (R2-D2, 1805.08136).
 
-    Closed form in the S x S dual (R2-D2, 1805.08136). `ridge` is in units of a feature vector's mean square; the weights
-    are times F, which brings them to the features' scale, the bias comes last.
+    Args:
+        features: (B, S, F).
+        labels: (B, S).
+        ridge: in units of a feature vector's mean square.
+
+    Returns:
+        Rows (B, way, F + 1): weights times F, which brings them to the features' scale, then the bias.
     """
     member = members(labels, way).to(features.dtype)
-    centre, share = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
+    centre, frequency = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
     x, size = features - centre, features.shape[-1]
     gram = x @ x.transpose(1, 2) / size + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    # The ridge makes gram positive definite: there is no error to look for, which an export could not do.
-    weights = (x.transpose(1, 2) @ torch.linalg.solve_ex(gram, member - share).result).transpose(1, 2)
-    return torch.cat([weights, share.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
+    # The ridge makes gram positive definite: solve_ex checks nothing, which an export cannot do.
+    weights = (x.transpose(1, 2) @ torch.linalg.solve_ex(gram, member - frequency).result).transpose(1, 2)
+    return torch.cat([weights, frequency.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
 
 
 def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:
@@ -79,29 +95,28 @@ def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float 
     return torch.cat([rows[..., :-1] / features.shape[-1], rows[..., -1:]], -1)
 
 
-def blend_heads(rows: Tensor, towards: Tensor, mask: Tensor, mixing_weight: float | Tensor, size: int) -> Tensor:
-    """A head mixed with another, at its own scale.
+def blend_heads(rows: Tensor, others: Tensor, mask: Tensor, mixing_weight: float | Tensor, size: int) -> Tensor:
+    """A convex combination of a head and another one that is scaled to its norm.
 
-    What all rows have in common changes no probability: it is left out of the mix and of the scale.
+    What all rows have in common changes no probability: it is left as it is, and does not count for the norm.
 
     Args:
-        rows: (.., way, D), the head that sets the scale: the norm of the first `size` numbers of its rows, the weights.
-        towards: (.., way, D), the other.
+        rows, others: (.., way, D).
         mask: (.., way), which classes exist.
-        mixing_weight: of `rows`; a tensor has the shape (.., 1, 1).
-        size: weights of a row, in front of the bias.
+        mixing_weight: of `rows`, one number or (.., 1, 1); 1 leaves them as they are.
+        size: the first numbers of a row, its weights, whose norm counts.
 
     Returns:
         (.., way, D).
     """
-    exists = mask[..., None].to(rows.dtype)
+    present = mask[..., None].to(rows.dtype)
 
     def centred(head: Tensor) -> Tensor:
-        return (head - (head * exists).sum(-2, keepdim=True) / exists.sum(-2, keepdim=True)) * exists
+        return (head - (head * present).sum(-2, keepdim=True) / present.sum(-2, keepdim=True)) * present
 
-    own, other = centred(rows), centred(towards)
-    length, far = (head[..., :size].square().sum((-2, -1), keepdim=True).sqrt() for head in (own, other))
-    return rows + (1 - mixing_weight) * (other * (length / far.clamp(min=1e-12)) - own)
+    own, other = centred(rows), centred(others)
+    norm, other_norm = (head[..., :size].square().sum((-2, -1), keepdim=True).sqrt() for head in (own, other))
+    return rows + (1 - mixing_weight) * (other * (norm / other_norm.clamp(min=1e-12)) - own)
 
 
 def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,11 +127,14 @@ def spreads(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor,
     return means.mean(1), means.std(1, correction=0), (features - own).square().mean(1).sqrt()
 
 
-def append_unit_features(rows: Tensor, said: Tensor, extra: int) -> Tensor:
-    """The condition of rows (B, way, R) and of `extra` units that are none, of all of which `said` (B, C) holds:
-    -> (B, way + extra, R + C + 1 + extra). The two fill different places, and flags name the kind, so that one linear map is
-    one for each."""
-    blocks = torch.cat([F.pad(rows, (0, said.shape[-1])), F.pad(said, (rows.shape[-1], 0))[:, None].expand(-1, extra, -1)], 1)
+def append_unit_features(rows: Tensor, shared: Tensor, extra: int) -> Tensor:
+    """Conditions of classifier rows (B, way, R), and of `extra` shared units that all get `shared` (B, C).
+
+    -> (B, way + extra, R + C + 1 + extra). The two fill different columns, and flags name the kind of a unit: one linear map of
+    them is another map for each kind.
+    """
+    width = rows.shape[-1]
+    blocks = torch.cat([F.pad(rows, (0, shared.shape[-1])), F.pad(shared, (width, 0))[:, None].expand(-1, extra, -1)], 1)
     flags = torch.eye(1 + extra, dtype=rows.dtype, device=rows.device)
     flags = torch.cat([flags[:1].expand(rows.shape[1], -1), flags[1:]])
     return torch.cat([blocks, flags.expand(blocks.shape[0], -1, -1)], -1)
@@ -125,8 +143,8 @@ def append_unit_features(rows: Tensor, said: Tensor, extra: int) -> Tensor:
 def single_examples(features: Tensor, labels: Tensor, way: int, most: int) -> Tensor:
     """The first `most` examples of every class, each with a 1 behind it; zeros where there are fewer: (B, way, most, F + 1)."""
     member = members(labels, way).to(labels.dtype)
-    place = ((member.cumsum(1) - 1) * member).sum(-1)  # how many of its class came before
+    number = ((member.cumsum(1) - 1) * member).sum(-1)  # of its class, from 0
     out = features.new_zeros(features.shape[0], way, most + 1, features.shape[-1] + 1)
     task = torch.arange(features.shape[0], device=features.device)[:, None]
-    out[task, labels, place.clamp(max=most)] = F.pad(features, (0, 1), value=1.0)
+    out[task, labels, number.clamp(max=most)] = F.pad(features, (0, 1), value=1.0)
     return out[:, :, :most]

@@ -1,4 +1,4 @@
-"""N-way K-shot classification over a bank of classes of a split."""
+"""N-way K-shot tasks over the classes of a split."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,35 +13,43 @@ from mcdi.utils.random import uniform
 
 
 class FewShot:
-    """Tasks of `way` classes drawn from banks[split] (C, M, ...), already embedded by `downstream.embed`.
+    """Tasks of `way` classes drawn from the embedded examples of a split.
 
-    A task is its classes, named by (split, seed); `draw` picks which examples of them are support and query. Its
-    training data are ALL M examples of its classes: the generator learns "support set -> the weights that full data
-    would give". Test tasks are measured on queries that no support set holds. groups: a number of every class of a split,
-    of its domain say; the classes of a task are then of one group, each group as often as any other.
-    Raises McdiError when a bank or a group has fewer than `way` classes, or fewer than shots + queries examples a class.
+    A task is its classes, named by (split, seed); `draw` picks which examples of them are support and query. Its training
+    data are ALL M examples of its classes: the generator learns "support set -> the weights that full data would give". Test
+    tasks are measured on queries that no support set contains.
+
+    Args:
+        name: of the family.
+        downstream: the network; `embed` of it has made the examples.
+        examples: {split: (C, M, ...)}.
+        way: classes of a task.
+        shots: numbers of examples a class of support sets.
+        queries: examples a class of query sets.
+        groups: {split: a number of every class}, its domain say: the classes of a task are of one group, each as often as any.
+
+    Raises:
+        McdiError: a split or a group has fewer than `way` classes, or fewer than shots + queries examples a class.
     """
 
     def __init__(
         self,
         name: str,
         downstream: Network,
-        banks: Mapping[str, Tensor],
+        examples: Mapping[str, Tensor],
         *,
         way: int,
         shots: Sequence[int],
         queries: int = 15,
         groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        for split, bank in banks.items():
-            if len(bank) < way:
-                raise McdiError(
-                    f"way = {way} is more than the {len(bank)} classes of the {split} split: lower it or add classes"
-                )
-            if bank.shape[1] < max(shots) + queries:
+        for split, x in examples.items():
+            if len(x) < way:
+                raise McdiError(f"way = {way} is more than the {len(x)} classes of the {split} split: lower it or add classes")
+            if x.shape[1] < max(shots) + queries:
                 raise McdiError(
                     f"{max(shots)} shots and {queries} queries need {max(shots) + queries} examples a class; "
-                    f"the {split} split has {bank.shape[1]}: lower shots or queries"
+                    f"the {split} split has {x.shape[1]}: lower shots or queries"
                 )
         self.groups = {split: torch.as_tensor(numbers) for split, numbers in (groups or {}).items()}
         for split, numbers in self.groups.items():
@@ -50,34 +58,34 @@ class FewShot:
                 raise McdiError(
                     f"way = {way} is more than the {int(counts.min())} classes of a group of the {split} split: lower it"
                 )
-        self.name, self.downstream, self.examples = name, downstream, dict(banks)
+        self.name, self.downstream, self.examples = name, downstream, dict(examples)
         self.way, self.shots, self.queries = way, tuple(shots), queries
 
-    def _bank(self, split: str) -> Tensor:
+    def _examples(self, split: str) -> Tensor:
         if split not in self.examples:
             raise McdiError(f"unknown split {split!r}: {self.name} has {', '.join(self.examples)}")
         return self.examples[split]
 
     def classes(self, split: str, seeds: Sequence[int]) -> Tensor:
         """(B, way) class indices, without repetition."""
-        keys = torch.from_numpy(uniform(split, seeds, 0, count=len(self._bank(split))))
+        keys = torch.from_numpy(uniform(split, seeds, 0, count=len(self._examples(split))))
         if split in self.groups:
-            there = self.groups[split].unique()
+            groups = self.groups[split].unique()
             drawn = torch.from_numpy(uniform(split, seeds, 2, count=1)[:, 0])
-            mine = there[(drawn * len(there)).long()]
-            keys = keys.masked_fill(self.groups[split] != mine[:, None], -1.0)
+            chosen = groups[(drawn * len(groups)).long()]
+            keys = keys.masked_fill(self.groups[split] != chosen[:, None], -1.0)
         return keys.topk(self.way, dim=1).indices
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         shots = self.shots[0] if shots is None else shots
-        bank, classes = self._bank(split), self.classes(split, seeds)
-        if shots + self.queries > bank.shape[1]:
-            raise McdiError(f"{shots} shots and {self.queries} queries need more than {bank.shape[1]} examples a class")
-        drawn = uniform(split, seeds, 1, draw, count=self.way * bank.shape[1])
+        examples, classes = self._examples(split), self.classes(split, seeds)
+        if shots + self.queries > examples.shape[1]:
+            raise McdiError(f"{shots} shots and {self.queries} queries need more than {examples.shape[1]} examples a class")
+        drawn = uniform(split, seeds, 1, draw, count=self.way * examples.shape[1])
         keys = torch.from_numpy(drawn).reshape(len(seeds), self.way, -1)
         # topk is sorted: the head of a full sort, in a third of its time.
         chosen = keys.topk(shots + self.queries, largest=False).indices
-        x = bank[classes[..., None], chosen]
+        x = examples[classes[..., None], chosen]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
         mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
         support = Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1))
@@ -88,8 +96,7 @@ class FewShot:
         return TaskBatch(support, query, mask, torch.as_tensor(seeds))
 
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
-        bank = self._bank(split)
-        x = bank[self.classes(split, seeds)]
+        x = self._examples(split)[self.classes(split, seeds)]
         y = torch.arange(self.way).reshape(1, -1, 1).expand(x.shape[:3])
         data = Examples(x.flatten(1, 2), y.flatten(1))
         return data._replace(x=data.x - centre_of(*data, self.way)) if self.downstream.centred else data

@@ -1,4 +1,4 @@
-"""The protocol of a family of tasks: what every source of data gives to preparation, training and evaluation."""
+"""The protocol of a family of tasks, which preparation, training and evaluation use."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,7 +10,7 @@ from mcdi.types import Examples, TaskBatch
 
 
 class TaskFamily(Protocol):
-    """What is learned: many tasks over one downstream network. Every method of it is pure: same in, same out."""
+    """Many tasks over one downstream network. Every method is pure: the same arguments give the same tasks."""
 
     name: str
 
@@ -27,9 +27,9 @@ class TaskFamily(Protocol):
         ...
 
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
-        """Everything known of these tasks: what weight preparation optimises on."""
+        """All training data of these tasks, which weight preparation optimises on."""
         ...
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        """What a store keeps to tell these tasks by, (B, ...) each: their classes, say."""
+        """What a store keeps to identify these tasks, (B, ...) each, such as their classes."""
         ...

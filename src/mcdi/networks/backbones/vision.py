@@ -1,4 +1,4 @@
-"""What does the package see in an image? A small backbone, trained here on the training classes, then frozen."""
+"""Image backbones: small ones that are trained here on the training classes, and the frozen Embedder around any of them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ class Conv4(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 one (1512.03385); `stride` halves the image."""
+    """Two 3x3 convolutions with a 1x1 shortcut (1512.03385); `stride` halves the image."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ BACKBONES: dict[str, type[Conv4] | type[ResNet8]] = {Conv4.kind: Conv4, ResNet8.
 
 
 def make_backbone(config: Mapping[str, Any]) -> Backbone:
-    """An untrained backbone, of what `Embedder.config` says of it."""
+    """An untrained backbone, from `Embedder.config`."""
     name = config["backbone"]
     if is_pretrained(name):
         return rebuild(name, config["model"])
@@ -107,8 +107,8 @@ def prototypical_loss(features: Tensor, shots: int) -> Tensor:
 
 
 class BackboneLoss(nn.Module):
-    """What a backbone is trained on: "prototypes", the ProtoNet loss of an episode; "classes", the cross-entropy of a linear
-    classifier over all training classes, thrown away afterwards (1904.04232); "both", their sum."""
+    """The loss of a backbone: "prototypes", the ProtoNet loss of an episode; "classes", the cross-entropy of a linear
+    classifier of all training classes, discarded afterwards (1904.04232); "both", their sum."""
 
     def __init__(self, objective: Objective, features: int, classes: int, shots: int) -> None:
         super().__init__()
@@ -146,11 +146,15 @@ def train_backbone(
     checkpoint: Callable[[int, dict[str, Tensor]], object] | None = None,
     checkpoint_every: int = 200,
 ) -> Iterator[float]:
-    """Train `model` on images (C, M, channels, H, W) in uint8 with a `BackboneLoss`; yields the loss of every step.
+    """Train `model` in place with a `BackboneLoss`; AdamW under a one-cycle rate. Yields the loss of every step.
 
-    A step sees shots + queries images, or all there are, of `way` classes. AdamW under a one-cycle rate; an episode is
-    decided by (seed, step), so that a run resumed from `start`, as given to `checkpoint` (steps done, state), ends with the
-    same weights.
+    An episode is decided by (seed, step), so that a resumed run ends with the same weights.
+
+    Args:
+        images: (C, M, channels, H, W), uint8.
+        way, shots, queries: a step sees shots + queries images, or all there are, of `way` classes.
+        start: (steps done, state) that `checkpoint` was given in a stopped run.
+        checkpoint: called every `checkpoint_every` steps.
     """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -183,8 +187,8 @@ def train_backbone(
 def compute_features(model: nn.Module, images: Tensor) -> Tensor:
     """Frozen features of uint8 images (..., channels, H, W) -> (..., F), in evaluation mode.
 
-    The model's weights are brought into channels-last order, which those read from a file are not in: without it images of one
-    channel, whose own order says nothing, are convolved five times as slowly on a CPU. There few images at once stay in cache.
+    Weights are brought into channels-last order, which files do not keep: without it images of one channel are convolved five
+    times slower on a CPU. There, few images at once stay in cache.
     """
     model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(model.parameters()).device
@@ -199,16 +203,18 @@ def cl2n(features: Tensor, mean: Tensor) -> Tensor:
 
 
 class Embedder(nn.Module):
-    """A frozen backbone for square images of one size, its features centred on the training classes and of equal length.
+    """A frozen backbone for square images of one size; its features are centred on the training classes and of equal length.
 
-    Without the common length Adam spends its steps on the many features that are nearly always 0, and heads learnt on
-    training classes say little about unseen ones: regression of them stays 1 to 2 points behind nearest prototypes.
+    Without the common length Adam spends its steps on the many features that are nearly always 0, and heads of training classes
+    generalise worse to unseen ones: regression of them is 1 to 2 points behind nearest prototypes.
 
-    embedding: another one of the same images, whose features stand behind the own ones: tasks are embedded by these. bf16:
-    networks compute in bfloat16 where autocast takes it for good (`in_bf16`); features stay float32.
+    Args:
+        backbone: the network.
+        side: of an image, in pixels.
+        embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the others.
     """
 
-    bf16 = False
+    bf16 = False  # whether networks compute in bfloat16; features stay float32
 
     def __init__(self, backbone: Backbone, side: int = 28, embedding: "Embedder | None" = None) -> None:
         super().__init__()
@@ -233,7 +239,7 @@ class Embedder(nn.Module):
         return self.backbone.channels, self.side, self.side
 
     def in_bf16(self) -> None:
-        """From now on; what is saved stays as it is."""
+        """Compute in bfloat16 from now on; saved weights stay as they are."""
         self.bf16 = True
         if self.embedding is not None:
             self.embedding.in_bf16()
@@ -244,17 +250,17 @@ class Embedder(nn.Module):
         return cl2n(features, self.mean)
 
     def activations(self, images: Tensor) -> Tensor:
-        """What Conv4's last normalisation gives: uint8 images (..., channels, side, side) -> (..., P * F), pixel after pixel.
+        """Outputs of Conv4's last normalisation: uint8 images (..., channels, side, side) -> (..., P * F), pixel after pixel.
 
-        The ReLU of it, averaged over the P pixels, is what the backbone gives.
+        Their ReLU, averaged over the P pixels, is the backbone's feature.
         """
         assert isinstance(self.backbone, Conv4)
         after = 3  # ReLU, average, flatten
         flat = self._features(nn.Sequential(*list(self.backbone)[:-after], nn.Flatten(2)), images)
         return flat.unflatten(-1, (self.backbone.features, -1)).transpose(-1, -2).flatten(-2)
 
-    def own(self, images: Tensor) -> Tensor:
-        """Of the backbone alone: uint8 images (..., channels, side, side) -> (..., F)."""
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """Without the embedding: uint8 images (..., channels, side, side) -> (..., F)."""
         return cl2n(self._features(self.backbone, images), self.mean)
 
     def _features(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -263,5 +269,5 @@ class Embedder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """-> (..., F), or (..., F + E) with those of the embedding."""
-        own = self.own(images)
-        return own if self.embedding is None else torch.cat([own, self.embedding(images)], -1)
+        features = self.backbone_features(images)
+        return features if self.embedding is None else torch.cat([features, self.embedding(images)], -1)

@@ -1,4 +1,4 @@
-"""What is a bank of images? Named classes of small grey or colour images, M a class, kept in one file."""
+"""Named classes of small grey or colour images, M a class, and how image files are read."""
 
 import io
 from collections import Counter
@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.utils.files import read_tensors, write_tensors
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 Shape = tuple[int, int, int]  # (channels, side, side)
@@ -32,13 +31,13 @@ class ClassImages:
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
-        known = len(shape) == 4 or (len(shape) == 5 and shape[2] == 3)
-        if self.images.dtype != torch.uint8 or not known or shape[-2] != shape[-1]:
-            found = f"{self.images.dtype} {shape}"
-            raise McdiError(f"an image bank holds uint8 images (classes, examples, [3,] side, side), not {found}: convert them")
+        valid = len(shape) == 4 or (len(shape) == 5 and shape[2] == 3)
+        if self.images.dtype != torch.uint8 or not valid or shape[-2] != shape[-1]:
+            given = f"{self.images.dtype} {shape}"
+            raise McdiError(f"class images must be uint8 (classes, examples, [3,] side, side), not {given}: convert them")
         if len(set(self.names)) != len(self.names) or len(self.names) != len(self.images):
             different = f"{len(set(self.names))} different names for {len(self.images)} classes"
-            raise McdiError(f"{different} of an image bank: give every class a name of its own")
+            raise McdiError(f"class images have {different}: give every class a name of its own")
 
     @property
     def pixels(self) -> Tensor:
@@ -66,42 +65,29 @@ class ClassImages:
         numbers = {name: number for number, name in enumerate(self.alphabets)}
         return [numbers[alphabet(name)] for name in self.names]
 
-    def save(self, path: Path) -> None:
-        """Write one safetensors file in one step. Raises McdiError naming a file that cannot be written."""
-        write_tensors(path, {"images": self.images}, {"names": self.names})
-
-    @classmethod
-    def load(cls, path: Path) -> "ClassImages":
-        """Inverse of `save`. Raises McdiError naming a file that is missing, corrupt or no image bank."""
-        tensors, metadata = read_tensors(path)
-        try:
-            return cls(tensors["images"], tuple(metadata["names"]))
-        except (KeyError, TypeError, McdiError) as error:
-            raise McdiError(f"{path} is not an image bank ({error}): delete it and make it again") from error
-
 
 def alphabet(name: str) -> str:
     """The part of a class name before its last "/"."""
     return name.rpartition("/")[0]
 
 
-def with_rotations(bank: ClassImages) -> ClassImages:
-    """The bank with its classes turned by 90, 180 and 270 degrees as further ones, named "...@90": (C, ...) -> (4 C, ...)."""
-    images = torch.cat([torch.rot90(bank.images, k, dims=(-2, -1)) for k in range(4)])
-    return ClassImages(images, bank.names + tuple(f"{name}@{90 * k}" for k in (1, 2, 3) for name in bank.names))
+def with_rotations(classes: ClassImages) -> ClassImages:
+    """The classes, and these turned by 90, 180 and 270 degrees as further ones, named "...@90": (C, ...) -> (4 C, ...)."""
+    images = torch.cat([torch.rot90(classes.images, k, dims=(-2, -1)) for k in range(4)])
+    return ClassImages(images, classes.names + tuple(f"{name}@{90 * k}" for k in (1, 2, 3) for name in classes.names))
 
 
-def split_alphabets(names: Sequence[str], shares: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Whole alphabets to splits, the largest first: the first split gets the shares[split] with most names, and so on.
+def split_alphabets(names: Sequence[str], counts: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Whole alphabets to splits, the largest first: the first split gets the counts[split] with most names, and so on.
 
-    Ties go by the alphabet's name. Raises McdiError when the shares do not add up to the number of alphabets.
+    Ties go by the alphabet's name. Raises McdiError when the counts do not add up to the number of alphabets.
     """
     sizes = Counter(alphabet(name) for name in names)
     order = sorted(sizes, key=lambda a: (-sizes[a], a))
-    if min(shares.values(), default=0) < 0 or sum(shares.values()) != len(order):
-        raise McdiError(f"the shares {dict(shares)} must add up to the number of alphabets, {len(order)}: change them")
+    if min(counts.values(), default=0) < 0 or sum(counts.values()) != len(order):
+        raise McdiError(f"the counts {dict(counts)} must add up to the number of alphabets, {len(order)}: change them")
     rest = iter(order)
-    return {split: tuple(next(rest) for _ in range(count)) for split, count in shares.items()}
+    return {split: tuple(next(rest) for _ in range(count)) for split, count in counts.items()}
 
 
 def read_image(source: Path | memoryview, shape: Shape, where: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where do images of the same classes in several styles come from? PACS, Office-Home, DomainNet: domain/class/images.
+"""Images of the same classes in several domains, as PACS, Office-Home and DomainNet have them.
 
 - folders: a folder a domain, in it a folder a class, as all three are published;
 - a `.npz` of encoded images as `natural` reads it, with `domain` (N) and `domains` (names).
@@ -13,42 +13,51 @@ from mcdi.tasks.images.class_images import ClassImages
 from mcdi.tasks.images.photos import Classes, Source, encoded_arrays, files_of, read_classes
 
 LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
-HELD = 5  # of so many images of a training domain one is for validation
+HELD_OUT = 5  # of so many images of a training domain one is for validation
 Parts = tuple[list[Source], list[Source]]  # for training, for validation
 
 
 def domain_images(
     path: Path | None, domain: str, *, size: int = 32, limit: int | None = None, examples: int | None = None
 ) -> dict[str, ClassImages]:
-    """Banks of colour images (C, M, 3, size, size), one class a (domain, class), named "domain/class". "test": all images of
-    `domain`, which nothing else sees; "train" and "val": four fifths and a fifth of those of the others (validation on
-    training domains, 2007.01434).
+    """Splits of colour images (C, M, 3, size, size), one class a (domain, class), named "domain/class".
 
-    `examples`: so many images a class (a quarter of it for "val"), and a class with fewer is left out of its domain; None: as
-    many as the smallest class of the bank has. `limit`: so many classes. Raises McdiError naming what is missing.
+    "test": all images of `domain`, which nothing else sees; "train" and "val": four fifths and a fifth of those of the others
+    (validation on training domains, 2007.01434).
+
+    Args:
+        path: of one of the layouts.
+        domain: the unseen one.
+        size: pixels of a side.
+        limit: at most so many classes.
+        examples: images a class (a quarter of it for "val"); a class with fewer is left out of its domain. None: as many as the
+            smallest class of the split has.
+
+    Raises:
+        McdiError: what is missing.
     """
     if path is None:
         raise McdiError(f"this family reads images of several domains: give --data, {LAYOUTS}")
-    found = _npz(path) if path.suffix == ".npz" else _folders(path)
-    if domain not in found:
-        raise McdiError(f"the domain {domain!r} is not in {path}: set family.domain to one of {', '.join(found)}")
-    if len(found) < 2:
+    domains = _npz(path) if path.suffix == ".npz" else _folders(path)
+    if domain not in domains:
+        raise McdiError(f"the domain {domain!r} is not in {path}: set family.domain to one of {', '.join(domains)}")
+    if len(domains) < 2:
         raise McdiError(f"{path} has one domain only, {domain}: training needs another; it must be {LAYOUTS}")
-    kept = sorted({name for classes in found.values() for name in classes})[:limit]
+    kept = sorted({name for classes in domains.values() for name in classes})[:limit]
     parts: dict[str, Classes] = {"train": {}, "val": {}, "test": {}}
-    for style, classes in found.items():
+    for style, classes in domains.items():
         for name in (n for n in kept if n in classes):
             train, held = classes[name]
-            called = f"{style}/{name}"
+            full = f"{style}/{name}"
             if style == domain:
-                parts["test"][called] = train + held
+                parts["test"][full] = train + held
             else:
-                parts["train"][called], parts["val"][called] = train, held
+                parts["train"][full], parts["val"][full] = train, held
     few = {"train": examples, "val": examples and max(1, examples // 4), "test": examples}
-    return {split: _bank(path, split, classes, size, few[split]) for split, classes in parts.items()}
+    return {split: _of_split(path, split, classes, size, few[split]) for split, classes in parts.items()}
 
 
-def _bank(path: Path, split: str, classes: Classes, size: int, examples: int | None) -> ClassImages:
+def _of_split(path: Path, split: str, classes: Classes, size: int, examples: int | None) -> ClassImages:
     kept = {name: sources for name, sources in classes.items() if len(sources) >= (examples or 1)}
     if not kept:
         raise McdiError(f"no class of {path} has {examples or 1} images for {split}: lower family.examples")
@@ -63,29 +72,29 @@ def _npz(path: Path) -> dict[str, dict[str, Parts]]:
     ordered: dict[tuple[int, int], list[Source]] = {}
     for style, of, start, end in zip(domain.tolist(), label.tolist(), offset[:-1].tolist(), offset[1:].tolist(), strict=True):
         ordered.setdefault((style, of), []).append(encoded.data[start:end])
-    found: dict[str, dict[str, Parts]] = {}
+    out: dict[str, dict[str, Parts]] = {}
     for (style, of), sources in sorted(ordered.items(), key=lambda item: item[0]):
-        found.setdefault(str(domains[style]), {})[str(classes[of])] = _halved(f"{domains[style]}/{classes[of]}", sources)
-    return found
+        out.setdefault(str(domains[style]), {})[str(classes[of])] = _split(f"{domains[style]}/{classes[of]}", sources)
+    return out
 
 
 def _folders(path: Path) -> dict[str, dict[str, Parts]]:
     if not path.is_dir():
         raise McdiError(f"{path} does not exist or is no folder: check --data, which must be {LAYOUTS}")
-    found = {}
+    out = {}
     for style in sorted(p for p in path.iterdir() if p.is_dir()):
         classes: Mapping[str, list[Source]] = {p.name: list(files_of(p)) for p in sorted(style.iterdir()) if p.is_dir()}
-        halves = {name: _halved(f"{style.name}/{name}", sources) for name, sources in classes.items() if sources}
+        halves = {name: _split(f"{style.name}/{name}", sources) for name, sources in classes.items() if sources}
         if halves:
-            found[style.name] = halves
-    if not found:
+            out[style.name] = halves
+    if not out:
         raise McdiError(f"{path} holds no images: it must be {LAYOUTS}")
-    return found
+    return out
 
 
-def _halved(name: str, sources: list[Source]) -> Parts:
+def _split(name: str, sources: list[Source]) -> Parts:
     """For training and for validation: a fifth, one at least, drawn by the name of the class."""
     order = list(range(len(sources)))
     random.Random(name).shuffle(order)
-    count = max(1, len(order) // HELD)
+    count = max(1, len(order) // HELD_OUT)
     return [sources[i] for i in sorted(order[count:])], [sources[i] for i in sorted(order[:count])]

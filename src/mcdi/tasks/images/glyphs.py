@@ -1,4 +1,4 @@
-"""Where does a few-shot image task come from without a download? Letters of many scripts, redrawn as by many hands.
+"""Handwriting-like glyphs of many scripts, which need no download.
 
 Every glyph of the fonts that matplotlib ships is thinned to the path of a pen, bent, and drawn again with a round pen.
 """
@@ -30,7 +30,7 @@ SCRIPTS = (
     *("LATIN", "CANADIAN SYLLABICS", "CYRILLIC", "GEORGIAN", "ARABIC", "GREEK", "ARMENIAN"),
     *("TIFINAGH", "LAO", "NKO", "OLD ITALIC", "HEBREW", "OGHAM"),
 )
-SHARES = {"train": 6, "val": 2, "test": 6}  # alphabets, largest first
+ALPHABETS = {"train": 6, "val": 2, "test": 6}  # alphabets, largest first
 DUPLICATE = 0.89  # correlation of two drawings above which a reader would call them one character
 SIDE, BOX = 64, 46  # pixels of the canvas on which glyphs are thinned, and of the longer side of a glyph on it
 REACH = 5  # pixels of the canvas: distances to the pen's path are measured up to here
@@ -38,7 +38,7 @@ CHUNK = 64  # classes drawn at once, for memory
 
 
 def glyph_images(seed: int, *, size: int = 28, examples: int = 20, limit: int | None = None) -> dict[str, ClassImages]:
-    """Banks "train", "val", "test" of (C, examples, size, size) drawings; no script is in two of them.
+    """Splits "train", "val", "test" of (C, examples, size, size) drawings; no script is in two of them.
 
     A class's drawings depend on `seed` and its character alone; `limit` keeps that many classes of a split, spread evenly.
     Raises McdiError when an argument is not positive or a font of matplotlib cannot be read.
@@ -47,20 +47,20 @@ def glyph_images(seed: int, *, size: int = 28, examples: int = 20, limit: int | 
         raise McdiError(f"size={size}, examples={examples}, limit={limit}: all must be positive")
     faces = [_Face(name) for name in FACES]
     candidates = _candidates(faces[0])
-    splits = split_alphabets(list(candidates), SHARES)
+    splits = split_alphabets(list(candidates), ALPHABETS)
     # Train first: of characters that look alike in two scripts the one in training stays, and none is met again in a test.
     order = {script: i for i, script in enumerate(s for scripts in splits.values() for s in scripts)}
     names = sorted(candidates, key=lambda n: (order[alphabet(n)], candidates[n]))
     kept = _different(names, candidates, faces[0])
-    banks = {}
+    out = {}
     for split, scripts in splits.items():
-        mine = [n for n in kept if alphabet(n) in scripts]
-        if limit is not None and limit < len(mine):
-            mine = [mine[i * len(mine) // limit] for i in range(limit)]
-        chunks = [mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)]
+        names = [n for n in kept if alphabet(n) in scripts]
+        if limit is not None and limit < len(names):
+            names = [names[i * len(names) // limit] for i in range(limit)]
+        chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
         drawn = [_draw([candidates[n] for n in chunk], faces, seed, size, examples) for chunk in chunks]
-        banks[split] = ClassImages(torch.cat(drawn), tuple(mine))
-    return banks
+        out[split] = ClassImages(torch.cat(drawn), tuple(names))
+    return out
 
 
 class _Face:
@@ -98,15 +98,15 @@ class _Face:
 
 def _candidates(face: _Face) -> dict[str, int]:
     """Class name -> code point: letters and digits of SCRIPTS that are no accented or compatibility form, and operators."""
-    found = {}
+    codes = {}
     for code in sorted(face.codes):
         char, script = chr(code), "MATHEMATICAL" if 0x2200 <= code < 0x2300 else ""
         name = unicodedata.name(char, "")
         if unicodedata.category(char) in ("Lu", "Ll", "Lo", "Nd"):
             script = next((s for s in SCRIPTS if name.startswith(s + " ")), script)
         if script and not unicodedata.decomposition(char) and face.glyph(code) is not None:
-            found[f"{script}/U+{code:04X}"] = code
-    return found
+            codes[f"{script}/U+{code:04X}"] = code
+    return codes
 
 
 def _different(names: Sequence[str], codes: dict[str, int], face: _Face) -> list[str]:
@@ -193,14 +193,14 @@ def _draw(codes: Sequence[int], faces: Sequence[_Face], seed: int, size: int, ex
 
 def _trace(fields: Tensor, half: Tensor, hands: Tensor, size: int) -> Tensor:
     """Distance fields (N, SIDE, SIDE) of pen paths, half their boxes (N, 2), numbers in [-1, 1] (N, 57) -> (N, size, size)."""
-    turn, shear, aspect, share, right, down, pen = hands[:, :7].T
+    turn, shear, aspect, size_part, right, down, pen = hands[:, :7].T
     turn, shear, stretch = 0.2 * turn, 0.25 * shear, (0.18 * aspect).exp()
     # The linear map from the glyph to the drawing: stretch, slant, then turn.
     xx, xy = turn.cos() * stretch, turn.cos() * shear * stretch - turn.sin() / stretch
     yx, yy = turn.sin() * stretch, turn.sin() * shear * stretch + turn.cos() / stretch
     extent = torch.stack([xx.abs() * half[:, 0] + xy.abs() * half[:, 1], yx.abs() * half[:, 0] + yy.abs() * half[:, 1]])
-    # The drawing fills a random share of the paper and lies anywhere in the rest, less a margin for the elastic bend.
-    scale = (0.66 + 0.14 * share) / extent.amax(0)
+    # The drawing fills a random part of the paper and lies anywhere in the rest, less a margin for the elastic bend.
+    scale = (0.66 + 0.14 * size_part) / extent.amax(0)
     move_x, move_y = (0.84 - scale * extent) * 0.5 * torch.stack([right, down])
     # Two subpixels a pixel. Output positions are bent, then taken back to the glyph, whose distance is looked up there.
     steps = (torch.arange(2 * size) + 0.5) / size - 1
@@ -210,8 +210,8 @@ def _trace(fields: Tensor, half: Tensor, hands: Tensor, size: int) -> Tensor:
     by = (scale * (xx * yy - xy * yx))[:, None, None]
     xx, xy, yx, yy = (part[:, None, None] for part in (xx, xy, yx, yy))
     grid = torch.stack([(yy * x - xy * y) / by, (xx * y - yx * x) / by], dim=-1)
-    found = F.grid_sample(fields[:, None], grid, padding_mode="border", align_corners=False)
-    subpixels = found * (scale * 2 * size / SIDE)[:, None, None, None]  # distance to the path in subpixels of the drawing
+    distance = F.grid_sample(fields[:, None], grid, padding_mode="border", align_corners=False)
+    subpixels = distance * (scale * 2 * size / SIDE)[:, None, None, None]  # distance to the path in subpixels of the drawing
     radius = (size / 28) * (1.3 + 0.3 * pen)[:, None, None, None]
     ink = F.avg_pool2d((radius + 0.5 - subpixels).clamp(0, 1), 2)
     return (255 * ink).round().to(torch.uint8)[:, 0]

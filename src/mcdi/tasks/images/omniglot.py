@@ -1,4 +1,4 @@
-"""Where do the drawings of Omniglot come from? The two official archives, in a folder or downloaded.
+"""The drawings of Omniglot, from its two official archives, in a folder or downloaded.
 
 Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction", 2015.
 """
@@ -32,7 +32,7 @@ CHECKSUMS = {  # md5 of the official release; a local archive may be packed othe
     "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
 }
 ALPHABETS = {"images_background": 30, "images_evaluation": 20}
-VALIDATION = (4, 9, 14, 19, 24)  # places among the 30 sorted background alphabets
+VALIDATION = (4, 9, 14, 19, 24)  # numbers of the 30 sorted background alphabets
 DRAWINGS = 20  # of every character
 TIMEOUT = 60.0  # seconds without a byte
 
@@ -40,49 +40,54 @@ TIMEOUT = 60.0  # seconds without a byte
 def omniglot_images(
     path: str | Path | None, *, size: int = 28, split: Split = "alphabets", download_to: Path | None = None
 ) -> dict[str, ClassImages]:
-    """Banks "train", "val", "test" of drawings (C, 20, size, size).
+    """Splits "train", "val", "test" of drawings (C, 20, size, size).
 
-    split "alphabets": 25 background alphabets, the 5 others of them, and the 20 evaluation alphabets. "characters": of every
-    81 characters of all alphabets in order 60, 5 and 16, so that 1,203, 100 and 320 classes are different but their
-    alphabets are not. That is the easier task that most few-shot papers report, who draw 1,200 characters at random.
-    `path`: a folder with images_background.zip and images_evaluation.zip, or with the folders they unpack to. None
-    downloads what `download_to` lacks. Raises McdiError naming the file that is missing, corrupt or incomplete, or the
-    address that cannot be fetched.
+    Args:
+        path: a folder with images_background.zip and images_evaluation.zip, or with the folders they unpack to. None
+            downloads what `download_to` lacks.
+        size: pixels of a side.
+        split: "alphabets": 25 background alphabets, the 5 others of them, and the 20 evaluation alphabets. "characters": of
+            every 81 characters of all alphabets in order 60, 5 and 16, so that 1,203, 100 and 320 classes are different but
+            their alphabets are not: the easier task of most few-shot papers, which draw 1,200 characters at random.
+        download_to: a folder for the archives.
+
+    Raises:
+        McdiError: a file that is missing, corrupt or incomplete, or an address that cannot be fetched.
     """
     if size < 1:
-        raise McdiError(f"size={size} must be positive: 28 is usual")
+        raise McdiError(f"size={size} must be positive: take 28")
     if path is None:
         if download_to is None:
             raise McdiError("Omniglot needs a folder: give the one that holds its archives, or one to download them to")
         for part in CHECKSUMS:
             _download(part, download_to)
         path = download_to
-    background, test = (_bank(Path(path), part, size) for part in CHECKSUMS)
+    background, test = (_read(Path(path), part, size) for part in CHECKSUMS)
     if split == "alphabets":
         validation = {background.alphabets[i] for i in VALIDATION}
         held = {name for name in background.names if alphabet(name) in validation}
-        return {"train": _among(background, set(background.names) - held), "val": _among(background, held), "test": test}
+        return {"train": _only(background, set(background.names) - held), "val": _only(background, held), "test": test}
     both = ClassImages(torch.cat([background.images, test.images]), background.names + test.names)
-    place = {name: i % 81 for i, name in enumerate(sorted(both.names))}
+    number = {name: i % 81 for i, name in enumerate(sorted(both.names))}
     parts = {"train": range(60), "val": range(60, 65), "test": range(65, 81)}
-    return {part: _among(both, {n for n in place if place[n] in places}) for part, places in parts.items()}
+    return {part: _only(both, {n for n in number if number[n] in numbers}) for part, numbers in parts.items()}
 
 
-def _among(bank: ClassImages, names: set[str]) -> ClassImages:
-    rows = [i for i, name in enumerate(bank.names) if name in names]
-    return ClassImages(bank.images[rows], tuple(bank.names[i] for i in rows))
+def _only(classes: ClassImages, names: set[str]) -> ClassImages:
+    rows = [i for i, name in enumerate(classes.names) if name in names]
+    return ClassImages(classes.images[rows], tuple(classes.names[i] for i in rows))
 
 
-def _bank(folder: Path, part: str, size: int) -> ClassImages:
+def _read(folder: Path, part: str, size: int) -> ClassImages:
     """All characters of one archive, sorted by name, the drawings of each by file name, which ends in the drawer's number."""
     source, files = _source(folder, part)
     classes: dict[str, dict[str, Pixels]] = {}
     for name, data in files:
         if match := re.fullmatch(rf"{part}/([^/]+/[^/]+)/([^/]+\.png)", name):
             classes.setdefault(match[1], {})[match[2]] = _image(data, size, f"{source}: {name}")
-    found = len({alphabet(name) for name in classes})
-    if found != ALPHABETS[part]:
-        raise McdiError(f"{source} holds {found} alphabets instead of {ALPHABETS[part]}: fetch {URL}{part}.zip anew")
+    count = len({alphabet(name) for name in classes})
+    if count != ALPHABETS[part]:
+        raise McdiError(f"{source} holds {count} alphabets instead of {ALPHABETS[part]}: fetch {URL}{part}.zip anew")
     for name, drawings in classes.items():
         if len(drawings) != DRAWINGS:
             short = f"{source} holds {len(drawings)} drawings of {name} instead of {DRAWINGS}"

@@ -1,4 +1,4 @@
-"""Where do colour images of many classes come from? One file of JPEGs, or the layouts that few-shot learning uses.
+"""Colour images of many classes: one file of JPEGs, or the layouts of few-shot learning.
 
 - a `.npz` of encoded images: `encoded` (uint8, all files one after another), `offset` (N + 1), `label` (N), `classes`;
 - Mini-ImageNet as Ravi and Larochelle published it (2017): `train.csv`, `val.csv`, `test.csv` (filename,label) and `images/`;
@@ -25,7 +25,7 @@ from mcdi.types import SPLITS
 Source = Path | memoryview  # of one encoded image
 Classes = dict[str, list[Source]]
 LAYOUTS = (
-    "a .npz of encoded images, train.csv / val.csv / test.csv beside images/, train/ val/ test/ with a folder a class, "
+    "a .npz of encoded images, train.csv / val.csv / test.csv next to images/, train/ val/ test/ with a folder a class, "
     "or a folder a class"
 )
 KEYS = ("encoded", "offset", "label", "classes")
@@ -34,12 +34,20 @@ KEYS = ("encoded", "offset", "label", "classes")
 def natural_images(
     path: Path | None, *, size: int = 32, limit: int | None = None, examples: int | None = None
 ) -> dict[str, ClassImages]:
-    """Banks "train", "val", "test" of colour images (C, M, 3, size, size), resized and cropped to the centre.
+    """Splits "train", "val", "test" of colour images (C, M, 3, size, size), resized and cropped to the centre.
 
     M is the smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. Where
-    there is no split of classes, of every 25 in order 16 are for training, 4 for validation and 5 for the test. `limit`
-    keeps so many classes of a split. All images are held in memory as uint8, 3 size^2 bytes each: up to 2.4 GB for the
-    779,165 of Tiered-ImageNet at 32 pixels, 16.5 GB at 84. Raises McdiError naming what is missing or broken.
+    there is no split of classes, of every 25 in order 16 are for training, 4 for validation and 5 for the test. All images
+    are in memory as uint8, 3 size^2 bytes each: up to 2.4 GB for the 779,165 of Tiered-ImageNet at 32 pixels, 16.5 GB at 84.
+
+    Args:
+        path: of one of the layouts.
+        size: pixels of a side.
+        limit: at most so many classes of a split.
+        examples: at most so many images of a class.
+
+    Raises:
+        McdiError: what is missing or broken.
     """
     if path is None:
         raise McdiError(f"this family reads colour images: give --data, {LAYOUTS}")
@@ -93,8 +101,8 @@ def _split(classes: Classes, path: Path) -> dict[str, Classes]:
         raise McdiError(f"{path} holds {len(classes)} classes, but {rule}: give at least 21, or folders of your own split")
     splits: dict[str, Classes] = {split: {} for split in SPLITS}
     for number, (name, sources) in enumerate(classes.items()):
-        place = number % 25
-        splits["train" if place < 16 else "val" if place < 20 else "test"][name] = sources
+        part = number % 25
+        splits["train" if part < 16 else "val" if part < 20 else "test"][name] = sources
     return splits
 
 
@@ -112,7 +120,7 @@ def encoded_arrays(path: Path, *more: str) -> dict[str, NDArray[Any]]:
 
 
 def _fault(encoded: NDArray[Any], offset: NDArray[Any], label: NDArray[Any], classes: NDArray[Any]) -> str | None:
-    """What is wrong with a `.npz`, if anything: afterwards every index is known to be valid."""
+    """What is wrong with a `.npz`, if anything; without a fault every index is valid."""
     if any(array.ndim != 1 for array in (encoded, offset, label, classes)):
         return "its arrays must have one dimension"
     if encoded.dtype != np.uint8 or not all(np.issubdtype(array.dtype, np.integer) for array in (offset, label)):
@@ -133,7 +141,7 @@ def _csv(path: Path) -> dict[str, Classes]:
 
 
 def _rows(table: Path, images: Path) -> Classes:
-    found: dict[str, list[Source]] = defaultdict(list)
+    rows: dict[str, list[Source]] = defaultdict(list)
     try:
         with table.open(newline="") as file:
             for row in csv.DictReader(file):
@@ -142,10 +150,10 @@ def _rows(table: Path, images: Path) -> Classes:
                     raise McdiError(f"{table} has a row without filename or label: complete it or remove it")
                 if not (images / name).is_file():
                     raise McdiError(f"{table} names {name}, which {images} lacks: add it or remove the row")
-                found[label].append(images / name)
+                rows[label].append(images / name)
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise McdiError(f"{table} cannot be read ({error}): it needs columns filename and label") from error
-    return found
+    return rows
 
 
 def _folders(path: Path) -> dict[str, Classes]:

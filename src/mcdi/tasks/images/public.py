@@ -1,6 +1,6 @@
-"""Where do images of other data sets come from, as they are published? CIFAR, STL-10, Aircraft, Pets, any folder a class.
+"""Images of other data sets in the form in which they are published: CIFAR, STL-10, Aircraft, Pets, any folder a class.
 
-- CIFAR-10 and CIFAR-100, "binary version": `data_batch_1.bin` .. or `train.bin`, with the names of classes beside them;
+- CIFAR-10 and CIFAR-100, "binary version": `data_batch_1.bin` .. or `train.bin`, with the names of classes next to them;
 - STL-10, binary: `train_X.bin`, `train_y.bin`, `class_names.txt`;
 - FGVC-Aircraft: `images/` and `images_variant_*.txt`, in the folder or in its `data/`;
 - Oxford Pets: `images/` with files named BREED_NUMBER.jpg;
@@ -27,17 +27,18 @@ LAYOUTS = "CIFAR or STL-10 in binary form, FGVC-Aircraft, Oxford Pets, a folder 
 
 
 def public_images(path: Path, *, size: int, examples: int = 100) -> ClassImages:
-    """A bank (C, M, 3, size, size) of all classes of a data set, M the smallest number of images of a class, at most
-    `examples`. Raises McdiError naming what is missing or broken."""
+    """All classes of a data set (C, M, 3, size, size), M the smallest number of images of a class, at most `examples`.
+
+    Raises McdiError naming what is missing or broken."""
     if not path.exists():
         raise McdiError(f"{path} does not exist: a target is {LAYOUTS}")
     read = _npz if path.suffix == ".npz" else next((read for mark, read in FOLDERS.items() if _has(path, mark)), _class_folders)
-    found: Classes = defaultdict(list)
+    classes: Classes = defaultdict(list)
     for name, source in read(path):
-        found[name].append(source)
-    if len(found) < 2:
-        raise McdiError(f"{path} holds images of {len(found)} classes, and two are needed: a target is {LAYOUTS}")
-    return read_classes(dict(sorted(found.items())), size, examples)
+        classes[name].append(source)
+    if len(classes) < 2:
+        raise McdiError(f"{path} holds images of {len(classes)} classes, and two are needed: a target is {LAYOUTS}")
+    return read_classes(dict(sorted(classes.items())), size, examples)
 
 
 Labelled = Iterable[tuple[str, Source]]
@@ -48,7 +49,7 @@ def _has(path: Path, mark: str) -> bool:
 
 
 def _pixels(image: NDArray[np.uint8]) -> Source:
-    """(H, W, 3) or (H, W) as a file in memory, in the plainest of formats."""
+    """(H, W, 3) or (H, W) as a PPM or PGM file in memory."""
     kind = b"P6" if image.ndim == 3 else b"P5"
     return memoryview(b"%s %d %d 255\n" % (kind, image.shape[1], image.shape[0]) + np.ascontiguousarray(image).tobytes())
 

@@ -1,4 +1,4 @@
-"""Which sets of labelled text are there: a folder of files, data sets that Hugging Face `datasets` saved, or its hub?"""
+"""Sets of labelled text: a folder of files, data sets that Hugging Face `datasets` saved, or data sets of its hub."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from mcdi.tasks.text.labelled import SUFFIXES, Row, TextSet, classified, read_te
 
 Splits = dict[str, TextSet]  # "train", "validation", "test": those that exist
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in the folder of a DatasetDict, of a Dataset
-HIDDEN = -1  # the label of test examples whose answer is kept secret
+HIDDEN = -1  # label of test examples whose class is not published
 
 
 def read_sets(folder: Path) -> dict[str, Splits]:
@@ -40,30 +40,30 @@ def read_hub(names: Sequence[str]) -> dict[str, Splits]:
         source, _, configuration = name.partition(":")
         datasets = _datasets()
         try:
-            found = datasets.load_dataset(source, configuration or None)
+            parts = datasets.load_dataset(source, configuration or None)
         except Exception as error:  # it raises whatever its many readers do
-            said = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0]
             raise McdiError(
-                f"the data set {name} could not be loaded ({said}): check its name, or load it on a machine with a net, "
+                f"the data set {name} could not be loaded ({reason}): check its name, or load it on a machine with a net, "
                 "save_to_disk it into a folder, and give --data that folder"
             ) from error
-        called = configuration or Path(source).name
-        if called in out:
+        short = configuration or Path(source).name
+        if short in out:
             raise McdiError(
-                f"two data sets of family.text.hub are called {called}: leave one out, or save one under another name"
+                f"two data sets of family.text.hub are called {short}: leave one out, or save one under another name"
             )
-        out[called] = _splits(name, found)
+        out[short] = _splits(name, parts)
     return out
 
 
 def _read_saved(path: Path) -> Splits:
     datasets = _datasets()
     try:
-        found = datasets.load_from_disk(str(path))
+        parts = datasets.load_from_disk(str(path))
     except Exception as error:
-        said = str(error).partition("\n")[0]
-        raise McdiError(f"the data set saved in {path} cannot be read ({said}): save_to_disk it again") from error
-    return _splits(path, found if isinstance(found, Mapping) else {"train": found})
+        reason = str(error).partition("\n")[0]
+        raise McdiError(f"the data set saved in {path} cannot be read ({reason}): save_to_disk it again") from error
+    return _splits(path, parts if isinstance(parts, Mapping) else {"train": parts})
 
 
 def _splits(where: Path | str, parts: Mapping[str, Any]) -> Splits:
@@ -73,21 +73,21 @@ def _splits(where: Path | str, parts: Mapping[str, Any]) -> Splits:
         rows = list(_rows(part))
         short = name.partition("_")[0]
         if rows and short not in out:
-            out[short] = classified(f"{where}, {name}", Path(str(where).partition(":")[0]).stem, rows, mended=False)
+            out[short] = classified(f"{where}, {name}", Path(str(where).partition(":")[0]).stem, rows, strict=False)
     if not out:
         raise McdiError(f"{where} has no example with a label: it needs a column label, and columns as the files have them")
     return out
 
 
 def _rows(part: Any) -> Iterator[Row]:
-    """Classes by their names where the data set says them."""
+    """Labels by their class names, where the data set has names."""
     names = getattr(part.features.get("label"), "names", None)
     for number, row in enumerate(part, 1):
         label = row.get("label")
         if label is None or label == HIDDEN:
             continue
-        known = {n: v if isinstance(v, str) else str(v) for n, v in row.items() if v is not None}
-        yield number, known | ({"label": names[label]} if names else {})
+        values = {n: v if isinstance(v, str) else str(v) for n, v in row.items() if v is not None}
+        yield number, values | ({"label": names[label]} if names else {})
 
 
 def _datasets() -> Any:

@@ -1,4 +1,4 @@
-"""Which labelled sentences are there, and how are they read from a file?"""
+"""Labelled sentences, and how they are read from a file."""
 
 import csv
 import io
@@ -46,20 +46,20 @@ def read_unlabelled(path: Path) -> tuple[Sentences, ...]:
 
 
 def _columns(
-    where: Path | str, rows: Iterable[Row], *, labelled: bool, mended: bool = True
+    where: Path | str, rows: Iterable[Row], *, labelled: bool, strict: bool = True
 ) -> tuple[list[Sentences], list[str]]:
     rows = list(rows)
     if not rows:
         raise McdiError(f"{where} holds no example: it needs a header and rows, or a JSON object a line")
-    known = rows[0][1]
-    pair = next((p for p in PAIRS if set(p) <= set(known)), None)
-    names = list(pair or [_column(known, SINGLE, where)])
+    first = rows[0][1]
+    pair = next((p for p in PAIRS if set(p) <= set(first)), None)
+    names = list(pair or [_column(first, SINGLE, where)])
     if labelled:
-        names.append(_column(known, LABEL, where))
+        names.append(_column(first, LABEL, where))
     texts, labels = [], []
     for number, row in rows:
         values = [row.get(n, "").strip() for n in names]
-        if "" in values and not mended:
+        if "" in values and not strict:
             continue
         if "" in values:
             raise McdiError(f"{where}, row {number}: {names[values.index('')]} is empty; fill it in or delete the row")
@@ -68,10 +68,11 @@ def _columns(
     return texts, labels
 
 
-def classified(where: Path | str, name: str, rows: Iterable[Row], *, mended: bool = True) -> TextSet:
-    """The set that rows make; `where` they are from is for errors. mended: an empty cell is an error that the user can mend,
-    else its row is left out. Raises McdiError as `read_texts` does."""
-    texts, labels = _columns(where, rows, labelled=True, mended=mended)
+def classified(where: Path | str, name: str, rows: Iterable[Row], *, strict: bool = True) -> TextSet:
+    """The set of these rows. where: their file, for errors. strict: an empty cell is an error, else its row is left out.
+
+    Raises McdiError as `read_texts` does."""
+    texts, labels = _columns(where, rows, labelled=True, strict=strict)
     classes = sorted(set(labels))
     if len(classes) > MOST_CLASSES:
         try:
@@ -131,7 +132,7 @@ def _json_rows(path: Path, lines: list[str]) -> Iterable[tuple[int, dict[str, st
 
 
 def _column(row: Mapping[str, str], names: tuple[str, ...], where: Path | str) -> str:
-    found = next((n for n in names if n in row), None)
-    if found is None:
+    column = next((n for n in names if n in row), None)
+    if column is None:
         raise McdiError(f"{where} has no column {' or '.join(names)}; it has {', '.join(row)}: rename one")
-    return found
+    return column

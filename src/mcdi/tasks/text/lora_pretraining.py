@@ -1,4 +1,4 @@
-"""Which pairs do all tasks begin with? Those under which class means tell the classes of training tasks apart."""
+"""LoRA pre-training: the pairs of theta_0, under which class means separate the classes of training tasks."""
 
 from collections.abc import Callable, Iterator
 
@@ -27,11 +27,16 @@ def pretrain_lora(
     checkpoint: Callable[[int, dict[str, Tensor]], object] | None = None,
     checkpoint_every: int = 20,
 ) -> Iterator[float]:
-    """Train the pairs of the network in place with the ProtoNet loss of episodes of training tasks; yields each step's loss.
+    """Train the pairs of the network in place with the ProtoNet loss of training tasks; yields every step's loss.
 
-    A step sees `at_once` tasks of few examples a class. What a head reads is centred and of one length first: of a pretrained
-    pooler it hardly differs from text to text. A run resumed from `start`, as given to `checkpoint` (steps done, state), ends
-    with the same pairs.
+    What a head reads is centred and brought to one length first: the output of a pretrained pooler hardly differs from text to
+    text. A resumed run ends with the same pairs.
+
+    Args:
+        tasks: with their network.
+        at_once: tasks a step.
+        start: (steps done, state) that `checkpoint` was given in a stopped run.
+        checkpoint: called every `checkpoint_every` steps.
     """
     net, shots = tasks.downstream, min(SHOTS, *tasks.shots)
     tail = net.encoder.tail
@@ -62,7 +67,7 @@ def pretrain_lora(
 
 @torch.no_grad()
 def recompute_pooled(net: LoraClassifier, bank: Tensor, device: str = "cpu", batch: int = 128) -> Iterator[int]:
-    """Replace the pooled rows of a bank by what the network's present pairs make of its states; yields how many are done."""
+    """Recompute the pooled rows of a feature bank with the network's present pairs; yields how many texts are done."""
     for i in range(0, len(bank), batch):
         rows = torch.arange(i, min(i + batch, len(bank)))
         bank[rows, :POOLED, :-1] = net.encoder.tail.pooled(net.states(rows.to(device))).to(bank)

@@ -1,4 +1,4 @@
-"""Sets of labelled sentences that code writes: the text tasks of those who have none at hand. All words are ours."""
+"""Generated sets of labelled sentences, for text tasks without data. All words are this package's own."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How do sets of sentences become pools of tasks? Chosen examples, their states in front of the tail, a split of the sets."""
+"""From sets of sentences to pools of tasks: which examples are used, which sets are for what, and sets made of others."""
 
 import random
 import re
@@ -18,22 +18,29 @@ from mcdi.types import Sentences
 Split = Literal["train", "val", "test"]
 Sets = Mapping[str, Mapping[str, TextSet]]
 WORD = re.compile(r"\b[a-z]{3,}\b", re.IGNORECASE | re.ASCII)
-TEXT, WORDS = "{text}", "{words}"  # their places in a template
-COMMON = 0.05  # words in a larger share of the texts are those of any sentence
+TEXT, WORDS = "{text}", "{words}"  # placeholders of a template
+COMMON = 0.05  # words in a larger fraction of the texts are those of any sentence
 MOST_WORDS = 62  # classes are bits of a number
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Which sets are for what. test: never met in training; validation: they tune; all others train, and `pairs` more sets are
-    made of each set of single sentences: do two have one label ("same"), do two halves belong together ("halves"). words: and
-    one whose classes are so many words, their texts without them: which was there (SMLMT, 2009.08445)? Labels are few,
-    words are many kinds of tasks. templates: every training set comes again within each, where "{text}" is its text, of a
-    pair the first, and "{words}" the words of its labels, "good, bad or plain"; such a set comes in two orders of them.
-    label_words: {set: its classes' words, in their order}, where labels are no words.
-    texts: examples kept of a set, test_texts: of one for test, and as many for its queries where it has
-    a test or validation file; examples: texts a class that a training task is made of. hub: data sets of Hugging Face's hub
-    beside those of --data (corpora.read_hub), "owner/name" or "owner/name:configuration".
+    """Which sets are for what, and what is made of them.
+
+    Attributes:
+        test: sets that are never met in training.
+        validation: sets that choose samplers and rates. All others are for training.
+        pairs: kinds of sets of pairs made of every training set of single sentences: do two have one label ("same"), do two
+            halves belong together ("halves").
+        words: and one set whose classes are so many words, and whose texts lack them (SMLMT, 2009.08445). Labels are few; words
+            are many kinds of tasks.
+        templates: every training set comes again within each, where "{text}" is its text, of a pair the first, and "{words}"
+            the words of its labels, "good, bad or plain"; such a set comes in two orders of them.
+        label_words: {set: words of its classes, in their order}, where labels are no words.
+        texts, test_texts: examples kept of a set, and of one for test; as many for its queries where it has a test or
+            validation file.
+        examples: texts a class that a training task is made of.
+        hub: further data sets of Hugging Face's hub (corpora.read_hub), "owner/name" or "owner/name:configuration".
     """
 
     test: tuple[str, ...] = ("opinion", "same-opinion")
@@ -53,28 +60,27 @@ class TextSettings:
             raise McdiError(f"{given}: texts and examples must be at least 1, words 0 or 2 to {MOST_WORDS}")
         for template in self.templates:
             if TEXT not in template:
-                raise McdiError(f"the template {template!r} has no place for a text: write {TEXT} where it shall stand")
+                raise McdiError(f"the template {template!r} has no placeholder for a text: write {TEXT} in it")
 
 
 class Chosen(NamedTuple):
-    """A set as it is used; held: kept for queries; apart: no two of its classes make one. `texts` are left out once their
-    states are in the bank."""
+    """A set as it is used: held_out are for queries only; separate_classes are never merged. `texts` are left out once their
+    states are in the feature bank."""
 
     name: str
     split: Split
     labels: list[int]
-    held: list[bool]
+    held_out: list[bool]
     texts: list[Sentences]
-    apart: bool = False
+    separate_classes: bool = False
 
 
 def choose(sets: Sets, settings: TextSettings, way: int, seed: int) -> list[Chosen]:
-    """The examples of every set, with those that are held for queries. Raises McdiError for a set that is not there."""
+    """The examples of every set, with those that are for queries only. Raises McdiError for a set that is missing."""
     for name in (*settings.test, *settings.validation):
         if name not in sets:
-            there = ", ".join(sets)
-            why = f"the set {name!r} is not in the data: there are {there}"
-            raise McdiError(f"{why}; give --data a folder that has it, or set family.text.test and validation")
+            cure = "give --data a folder that has it, or set family.text.test and validation"
+            raise McdiError(f"the set {name!r} is not in the data, which has {', '.join(sets)}: {cure}")
     unused = [name for name in settings.label_words if name not in sets]
     if unused:
         raise McdiError(f"label_words has the set {unused[0]!r}, which is not in the data: leave it out")
@@ -83,12 +89,12 @@ def choose(sets: Sets, settings: TextSettings, way: int, seed: int) -> list[Chos
         split: Split = "test" if name in settings.test else "val" if name in settings.validation else "train"
         r = random.Random(f"{seed} {name}")
         source = next(parts[n] for n in ("train", "validation", "test", *parts) if n in parts)
-        apart = next((parts[n] for n in ("test", "validation") if n in parts and parts[n] is not source), None)
+        other = next((parts[n] for n in ("test", "validation") if n in parts and parts[n] is not source), None)
         most = settings.test_texts if split == "test" else settings.texts
         texts, labels = _some(source, most, r)
         held = [False] * len(texts)
-        if split == "test" and apart is not None:
-            more = _some(apart, most, r)
+        if split == "test" and other is not None:
+            more = _some(other, most, r)
             texts, labels, held = texts + more[0], labels + more[1], held + [True] * len(more[0])
         elif split == "test":  # one file: half of it is for queries
             held = [2 * j >= len(texts) for j in range(len(texts))]
@@ -119,25 +125,25 @@ def _within(settings: TextSettings, plain: Chosen, classes: Sequence[str], seed:
 
 def _words(name: str, source: TextSet, settings: TextSettings, way: int, r: random.Random) -> list[Chosen]:
     """A set whose classes are words of a source; none where fewer than `way` are frequent enough."""
-    said = [{word.lower() for word in WORD.findall(text[0])} for text in source.texts]
-    count = Counter(word for words in said for word in words)
-    usual = [word for word, n in sorted(count.items()) if settings.examples <= n <= COMMON * len(said)]
-    chosen = r.sample(usual, min(settings.words, len(usual)))
-    holding: dict[str, list[str]] = {word: [] for word in chosen}
-    known: set[str] = set()  # what two words leave of two texts may be the same, and says nothing
-    for j in r.sample(range(len(said)), len(said)):
-        mine = [word for word in chosen if word in said[j]]
-        if len(mine) == 1 and len(said[j]) > 2 and len(holding[mine[0]]) < settings.examples:
-            left = re.sub(rf"\b{mine[0]}\b", "_", source.texts[j][0], flags=re.IGNORECASE | re.ASCII)
-            if left not in known:
-                known.add(left)
-                holding[mine[0]].append(left)
-    full = [texts for texts in holding.values() if len(texts) == settings.examples]
+    words = [{word.lower() for word in WORD.findall(text[0])} for text in source.texts]
+    count = Counter(word for of in words for word in of)
+    frequent = [word for word, n in sorted(count.items()) if settings.examples <= n <= COMMON * len(words)]
+    chosen = r.sample(frequent, min(settings.words, len(frequent)))
+    masked: dict[str, list[str]] = {word: [] for word in chosen}
+    seen: set[str] = set()  # two texts may be the same without their words, and then tell nothing
+    for j in r.sample(range(len(words)), len(words)):
+        inside = [word for word in chosen if word in words[j]]
+        if len(inside) == 1 and len(words[j]) > 2 and len(masked[inside[0]]) < settings.examples:
+            rest = re.sub(rf"\b{inside[0]}\b", "_", source.texts[j][0], flags=re.IGNORECASE | re.ASCII)
+            if rest not in seen:
+                seen.add(rest)
+                masked[inside[0]].append(rest)
+    full = [texts for texts in masked.values() if len(texts) == settings.examples]
     if len(full) < way:
         return []
-    texts: list[Sentences] = [(left,) for lefts in full for left in lefts]
+    texts: list[Sentences] = [(rest,) for rests in full for rest in rests]
     labels = [c for c in range(len(full)) for _ in range(settings.examples)]
-    return [Chosen(f"words {name}", "train", labels, [False] * len(labels), texts, apart=True)]
+    return [Chosen(f"words {name}", "train", labels, [False] * len(labels), texts, separate_classes=True)]
 
 
 def _some(source: TextSet, count: int, r: random.Random) -> tuple[list[Sentences], list[int]]:
@@ -173,9 +179,8 @@ def pools_of(chosen: Sequence[Chosen], features: Tensor) -> dict[str, list[Pool]
     pools: dict[str, list[Pool]] = {"train": [], "val": [], "test": []}
     first = 0
     for c in chosen:
-        bank = torch.arange(first, first + len(c.labels))
+        ids = torch.arange(first, first + len(c.labels))
         first += len(c.labels)
-        whole = c.split == "test"
-        labels, held = torch.tensor(c.labels), torch.tensor(c.held)
-        pools[c.split].append(Pool(c.name, bank, labels, features[bank].float(), held, whole, c.apart))
+        labels, held_out, whole = torch.tensor(c.labels), torch.tensor(c.held_out), c.split == "test"
+        pools[c.split].append(Pool(c.name, ids, labels, features[ids].float(), held_out, whole, c.separate_classes))
     return pools

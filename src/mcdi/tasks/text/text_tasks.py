@@ -1,4 +1,4 @@
-"""Many classification tasks out of few sets of labelled sentences."""
+"""Many classification tasks from few sets of labelled sentences."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,17 +15,24 @@ from mcdi.utils.random import uniform
 
 
 class Pool(NamedTuple):
-    """The examples of one set: text_ids (M,) index its texts in the network feature bank, labels (M,), features (M, F) to tell
-    topics by, held (M,) bool: kept for queries. `whole`: tasks are not confined to a topic; `apart`: no two classes
-    are merged."""
+    """The M examples of one set.
+
+    Attributes:
+        text_ids: (M,), their indices in the network's feature bank.
+        labels: (M,).
+        features: (M, F), by which topics are chosen.
+        held_out: (M,) bool, which are for queries only.
+        whole_set: tasks are not confined to a topic.
+        separate_classes: no two classes are merged.
+    """
 
     name: str
     text_ids: Tensor
     labels: Tensor
     features: Tensor
-    held: Tensor
-    whole: bool = False
-    apart: bool = False
+    held_out: Tensor
+    whole_set: bool = False
+    separate_classes: bool = False
 
 
 class Task(NamedTuple):
@@ -40,7 +47,7 @@ class TextTasks:
 
     A task is a set, `way` of its classes or groups of them, in an order of its own, and a topic: the `examples` texts of
     every class that lie nearest to a text drawn at random (a test set's tasks are the whole set). Its training data are
-    these texts; support and query are drawn from them, where nothing is held for queries alone. `draw` picks others.
+    these texts; support and query are drawn from them, unless the set has texts for queries only. `draw` picks others.
     Raises McdiError when a set has fewer than `way` classes, or a class too few examples.
     """
 
@@ -80,10 +87,10 @@ class TextTasks:
             raise McdiError(
                 f"the set {pool.name} has {len(present)} classes, fewer than way = {self.way}: leave it out, or lower way"
             )
-        apart = bool(pool.held.any())
+        separate = bool(pool.held_out.any())
         for rows, need in (
-            (~pool.held, max(self.shots) + (0 if apart else self.queries)),
-            (pool.held, self.queries if apart else 0),
+            (~pool.held_out, max(self.shots) + (0 if separate else self.queries)),
+            (pool.held_out, self.queries if separate else 0),
         ):
             least = min(int((pool.labels[rows] == c).sum()) for c in present)
             if least < need:
@@ -99,17 +106,17 @@ class TextTasks:
         number = seed % len(pools)  # every set as often as any other
         pool = pools[number]
         u = uniform(split, [seed], 0, count=3 + 2 * int(pool.labels.max() + 1))[0]
-        groups = _groups(pool.labels.unique().numpy(), self.way, u[3:], whole=pool.whole, merge=not pool.apart)
+        groups = _groups(pool.labels.unique().numpy(), self.way, u[3:], whole=pool.whole_set, merge=not pool.separate_classes)
         order = torch.arange(len(pool.labels))
-        if not pool.whole:
+        if not pool.whole_set:
             centre = pool.features[int(u[0] * len(order))]
             order = (pool.features - centre).square().sum(1).argsort(stable=True)
         members, queries = [], []
         for group in groups:
-            mine = torch.isin(pool.labels[order], torch.tensor(group))
-            members.append(order[mine & ~pool.held[order]])
-            queries.append(order[mine & pool.held[order]])
-        if not pool.whole:
+            inside = torch.isin(pool.labels[order], torch.tensor(group))
+            members.append(order[inside & ~pool.held_out[order]])
+            queries.append(order[inside & pool.held_out[order]])
+        if not pool.whole_set:
             members = [m[: self.examples] for m in members]
         return Task(number, groups, tuple(members), tuple(queries))
 
@@ -117,13 +124,13 @@ class TextTasks:
         shots = self.shots[0] if shots is None else shots
         tasks = [self._task(split, seed) for seed in seeds]
         picked = self._picked(split, seeds, (1, draw), [t.members for t in tasks])
-        apart = self._picked(split, seeds, (2, draw), [t.queries for t in tasks])
-        support, query = [], []
-        for task, known, held in zip(tasks, picked, apart, strict=True):
-            bank = self.pools[split][task.pool].text_ids
-            support.append(bank[torch.cat([p[:shots] for p in known])])
-            asked = [h[: self.queries] if len(h) else p[shots : shots + self.queries] for p, h in zip(known, held, strict=True)]
-            query.append(bank[torch.cat(asked)])
+        held_out = self._picked(split, seeds, (2, draw), [t.queries for t in tasks])
+        support, query, end = [], [], shots + self.queries
+        for task, rows, held in zip(tasks, picked, held_out, strict=True):
+            text_ids = self.pools[split][task.pool].text_ids
+            support.append(text_ids[torch.cat([r[:shots] for r in rows])])
+            queries = [h[: self.queries] if len(h) else r[shots:end] for r, h in zip(rows, held, strict=True)]
+            query.append(text_ids[torch.cat(queries)])
         mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
         return TaskBatch(self._labelled(support), self._labelled(query), mask, torch.as_tensor(seeds))
 
@@ -135,8 +142,8 @@ class TextTasks:
         for c in range(self.way):
             most = max((len(classes[c]) for classes in rows), default=0)
             drawn = uniform(split, seeds, *parts, c, count=most)
-            for found, classes, u in zip(out, rows, drawn, strict=True):
-                found.append(classes[c][torch.from_numpy(u[: len(classes[c])].argsort(kind="stable"))])
+            for picked, classes, u in zip(out, rows, drawn, strict=True):
+                picked.append(classes[c][torch.from_numpy(u[: len(classes[c])].argsort(kind="stable"))])
         return out
 
     def _labelled(self, rows: Sequence[Tensor]) -> Examples:
@@ -162,13 +169,13 @@ class TextTasks:
 
 def _groups(classes: np.ndarray, way: int, u: np.ndarray, *, whole: bool, merge: bool) -> tuple[tuple[int, ...], ...]:
     """`way` groups of classes: one each, and with `merge` the rest left out or added to a group; the order is drawn. whole: one
-    each, as they are, so that a set with as many classes as `way` is asked for itself."""
+    each, in their own order, so that tasks of a set with `way` classes are the set itself."""
     if whole:
         return tuple((int(c),) for c in classes[:way])
     order = classes[u[: len(classes)].argsort(kind="stable")]
     groups: list[list[int]] = [[int(c)] for c in order[:way]]
     for c, v in zip(order[way:] if merge else (), u[len(classes) :], strict=False):
-        place = int(v * 2 * way)
-        if place < way:
-            groups[place].append(int(c))
+        group = int(v * 2 * way)
+        if group < way:
+            groups[group].append(int(c))
     return tuple(tuple(g) for g in groups)
