@@ -161,7 +161,7 @@ class TestRun:
         monkeypatch.setattr(build, "train_backbone", lambda model, x, **how: seen.append(x.shape[:2]) or train(model, x, **how))
         data, run = as_folders(tmp_path / "data"), tmp_path / "run"
         assert mcdi("run", tmp_path / "tiny.toml", "--data", data, "--out", run, "--workers", 1) == 0
-        assert "mc-di" in (run / "table.md").read_text() and json.loads((run / "table.json").read_text())
+        assert "Mc-Di" in (run / "table.md").read_text() and json.loads((run / "table.json").read_text())
         assert seen == [(3, 16)]  # the classes of both training domains together
         family = build.load_family(read_run(run).family, run)
         styles = family.classes("train", range(50)) < 3  # ink before photo
