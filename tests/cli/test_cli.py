@@ -21,7 +21,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments import demo
 from mcdi.experiments.logs import read_log
 from mcdi.experiments.recipe import read_recipe
-from mcdi.methods import METHODS
+from mcdi.methods import METHODS, method_spec
 from mcdi.methods.mcdi.method import Diffusion
 from mcdi.tasks.images.class_images import read_folder
 
@@ -120,7 +120,7 @@ class TestRun:
     def test_leaves_results_table_and_report(self, done):
         assert sorted(figures(done)) == sorted(f"{m}-0" for m in METHODS)
         table = (done / "table.md").read_text()
-        assert all(m in table for m in METHODS)
+        assert all(method_spec(m).label in table for m in METHODS)
         page = (done / "report.html").read_text()
         assert "<svg" in page or "<img" in page
         for name in ("landscape.json", "novelty.json", "recipe.json", "table.json"):
@@ -169,7 +169,7 @@ class TestRun:
         assert mcdi("train", tmp_path / "run", "--method", "mc-di", "--workers", 1) == 0
         assert [p.name for p in (tmp_path / "run" / "methods").iterdir()] == ["mc-di-0"]
         assert mcdi("evaluate", tmp_path / "run", "--method", "mc-di", "--workers", 1) == 0
-        assert "mc-di" in capsys.readouterr().out
+        assert "Mc-Di" in capsys.readouterr().out
         whole, part = models(done), models(tmp_path / "run")
         assert part == {n: whole[n] for n in part} and "methods/mc-di-0/model.safetensors" in part
         assert figures(tmp_path / "run") == {"mc-di-0": figures(done)["mc-di-0"]}

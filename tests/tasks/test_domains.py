@@ -164,7 +164,7 @@ class TestRun:
         )
         data, run = as_folders(tmp_path / "data"), tmp_path / "run"
         assert mcdi("run", tmp_path / "tiny.toml", "--data", data, "--out", run, "--workers", 1) == 0
-        assert "mc-di" in (run / "table.md").read_text() and json.loads((run / "table.json").read_text())
+        assert "Mc-Di" in (run / "table.md").read_text() and json.loads((run / "table.json").read_text())
         assert seen == [(3, 16)]  # the classes of both training domains together
         family = load_family(read_run(run).family, run)
         styles = family.classes("train", range(50)) < 3  # ink before photo

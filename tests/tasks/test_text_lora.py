@@ -95,7 +95,7 @@ def examples(tmp_path) -> Path:
 class TestCommandLine:
     def test_a_run_ends_with_a_table(self, done):
         table = (done / "table.md").read_text()
-        assert all(name in table for name in ("adam", "reptile", "hypernetwork", "mv-di", "mc-di"))
+        assert all(name in table for name in ("Adam", "REPTILE", "one-step regression", "Mv-Di", "Mc-Di"))
         assert (done / "report.html").exists()
         family = load_family(read_run(done).family, done)
         assert family.downstream.feature_bank.dtype == torch.float16
