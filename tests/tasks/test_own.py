@@ -35,7 +35,7 @@ def small(outputs=2, seed=0):
 
 @pytest.fixture(scope="module")
 def generator():
-    return mcdi.fit(OwnTasks(small(), *sides(), shots=4), how=HOW, settings=QUICK)
+    return mcdi.fit(OwnTasks(small(), *sides(), shots=4), preparation=HOW, settings=QUICK)
 
 
 class TestTasks:
@@ -64,7 +64,7 @@ class TestTasks:
         module = small().train()
         before = {n: p.clone() for n, p in module.named_parameters()}
         tasks = OwnTasks(module, *sides(), shots=4)
-        mcdi.fit(tasks, how=HOW, settings=ONCE)
+        mcdi.fit(tasks, preparation=HOW, settings=ONCE)
         assert module.training and all(p.requires_grad and torch.equal(p, before[n]) for n, p in module.named_parameters())
         start = tasks.downstream.space.unpack(tasks.downstream.theta0(0, 1)[None])
         assert all(torch.equal(start[n][0], p) for n, p in before.items())
@@ -110,7 +110,7 @@ class TestGenerator:
             mcdi.load(tmp_path, module=small(), describe=lambda x, y: x.mean(1))
 
     def test_frozen_parts_are_saved_too(self, tmp_path):
-        made = mcdi.fit(OwnTasks(small(), *sides(), shots=4, select="^2"), how=HOW, settings=QUICK)
+        made = mcdi.fit(OwnTasks(small(), *sides(), shots=4, select="^2"), preparation=HOW, settings=QUICK)
         x, y = sides(seed=1)
         weights = made.generate((x[0, :10], y[0, :10]))
         assert set(weights) == {"2.weight", "2.bias"}
@@ -130,7 +130,7 @@ class TestGenerator:
 
     def test_other_methods_are_fitted_likewise(self):
         tuning = {"lrs": [0.1], "steps": [20], "decays": [0.0], "tasks": 10}
-        made = mcdi.fit(OwnTasks(small(), *sides(), shots=4), "adam", how=HOW, settings=tuning)
+        made = mcdi.fit(OwnTasks(small(), *sides(), shots=4), "adam", preparation=HOW, settings=tuning)
         x, y = sides(seed=1)
         right = made.predict(made.generate((x[0], y[0])), x[0]).argmax(-1) == y[0]
         assert right.float().mean() > 0.85
@@ -147,7 +147,7 @@ class TestKinds:
             out = net.module(data.x).reshape(data.y.shape)
             assert torch.allclose(net.loss(weights, data, torch.ones(2, 1)), (out - data.y).abs().flatten(1).mean(1))
             assert net.score(weights, data, torch.ones(2, 1)).shape == (2,)
-            made = mcdi.fit(tasks, how=HOW, settings=QUICK)
+            made = mcdi.fit(tasks, preparation=HOW, settings=QUICK)
             found = made.generate((x[0, :8], y[0, :8]))  # one task, whose y may have two dimensions
             assert found["weight"].shape == (outputs, 2) and made.predict(found, x[0]).shape == y[0].shape
 
@@ -160,7 +160,7 @@ class TestKinds:
         module = nn.Sequential(nn.Embedding(6, 3), nn.Flatten(), nn.Linear(12, 2))
         with pytest.raises(McdiError, match="give `describe`"):
             OwnTasks(module, x, y, shots=3)
-        made = mcdi.fit(OwnTasks(module, x, y, shots=3, describe=counts), how=HOW, settings=QUICK)
+        made = mcdi.fit(OwnTasks(module, x, y, shots=3, describe=counts), preparation=HOW, settings=QUICK)
         weights = made.generate((x[0, :6], y[0, :6]))
         assert weights["0.weight"].shape == (6, 3)
         made.save_pretrained(tmp_path)
@@ -172,7 +172,7 @@ class TestKinds:
     def test_a_layer_may_be_a_token_of_a_transformer(self):
         tasks = OwnTasks(small(), *sides(), shots=4, unit="layer")
         layers = {"denoiser": "transformer", "options": {"width": 16, "depth": 1}, **ONCE}
-        made = mcdi.fit(tasks, how=HOW, settings=layers)
+        made = mcdi.fit(tasks, preparation=HOW, settings=layers)
         x, y = sides(seed=1)
         assert tasks.sample("val", [0]).mask.shape == (1, 2)
         assert made.generate((x[0, :10], y[0, :10]))["2.weight"].shape == (2, 8)
@@ -226,7 +226,7 @@ def test_held_out_tasks_choose_the_sampler_unless_one_is_given(monkeypatch):
 
     monkeypatch.setattr(fit, "choose_sampler", choose)
     tasks = OwnTasks(small(), *sides(tasks=20), shots=4)
-    mcdi.fit(tasks, how=Preparation(epochs=4), settings=ONCE, seed=3)
+    mcdi.fit(tasks, preparation=Preparation(epochs=4), settings=ONCE, seed=3)
     assert asked == [{"tasks": fit.VALIDATION, "seed": 3}]
-    mcdi.fit(tasks, how=Preparation(epochs=4), settings={**ONCE, "sampling": {"steps": 2}})
+    mcdi.fit(tasks, preparation=Preparation(epochs=4), settings={**ONCE, "sampling": {"steps": 2}})
     assert len(asked) == 1

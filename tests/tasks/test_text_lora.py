@@ -50,7 +50,7 @@ epochs = 3
 chunk = 6
 lr = 0.01
 [generator]
-around = "heads"
+prior_input = "heads"
 denoiser = {denoiser!r}
 functional = 1.0
 options = {{ width = 16, depth = 1 }}
@@ -185,7 +185,7 @@ class TestStopped:
     @pytest.mark.parametrize("at", [("texts", 70), ("backbone", 21), ("features", 1)])
     def test_what_was_read_and_trained_is_not_done_again(self, models, tmp_path, monkeypatch, at):
         """Stopped while texts are read, while pairs are trained, after that: the same features and pairs in the end."""
-        (tmp_path / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="span"))
+        (tmp_path / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="head-combiner"))
         recipe = read_recipe(str(tmp_path / "tiny.toml"))
         family = replace(recipe.family, backbone_steps=25, text=replace(recipe.family.text, pairs=(), words=0))
         seen: list[tuple[str, int]] = []
@@ -216,7 +216,7 @@ class TestStopped:
 class TestRowsAlone:
     def test_from_a_recipe_to_an_adapter(self, models, examples, tmp_path):
         """The pairs of the adapter are those of theta_0, which episodes have moved from where peft draws them."""
-        (tmp_path / "rows.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="span"))
+        (tmp_path / "rows.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="head-combiner"))
         run, out = tmp_path / "run", tmp_path / "adapter"
         assert mcdi("run", tmp_path / "rows.toml", "--out", run, "--workers", 1) == 0
         assert mcdi("generate", run / "methods" / "mc-di-0", "--support", examples, "--adapter", out) == 0
@@ -262,21 +262,21 @@ class TestRowsAlone:
 
 class TestRefused:
     def test_only_where_a_condition_holds_heads(self, done, sines):
-        method = make_method("mc-di", {"around": "heads", "denoiser": "mlp"})
+        method = make_method("mc-di", {"prior_input": "heads", "denoiser": "mlp"})
         data = trajectories(sines, "train", range(4), Preparation(tasks=4, epochs=3, k=3))
         with pytest.raises(McdiError, match="holds no heads"):
             method.fit(sines, data, seed=0)
 
     def test_span_needs_heads_of_rows_alone(self, done):
         for how, said in (
-            ({}, "around = 'heads'"),
-            ({"around": "heads", "prior": False}, "prior = true"),
+            ({}, "prior_input = 'heads'"),
+            ({"prior_input": "heads", "prior": False}, "prior = true"),
             ({"self_condition": True}, "self_condition"),
         ):
             with pytest.raises(McdiError, match=said):
-                make_method("mc-di", {"denoiser": "span", **how})
+                make_method("mc-di", {"denoiser": "head-combiner", **how})
         family = load_family(read_run(done).family, done)
         with pytest.raises(McdiError, match="set lora.generate = 'rows'"):
-            make_method("mc-di", {"denoiser": "span", "around": "heads"}).fit(
+            make_method("mc-di", {"denoiser": "head-combiner", "prior_input": "heads"}).fit(
                 family, TrajectoryStore.open(done / "trajectories"), seed=0
             )

@@ -31,23 +31,28 @@ def fit(
     tasks: OwnTasks,
     method: str = "mc-di",
     *,
-    how: Preparation = ADAM,
+    preparation: Preparation = ADAM,
     stored: Stored | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     log: Log = silent,
 ) -> Generator:
-    """The generator of a method, trained on all tasks but those held out, on which its sampler is chosen.
+    """A generator trained on all tasks but those held out, which choose its sampler. Runs on the CPU.
 
-    how: the optimiser whose trajectories are learnt from, and k of its points; its `tasks` is not read, all are used.
-    stored: trajectories that are there already, of `prepare(tasks, folder, how)`, say. settings: of the method, over
-    `SMALL` for a diffusion: {"training": {"iterations": 2000}} trains longer, {"training": {"meta": "reptile"}} is the paper's
-    bi-level training. Runs on the CPU.
+    Args:
+        tasks: the module and the examples of many tasks.
+        method: its name.
+        preparation: the optimiser whose trajectories are learnt from, and k of its points; its `tasks` is not read.
+        stored: trajectories that exist already, for instance of `prepare(tasks, folder, preparation)`.
+        settings: of the method, over `SMALL` for a diffusion: {"training": {"iterations": 2000}} trains longer,
+            {"training": {"meta": "reptile"}} is the paper's bi-level training.
+        seed: decides the result.
+        log: hears of every step.
     """
-    data = trajectories(tasks, "train", range(len(tasks)), how) if stored is None else stored
+    data = trajectories(tasks, "train", range(len(tasks)), preparation) if stored is None else stored
     spec = method_spec(method)
     values = merged(SMALL if spec.shared_settings else {}, settings or {})
-    made = spec.build(values).fit(tasks, data, seed=seed, log=log)
-    if isinstance(made, SupportsSampling) and "sampling" not in values:
-        made = choose_sampler(made, tasks, tasks=VALIDATION, seed=seed)[1]
-    return Generator(method, made, tasks.downstream)
+    trained = spec.build(values).fit(tasks, data, seed=seed, log=log)
+    if isinstance(trained, SupportsSampling) and "sampling" not in values:
+        trained = choose_sampler(trained, tasks, tasks=VALIDATION, seed=seed)[1]
+    return Generator(method, trained, tasks.downstream)

@@ -60,7 +60,7 @@ def meta_train(
     net: nn.Module,
     loss_fn: Callable[..., Tensor],
     batch_at: Callable[[int], Batch],
-    how: MetaTraining,
+    settings: MetaTraining,
     *,
     log: Log,
     folder: Path | None,
@@ -75,35 +75,35 @@ def meta_train(
     """
     phi = {n: p.detach().clone() for n, p in net.named_parameters()}
     average = {n: p.clone() for n, p in phi.items()}
-    outer = OuterStep(list(phi.values()), how.outer if how.meta == "reptile" else "adam", how.outer_lr)
+    outer = OuterStep(list(phi.values()), settings.outer if settings.meta == "reptile" else "adam", settings.outer_lr)
     path = None if folder is None else folder / f"checkpoint{stage or ''}.safetensors"
     done, tensors = 0, {f"phi.{n}": p for n, p in phi.items()} | {f"average.{n}": p for n, p in average.items()}
     if path is not None and path.exists():
         state, metadata = read_tensors(path)
         restore_training(tensors, outer.optimiser, state, str(path))
         done = int(metadata["step"])
-    for step in range(done, how.iterations):
+    for step in range(done, settings.iterations):
         batch = batch_at(step)
         loss_of = _by_field(loss_fn, type(batch))
-        lr = cosine_rate(step, how.iterations, how.outer_lr)
+        lr = cosine_rate(step, settings.iterations, settings.outer_lr)
         outer.optimiser.param_groups[0]["lr"] = lr
-        if how.meta == "reptile":
-            displacement, losses = reptile_displacement(phi, loss_of, batch, how.inner_lr, how.inner)
-            outer(list(displacement.values()), how.inner_lr, how.inner_steps)
+        if settings.meta == "reptile":
+            displacement, losses = reptile_displacement(phi, loss_of, batch, settings.inner_lr, settings.inner)
+            outer(list(displacement.values()), settings.inner_lr, settings.inner_steps)
         else:
             grads, losses = torch.func.grad_and_value(loss_of)(phi, *(b.flatten(0, 2) for b in batch))
             outer([-g for g in grads.values()], 1.0, 1)
         loss = float(losses.detach().mean())
         if not math.isfinite(loss):
             raise McdiError(
-                f"the loss became {loss} at iteration {step + 1}: lower outer_lr = {how.outer_lr} or inner_lr = {how.inner_lr}"
+                f"the loss became {loss} at iteration {step + 1}: lower outer_lr = {settings.outer_lr} or inner_lr = {settings.inner_lr}"
             )
-        keep = min(how.ema, (step + 1) / (step + 10))  # a short memory at first, or phi's random start would linger
+        keep = min(settings.ema, (step + 1) / (step + 10))  # a short memory at first, or phi's random start would linger
         torch._foreach_lerp_(list(average.values()), list(phi.values()), 1 - keep)
-        if path is not None and (step + 1) % how.checkpoint_every == 0 and step + 1 < how.iterations:
+        if path is not None and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.iterations:
             write_tensors(path, training_state(tensors, outer.optimiser), {"step": step + 1})
         inner = {"inner_loss": float(losses[-1].mean())} if len(losses.shape) == 2 and len(losses) > 1 else {}
-        log(step + 1, how.iterations, {"loss": loss, **inner, "lr": lr})
+        log(step + 1, settings.iterations, {"loss": loss, **inner, "lr": lr})
     with torch.no_grad():
         for n, p in net.named_parameters():
             p.copy_(average[n])

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError

@@ -1,7 +1,7 @@
 """Statistics of support sets, whatever the order and number of their examples: class means, ridge regression, checks."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mcdi.errors import McdiError

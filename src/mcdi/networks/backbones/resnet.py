@@ -1,6 +1,6 @@
 """The residual networks of torchvision (1512.03385), by its names, so that its checkpoints load without that package."""
 
-import torch.nn.functional as F  # noqa: N812 - its usual name
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 # Blocks of the four stages, and whether they are bottlenecks.
