@@ -95,9 +95,8 @@ def meta_train(
             outer([-g for g in grads.values()], 1.0, 1)
         loss = float(losses.detach().mean())
         if not math.isfinite(loss):
-            raise McdiError(
-                f"the loss became {loss} at iteration {step + 1}: lower outer_lr = {settings.outer_lr} or inner_lr = {settings.inner_lr}"
-            )
+            rates = f"outer_lr = {settings.outer_lr} or inner_lr = {settings.inner_lr}"
+            raise McdiError(f"the loss became {loss} at iteration {step + 1}: lower {rates}")
         keep = min(settings.ema, (step + 1) / (step + 10))  # a short memory at first, or phi's random start would linger
         torch._foreach_lerp_(list(average.values()), list(phi.values()), 1 - keep)
         if path is not None and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.iterations:
