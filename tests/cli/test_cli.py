@@ -176,7 +176,9 @@ class TestRun:
 
     def test_curves_and_another_seed(self, tmp_path, capsys):
         text = RECIPE.replace("[family]", '[family]\ndata = "sines"\nnetwork = "curve"').replace("shots = [1]", "shots = [6]")
-        text = with_methods(text.replace("way = 3\n", "", 1), "adam", "mc-di")
+        for line in ("way = 3", "limit = 30", "backbone_steps = 4", "backbone_way = 8"):  # of images
+            text = text.replace(f"{line}\n", "", 1)
+        text = with_methods(text, "adam", "mc-di")
         (tmp_path / "curves.toml").write_text(text)
         assert mcdi("run", tmp_path / "curves.toml", "--out", tmp_path / "run", "--seed", 3, "--workers", 1) == 0
         assert sorted(figures(tmp_path / "run")) == ["adam-3", "mc-di-3"]
@@ -232,14 +234,14 @@ class TestGenerate:
         model, out = tmp_path / "model", tmp_path / "w.safetensors"
         shutil.copytree(done / "methods" / "mc-di-0", model)
         config = json.loads((model / "config.json").read_text())
-        config["settings"]["sampling"]["usual"] = {"1": [level] * 11}
+        config["settings"]["sampling"]["calibration_quantiles"] = {"1": [level] * 11}
         (model / "config.json").write_text(json.dumps(config))
         assert mcdi("generate", model, "--support", support, "--out", out) == 0
         assert note in (text := capsys.readouterr().err) and ("unlike" in text) == bool(note)
         assert mcdi("generate", model, "--support", support, "--out", out, "--steps", 2) == 0
         assert "unlike" not in capsys.readouterr().err
 
-    @pytest.mark.parametrize("name", METHODS)
+    @pytest.mark.parametrize("name", list(METHODS))
     def test_every_method_serves(self, done, support, name):
         x, y, _ = read_folder(support)
         generator = package.load(done / "methods" / f"{name}-0")
