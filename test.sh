@@ -18,7 +18,7 @@ check ruff format --check .
 check mypy
 check lint-imports
 [ ${#failed[@]} -eq 0 ] || printf 'FAILED: %s\n' "${failed[@]}" >&2
-check pytest --doctest-modules -n 2 --durations=15 --cov=mcdi --cov-report=term-missing:skip-covered --cov-fail-under=90 src tests "$@"
+check pytest --doctest-modules -n 2 --durations=15 --cov=mcdi --cov-report=term-missing:skip-covered --cov-fail-under=95 src tests "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}" >&2
