@@ -90,8 +90,10 @@ class TestDiffusion:
         ):
             with pytest.raises(McdiError, match=message):
                 Diffusion(replace(plain, **changes)).fit(world.family, world.data, seed=0)
-        with pytest.raises(McdiError, match="objective = 'score' must be"):
+        with pytest.raises(McdiError, match="objective = 'score' should be 'local', 'vanilla' or 'regression'"):
             make(DiffusionSettings, {"objective": "score"}, "generator")
+        with pytest.raises(McdiError, match="'score' is none of local, vanilla, regression"):
+            DiffusionSettings(objective="score")
         with pytest.raises(McdiError, match="samples = 0"):
             Sampling(samples=0)
         with pytest.raises(McdiError, match="stop = 4"):

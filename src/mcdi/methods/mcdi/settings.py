@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.meta_training import MetaTraining
 from mcdi.methods.sampling import Sampling
 from mcdi.networks.base import NetworkTraits
+
+Objective = Literal["local", "vanilla", "regression"]
+PriorInput = Literal["summary", "prototypes", "heads"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class DiffusionSettings:
     """
 
     k: int = 3
-    objective: Literal["local", "vanilla", "regression"] = "local"
+    objective: Objective = "local"
     T: int = 20
     schedule: str = "cosine"
     floor: float = 2e-3
@@ -42,7 +45,7 @@ class DiffusionSettings:
     weight: Literal["paper", "x0"] = "paper"
     functional: float = 0.0
     prior: bool = True
-    prior_input: Literal["summary", "prototypes", "heads"] = "summary"
+    prior_input: PriorInput = "summary"
     denoiser: str = "transformer"
     options: dict[str, Any] = field(default_factory=dict)
     training: MetaTraining = MetaTraining()
@@ -50,6 +53,9 @@ class DiffusionSettings:
     renamed: ClassVar[Mapping[str, str]] = {"around": "prior_input", "span": "head-combiner", "among": "set_attention_layers"}
 
     def __post_init__(self) -> None:
+        for value, legal in ((self.objective, get_args(Objective)), (self.prior_input, get_args(PriorInput))):
+            if value not in legal:
+                raise McdiError(f"{value!r} is none of {', '.join(legal)}: choose one of them")
         if self.objective == "regression" and self.parameterisation != "x0":
             raise McdiError("regression predicts the weights themselves: set parameterisation = 'x0'")
         if self.parameterisation == "eps" and self.weight == "x0":
