@@ -74,6 +74,14 @@ for name, values in ONE_LEVEL.items():
     RECIPE += f"[method.{name}]\n{values}training = {{ {training}, checkpoint_every = 2 }}\n"
 
 
+def curves(*names: str) -> str:
+    """RECIPE for sine curves instead of images, with these methods."""
+    family = '[family]\ndata = "sines"\nshots = [6]\nqueries = 5\n'
+    return with_methods(
+        re.sub(r"\[family\]\n.*?(?=\[)", family, RECIPE.replace("shots = [1]", ""), count=1, flags=re.DOTALL), *names
+    )
+
+
 def with_methods(text: str, *names: str) -> str:
     """A recipe's text, of these methods."""
     return re.sub(r"methods = \[.*?\]", f"methods = {list(names)}", text, count=1, flags=re.DOTALL)

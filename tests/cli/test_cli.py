@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE, mcdi, with_methods
+from conftest import curves, mcdi
 from safetensors.torch import load_file
 from torch import nn
 
@@ -175,11 +175,7 @@ class TestRun:
         assert figures(tmp_path / "run") == {"mc-di-0": figures(done)["mc-di-0"]}
 
     def test_curves_and_another_seed(self, tmp_path, capsys):
-        text = RECIPE.replace("[family]", '[family]\ndata = "sines"\nnetwork = "curve"').replace("shots = [1]", "shots = [6]")
-        for line in ("way = 3", "limit = 30", "backbone_steps = 4", "backbone_way = 8"):  # of images
-            text = text.replace(f"{line}\n", "", 1)
-        text = with_methods(text, "adam", "mc-di")
-        (tmp_path / "curves.toml").write_text(text)
+        (tmp_path / "curves.toml").write_text(curves("adam", "mc-di"))
         assert mcdi("run", tmp_path / "curves.toml", "--out", tmp_path / "run", "--seed", 3, "--workers", 1) == 0
         assert sorted(figures(tmp_path / "run")) == ["adam-3", "mc-di-3"]
         assert "sines: 8 unseen tasks" in capsys.readouterr().out

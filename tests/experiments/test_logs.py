@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from conftest import RECIPE, mcdi, with_methods
+from conftest import curves, mcdi
 
 from mcdi.errors import McdiError
 from mcdi.experiments.logs import LINES, LOG, TrainingLog, read_log
@@ -142,8 +142,7 @@ class TestTensorBoard:
     def test_a_run(self, tmp_path):
         """Nothing of it without the option; with it, what was trained already is shown too."""
         pytest.importorskip("tensorboard")
-        text = RECIPE.replace("[family]", '[family]\ndata = "sines"\nnetwork = "curve"').replace("shots = [1]", "shots = [6]")
-        (tmp_path / "curves.toml").write_text(with_methods(text.replace("way = 3\n", "", 1), "adam", "mc-di"))
+        (tmp_path / "curves.toml").write_text(curves("adam", "mc-di"))
         folder = tmp_path / "run"
         assert mcdi("prepare", tmp_path / "curves.toml", "--out", folder, "--workers", 1) == 0
         assert mcdi("train", folder, "--method", "mc-di", "--workers", 1) == 0

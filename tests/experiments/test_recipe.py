@@ -8,7 +8,8 @@ import pytest
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import checked, read_recipe
 from mcdi.experiments.recipe_files import read_tables, recipe_names, to_toml
-from mcdi.methods import Sampling, make_method
+from mcdi.methods import make_method
+from mcdi.methods.sampling import Sampling
 
 TEXT = '[family]\ndata = "text"\nnetwork = "lora"'
 
@@ -28,7 +29,7 @@ class TestRecipes:
                 "glyphs-whole",
             ),
             *("imagenet", "mini-imagenet", "natural"),
-            *("natural-centred", "natural-film", "natural-protonet", "natural-resnet8", "natural-head-combiner"),
+            *("natural-centred", "natural-film", "natural-head-combiner", "natural-protonet", "natural-resnet8"),
             *("omniglot", "omniglot-20way", "omniglot-characters"),
             *(
                 "pacs-sketch",
@@ -68,7 +69,7 @@ class TestRecipes:
         settings = make_method("mc-di", read_recipe("paper").settings_of("mc-di")).settings
         assert not settings.prior and settings.functional == 0 and settings.k == 3
         assert settings.sampling == Sampling(steps=20) and (settings.T, settings.training.inner_steps) == (20, 3)
-        assert settings.training.iterations == read_recipe("glyphs").generator["training"]["iterations"]
+        assert settings.training.meta == "reptile" and settings.training.iterations == 6000
 
     def test_a_method_takes_the_generator_table_and_its_own(self):
         values = {
@@ -131,12 +132,19 @@ class TestRecipes:
                 "pixel-net reads drawings of a side that is a multiple of 14, not data = 'natural', side = 28; use linear-head",
             ),
             ('[family]\nnetwork = "pixel-net"\nside = 32', "multiple of 14, not data = 'glyphs', side = 32"),
-            ('[generator]\naround = "heads"', "the condition of a linear-head holds no heads: set around = 'summary'"),
-            ('[generator]\ndenoiser = "span"', "set around = 'heads', prior = true and parameterisation = 'x0'"),
-            ('[generator]\ndenoiser = "span"\naround = "heads"\nparameterisation = "v"', "parameterisation = 'x0'"),
-            (f'{TEXT}\n[generator]\ndenoiser = "span"\naround = "heads"', "set lora.generate = 'rows', or take transformer"),
+            ('[generator]\nprior_input = "heads"', "of a linear-head holds no heads: set prior_input = 'summary'"),
+            ('[generator]\ndenoiser = "head-combiner"', "set prior_input = 'heads', prior = true and parameterisation = 'x0'"),
+            (
+                '[generator]\ndenoiser = "head-combiner"\nprior_input = "heads"\nparameterisation = "v"',
+                "parameterisation = 'x0'",
+            ),
+            ('[generator]\naround = "heads"', "generator.around was renamed: write prior_input"),
+            ('[generator]\ndenoiser = "span"', "generator.denoiser = 'span' was renamed: write 'head-combiner'"),
+            ("[generator]\noptions = { among = 1 }", "among was renamed: write set_attention_layers"),
+            ("[generator]\nsampling = { share = 0.5 }", "generator.sampling.share was renamed: write mixing_weight"),
+            (f'{TEXT}\n[generator]\ndenoiser = "head-combiner"\nprior_input = "heads"', "set lora.generate = 'rows'"),
             (f'{TEXT}\n[family.lora]\nstart = "drawn"', "lora.start = 'drawn' is where the study adapters fine-tunes from"),
-            (TEXT.replace("[family]", '[family]\ncondition = "heads"'), "condition = 'heads' must be one of means, examples"),
+            (TEXT.replace("[family]", '[family]\ncondition = "heads"'), "condition = 'heads' should be 'means' or 'examples'"),
             (f"{TEXT}\n[family.text]\nwords = 63", "words = 63: texts and examples must be at least 1, words 0 or 2 to 62"),
             ("[family]\nside = 15", "side = 15 is too small for conv4: give at least 16"),
             ("[family]\nlimit = 0", "limit = 0 must be at least 1"),

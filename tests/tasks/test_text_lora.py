@@ -240,7 +240,7 @@ class TestRowsAlone:
         model = run / "methods" / "mc-di-0"
         assert mcdi("generate", model, "--support", examples, "--adapter", out) == 0
         generator, texts = load(model), [("a red rose",), ("my aunt",), ("the pond",), ("the old boat",)]
-        awake = generator.method.net.head.weight
+        awake = generator.method.denoiser.network.head.weight
         torch.nn.init.normal_(awake, std=0.3, generator=torch.Generator().manual_seed(0))
         one, turned, other = (
             generator.generate((texts, y), seed=0, temperature=0.0) for y in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1])

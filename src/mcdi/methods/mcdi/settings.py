@@ -50,12 +50,14 @@ class DiffusionSettings:
     options: dict[str, Any] = field(default_factory=dict)
     training: MetaTraining = MetaTraining()
     sampling: Sampling = Sampling()
-    renamed: ClassVar[Mapping[str, str]] = {"around": "prior_input", "span": "head-combiner", "among": "set_attention_layers"}
+    renamed: ClassVar[Mapping[str, Any]] = {"around": "prior_input", "denoiser": {"span": "head-combiner"}}
 
     def __post_init__(self) -> None:
         for value, legal in ((self.objective, get_args(Objective)), (self.prior_input, get_args(PriorInput))):
             if value not in legal:
                 raise McdiError(f"{value!r} is none of {', '.join(legal)}: choose one of them")
+        if "among" in self.options:
+            raise McdiError("the option among was renamed: write set_attention_layers")
         if self.objective == "regression" and self.parameterisation != "x0":
             raise McdiError("regression predicts the weights themselves: set parameterisation = 'x0'")
         if self.parameterisation == "eps" and self.weight == "x0":
