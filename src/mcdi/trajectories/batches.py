@@ -50,8 +50,3 @@ def view_generators(tasks: Tasks) -> list[torch.Generator]:
     """One generator for each task, from which its views are drawn."""
     seeds = (uniform(tasks.split, tasks.seeds, VIEWS, count=1)[:, 0] * 2**53).astype(np.int64)
     return [torch.Generator(tasks.data.x.device).manual_seed(int(s)) for s in seeds]
-
-
-def gaussian_noise(std: float) -> Augment:
-    """An augmentation that adds Gaussian noise."""
-    return lambda x, generator: x + std * torch.randn(x.shape, generator=generator, device=x.device)

@@ -29,19 +29,14 @@ def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
     rows: dict[str, tuple[torch.dtype, torch.Size]] = {}
     meta = stores[0].meta
     for store in stores:
-        name = first_difference({**store.meta, "tasks": None}, {**meta, "tasks": None})
-        if name is not None:
-            raise McdiError(
-                f"{store.location} was made with {name} = {store.meta.get(name)!r}, {stores[0].location} with "
-                f"{meta.get(name)!r}: only stores of the same settings can be merged"
-            )
+        first = stores[0].location
+        if name := first_difference({**store.meta, "tasks": None}, {**meta, "tasks": None}):
+            made = f"{store.location} was made with {name} = {store.meta.get(name)!r}, {first} with {meta.get(name)!r}"
+            raise McdiError(f"{made}: only stores of the same settings can be merged")
         for part in store.parts():
             rows = rows or layout(part.tensors())
-            name = first_difference(layout(part.tensors()), rows)
-            if name is not None:
-                raise McdiError(
-                    f"{store.location} has another type or shape of {name!r} than {stores[0].location}: they cannot be merged"
-                )
+            if name := first_difference(layout(part.tensors()), rows):
+                raise McdiError(f"{store.location} has another type or shape of {name!r} than {first}: merge others")
             for seed in part.seeds.tolist():
                 if seed in owner:
                     raise McdiError(f"seed {seed} is in {owner[seed]} and in {store.location}: merge stores of different seeds")

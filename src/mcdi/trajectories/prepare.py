@@ -3,17 +3,19 @@
 A chunk of tasks becomes one shard, a pure function of (family, split, chunk): any worker may compute it, more than once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.networks import batched
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.batches import Augment, Tasks
 from mcdi.trajectories.memory import bytes_per_task
@@ -51,10 +53,8 @@ class Preparation(Optimisation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.chunk is not None and self.chunk < 1) or self.memory <= 0 or self.sharpness < 0:
-            raise McdiError(
-                f"chunk = {self.chunk} must be at least 1, memory = {self.memory} positive, sharpness = {self.sharpness} "
-                "not negative"
-            )
+            given = f"chunk = {self.chunk} must be at least 1, memory = {self.memory} positive"
+            raise McdiError(f"{given}, sharpness = {self.sharpness} not negative")
 
 
 def trajectories(
@@ -94,24 +94,22 @@ def _tile(
     recorded = optimise(net, theta0, tasks, settings, augment)
     columns = dict(family.columns(split, seeds))
     if settings.sharpness:
-        columns |= _sharpness(family, recorded.targets[:, -1], tasks, settings)
+        columns |= _sharpness(net, recorded.targets[:, -1], tasks, settings)
     tensors = {**recorded._asdict(), "mask": batch.mask, "seeds": batch.seeds, **columns}
     return Trajectories.from_tensors({n: t.cpu() for n, t in tensors.items()})
 
 
-def _sharpness(family: TaskFamily, weights: Tensor, tasks: Tasks, settings: Preparation) -> dict[str, Tensor]:
+def _sharpness(net: Network, weights: Tensor, tasks: Tasks, settings: Preparation) -> dict[str, Tensor]:
     """Largest Hessian eigenvalue and trace of the training loss at theta_M, over the trained parameters."""
-    net = family.downstream
-    state = net.space.unpack(weights)
+    state, steps = net.space.unpack(weights), settings.sharpness
     params = {n: state[n] for n in net.space.parameter_names}
+    generator = torch.Generator(weights.device).manual_seed(settings.theta0_seed)
+
+    def loss(moved: State) -> Tensor:
+        return net.losses({**state, **moved}, tasks.data, tasks.mask)
+
     with batched.evaluating(net.module):
-        spectrum = hessian_spectrum(
-            lambda moved: net.losses({**state, **moved}, tasks.data, tasks.mask),
-            params,
-            iterations=settings.sharpness,
-            probes=settings.sharpness,
-            generator=torch.Generator(weights.device).manual_seed(settings.theta0_seed),
-        )
+        spectrum = hessian_spectrum(loss, params, iterations=steps, probes=steps, generator=generator)
     return {"sharpness": spectrum.largest, "trace": spectrum.trace}
 
 
@@ -124,10 +122,8 @@ def tile_size(family: TaskFamily, split: str, settings: Preparation, device: str
     each = bytes_per_task(lambda n: _tile(family, split, range(n), settings=short, device=device, augment=augment))
     fitting = int(settings.memory * 2**30) * 3 // 4 // each
     if fitting < 1:
-        raise McdiError(
-            f"a task of {family.name} needs {each / 2**30:.2f} GiB, too much for memory = {settings.memory}: "
-            "raise it, or set batch"
-        )
+        need = f"a task of {family.name} needs {each / 2**30:.2f} GiB"
+        raise McdiError(f"{need}, too much for memory = {settings.memory}: raise it, or set batch")
     return min(fitting, max(SMALLEST, CACHE // each)) if device == "cpu" else fitting
 
 
@@ -139,29 +135,11 @@ def chunk_size(family: TaskFamily, settings: Preparation) -> int:
     return max(1, min(CHUNK, int(settings.memory * 2**30) // 16 // targets))
 
 
-class _Job(NamedTuple):
-    number: int
-    first: int
-    end: int
-
-
-class _Shared(NamedTuple):
-    """Arguments of every job."""
-
-    family: TaskFamily
-    folder: Path
-    split: str
-    settings: Preparation
-    device: str
-    augment: Augment | None
-    at_once: int
-
-
-def _make_shard(shared: _Shared, job: _Job, progress: Progress) -> dict[str, Any]:
-    seeds = range(job.first, job.end)
-    family, folder, split, settings, device, augment, at_once = shared
-    data = trajectories(family, split, seeds, settings, device, augment=augment, at_once=at_once)
-    return TrajectoryStore.open(folder).write_shard(job.number, data)
+def _make_shard(
+    shared: tuple[Path, Callable[..., Trajectories]], job: tuple[int, Sequence[int]], progress: Progress
+) -> dict[str, Any]:
+    (folder, compute), (number, seeds) = shared, job
+    return TrajectoryStore.open(folder).write_shard(number, compute(seeds))
 
 
 def prepare(
@@ -201,21 +179,16 @@ def prepare(
     store = TrajectoryStore.create(folder, identity)
     with store.writer():
         if len(store) < settings.tasks and any(shard["tasks"] < size for shard in store.shards):
-            raise McdiError(
-                f"{folder} ends with an incomplete chunk: it was prepared with tasks = {len(store)}; delete it to prepare "
-                f"{settings.tasks}"
-            )
-        jobs = [
-            _Job(n, first, min(first + size, settings.tasks))
-            for n, first in enumerate(range(0, settings.tasks, size))
-            if n not in store.numbers()
-        ]
+            made = f"it was prepared with tasks = {len(store)}; delete it to prepare {settings.tasks}"
+            raise McdiError(f"{folder} ends with an incomplete chunk: {made}")
+        chunks = [range(first, min(first + size, settings.tasks)) for first in range(0, settings.tasks, size)]
+        jobs = [(n, seeds) for n, seeds in enumerate(chunks) if n not in store.numbers()]
         progress(name, len(store), settings.tasks, {})
         if not jobs:
             return store
         at_once = tile_size(family, split, settings, device, augment)
-        shared = _Shared(family, folder, split, settings, device, augment, at_once)
-        for _, entry in work_through(_make_shard, shared, jobs, workers=workers, backend=backend):
+        compute = partial(trajectories, family, split, settings=settings, device=device, augment=augment, at_once=at_once)
+        for _, entry in work_through(_make_shard, (folder, compute), jobs, workers=workers, backend=backend):
             store.commit(entry)
             progress(name, len(store), settings.tasks, {})
     return store

@@ -23,12 +23,7 @@ class Spectrum(NamedTuple):
 
 
 def hessian_spectrum(
-    loss: Loss,
-    params: Mapping[str, Tensor],
-    *,
-    iterations: int = 20,
-    probes: int = 8,
-    generator: torch.Generator | None = None,
+    loss: Loss, params: Mapping[str, Tensor], *, iterations: int = 20, probes: int = 8, generator: torch.Generator | None = None
 ) -> Spectrum:
     """Largest eigenvalue and trace of the Hessians of N independent tasks.
 
@@ -70,12 +65,7 @@ def hessian_spectrum(
 
 
 def convergence_bound(
-    largest: Tensor,
-    gap: Tensor,
-    mu: float,
-    smoothness: float,
-    epochs: int,
-    reconstruction: Tensor | float = 0.0,
+    largest: Tensor, gap: Tensor, mu: float, smoothness: float, epochs: int, reconstruction: Tensor | float = 0.0
 ) -> Tensor:
     """The bound L(theta_hat) - L* <= lambda/2 (c + 2 psi / mu) (1 - mu/l)^M, which is lambda/2 (reconstruction + r)^2 with
     r^2 = 2 psi/mu (1 - mu/l)^M. For steps of 1/l the squared distance falls as (1 - mu/l)^(2 M): pass 2 M.
@@ -139,9 +129,7 @@ class _Hessian:
 def _finite(values: Tensor, what: str) -> None:
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
-        raise McdiError(
-            f"{what} of {len(bad)} of {len(values)} tasks are not finite, the first is task {bad[0]}: leave them out"
-        )
+        raise McdiError(f"{what} of {len(bad)} of {len(values)} tasks are not finite, first of task {bad[0]}: leave them out")
 
 
 def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
