@@ -231,7 +231,7 @@ class TestRowsAlone:
     @pytest.mark.parametrize(("base", "how"), [("bert", "rows"), ("llama", "both")])
     def test_a_set_transformer_reads_every_text(self, models, examples, tmp_path, base, how):
         text = RECIPE.format(model=str(models[base]), generate=how, denoiser="cross")
-        changes = {"depth = 1": "depth = 1, among = 1", 'data = "text"': 'data = "text"\ncondition = "examples"'}
+        changes = {"depth = 1": "depth = 1, set_attention_layers = 1", 'data = "text"': 'data = "text"\ncondition = "examples"'}
         for was, now in {**changes, '"adam", "reptile", "hypernetwork", "mv-di", ': ""}.items():
             text = text.replace(was, now)
         (tmp_path / "sets.toml").write_text(text.replace("[family.lora]", f"[family.lora]\ntargets = {list(TARGETS[base])}"))

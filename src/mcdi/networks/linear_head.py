@@ -21,7 +21,7 @@ class LinearHead(Head):
         features: F, of the backbone.
         way: classes of the template.
         embedder: the backbone; its `embedding`, if it has one, sets `embedding`.
-        condition: what a generator is told of a class, see ClassCondition.
+        condition: what a generator is told of a class, see heads.Head.
         examples: single examples of a class, with condition "examples".
         centred: tasks see features less the centre of their support set. The generator then has no information on where in
             feature space a task lies, which is what another data set or style changes first; moved features give moved heads.
@@ -43,9 +43,9 @@ class LinearHead(Head):
     ) -> None:
         if embedder is not None and embedder.embedding is not None:
             embedding = embedder.embedding.backbone.features
+        options: dict[str, Any] = {"condition": condition, "examples": examples, "embedding": embedding}
         heads = CLOSED_FORM_HEADS if condition == "heads" else 0
-        options: dict[str, Any] = {"condition": condition, "examples": examples, "heads": heads, "embedding": embedding}
-        super().__init__(nn.Linear(features, way), features, way, embedder, **options)
+        super().__init__(nn.Linear(features, way), features, way, embedder, heads=heads, **options)
         self.input_size, self.centred = features + embedding, centred
 
     @classmethod
@@ -77,6 +77,6 @@ class LinearHead(Head):
         return {"weight": torch.bmm(wrong, x), "bias": wrong.sum(-1)}
 
     def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "condition": self.class_condition.kind, "centred": self.centred}
+        fields = {"features": self.features, "way": self.way, "condition": self.condition_kind, "centred": self.centred}
         fields |= {"embedding": self.embedding_size} if self.embedding_size else {}
-        return {"kind": self.kind, **fields, "examples": self.condition_examples, "embedder": self.embedder_config()}
+        return self._described(**fields, examples=self.condition_examples)

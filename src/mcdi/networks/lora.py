@@ -28,7 +28,7 @@ class LoraClassifier(Head):
 
     theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B zero),
     or pairs that LoRA pre-training (`pretrain_lora`) has trained on the training sets. The condition of a row is
-    ClassCondition's on what the head reads of the frozen model; that of a piece of a pair describes both pooled features over
+    Head's on what the head reads of the frozen model; that of a piece of a pair describes both pooled features over
     the support set: their mean, the spread of the class means and the spread within classes. Flags name the piece. With
     condition "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the
     denoiser "cross" shows all of them to every row and piece.
@@ -56,14 +56,13 @@ class LoraClassifier(Head):
         self.encoder = Encoder(lora, way)
         self.base = self.encoder.fingerprint()
         if base not in (None, self.base):
-            raise McdiError(
-                f"the model {lora.model!r} has other weights than the one that this was made with: give that one, or train anew"
-            )
+            cure = "give that one, or train anew"
+            raise McdiError(f"the model {lora.model!r} has other weights than the one that this was made with: {cure}")
         tail = self.encoder.tail
-        names = [n for n, _ in tail.named_parameters() if "lora_" in n or n.startswith(f"model.{self.encoder.head}.")]
+        names = [n for n, _ in tail.named_parameters()]
         self.adapted = [n for n in names if "lora_" in n]
         shared = self.adapted if lora.generate == "both" else []
-        chosen = _exactly([n for n in names if n in shared or n not in self.adapted])
+        chosen = [n for n in names if n in shared or n.startswith(f"model.{self.encoder.head}.")]
         features = int(self.encoder.whole.config.hidden_size)
         super().__init__(
             tail,
@@ -73,7 +72,7 @@ class LoraClassifier(Head):
             examples=examples,
             heads=CLOSED_FORM_HEADS,
             shared_statistics=POOLED * self.statistics * features,
-            select=chosen,
+            select=_exactly(chosen),
             start="module",
             shared=_exactly(shared),
         )
@@ -186,7 +185,7 @@ class LoraClassifier(Head):
         return {"kind": self.kind, **self._arguments(), "lora": asdict(self.encoder.settings), "base": self.base}
 
     def _arguments(self) -> dict[str, Any]:
-        condition = {"condition": self.class_condition.kind, "examples": self.condition_examples}
+        condition = {"condition": self.condition_kind, "examples": self.condition_examples}
         return {"lora": self.encoder.settings, "way": self.way, **condition}
 
     def to(self, device: str) -> None:
@@ -204,9 +203,7 @@ class LoraClassifier(Head):
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.centre, self.spread = state["centre"], state["spread"]
-        if self.encoder.settings.start == "drawn":
-            return
-        for n, p in self.pairs.items():
+        for n, p in self.pairs.items() if self.encoder.settings.start == "trained" else ():
             p.copy_(state[f"start.{n}"])
 
 

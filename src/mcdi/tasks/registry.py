@@ -81,7 +81,7 @@ SOURCES: Registry[FamilySpec] = Registry(
     "source of data",
     "mcdi.tasks",
     {
-        **dict.fromkeys(("glyphs", "omniglot", "natural", "domains"), "mcdi.tasks.images.sources"),
+        **dict.fromkeys(("glyphs", "omniglot", "natural", "domains"), "mcdi.tasks.images.features"),
         "sines": "mcdi.tasks.curves",
         "text": "mcdi.tasks.text.source",
     },

@@ -129,7 +129,7 @@ class _Hessian:
 def _finite(values: Tensor, what: str) -> None:
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
-        raise McdiError(f"{what} of {len(bad)} of {len(values)} tasks are not finite, first of task {bad[0]}: leave them out")
+        raise McdiError(f"{what} of {len(bad)} of {len(values)} tasks are not finite, the first is task {bad[0]}: omit them")
 
 
 def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
@@ -143,8 +143,7 @@ def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
     v = start / start.norm(dim=-1, keepdim=True)
     basis = v.new_zeros(len(v), iterations, v.shape[1])
     active, scale = torch.ones_like(v[:, 0], dtype=torch.bool), torch.zeros_like(v[:, 0])
-    diagonal: list[Tensor] = []
-    off_diagonal: list[Tensor] = []
+    diagonal, off_diagonal = list[Tensor](), list[Tensor]()
     for j in range(iterations):
         basis[:, j] = v
         previous = basis[:, : j + 1]
@@ -159,6 +158,5 @@ def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
         off_diagonal.append(torch.where(active, beta, 0))
         v = torch.where(active[:, None], w / beta[:, None], 0)
     off = torch.stack(off_diagonal, -1)[:, :-1].double()
-    ritz = torch.diag_embed(torch.stack(diagonal, -1).double())
-    ritz = ritz + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    ritz = torch.diag_embed(torch.stack(diagonal, -1).double()) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     return torch.linalg.eigvalsh(ritz)[:, -1].to(start.dtype)

@@ -17,7 +17,7 @@ class ImageSettings(FamilySettings):
     """Images, and a frozen backbone in front of the network.
 
     Attributes:
-        condition: what a generator is told of a class, see networks.heads.ClassCondition (linear heads).
+        condition: what a generator is told of a class, see networks.heads.Head (linear heads).
         centred: tasks see features less the centre of their support set (linear heads).
         rotations: training classes also come turned by 90, 180 and 270 degrees, as classes of their own.
         limit: at most so many classes a split.

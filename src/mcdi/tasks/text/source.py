@@ -34,7 +34,7 @@ class TextFamilySettings(FamilySettings):
     """Tasks of text for a language model.
 
     Attributes:
-        condition: what a generator is told of a class: "means", or single "examples" too, see networks.heads.ClassCondition.
+        condition: what a generator is told of a class: "means", or single "examples" too, see networks.heads.Head.
         backbone_steps: steps of LoRA pre-training.
         text: which sets, and what is made of them.
         lora: the model and its adapters.

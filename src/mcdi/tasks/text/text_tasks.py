@@ -1,7 +1,7 @@
 """Many classification tasks from few sets of labelled sentences."""
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,9 @@ class Pool(NamedTuple):
     separate_classes: bool = False
 
 
+Pools = Mapping[str, Sequence[Pool]]  # by split
+
+
 class Task(NamedTuple):
     pool: int
     groups: tuple[tuple[int, ...], ...]  # the set's classes that each class of the task is made of
@@ -54,57 +57,39 @@ class TextTasks:
     name = "text"
 
     def __init__(
-        self,
-        downstream: LoraClassifier,
-        pools: Mapping[str, Sequence[Pool]],
-        *,
-        way: int,
-        shots: Sequence[int],
-        queries: int,
-        examples: int,
+        self, downstream: LoraClassifier, pools: Pools, *, way: int, shots: Sequence[int], queries: int, examples: int
     ) -> None:
         self.downstream, self.pools = downstream, {n: tuple(p) for n, p in pools.items()}
         self.way, self.shots, self.queries, self.examples = way, tuple(shots), queries, examples
         if examples < max(shots) + queries:
-            raise McdiError(
-                f"a training task of {examples} texts a class cannot give {max(shots)} shots and {queries} queries: raise "
-                "text.examples"
-            )
+            given = f"a training task of {examples} texts a class"
+            raise McdiError(f"{given} cannot give {max(shots)} shots and {queries} queries: raise text.examples")
         for pool in (p for ps in self.pools.values() for p in ps):
             self._check(pool)
-        self._task = lru_cache(maxsize=4096)(self._made)
+
+    @cached_property
+    def _task(self) -> Callable[[str, int], Task]:
+        return lru_cache(maxsize=4096)(self._made)
 
     def __getstate__(self) -> dict[str, Any]:
         return {n: v for n, v in self.__dict__.items() if n != "_task"}  # workers have caches of their own
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._task = lru_cache(maxsize=4096)(self._made)
-
     def _check(self, pool: Pool) -> None:
-        present = pool.labels.unique().tolist()
+        present, given = pool.labels.unique().tolist(), f"the set {pool.name} has"
         if len(present) < self.way:
-            raise McdiError(
-                f"the set {pool.name} has {len(present)} classes, fewer than way = {self.way}: leave it out, or lower way"
-            )
-        separate = bool(pool.held_out.any())
-        for rows, need in (
-            (~pool.held_out, max(self.shots) + (0 if separate else self.queries)),
-            (pool.held_out, self.queries if separate else 0),
-        ):
+            raise McdiError(f"{given} {len(present)} classes, fewer than way = {self.way}: leave it out, or lower way")
+        held_out = self.queries if bool(pool.held_out.any()) else 0
+        for rows, need in ((~pool.held_out, max(self.shots) + self.queries - held_out), (pool.held_out, held_out)):
             least = min(int((pool.labels[rows] == c).sum()) for c in present)
             if least < need:
-                raise McdiError(
-                    f"the set {pool.name} has a class with {least} examples, and {need} are needed ({max(self.shots)} shots, "
-                    f"{self.queries} queries): lower shots or queries"
-                )
+                needed = f"{need} are needed ({max(self.shots)} shots, {self.queries} queries)"
+                raise McdiError(f"{given} a class with {least} examples, and {needed}: lower shots or queries")
 
     def _made(self, split: str, seed: int) -> Task:
         if split not in self.pools:
             raise McdiError(f"unknown split {split!r}: {self.name} has {', '.join(self.pools)}")
-        pools = self.pools[split]
-        number = seed % len(pools)  # every set as often as any other
-        pool = pools[number]
+        number = seed % len(self.pools[split])  # every set as often as any other
+        pool = self.pools[split][number]
         u = uniform(split, [seed], 0, count=3 + 2 * int(pool.labels.max() + 1))[0]
         groups = _groups(pool.labels.unique().numpy(), self.way, u[3:], whole=pool.whole_set, merge=not pool.separate_classes)
         order = torch.arange(len(pool.labels))
@@ -135,7 +120,7 @@ class TextTasks:
         return TaskBatch(self._labelled(support), self._labelled(query), mask, torch.as_tensor(seeds))
 
     def _picked(
-        self, split: str, seeds: Sequence[int], parts: tuple[int, ...], rows: Sequence[tuple[Tensor, ...]]
+        self, split: str, seeds: Sequence[int], parts: Sequence[int], rows: Sequence[tuple[Tensor, ...]]
     ) -> list[list[Tensor]]:
         """The rows of every class of every task, all of them, in an order of (split, seed, parts, class)."""
         out: list[list[Tensor]] = [[] for _ in seeds]
