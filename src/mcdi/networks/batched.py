@@ -29,10 +29,7 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
         keys: (N,) int64, which decide each task's dropout masks; None where nothing is drawn.
 
     Returns:
-        (N, S, ...).
-
-    Raises:
-        McdiError: the module draws random numbers otherwise than by dropout.
+        (N, S, ...). Raises McdiError for a module that draws random numbers otherwise than by dropout.
     """
     names = list(state)
 

@@ -40,7 +40,6 @@ class Head(Network):
         heads: closed-form heads in the condition.
         embedding: numbers of another network's features that stand behind the F; the condition then reads these alone.
         shared_statistics: numbers that describe the shared units in the condition.
-        space: options of Network.
     """
 
     supports_closed_form = supports_ridge_blend = True

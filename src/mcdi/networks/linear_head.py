@@ -18,11 +18,8 @@ class LinearHead(Head):
     """A linear classifier on frozen features; any number of classes.
 
     Args:
-        features: F, of the backbone.
-        way: classes of the template.
+        features, way, condition, examples: see heads.Head.
         embedder: the backbone; its `embedding`, if it has one, sets `embedding`.
-        condition: what a generator is told of a class, see heads.Head.
-        examples: single examples of a class, with condition "examples".
         centred: tasks see features less the centre of their support set. The generator then has no information on where in
             feature space a task lies, which is what another data set or style changes first; moved features give moved heads.
         embedding: E features of another network behind the F. The condition is made of these alone, except for the closed-form

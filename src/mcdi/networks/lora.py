@@ -26,22 +26,16 @@ class LoraClassifier(Head):
     An example is the trunk's states of a text, as `Encoder.read` gives them, or its index in `feature_bank`, which holds those
     of many texts: states are a hundred times as large as what a condition reads of them.
 
-    theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B zero),
-    or pairs that LoRA pre-training (`pretrain_lora`) has trained on the training sets. The condition of a row is
-    Head's on what the head reads of the frozen model; that of a piece of a pair describes both pooled features over
-    the support set: their mean, the spread of the class means and the spread within classes. Flags name the piece. With
-    condition "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the
-    denoiser "cross" shows all of them to every row and piece.
+    theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B
+    zero), or pairs that LoRA pre-training (`pretrain_lora`) has trained on the training sets. The condition of a row is
+    Head's on what the head reads of the frozen model; that of a piece of a pair describes both pooled features over the
+    support set: their mean, the spread of the class means and the spread within classes. Flags name the piece. With condition
+    "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the denoiser
+    "cross" shows all of them to every row and piece.
 
     Args:
-        lora: the model and its adapters.
-        way: classes of the template.
-        base: the fingerprint that the frozen model must have.
-        condition: "means" or "examples".
-        examples: single examples of a class in the condition.
-
-    Raises:
-        McdiError: the model has another fingerprint.
+        way, condition, examples: see heads.Head; condition is "means" or "examples".
+        base: the fingerprint that the frozen model must have; another is a McdiError.
     """
 
     statistics = 3  # numbers a feature in the condition of a pair
@@ -112,9 +106,6 @@ class LoraClassifier(Head):
     def read(self, x: Any) -> Tensor:
         """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
         return x if isinstance(x, Tensor) else self.encoder.read(x)
-
-    def embed(self, x: Tensor) -> Tensor:
-        return x
 
     def set_feature_bank(self, bank: Tensor, training: Tensor) -> None:
         """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""
@@ -194,8 +185,7 @@ class LoraClassifier(Head):
     @property
     def pairs(self) -> dict[str, nn.Parameter]:
         """The LoRA pairs that theta_0 holds, by name."""
-        held = dict(self.module.named_parameters())
-        return {n: held[n] for n in self.adapted}
+        return {n: p for n, p in self.module.named_parameters() if n in self.adapted}
 
     def state(self) -> dict[str, Tensor]:
         return {"centre": self.centre, "spread": self.spread, **{f"start.{n}": p.detach() for n, p in self.pairs.items()}}

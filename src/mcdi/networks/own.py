@@ -30,10 +30,8 @@ class OwnNetwork(Network):
     numbers on one scale; for images or tokens give `describe`.
 
     Args:
-        module: the template.
         example, target: shapes of one x and of one y.
-        way: classes, or 1.
-        regression: whether y are real numbers.
+        way, regression: number of classes, or 1 where y are real numbers.
         squeeze: the module answers (S, 1) where y is (S,).
         described: how many numbers `describe` gives.
         loss: of one task; the default is cross-entropy or the mean square.

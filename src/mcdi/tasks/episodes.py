@@ -20,10 +20,8 @@ class FewShot:
     tasks are measured on queries that no support set contains.
 
     Args:
-        name: of the family.
         downstream: the network; `embed` of it has made the examples.
         examples: {split: (C, M, ...)}.
-        way: classes of a task.
         shots: numbers of examples a class of support sets.
         queries: examples a class of query sets.
         groups: {split: a number of every class}, its domain say: the classes of a task are of one group, each as often as any.

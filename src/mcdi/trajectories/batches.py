@@ -1,7 +1,4 @@
-"""The examples that each task sees at every step of its optimisation: tasks, mini-batches, views and dropout keys.
-
-Everything is decided by (split, seed, epoch): a task is the same by itself, in a batch, and on any worker.
-"""
+"""The examples that each task sees at every step: tasks, mini-batches, views and dropout keys, by (split, seed, epoch)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

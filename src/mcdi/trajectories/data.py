@@ -13,9 +13,7 @@ from mcdi.errors import McdiError
 @dataclass(frozen=True, eq=False)
 class Trajectories:
     """The recorded points of N tasks, in memory; weights are not standardised.
-
-    Raises:
-        McdiError: when a column does not have N rows, or has the name of a field.
+    Raises McdiError when a column does not have N rows, or has the name of a field.
     """
 
     targets: Tensor  # (N, k, U, D) float32: local targets theta_d .. theta_kd

@@ -70,13 +70,8 @@ class Recorded(NamedTuple):
 def optimise(net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation, augment: Augment | None = None) -> Recorded:
     """Train N tasks, each as a plain loop with torch.optim would.
 
-    Args:
-        net, tasks, settings: the network, the N tasks, and how they are trained.
-        theta0: (U, D) start of every task.
-        augment: views of the examples, instead of the noise of `settings.augment`.
-
-    Raises:
-        McdiError: when weights are not finite.
+    theta0: (U, D), the start of every task; augment: views of the examples, instead of the noise of `settings.augment`.
+    Raises McdiError when weights are not finite.
     """
     if augment is None and settings.augment:
         augment = partial(_add_noise, settings.augment)

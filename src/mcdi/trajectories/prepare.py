@@ -34,8 +34,7 @@ class Preparation(Optimisation):
     """How many trajectories are prepared, and how they are computed and stored.
 
     Args:
-        tasks: number of training tasks.
-        theta0_seed: seed of theta_0, from which all tasks start.
+        theta0_seed: of theta_0, from which all tasks start.
         chunk: tasks in a shard (None: 500, or fewer if they are large).
         memory: GiB that one worker may use; it decides how many tasks run at once.
         storage: precision of the targets on disk.
@@ -67,18 +66,15 @@ def trajectories(
     augment: Augment | None = None,
     at_once: int | None = None,
 ) -> Trajectories:
-    """Trajectories of the tasks named by (split, seeds), in memory.
+    """Trajectories of the tasks named by (split, seeds), in memory; `tasks` and `chunk` of the settings are not read.
 
     Args:
-        family, split, seeds: the source of the tasks, "train", "val" or "test", and one seed for each task.
-        settings, device: how and where they are trained; `tasks` and `chunk` are not read.
         augment: views of a task's examples, instead of the noise of `settings.augment`.
         at_once: how many tasks run together (None: see `tile_size`).
 
     Raises:
         McdiError: when weights are not finite, or one task needs more than `settings.memory`.
     """
-    seeds = list(seeds)
     run = partial(_tile, family, split, settings=settings, device=device, augment=augment)
     size = at_once or tile_size(family, split, settings, device, augment)
     return Trajectories.cat([run(seeds[n : n + size]) for n in range(0, len(seeds), size)])
@@ -160,11 +156,7 @@ def prepare(
     The result does not depend on `workers`, `backend` or interruptions. Other processes may read the store meanwhile.
 
     Args:
-        family, split: the source of the tasks, and "train", "val" or "test".
-        folder: the store; it is created if it does not exist.
-        settings, device: how and where tasks are trained.
         augment: views of a task's examples; with several workers a function at the top level of a module.
-        workers: number of processes.
         backend: "local", or "ray", which needs a folder that all machines of the cluster see.
         name, progress: called as progress(name, tasks done, tasks, {}) after every shard.
 

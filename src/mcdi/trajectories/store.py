@@ -60,9 +60,7 @@ class TrajectoryStore:
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> "TrajectoryStore":
         """A new store, or the existing one.
-
-        Raises:
-            McdiError: when the existing one was made with another `meta`.
+        Raises McdiError when the existing one was made with another `meta`.
         """
         meta = json.loads(json.dumps(meta))
         if meta.get("storage", "float32") not in STORAGE:
@@ -120,9 +118,7 @@ class TrajectoryStore:
     @contextmanager
     def writer(self) -> Iterator["TrajectoryStore"]:
         """Hold the lock for writing; temporary files of a killed process are removed. May be nested.
-
-        Raises:
-            McdiError: when another process holds the lock.
+        Raises McdiError when another process holds the lock.
         """
         if self._writing:
             yield self
@@ -138,9 +134,7 @@ class TrajectoryStore:
 
     def write_shard(self, number: int, data: Trajectories) -> dict[str, Any]:
         """Write chunk `number` and return its entry for `commit`. Any process may call it: the index does not change.
-
-        Raises:
-            McdiError: when the chunk is finished already, or `data` holds no tasks.
+        Raises McdiError when the chunk is finished already, or `data` holds no tasks.
         """
         if number in self.numbers():
             raise McdiError(f"{self.location} holds chunk {number} already: shards are never changed")
@@ -202,9 +196,7 @@ class TrajectoryStore:
         """The tasks at `index` (B,) int64, in its order. A shard is verified when it is first read.
 
         Its targets then stay mapped into memory, its other columns copied.
-
-        Raises:
-            IndexError: outside 0..N-1.
+        Raises IndexError outside 0..N-1.
         """
         self._require_shards()
         at = torch.searchsorted(self._ends, index, right=True)

@@ -96,15 +96,11 @@ class Tail(nn.Module):
         """What the head reads, and the mean of the last layer's states: (S, POOLED + L, H + 1) -> (S, POOLED, H)."""
         caught: dict[str, Tensor] = {}
         head, base = self.model.get_submodule(self.head), self.model.base_model
-        hooks = [
+        with (
             head.register_forward_pre_hook(lambda _, args: caught.update(read=args[0])),
             base.register_forward_hook(lambda _, args, out: caught.update(states=out.last_hidden_state)),
-        ]
-        try:
+        ):
             self(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
         present = x[:, POOLED:, -1:]
         return torch.stack([caught["read"], (caught["states"] * present).sum(1) / present.sum(1)], 1)
 
@@ -251,10 +247,9 @@ class Encoder:
                 checksum = zlib.crc32(p.detach().cpu().contiguous().numpy(), zlib.crc32(name.encode(), checksum))
         return checksum
 
-    def to(self, device: str) -> "Encoder":
+    def to(self, device: str) -> None:
         self.whole.to(device)
         self.tail.to(device)  # its parameters are the same ones, its buffers are not
-        return self
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
@@ -272,11 +267,9 @@ class Encoder:
         def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-        hook = self.stack[self.first].register_forward_pre_hook(reached, with_kwargs=True)
         try:
-            self.inner.base_model(**tokens)
+            with self.stack[self.first].register_forward_pre_hook(reached, with_kwargs=True):
+                self.inner.base_model(**tokens)
         except _Reached as end:
             return end.hidden
-        finally:
-            hook.remove()
         raise AssertionError("the first adapted layer was not called")

@@ -145,7 +145,6 @@ def train_adamw(
 
     Args:
         loss: of a step, which alone decides it, so that a resumed run ends with the same weights.
-        steps: in all.
         start: (steps done, state) that `checkpoint` was given in a stopped run.
         checkpoint: called every `checkpoint_every` steps.
     """
@@ -217,10 +216,7 @@ class Embedder(nn.Module):
     Without the common length Adam spends its steps on the many features that are nearly always 0, and heads of training classes
     generalise worse to unseen ones: regression of them is 1 to 2 points behind nearest prototypes.
 
-    Args:
-        backbone: the network.
-        side: of an image, in pixels.
-        embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the others.
+    embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the others.
     """
 
     bf16 = False  # whether networks compute in bfloat16; features stay float32

@@ -24,16 +24,8 @@ def domain_images(
     "test": all images of `domain`, which nothing else sees; "train" and "val": four fifths and a fifth of those of the others
     (validation on training domains, 2007.01434).
 
-    Args:
-        path: of one of the layouts.
-        domain: the unseen one.
-        size: pixels of a side.
-        limit: at most so many classes.
-        examples: images a class (a quarter of it for "val"); a class with fewer is left out of its domain. None: as many as the
-            smallest class of the split has.
-
-    Raises:
-        McdiError: what is missing.
+    limit: at most so many classes. examples: images a class (a quarter of it for "val"); a class with fewer is left out of its
+    domain. None: as many as the smallest class of the split has. Raises McdiError naming what is missing.
     """
     if path is None:
         raise McdiError(f"this family reads images of several domains: give --data, {LAYOUTS}")

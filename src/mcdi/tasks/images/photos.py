@@ -40,15 +40,7 @@ def natural_images(
     M is the smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. Where
     there is no split of classes, of every 25 in order 16 are for training, 4 for validation and 5 for the test. All images
     are in memory as uint8, 3 size^2 bytes each: up to 2.4 GB for the 779,165 of Tiered-ImageNet at 32 pixels, 16.5 GB at 84.
-
-    Args:
-        path: of one of the layouts.
-        size: pixels of a side.
-        limit: at most so many classes of a split.
-        examples: at most so many images of a class.
-
-    Raises:
-        McdiError: what is missing or broken.
+    limit: at most so many classes of a split. Raises McdiError naming what is missing or broken.
     """
     if path is None:
         raise McdiError(f"this family reads colour images: give --data, {LAYOUTS}")

@@ -15,24 +15,15 @@ from mcdi.utils.random import uniform
 
 
 class Pool(NamedTuple):
-    """The M examples of one set.
-
-    Attributes:
-        text_ids: (M,), their indices in the network's feature bank.
-        labels: (M,).
-        features: (M, F), by which topics are chosen.
-        held_out: (M,) bool, which are for queries only.
-        whole_set: tasks are not confined to a topic.
-        separate_classes: no two classes are merged.
-    """
+    """The M examples of one set."""
 
     name: str
-    text_ids: Tensor
-    labels: Tensor
-    features: Tensor
-    held_out: Tensor
-    whole_set: bool = False
-    separate_classes: bool = False
+    text_ids: Tensor  # (M,), their indices in the network's feature bank
+    labels: Tensor  # (M,)
+    features: Tensor  # (M, F), by which topics are chosen
+    held_out: Tensor  # (M,) bool, which are for queries only
+    whole_set: bool = False  # tasks are not confined to a topic
+    separate_classes: bool = False  # no two classes are merged
 
 
 Pools = Mapping[str, Sequence[Pool]]  # by split
@@ -96,13 +87,11 @@ class TextTasks:
         if not pool.whole_set:
             centre = pool.features[int(u[0] * len(order))]
             order = (pool.features - centre).square().sum(1).argsort(stable=True)
-        members, queries = [], []
+        members, queries, most = [], [], None if pool.whole_set else self.examples
         for group in groups:
             inside = torch.isin(pool.labels[order], torch.tensor(group))
-            members.append(order[inside & ~pool.held_out[order]])
+            members.append(order[inside & ~pool.held_out[order]][:most])
             queries.append(order[inside & pool.held_out[order]])
-        if not pool.whole_set:
-            members = [m[: self.examples] for m in members]
         return Task(number, groups, tuple(members), tuple(queries))
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
