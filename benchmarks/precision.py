@@ -23,7 +23,7 @@ from mcdi.experiments.evaluate import milliseconds
 from mcdi.experiments.run import provenance, read_run
 from mcdi.experiments.statistics import interval
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.features import read_source
+from mcdi.tasks.images.sources import READERS
 
 IMAGES, BATCH = 25, 64  # of a 5-way 5-shot request; tasks at once
 
@@ -42,7 +42,7 @@ def main() -> None:
     embedder, net = generator.network.embedder, generator.network
     if embedder is None:
         raise McdiError(f"{models[0].parent} reads no images")
-    pixels = read_source(recipe.family, arguments.data, arguments.run)["test"].pixels
+    pixels = READERS[recipe.family.data](recipe.family, arguments.data, arguments.run)["test"].pixels
     few, made = pixels.flatten(0, 1)[:IMAGES], provenance()
     title = f"{recipe.name}: {made['hardware']}, one thread, {made['commit']}, {made['date']}; {arguments.tasks} unseen tasks"
     table = Table(title=title)

@@ -79,7 +79,7 @@ class TestFilmHead:
         labels = torch.arange(3).repeat(2, 2)
         expected = head.condition(Examples(features, labels), 3)
         torch.testing.assert_close(
-            net.condition(Examples(x, labels), 5)[:, :3, : net.class_condition.summary_size], expected, atol=1e-4, rtol=1e-4
+            net.condition(Examples(x, labels), 5)[:, :3, : net.class_size], expected, atol=1e-4, rtol=1e-4
         )
         changed = weights.clone()
         changed[:, 3] = 0.5
@@ -125,14 +125,14 @@ class TestFilmHead:
         torch.testing.assert_close(renamed[:, 3:], plain[:, 3:])
         flags = plain[..., -3:]
         assert flags[0].tolist() == [[1, 0, 0]] * 3 + [[0, 1, 0], [0, 0, 1]]
-        block = net.class_condition.summary_size
+        block = net.class_size
         assert not plain[:, :3, block:-3].any() and not plain[:, 3:, :block].any() and plain[:, 3:, block:-3].any(-1).all()
 
     def test_condition_of_the_channels_by_hand(self):
         net = FilmHead(1, 2, pixels=2)
         x = torch.tensor([[[1.0, -2.0], [3.0, 1.0], [-1.0, -1.0], [4.0, 4.0]]])
         seen = [0.5, 2.0, 0.0, 4.0]  # mean of the ReLU over pixels
-        got = net.condition(Examples(x, torch.tensor([[0, 0, 1, 1]])), 4)[0, 2, net.class_condition.summary_size : -3]
+        got = net.condition(Examples(x, torch.tensor([[0, 0, 1, 1]])), 4)[0, 2, net.class_size : -3]
         means = (seen[0] + seen[1]) / 2, (seen[2] + seen[3]) / 2
         within = sum((s - means[i // 2]) ** 2 for i, s in enumerate(seen)) / 4
         expected = [sum(means) / 2, abs(means[0] - means[1]) / 2, within**0.5, 5 / 8, 9 / 8]

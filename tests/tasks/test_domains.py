@@ -126,7 +126,7 @@ class TestReading:
         with pytest.raises(McdiError, match="domain must name one of 3 domains"):
             domain_images(tmp_path / "b.npz", "ink")
         np.savez(tmp_path / "c.npz", **{n: a for n, a in found.items() if n != "domains"})
-        with pytest.raises(McdiError, match="is no file of encoded images"):
+        with pytest.raises(McdiError, match="is no .npz of images"):
             domain_images(tmp_path / "c.npz", "ink")
         one = {**found, "domain": 0 * found["domain"], "domains": found["domains"][:1]}
         np.savez(tmp_path / "d.npz", **one)

@@ -100,12 +100,6 @@ def test_size_sets_the_side_and_the_pen_follows_it(few: dict[str, ClassImages]) 
         assert shares[0] == pytest.approx(shares[1], rel=0.15)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"examples": 0}, {"limit": 0}])
-def test_refuses_what_is_not_positive(wrong: dict[str, int]) -> None:
-    with pytest.raises(McdiError, match=f"{next(iter(wrong))}=0"):
-        glyph_images(0, **wrong)
-
-
 def test_names_a_font_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(McdiError, match=r"DejaVuSans\.ttf cannot be read"):

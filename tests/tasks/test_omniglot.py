@@ -144,8 +144,8 @@ def cut_drawing(contents: dict[str, bytes]) -> None:
     [
         (drop_alphabet, r"images_evaluation\.zip holds 19 alphabets instead of 20"),
         (drop_drawing, r"images_evaluation\.zip holds 19 drawings of B1/character01 instead of 20"),
-        (break_drawing, r"B1/character01/0001_07\.png is not a readable PNG"),
-        (cut_drawing, r"B1/character01/0001_07\.png is not a readable PNG"),
+        (break_drawing, r"B1/character01/0001_07\.png cannot be read as an image"),
+        (cut_drawing, r"B1/character01/0001_07\.png cannot be read as an image"),
     ],
 )
 def test_refuses_an_incomplete_or_damaged_archive(edit: Edit, message: str, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_refuses_an_archive_that_is_no_zip_or_has_damaged_bytes(official: Path, 
     place = data.index(drawing(7)[:60]) + 50
     for broken in (b"<html>not found</html>", data[: len(data) // 2], data[:place] + b"\0\xff\0\xff" + data[place + 4 :]):
         (tmp_path / "images_evaluation.zip").write_bytes(broken)
-        with pytest.raises(McdiError, match=r"images_evaluation\.zip is not a readable zip archive"):
+        with pytest.raises(McdiError, match=r"images_evaluation\.zip cannot be read"):
             omniglot_images(tmp_path)
 
 
@@ -169,8 +169,6 @@ def test_refuses_a_folder_without_omniglot_and_no_folder_at_all(tmp_path: Path) 
             omniglot_images(folder)
     with pytest.raises(McdiError, match="needs a folder"):
         omniglot_images(None)
-    with pytest.raises(McdiError, match="size=0"):
-        omniglot_images(tmp_path, size=0)
 
 
 def serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

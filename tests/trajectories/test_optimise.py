@@ -271,7 +271,6 @@ def test_invalid_settings_raise_errors():
         ({"k": 20, "epochs": 9}, "k = 20"),
         ({"lr": 0.0}, "must be positive"),
         ({"batch": 0}, "at least 1"),
-        ({"schedule": "steps"}, "choose constant or cosine"),
     ):
         with pytest.raises(McdiError, match=message):
             Optimisation(**wrong)

@@ -1,4 +1,4 @@
-"""The base class of downstream networks, in three parts: what it reads of examples, how it is saved, what it computes."""
+"""The base class of downstream networks: what it reads of examples, how it is saved, what it computes."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,8 +13,9 @@ from mcdi.networks import batched
 from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.batched import State
 from mcdi.types import Examples
-from mcdi.weights import Unit, WeightSpace
+from mcdi.weights import WeightSpace
 
+Start = Literal["gaussian", "module"]
 HEAD_OPTIONS = ("condition", "centred", "embedding")  # settings of a family that only some networks use
 
 
@@ -33,9 +34,22 @@ class NetworkTraits(NamedTuple):
     equal_lengths: bool = True
 
 
-class TaskEmbedding:
-    """What a network reads of examples, and the condition: what a generator is told of a support set."""
+class Network:
+    """A downstream network whose weights are generated: a template module, its weight space, loss and score.
 
+    Any module will do; override `criterion` for another loss. Classification where y is int64 (cross-entropy, accuracy);
+    regression where it is real (mean square, clipped R^2). A file describes it: `from_config(config()).load_state(state())`.
+
+    Args:
+        module: the template; it is frozen and set to evaluation mode.
+        embedder: frozen backbone in front of it.
+        start: theta_0 is drawn ("gaussian"), or what the module holds ("module": pretrained weights, LoRA pairs).
+        space: `unit`, `select` and `shared` of WeightSpace: which parameters are generated, and in what units.
+    """
+
+    kind = "network"
+    way: int  # classes of the template; a head may be generated for any number
+    init_std = 0.05
     embedder: Embedder | None = None
     condition_size: int  # numbers a unit
     input_size: int  # numbers an embedded example has
@@ -48,6 +62,15 @@ class TaskEmbedding:
     centred = False  # whether tasks see features less the centre of their support set
     reads_texts = False  # whether users give texts
     needs_module = False  # whether its code is a module of the user's, which no file holds
+    supports_closed_form = False  # whether it is a `heads.Head`: a formula gives a linear head of it
+    supports_ridge_blend = False  # whether generated heads can be blended with ridge regression
+    supports_adapters = False  # whether generated weights can be saved as a peft adapter
+    exportable = True  # whether `condition` is a pure function of features, which a file can hold
+    head_options: tuple[str, ...] = ()  # which of HEAD_OPTIONS it uses
+
+    def __init__(self, module: nn.Module, embedder: Embedder | None = None, *, start: Start = "gaussian", **space: Any) -> None:
+        self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
+        self.space = WeightSpace(module, **space)
 
     @property
     def summary_size(self) -> int:
@@ -74,12 +97,6 @@ class TaskEmbedding:
         """Support sets (B, S, input_size), (B, S) -> (B, units, condition_size)."""
         raise NotImplementedError
 
-
-class SavedNetwork(TaskEmbedding):
-    """How a network is described in a file, and made again: `from_config(config()).load_state(state())`."""
-
-    kind = "network"
-
     def config(self) -> dict[str, Any]:
         """Its `kind`, and what `from_config` takes, as plain values."""
         raise NotImplementedError
@@ -92,8 +109,9 @@ class SavedNetwork(TaskEmbedding):
         embedder = values.get("embedder")
         return cls(**values if embedder is None else {**values, "embedder": Embedder.from_config(embedder)})
 
-    def embedder_config(self) -> dict[str, Any] | None:
-        return None if self.embedder is None else self.embedder.config()
+    def _described(self, **fields: Any) -> dict[str, Any]:
+        """A `config` of these fields and the embedder."""
+        return {"kind": self.kind, **fields, "embedder": None if self.embedder is None else self.embedder.config()}
 
     def state(self) -> dict[str, Tensor]:
         """Its frozen tensors."""
@@ -109,46 +127,10 @@ class SavedNetwork(TaskEmbedding):
         if self.embedder is not None:
             self.embedder.to(device)
 
-
-class Network(SavedNetwork):
-    """A downstream network whose weights are generated: a template module, its weight space, loss and score.
-
-    Any module will do; override `criterion` for another loss. Classification where y is int64 (cross-entropy, accuracy);
-    regression where it is real (mean square, clipped R^2).
-
-    Args:
-        module: the template; it is frozen and set to evaluation mode.
-        embedder: frozen backbone in front of it.
-        unit, select, shared: which of its parameters are generated, and in what units: as WeightSpace takes them.
-        start: theta_0 is drawn ("gaussian"), or what the module holds ("module": pretrained weights, LoRA pairs).
-    """
-
-    way: int  # classes of the template; a head may be generated for any number
-    init_std = 0.05
-    supports_closed_form = False  # whether it is a `heads.Head`: a formula gives a linear head of it
-    supports_ridge_blend = False  # whether generated heads can be blended with ridge regression
-    supports_adapters = False  # whether generated weights can be saved as a peft adapter
-    exportable = True  # whether `condition` is a pure function of features, which a file can hold
-    head_options: tuple[str, ...] = ()  # which of HEAD_OPTIONS it uses
-
-    def __init__(
-        self,
-        module: nn.Module,
-        embedder: Embedder | None = None,
-        *,
-        unit: Unit = "whole",
-        select: str = ".*",
-        start: Literal["gaussian", "module"] = "gaussian",
-        shared: str = "",
-    ) -> None:
-        self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
-        self.space = WeightSpace(module, select=select, unit=unit, shared=shared)
-
     @classmethod
     def for_family(cls, settings: Any, **parts: Any) -> Self:
         """The network of a recipe: of the family's settings, and what its source passes (`features`, `embedder` for images)."""
-        arguments: dict[str, Any] = {"way": settings.way, **parts}
-        return cls(**arguments)
+        return cls(**{"way": settings.way, **parts})
 
     @classmethod
     def check_family(cls, settings: Any) -> None:
@@ -173,8 +155,7 @@ class Network(SavedNetwork):
         return packed.expand(units, -1) if self.space.unit == "row" else packed
 
     def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
-        fan_in = p[0].numel() if p.ndim > 1 else 0
-        std = fan_in**-0.5 if fan_in else self.init_std
+        std = p[0].numel() ** -0.5 if p.ndim > 1 else self.init_std
         return torch.randn(p.shape, generator=generator) * std
 
     def classes(self, units: int) -> int:

@@ -4,6 +4,7 @@ Training differs from that of one network: frozen parts behave as in evaluation,
 dropout masks do not depend on the other tasks of the batch.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,10 +17,7 @@ from mcdi.errors import McdiError
 
 State = dict[str, Tensor]
 
-DROPOUTS = {
-    getattr(nn.functional, n)
-    for n in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-}
+OTHER_DROPOUTS = ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 
 
 def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -31,10 +29,7 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
         keys: (N,) int64, which decide each task's dropout masks; None where nothing is drawn.
 
     Returns:
-        (N, S, ...).
-
-    Raises:
-        McdiError: the module draws random numbers otherwise than by dropout.
+        (N, S, ...). Raises McdiError for a module that draws random numbers otherwise than by dropout.
     """
     names = list(state)
 
@@ -45,9 +40,8 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
     refused = f"{type(module).__name__} draws random numbers that are no function of the task: only nn.Dropout may draw"
     if x.device.type == "cpu" and (len(x) == 1 or one_by_one(state, x)):
         before = torch.get_rng_state()
-        each = [
-            one(None if keys is None else keys[n], *(_channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))
-        ]
+        own = [None] * len(x) if keys is None else keys
+        each = [one(own[n], *(_channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))]
         if not torch.equal(before, torch.get_rng_state()):
             raise McdiError(refused)
         return torch.stack(each)
@@ -90,7 +84,7 @@ class SeededDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is nn.functional.dropout:
             return self._drop(*args, **kwargs)
-        if func in DROPOUTS and kwargs.get("training", args[2] if len(args) > 2 else True):
+        if getattr(func, "__name__", "") in OTHER_DROPOUTS and kwargs.get("training", args[2] if len(args) > 2 else True):
             raise McdiError(f"{func.__name__} is not repeatable task by task yet: use nn.Dropout")
         return func(*args, **kwargs)
 
@@ -171,13 +165,8 @@ def split_frozen(module: nn.Module, chosen: Sequence[str]) -> tuple[nn.Module | 
     if not isinstance(module, nn.Sequential):
         return None, module
     children = list(module.named_children())
-    count = 0
-    for name, child in children:
-        if any(n.startswith(f"{name}.") for n in chosen) or draws(child):
-            break
-        count += 1
-    rest = nn.Sequential()
-    for name, child in children[count:]:
-        rest.add_module(name, child)
+    kept = [draws(child) or any(n.startswith(f"{name}.") for n in chosen) for name, child in children]
+    count = [*kept, True].index(True)
+    rest = nn.Sequential(OrderedDict(children[count:]))
     rest.training = module.training
-    return (nn.Sequential(*(c for _, c in children[:count])) if count else None), rest
+    return (nn.Sequential(OrderedDict(children[:count])) if count else None), rest

@@ -53,12 +53,9 @@ class FilmHead(Head):
     scale is generated as its difference from 1: theta_0 holds zeros, which change nothing, and weight decay pulls there.
     The normalisation's running statistics stay those of the backbone, as in 2003.00152 the rest of it does.
 
-    The condition of a row is ClassCondition's on the frozen features; that of scale and shift describes every channel over the
-    support set: the mean of the class means, their spread, the spread within classes, the fraction of active pixels and the
-    mean activation (see support.append_unit_features).
-
-    Raises:
-        McdiError: a backbone other than Conv-4.
+    The condition of a row is Head's on the frozen features; that of scale and shift describes every channel over the support
+    set: the mean of the class means, their spread, the spread within classes, the fraction of active pixels and the mean
+    activation (see support.append_unit_features). Raises McdiError for a backbone other than Conv-4.
     """
 
     statistics = 5  # numbers a channel in the condition of scale and shift
@@ -93,8 +90,7 @@ class FilmHead(Head):
         nothing = x.new_zeros(x.shape[0], self.features)
         return self._features(x, nothing, nothing)
 
-    def condition_features(self, x: Tensor) -> Tensor:
-        return self.frozen_features(x)
+    condition_features = frozen_features
 
     def shared_condition(self, support: Examples, way: int) -> Tensor:
         """`statistics` numbers of every channel: (B, statistics * C)."""
@@ -108,5 +104,4 @@ class FilmHead(Head):
         return linear(state, self._features(x, state["scale"], state["shift"]))
 
     def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "pixels": self.pixels}
-        return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
+        return self._described(features=self.features, way=self.way, pixels=self.pixels)

@@ -1,4 +1,4 @@
-"""What linear, FiLM and LoRA heads mixing_weight: rows of a linear classifier, their condition, and their closed forms."""
+"""What linear, FiLM and LoRA heads share: rows of a linear classifier, their condition, and their closed forms."""
 
 from typing import Any, Literal
 
@@ -25,60 +25,21 @@ Condition = Literal["means", "spread", "examples", "heads"]
 CLOSED_FORM_HEADS = 2  # least squares and prototypes
 
 
-class ClassCondition:
-    """The part of a head's condition that describes the classes, from the features (B, S, F) of a support set.
-
-    Of a class of n examples: its mean feature c, c / n, its row r of the least-squares classifier of the support set times
-    1 - 1/n, |c|^2 / F and log n. From one example a class r adds nothing to c that generalises to unseen classes; from several
-    it tells which directions separate the classes.
-
-    Args:
-        kind: "means" is the above; "spread" adds the variance of the class's examples (F); "examples" adds up to `examples` of
-            them one by one (F + 1 each); "heads" begins with the class's rows of closed-form heads.
-        features: F.
-        heads: numbers that the closed-form heads of a class take.
-        examples: at most so many single examples.
-    """
-
-    def __init__(self, kind: Condition, features: int, heads: int = 0, examples: int = 0) -> None:
-        self.kind, self.examples = kind, examples if kind == "examples" else 0
-        self.summary_size = heads + 3 * features + 3 + (features if kind == "spread" else 0)
-        self.size = self.summary_size + self.examples * (features + 1)
-
-    def summary(self, x: Tensor, y: Tensor, way: int, heads: Tensor | None) -> Tensor:
-        """The condition without single examples: (B, S, F), (B, S), closed-form heads -> (B, way, summary_size)."""
-        mean, count = class_means(x, y, way)
-        count = count.clamp(min=1)[..., None]
-        rows = least_squares(x, y, way) * (1 - 1 / count)
-        # c / n besides c: a linear map of both can weight the mean of more examples more.
-        parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
-        if heads is not None:
-            parts.insert(0, heads)
-        if self.kind == "spread":
-            square, _ = class_means(x.square(), y, way)
-            parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
-        return torch.cat(parts, -1)
-
-    def with_examples(self, summary: Tensor, x: Tensor, y: Tensor, way: int) -> Tensor:
-        """Append the single examples of every class to (B, U, ..), where the condition has them; zeros for other units."""
-        if not self.examples:
-            return summary
-        single = single_examples(x, y, way, self.examples).flatten(2)
-        return torch.cat([summary, F.pad(single, (0, 0, 0, summary.shape[1] - way))], -1)
-
-
 class Head(Network):
     """A network that ends in a linear classifier on frozen features: one unit a class, its weight row and its bias.
 
-    Weights may have further units that all classes mixing_weight, `space.extra`, such as FiLM or LoRA pairs.
+    Weights may have further units that all classes share, `space.extra`, such as FiLM or LoRA pairs. The condition of a class
+    of n examples is its mean feature c, c / n, its row r of the least-squares classifier of the support set times 1 - 1/n,
+    |c|^2 / F and log n. From one example a class r adds nothing to c that generalises to unseen classes; from several it tells
+    which directions separate the classes.
 
     Args:
         features: F, numbers that the classifier reads.
-        condition, examples: see ClassCondition.
+        condition: "means" is the above; "spread" adds the variance of the class's examples (F); "examples" adds up to
+            `examples` of them one by one (F + 1 each); "heads" begins with the class's rows of closed-form heads.
         heads: closed-form heads in the condition.
         embedding: numbers of another network's features that stand behind the F; the condition then reads these alone.
         shared_statistics: numbers that describe the shared units in the condition.
-        space: options of Network.
     """
 
     supports_closed_form = supports_ridge_blend = True
@@ -100,14 +61,15 @@ class Head(Network):
         super().__init__(module, embedder, unit="row", **space)
         self.features, self.way = features, way
         self.embedding_size, self.condition_heads = embedding, heads
-        self.class_condition = ClassCondition(condition, embedding or features, heads * self.space.D, examples)
-        self.condition_examples = self.class_condition.examples
+        self.condition_kind, self.condition_examples = condition, examples if condition == "examples" else 0
+        size = embedding or features
+        self.class_size = heads * self.space.D + 3 * size + 3 + (size if condition == "spread" else 0)  # of no single example
         self._shared_size = shared_statistics + self.space.kinds if self.space.extra else 0
-        self.condition_size = self.class_condition.size + self._shared_size
+        self.condition_size = self.summary_size + self.condition_examples * (size + 1)
 
     @property
     def summary_size(self) -> int:
-        return self.class_condition.summary_size + self._shared_size
+        return self.class_size + self._shared_size
 
     def theta0(self, seed: int, units: int) -> Tensor:
         # The same Gaussian row for every class: the order of classes means nothing, so theta_0 must not depend on it.
@@ -130,10 +92,26 @@ class Head(Network):
         way, features = self.classes(units), self.condition_features(support.x)
         heads = self.closed_form_heads(features[..., : self.features], support.y, way) if self.condition_heads else None
         x = features[..., -self.embedding_size :]  # all of them where there is no other network
-        summary = self.class_condition.summary(x, support.y, way, heads)
+        summary = self._class_summary(x, support.y, way, heads)
         if self.space.extra:
             summary = append_unit_features(summary, self.shared_condition(support, way), self.space.extra)
-        return self.class_condition.with_examples(summary, x, support.y, way)
+        if not self.condition_examples:
+            return summary
+        single = single_examples(x, support.y, way, self.condition_examples).flatten(2)
+        return torch.cat([summary, F.pad(single, (0, 0, 0, summary.shape[1] - way))], -1)  # zeros for other units
+
+    def _class_summary(self, x: Tensor, y: Tensor, way: int, heads: Tensor | None) -> Tensor:
+        """The condition of classes without single examples: (B, S, F), (B, S), closed-form heads -> (B, way, class_size)."""
+        mean, count = class_means(x, y, way)
+        count = count.clamp(min=1)[..., None]
+        rows = least_squares(x, y, way) * (1 - 1 / count)
+        # c / n besides c: a linear map of both can weight the mean of more examples more.
+        parts = [mean, mean / count, rows, mean.square().mean(-1, keepdim=True), count.log()]
+        parts = parts if heads is None else [heads, *parts]
+        if self.condition_kind == "spread":
+            square, _ = class_means(x.square(), y, way)
+            parts.append((square - mean.square()).clamp(min=0) * count / (count - 1).clamp(min=1))
+        return torch.cat(parts, -1)
 
     def closed_form(self, support: Examples, way: int, ridge: float = 1.0) -> Tensor:
         """The least-squares classifier of the support set as rows of this head: -> (B, way, D) (R2-D2, 1805.08136)."""
@@ -187,8 +165,8 @@ def blend_with_ridge(net: Network, weights: Tensor, support: Examples, mask: Ten
     """`Head.blend_with_ridge`; 1 leaves weights of any network as they are. Raises McdiError for less of what is no head."""
     if not isinstance(mixing_weight, Tensor) and mixing_weight == 1:
         return weights
-    head = as_head(net, "nothing to blend with ridge regression, set mixing_weight = 1")
-    return head.blend_with_ridge(weights, support, mask, mixing_weight)
+    cure = "nothing to blend with ridge regression, set mixing_weight = 1"
+    return as_head(net, cure).blend_with_ridge(weights, support, mask, mixing_weight)
 
 
 def linear(state: State, x: Tensor) -> Tensor:

@@ -18,11 +18,8 @@ class LinearHead(Head):
     """A linear classifier on frozen features; any number of classes.
 
     Args:
-        features: F, of the backbone.
-        way: classes of the template.
+        features, way, condition, examples: see heads.Head.
         embedder: the backbone; its `embedding`, if it has one, sets `embedding`.
-        condition: what a generator is told of a class, see ClassCondition.
-        examples: single examples of a class, with condition "examples".
         centred: tasks see features less the centre of their support set. The generator then has no information on where in
             feature space a task lies, which is what another data set or style changes first; moved features give moved heads.
         embedding: E features of another network behind the F. The condition is made of these alone, except for the closed-form
@@ -43,9 +40,9 @@ class LinearHead(Head):
     ) -> None:
         if embedder is not None and embedder.embedding is not None:
             embedding = embedder.embedding.backbone.features
+        options: dict[str, Any] = {"condition": condition, "examples": examples, "embedding": embedding}
         heads = CLOSED_FORM_HEADS if condition == "heads" else 0
-        options: dict[str, Any] = {"condition": condition, "examples": examples, "heads": heads, "embedding": embedding}
-        super().__init__(nn.Linear(features, way), features, way, embedder, **options)
+        super().__init__(nn.Linear(features, way), features, way, embedder, heads=heads, **options)
         self.input_size, self.centred = features + embedding, centred
 
     @classmethod
@@ -77,6 +74,6 @@ class LinearHead(Head):
         return {"weight": torch.bmm(wrong, x), "bias": wrong.sum(-1)}
 
     def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "condition": self.class_condition.kind, "centred": self.centred}
+        fields = {"features": self.features, "way": self.way, "condition": self.condition_kind, "centred": self.centred}
         fields |= {"embedding": self.embedding_size} if self.embedding_size else {}
-        return {"kind": self.kind, **fields, "examples": self.condition_examples, "embedder": self.embedder_config()}
+        return self._described(**fields, examples=self.condition_examples)

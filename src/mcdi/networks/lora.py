@@ -26,22 +26,16 @@ class LoraClassifier(Head):
     An example is the trunk's states of a text, as `Encoder.read` gives them, or its index in `feature_bank`, which holds those
     of many texts: states are a hundred times as large as what a condition reads of them.
 
-    theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B zero),
-    or pairs that LoRA pre-training (`pretrain_lora`) has trained on the training sets. The condition of a row is
-    ClassCondition's on what the head reads of the frozen model; that of a piece of a pair describes both pooled features over
-    the support set: their mean, the spread of the class means and the spread within classes. Flags name the piece. With
-    condition "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the
-    denoiser "cross" shows all of them to every row and piece.
+    theta_0 holds the pairs of the module, the same for all tasks, and a head of zeros: what peft starts from (A drawn, B
+    zero), or pairs that LoRA pre-training (`pretrain_lora`) has trained on the training sets. The condition of a row is
+    Head's on what the head reads of the frozen model; that of a piece of a pair describes both pooled features over the
+    support set: their mean, the spread of the class means and the spread within classes. Flags name the piece. With condition
+    "examples" a class has the first `examples` of its texts behind that, one by one, as the head reads them; the denoiser
+    "cross" shows all of them to every row and piece.
 
     Args:
-        lora: the model and its adapters.
-        way: classes of the template.
-        base: the fingerprint that the frozen model must have.
-        condition: "means" or "examples".
-        examples: single examples of a class in the condition.
-
-    Raises:
-        McdiError: the model has another fingerprint.
+        way, condition, examples: see heads.Head; condition is "means" or "examples".
+        base: the fingerprint that the frozen model must have; another is a McdiError.
     """
 
     statistics = 3  # numbers a feature in the condition of a pair
@@ -56,14 +50,13 @@ class LoraClassifier(Head):
         self.encoder = Encoder(lora, way)
         self.base = self.encoder.fingerprint()
         if base not in (None, self.base):
-            raise McdiError(
-                f"the model {lora.model!r} has other weights than the one that this was made with: give that one, or train anew"
-            )
+            cure = "give that one, or train anew"
+            raise McdiError(f"the model {lora.model!r} has other weights than the one that this was made with: {cure}")
         tail = self.encoder.tail
-        names = [n for n, _ in tail.named_parameters() if "lora_" in n or n.startswith(f"model.{self.encoder.head}.")]
+        names = [n for n, _ in tail.named_parameters()]
         self.adapted = [n for n in names if "lora_" in n]
         shared = self.adapted if lora.generate == "both" else []
-        chosen = _exactly([n for n in names if n in shared or n not in self.adapted])
+        chosen = [n for n in names if n in shared or n.startswith(f"model.{self.encoder.head}.")]
         features = int(self.encoder.whole.config.hidden_size)
         super().__init__(
             tail,
@@ -73,7 +66,7 @@ class LoraClassifier(Head):
             examples=examples,
             heads=CLOSED_FORM_HEADS,
             shared_statistics=POOLED * self.statistics * features,
-            select=chosen,
+            select=_exactly(chosen),
             start="module",
             shared=_exactly(shared),
         )
@@ -113,9 +106,6 @@ class LoraClassifier(Head):
     def read(self, x: Any) -> Tensor:
         """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
         return x if isinstance(x, Tensor) else self.encoder.read(x)
-
-    def embed(self, x: Tensor) -> Tensor:
-        return x
 
     def set_feature_bank(self, bank: Tensor, training: Tensor) -> None:
         """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""
@@ -186,7 +176,7 @@ class LoraClassifier(Head):
         return {"kind": self.kind, **self._arguments(), "lora": asdict(self.encoder.settings), "base": self.base}
 
     def _arguments(self) -> dict[str, Any]:
-        condition = {"condition": self.class_condition.kind, "examples": self.condition_examples}
+        condition = {"condition": self.condition_kind, "examples": self.condition_examples}
         return {"lora": self.encoder.settings, "way": self.way, **condition}
 
     def to(self, device: str) -> None:
@@ -195,8 +185,7 @@ class LoraClassifier(Head):
     @property
     def pairs(self) -> dict[str, nn.Parameter]:
         """The LoRA pairs that theta_0 holds, by name."""
-        held = dict(self.module.named_parameters())
-        return {n: held[n] for n in self.adapted}
+        return {n: p for n, p in self.module.named_parameters() if n in self.adapted}
 
     def state(self) -> dict[str, Tensor]:
         return {"centre": self.centre, "spread": self.spread, **{f"start.{n}": p.detach() for n, p in self.pairs.items()}}
@@ -204,9 +193,7 @@ class LoraClassifier(Head):
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.centre, self.spread = state["centre"], state["spread"]
-        if self.encoder.settings.start == "drawn":
-            return
-        for n, p in self.pairs.items():
+        for n, p in self.pairs.items() if self.encoder.settings.start == "trained" else ():
             p.copy_(state[f"start.{n}"])
 
 

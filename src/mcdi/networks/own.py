@@ -30,10 +30,8 @@ class OwnNetwork(Network):
     numbers on one scale; for images or tokens give `describe`.
 
     Args:
-        module: the template.
         example, target: shapes of one x and of one y.
-        way: classes, or 1.
-        regression: whether y are real numbers.
+        way, regression: number of classes, or 1 where y are real numbers.
         squeeze: the module answers (S, 1) where y is (S,).
         described: how many numbers `describe` gives.
         loss: of one task; the default is cross-entropy or the mean square.
@@ -61,11 +59,8 @@ class OwnNetwork(Network):
         if unit == "row":
             raise McdiError("unit = 'row' is for heads of any number of classes: choose whole, layer or a chunk width")
         if (describe is None) != (described is None):
-            raise McdiError(
-                "this generator describes support sets at its own probe inputs: leave describe out"
-                if described is None
-                else "this generator describes support sets by a function of yours: give it as `describe`"
-            )
+            own, yours = "at its own probe inputs: leave describe out", "by a function of yours: give it as `describe`"
+            raise McdiError(f"this generator describes support sets {own if described is None else yours}")
         super().__init__(copy.deepcopy(module), unit=unit, select=select, start="module")
         self.example_shape, self.target_shape = tuple(example), tuple(target)
         self.input_size = torch.Size(self.example_shape).numel()
@@ -91,23 +86,17 @@ class OwnNetwork(Network):
 
     def condition(self, support: Examples, units: int) -> Tensor:
         condition = self._estimate(support) if self.describe is None else self.describe(*support)
-        if condition.shape != (len(support.y), self.condition_size):
-            raise McdiError(
-                f"describe gave {tuple(condition.shape)} for {len(support.y)} support sets, not "
-                f"{(len(support.y), self.condition_size)}: it must give as many numbers for support sets of every size"
-            )
+        if condition.shape != (wanted := (len(support.y), self.condition_size)):
+            given = f"describe gave {tuple(condition.shape)} for {len(support.y)} support sets, not {wanted}"
+            raise McdiError(f"{given}: it must give as many numbers for support sets of every size")
         return condition[:, None].expand(-1, units, -1)
 
     def _estimate(self, support: Examples) -> Tensor:
         x, (mean, std, width) = support.x.flatten(2), self.scale.to(support.x.device)
-        y = (
-            ((support.y - mean) / std).reshape(*x.shape[:2], -1)
-            if self.regression
-            else F.one_hot(support.y, self.way) - 1 / self.way
-        )
+        y = (support.y - mean) / std if self.regression else F.one_hot(support.y, self.way) - 1 / self.way
         probes = self.probes.to(x.device).expand(len(x), -1, -1)
         near, own = (torch.exp(-0.5 * (torch.cdist(points, x) / width) ** 2) for points in (probes, x))
-        value = near @ torch.linalg.solve(own + NOISE**2 * torch.eye(x.shape[1], device=x.device), y)
+        value = near @ torch.linalg.solve(own + NOISE**2 * torch.eye(x.shape[1], device=x.device), y.reshape(*x.shape[:2], -1))
         return torch.cat([value.flatten(1), near.sum(-1).log1p()], -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:

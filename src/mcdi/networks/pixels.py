@@ -36,9 +36,8 @@ class PixelNetwork(Network):
     def check_family(cls, settings: Any) -> None:
         super().check_family(settings)
         if settings.channels > 1 or settings.side % cls.side:
-            given = f"data = {settings.data!r}, side = {settings.side}"
-            side = f"reads drawings of a side that is a multiple of {cls.side}"
-            raise McdiError(f"{cls.kind} {side}, not {given}; use linear-head")
+            given = f"data = {settings.data!r}, side = {settings.side}; use linear-head"
+            raise McdiError(f"{cls.kind} reads drawings of a side that is a multiple of {cls.side}, not {given}")
 
     def embed(self, x: Tensor) -> Tensor:
         if self.embedder is None:
@@ -56,8 +55,7 @@ class PixelNetwork(Network):
         return super().forward(state, x[..., : self.pixels], keys)
 
     def config(self) -> dict[str, Any]:
-        fields = {"features": self.features, "way": self.way, "unit": self.space.unit}
-        return {"kind": self.kind, **fields, "embedder": self.embedder_config()}
+        return self._described(features=self.features, way=self.way, unit=self.space.unit)
 
 
 @register_network("pixel-net", "images")

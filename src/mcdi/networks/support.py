@@ -17,8 +17,7 @@ def support_batch(
         y: (S, *target) or (B, S, *target).
         way: classes that the generator was trained for.
         any_way: whether it makes weights for other numbers of classes too.
-        regression: whether y are real numbers.
-        target: shape of one y.
+        regression, target: whether y are real numbers, and the shape of one.
 
     Returns:
         x (B, S, ...), y (B, S, *target), the number of classes, and whether the batch dimension was added.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
 from mcdi.types import Examples, TaskBatch
 from mcdi.utils.random import uniform
-from mcdi.utils.workers import Progress
 
 LOW, HIGH = -3.0, 3.0  # of x
 
@@ -55,20 +55,15 @@ class Sines:
         )
 
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
-        x = np.linspace(LOW, HIGH, 64)
-        return self.curve(split, seeds, np.broadcast_to(x, (len(seeds), 64)))
+        return self.curve(split, seeds, np.broadcast_to(np.linspace(LOW, HIGH, 64), (len(seeds), 64)))
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         return {"curve": torch.from_numpy(uniform(split, seeds, 0, count=2)).float()}  # of a and p, in [0, 1)
 
 
-def _load(settings: CurveSettings, folder: Path) -> Sines:
+def _make(settings: CurveSettings, folder: Path, **_: Any) -> Sines:
     network = NETWORKS.get(settings.network).network.for_family(settings)
     return Sines(shots=settings.shots[0], queries=settings.queries, network=network)
 
 
-def _build(settings: CurveSettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> Sines:
-    return _load(settings, folder)
-
-
-register_source(FamilySpec("sines", CurveSettings, _build, _load, kind="points", reads_data=False))
+register_source(FamilySpec("sines", CurveSettings, _make, _make, kind="points", reads_data=False))

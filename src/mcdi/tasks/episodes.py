@@ -20,10 +20,8 @@ class FewShot:
     tasks are measured on queries that no support set contains.
 
     Args:
-        name: of the family.
         downstream: the network; `embed` of it has made the examples.
         examples: {split: (C, M, ...)}.
-        way: classes of a task.
         shots: numbers of examples a class of support sets.
         queries: examples a class of query sets.
         groups: {split: a number of every class}, its domain say: the classes of a task are of one group, each as often as any.
@@ -43,23 +41,23 @@ class FewShot:
         queries: int = 15,
         groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        self.name, self.downstream, self.examples = name, downstream, dict(examples)
+        self.way, self.shots, self.queries = way, tuple(shots), queries
+        self.groups = {split: torch.as_tensor(numbers) for split, numbers in (groups or {}).items()}
         for split, x in examples.items():
             if len(x) < way:
                 raise McdiError(f"way = {way} is more than the {len(x)} classes of the {split} split: lower it or add classes")
-            if x.shape[1] < max(shots) + queries:
-                raise McdiError(
-                    f"{max(shots)} shots and {queries} queries need {max(shots) + queries} examples a class; "
-                    f"the {split} split has {x.shape[1]}: lower shots or queries"
-                )
-        self.groups = {split: torch.as_tensor(numbers) for split, numbers in (groups or {}).items()}
+            self._check_shots(split, max(shots))
         for split, numbers in self.groups.items():
-            _, counts = numbers.unique(return_counts=True)
-            if int(counts.min()) < way:
-                raise McdiError(
-                    f"way = {way} is more than the {int(counts.min())} classes of a group of the {split} split: lower it"
-                )
-        self.name, self.downstream, self.examples = name, downstream, dict(examples)
-        self.way, self.shots, self.queries = way, tuple(shots), queries
+            least = int(numbers.unique(return_counts=True)[1].min())
+            if least < way:
+                raise McdiError(f"way = {way} is more than the {least} classes of a group of the {split} split: lower it")
+
+    def _check_shots(self, split: str, shots: int) -> None:
+        needed, held = shots + self.queries, self._examples(split).shape[1]
+        if held < needed:
+            given = f"{shots} shots and {self.queries} queries need {needed} examples a class"
+            raise McdiError(f"{given}; the {split} split has {held}: lower shots or queries")
 
     def _examples(self, split: str) -> Tensor:
         if split not in self.examples:
@@ -78,28 +76,28 @@ class FewShot:
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         shots = self.shots[0] if shots is None else shots
+        self._check_shots(split, shots)
         examples, classes = self._examples(split), self.classes(split, seeds)
-        if shots + self.queries > examples.shape[1]:
-            raise McdiError(f"{shots} shots and {self.queries} queries need more than {examples.shape[1]} examples a class")
         drawn = uniform(split, seeds, 1, draw, count=self.way * examples.shape[1])
         keys = torch.from_numpy(drawn).reshape(len(seeds), self.way, -1)
         # topk is sorted: the head of a full sort, in a third of its time.
         chosen = keys.topk(shots + self.queries, largest=False).indices
         x = examples[classes[..., None], chosen]
-        y = torch.arange(self.way).reshape(1, -1, 1).expand(len(seeds), -1, shots + self.queries)
         mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
-        support = Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1))
-        query = Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1))
-        if self.downstream.centred:
-            centre = centre_of(*support, self.way)
-            support, query = (e._replace(x=e.x - centre) for e in (support, query))
+        support, query = self._labelled(x[:, :, :shots], x[:, :, shots:])
         return TaskBatch(support, query, mask, torch.as_tensor(seeds))
 
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
-        x = self._examples(split)[self.classes(split, seeds)]
-        y = torch.arange(self.way).reshape(1, -1, 1).expand(x.shape[:3])
-        data = Examples(x.flatten(1, 2), y.flatten(1))
-        return data._replace(x=data.x - centre_of(*data, self.way)) if self.downstream.centred else data
+        return self._labelled(self._examples(split)[self.classes(split, seeds)])[0]
+
+    def _labelled(self, *parts: Tensor) -> list[Examples]:
+        """Examples of (B, way, n, ...) each, less the centre of the first, where the network wants that."""
+        labels = torch.arange(self.way).reshape(1, -1, 1)
+        out = [Examples(x.flatten(1, 2), labels.expand(x.shape[:3]).flatten(1)) for x in parts]
+        if not self.downstream.centred:
+            return out
+        centre = centre_of(*out[0], self.way)
+        return [e._replace(x=e.x - centre) for e in out]
 
     def columns(self, split: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         return {"classes": self.classes(split, seeds)}

@@ -107,7 +107,12 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
     if not regression and (target or len(out) != 2):
         raise McdiError(f"labels y (N, S) go with outputs (S, classes), not y {tuple(y.shape)} and outputs {out}")
     way = 1 if regression else out[-1]
-    _check_counts(y, shots, None if regression else way)
+    if shots < 1:
+        raise McdiError(f"shots = {shots} examples: choose at least 1")
+    if not regression:
+        _check_labels(y, shots, way)
+    elif y.shape[1] <= shots:
+        raise McdiError(f"a task has {y.shape[1]} examples: choose shots below that, not {shots}")
     size = None if describe is None else describe(x[:1], y[:1]).shape[-1]
     return dict(example=x.shape[2:], target=target, way=way, regression=regression, squeeze=squeeze, described=size)
 
@@ -122,18 +127,11 @@ def _output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
         raise McdiError(f"the module does not take a task's inputs, {x.dtype} {tuple(x.shape)}: {reason}") from error
 
 
-def _check_counts(y: Tensor, shots: int, way: int | None) -> None:
-    """Every task needs more examples (of every class) than a support set takes."""
-    if shots < 1:
-        raise McdiError(f"shots = {shots} examples: choose at least 1")
-    if way is None:
-        if y.shape[1] <= shots:
-            raise McdiError(f"a task has {y.shape[1]} examples: choose shots below that, not {shots}")
-        return
+def _check_labels(y: Tensor, shots: int, way: int) -> None:
+    """Every task needs more examples of every class than a support set takes."""
     if int(y.min()) < 0 or int(y.max()) >= way:
         raise McdiError(f"labels must be 0..{way - 1} for a module with {way} outputs, not {int(y.min())}..{int(y.max())}")
     fewest, where = F.one_hot(y, way).sum(1).min(1).values.min(0)
     if int(fewest) <= shots:
-        raise McdiError(
-            f"task {int(where)} has {int(fewest)} examples of one of its classes: every class needs more than shots = {shots}"
-        )
+        given = f"task {int(where)} has {int(fewest)} examples of one of its classes"
+        raise McdiError(f"{given}: every class needs more than shots = {shots}")

@@ -81,7 +81,7 @@ SOURCES: Registry[FamilySpec] = Registry(
     "source of data",
     "mcdi.tasks",
     {
-        **dict.fromkeys(("glyphs", "omniglot", "natural", "domains"), "mcdi.tasks.images.sources"),
+        **dict.fromkeys(("glyphs", "omniglot", "natural", "domains"), "mcdi.tasks.images.features"),
         "sines": "mcdi.tasks.curves",
         "text": "mcdi.tasks.text.source",
     },
@@ -95,9 +95,7 @@ def register_source(spec: FamilySpec) -> None:
 
 def family_settings(values: Mapping[str, Any], where: str) -> FamilySettings:
     """The settings of the source that `values["data"]` names, from a [family] table; they are not checked yet.
-
-    Raises:
-        McdiError: an unknown source, or everything wrong with keys and types; `where` is in front.
+    Raises McdiError: an unknown source, or everything wrong with keys and types; `where` is in front.
     """
     data = values.get("data", FamilySettings.data)
     if data not in SOURCES:

@@ -1,7 +1,4 @@
-"""The examples that each task sees at every step of its optimisation: tasks, mini-batches, views and dropout keys.
-
-Everything is decided by (split, seed, epoch): a task is the same by itself, in a batch, and on any worker.
-"""
+"""The examples that each task sees at every step: tasks, mini-batches, views and dropout keys, by (split, seed, epoch)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -50,8 +47,3 @@ def view_generators(tasks: Tasks) -> list[torch.Generator]:
     """One generator for each task, from which its views are drawn."""
     seeds = (uniform(tasks.split, tasks.seeds, VIEWS, count=1)[:, 0] * 2**53).astype(np.int64)
     return [torch.Generator(tasks.data.x.device).manual_seed(int(s)) for s in seeds]
-
-
-def gaussian_noise(std: float) -> Augment:
-    """An augmentation that adds Gaussian noise."""
-    return lambda x, generator: x + std * torch.randn(x.shape, generator=generator, device=x.device)

@@ -1,6 +1,7 @@
 """Merging and copying of finished stores, and the weights of one of their tasks."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from mcdi.weights import WeightSpace
 
 def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
     """Merge stores into a new one: all tasks of `sources`, in that order. Everything is verified before anything is written.
-
-    Raises:
-        McdiError: when `destination` exists, when the metas differ in more than `tasks`, when two stores contain the same
-            seed, or when a source is damaged.
+    Raises McdiError when `destination` exists, when the metas differ in more than `tasks`, when two stores contain the same
+    seed, or when a source is damaged.
     """
     if destination.exists():
         raise McdiError(f"{destination} exists already: choose another --out, or delete it")
@@ -29,30 +28,23 @@ def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
     rows: dict[str, tuple[torch.dtype, torch.Size]] = {}
     meta = stores[0].meta
     for store in stores:
-        name = first_difference({**store.meta, "tasks": None}, {**meta, "tasks": None})
-        if name is not None:
-            raise McdiError(
-                f"{store.location} was made with {name} = {store.meta.get(name)!r}, {stores[0].location} with "
-                f"{meta.get(name)!r}: only stores of the same settings can be merged"
-            )
+        first = stores[0].location
+        if name := first_difference({**store.meta, "tasks": None}, {**meta, "tasks": None}):
+            made = f"{store.location} was made with {name} = {store.meta.get(name)!r}, {first} with {meta.get(name)!r}"
+            raise McdiError(f"{made}: only stores of the same settings can be merged")
         for part in store.parts():
             rows = rows or layout(part.tensors())
-            name = first_difference(layout(part.tensors()), rows)
-            if name is not None:
-                raise McdiError(
-                    f"{store.location} has another type or shape of {name!r} than {stores[0].location}: they cannot be merged"
-                )
+            if name := first_difference(layout(part.tensors()), rows):
+                raise McdiError(f"{store.location} has another type or shape of {name!r} than {first}: merge others")
             for seed in part.seeds.tolist():
                 if seed in owner:
                     raise McdiError(f"seed {seed} is in {owner[seed]} and in {store.location}: merge stores of different seeds")
                 owner[seed] = store.location
     entries: list[dict[str, Any]] = []
     with only_writer(destination):
-        for store in stores:
-            for shard in store.shards:
-                entry = {**shard, "number": len(entries), "file": shard_file(len(entries))}
-                write_bytes(destination / entry["file"], shard_bytes(store.location, shard))
-                entries.append(entry)
+        for number, (source, shard) in enumerate((s, shard) for s in stores for shard in s.shards):
+            entries.append({**shard, "number": number, "file": shard_file(number)})
+            write_bytes(destination / shard_file(number), shard_bytes(source.location, shard))
         meta = {**meta, "tasks": len(owner)} if "tasks" in meta else meta
         write_bytes(destination / "index.json", index_bytes(sealed_index(meta, entries)))
     return TrajectoryStore.open(destination)
@@ -60,34 +52,23 @@ def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
 
 def export(source: str | Path, destination: str | Path) -> None:
     """Copy a store to a folder or to any URL that fsspec writes; every shard is verified, the index is written last.
-
-    Raises:
-        McdiError: when `destination` holds a store or cannot be written, or when `source` is damaged.
+    Raises McdiError when `destination` holds a store or cannot be written, or when `source` is damaged.
     """
     store, target = TrajectoryStore.open(source), url_or_path(destination)
     last = within(target, "index.json")
     if url_exists(last) if isinstance(last, str) else last.exists():
         raise McdiError(f"{destination} holds a store already: choose another destination, or delete it")
-
-    def write(file: str, data: bytes) -> None:
+    files = ((shard["file"], shard_bytes(store.location, shard)) for shard in store.shards)
+    for file, data in chain(files, [("index.json", index_bytes(store.index))]):
         path = within(target, file)
         write_url(path, data) if isinstance(path, str) else write_bytes(path, data)
-
-    for shard in store.shards:
-        write(shard["file"], shard_bytes(store.location, shard))
-    write("index.json", index_bytes(store.index))
 
 
 def weights_of(store: TrajectoryStore, seed: int, target: int | None = None) -> dict[str, Tensor]:
     """The weights of one task under their names, as load_state_dict takes them.
 
-    Args:
-        store: the store to read.
-        seed: names the task.
-        target: i of theta_{i d}, 1..k (None: k, the last).
-
-    Raises:
-        McdiError: when no task has that seed or that target, or the store has no names of parameters.
+    target: i of theta_{i d}, 1..k (None: k, the last). Raises McdiError when no task has that seed or that target, or the store
+    has no names of parameters.
     """
     if "space" not in store.meta:
         raise McdiError(f"{store.location} has no names of parameters: use a store made by `mcdi prepare`")

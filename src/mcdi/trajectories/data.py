@@ -13,9 +13,7 @@ from mcdi.errors import McdiError
 @dataclass(frozen=True, eq=False)
 class Trajectories:
     """The recorded points of N tasks, in memory; weights are not standardised.
-
-    Raises:
-        McdiError: when a column does not have N rows, or has the name of a field.
+    Raises McdiError when a column does not have N rows, or has the name of a field.
     """
 
     targets: Tensor  # (N, k, U, D) float32: local targets theta_d .. theta_kd
@@ -27,14 +25,12 @@ class Trajectories:
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # (N, ...) each: further values of a task
 
     def __post_init__(self) -> None:
-        for name in self.columns:
-            if name in _FIELDS:
-                raise McdiError(f"a column cannot be called {name!r}, a name that every store uses: choose another name")
+        if taken := [name for name in self.columns if name in _FIELDS]:
+            raise McdiError(f"a column cannot be called {taken[0]!r}, a name that every store uses: choose another name")
         for name, tensor in self.tensors().items():
             if tensor.shape[:1] != self.seeds.shape:
-                raise McdiError(
-                    f"{name} has shape {tuple(tensor.shape)}, but there are {len(self)} tasks: give it one row for each task"
-                )
+                given = f"{name} has shape {tuple(tensor.shape)}, but there are {len(self)} tasks"
+                raise McdiError(f"{given}: give it one row for each task")
 
     def __len__(self) -> int:
         return len(self.seeds)

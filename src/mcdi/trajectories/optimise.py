@@ -7,7 +7,8 @@ are one batched call. Every random number is decided by (split, seed, epoch): no
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from mcdi.errors import McdiError
 from mcdi.networks import batched
 from mcdi.networks.base import Network
 from mcdi.networks.batched import State
-from mcdi.trajectories.batches import Augment, Tasks, dropout_keys, epoch_batches, gaussian_noise, view_generators
+from mcdi.trajectories.batches import Augment, Tasks, dropout_keys, epoch_batches, view_generators
 from mcdi.types import Examples
 from mcdi.utils.training import cosine_rate
 
@@ -48,14 +49,9 @@ class Optimisation:
     augment: float = 0.0
 
     def __post_init__(self) -> None:
-        schedules = get_args(Optimisation.__annotations__["schedule"])
-        if self.schedule not in schedules:
-            raise McdiError(f"unknown schedule {self.schedule!r}: choose {' or '.join(schedules)}")
         if self.lr <= 0 or min(self.weight_decay, self.sam_rho, self.augment) < 0:
-            raise McdiError(
-                f"lr = {self.lr} must be positive; weight_decay = {self.weight_decay}, sam_rho = {self.sam_rho} and "
-                f"augment = {self.augment} not negative"
-            )
+            given = f"weight_decay = {self.weight_decay}, sam_rho = {self.sam_rho} and augment = {self.augment}"
+            raise McdiError(f"lr = {self.lr} must be positive; {given} not negative")
         if not 1 <= self.k <= self.epochs:
             raise McdiError(f"k = {self.k} snapshots do not fit {self.epochs} epochs: choose 1 <= k <= epochs")
         if self.batch is not None and self.batch < 1:
@@ -71,39 +67,30 @@ class Recorded(NamedTuple):
     scores: Tensor  # (N, k) score on the query set
 
 
-class _Point(NamedTuple):
-    epoch: int
-    weights: Tensor  # (N, U, D)
-    losses: Tensor  # (N,)
-
-
 def optimise(net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation, augment: Augment | None = None) -> Recorded:
     """Train N tasks, each as a plain loop with torch.optim would.
 
-    Args:
-        net, tasks, settings: the network, the N tasks, and how they are trained.
-        theta0: (U, D) start of every task.
-        augment: views of the examples, instead of the noise of `settings.augment`.
-
-    Raises:
-        McdiError: when weights are not finite.
+    theta0: (U, D), the start of every task; augment: views of the examples, instead of the noise of `settings.augment`.
+    Raises McdiError when weights are not finite.
     """
-    augment = augment or (gaussian_noise(settings.augment) if settings.augment else None)
+    if augment is None and settings.augment:
+        augment = partial(_add_noise, settings.augment)
     with batched.training(net.module, list(net.space.spec)):
         net, tasks = _with_cached_front(net, tasks, augment)
-        points = list(_run(net, theta0, tasks, settings, augment))
-    targets = torch.stack([p.weights for p in points], 1)
+        epochs, weights, losses = zip(*_run(net, theta0, tasks, settings, augment), strict=True)
+    targets = torch.stack(weights, 1)
     if not bool(torch.isfinite(targets).all()):
         raise McdiError(f"Adam at lr = {settings.lr} led to weights that are not finite: lower the preparation's lr")
-    epochs = torch.tensor([p.epoch for p in points], device=targets.device).repeat(len(targets), 1)
-    losses = torch.stack([p.losses for p in points], 1)
     with torch.no_grad():
         scores = torch.stack([net.score(w, tasks.query, tasks.mask) for w in targets.unbind(1)], 1)
-    return Recorded(targets, epochs, losses, scores)
+    repeated = torch.tensor(epochs, device=targets.device).repeat(len(targets), 1)
+    return Recorded(targets, repeated, torch.stack(losses, 1), scores)
 
 
-def _run(net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation, augment: Augment | None) -> Iterator[_Point]:
-    """The k recorded points."""
+def _run(
+    net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation, augment: Augment | None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The k recorded points: epoch, weights (N, U, D), and losses (N,) in evaluation mode."""
     names, examples = net.space.parameter_names, tasks.data.y.shape[1]
     start = theta0.to(tasks.mask.device).expand(len(tasks.seeds), -1, -1)
     state = {m: v.clone() for m, v in net.space.unpack(start).items()}
@@ -128,7 +115,13 @@ def _run(net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation, aug
             optimiser.step()
             step += 1
         if epoch in recorded:
-            yield _point(net, epoch, state, tasks)
+            with torch.no_grad(), batched.evaluating(net.module):
+                weights, losses = net.space.pack(state), net.losses(state, tasks.data, tasks.mask)
+            yield epoch, weights, losses
+
+
+def _add_noise(std: float, x: Tensor, generator: torch.Generator) -> Tensor:
+    return x + std * torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def _gradients(net: Network, state: State, batch: Examples, tasks: Tasks, passed: int) -> State:
@@ -137,8 +130,7 @@ def _gradients(net: Network, state: State, batch: Examples, tasks: Tasks, passed
     if not batched.one_by_one(state, batch.x):
         return net.gradients(state, batch, tasks.mask, keys)
     each = []
-    for n in range(len(tasks.mask)):  # one task at a time, so that only one graph is in memory
-        one = slice(n, n + 1)
+    for one in (slice(n, n + 1) for n in range(len(tasks.mask))):  # one task at a time, so that only one graph is in memory
         own, data = {m: v[one] for m, v in state.items()}, Examples(batch.x[one], batch.y[one])
         each.append(net.gradients(own, data, tasks.mask[one], None if keys is None else keys[one]))
     return {m: torch.cat([g[m] for g in each]) for m in each[0]}
@@ -154,11 +146,9 @@ def _ascended(state: State, grads: State, rho: float) -> State:
 
 
 def _optimiser(leaves: list[Tensor], settings: Optimisation) -> torch.optim.Optimizer:
-    groups = [{"params": leaves, "weight_decay": 0.0}]
-    if settings.weight_decay:  # of matrices; the first dimension of a leaf is the task
-        matrices, rest = [p for p in leaves if p.ndim > 2], [p for p in leaves if p.ndim <= 2]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}] * bool(matrices)
-        groups += [{"params": rest, "weight_decay": 0.0}] * bool(rest)
+    # Matrices decay; the first dimension of a leaf is the task.
+    kinds = ([p for p in leaves if p.ndim > 2], settings.weight_decay), ([p for p in leaves if p.ndim <= 2], 0.0)
+    groups = [{"params": params, "weight_decay": decay} for params, decay in kinds if params]
     return torch.optim.Adam(groups, lr=settings.lr, fused=True)
 
 
@@ -176,10 +166,3 @@ def _with_cached_front(net: Network, tasks: Tasks, augment: Augment | None) -> t
     net = copy.copy(net)
     net.module = rest
     return net, tasks._replace(data=through(tasks.data), query=through(tasks.query))
-
-
-@torch.no_grad()
-def _point(net: Network, epoch: int, state: State, tasks: Tasks) -> _Point:
-    """The weights of all tasks and their losses, in evaluation mode."""
-    with batched.evaluating(net.module):
-        return _Point(epoch, net.space.pack(state), net.losses(state, tasks.data, tasks.mask))

@@ -3,17 +3,19 @@
 A chunk of tasks becomes one shard, a pure function of (family, split, chunk): any worker may compute it, more than once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.networks import batched
+from mcdi.networks.base import Network
+from mcdi.networks.batched import State
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.batches import Augment, Tasks
 from mcdi.trajectories.memory import bytes_per_task
@@ -32,8 +34,7 @@ class Preparation(Optimisation):
     """How many trajectories are prepared, and how they are computed and stored.
 
     Args:
-        tasks: number of training tasks.
-        theta0_seed: seed of theta_0, from which all tasks start.
+        theta0_seed: of theta_0, from which all tasks start.
         chunk: tasks in a shard (None: 500, or fewer if they are large).
         memory: GiB that one worker may use; it decides how many tasks run at once.
         storage: precision of the targets on disk.
@@ -51,10 +52,8 @@ class Preparation(Optimisation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.chunk is not None and self.chunk < 1) or self.memory <= 0 or self.sharpness < 0:
-            raise McdiError(
-                f"chunk = {self.chunk} must be at least 1, memory = {self.memory} positive, sharpness = {self.sharpness} "
-                "not negative"
-            )
+            given = f"chunk = {self.chunk} must be at least 1, memory = {self.memory} positive"
+            raise McdiError(f"{given}, sharpness = {self.sharpness} not negative")
 
 
 def trajectories(
@@ -67,18 +66,15 @@ def trajectories(
     augment: Augment | None = None,
     at_once: int | None = None,
 ) -> Trajectories:
-    """Trajectories of the tasks named by (split, seeds), in memory.
+    """Trajectories of the tasks named by (split, seeds), in memory; `tasks` and `chunk` of the settings are not read.
 
     Args:
-        family, split, seeds: the source of the tasks, "train", "val" or "test", and one seed for each task.
-        settings, device: how and where they are trained; `tasks` and `chunk` are not read.
         augment: views of a task's examples, instead of the noise of `settings.augment`.
         at_once: how many tasks run together (None: see `tile_size`).
 
     Raises:
         McdiError: when weights are not finite, or one task needs more than `settings.memory`.
     """
-    seeds = list(seeds)
     run = partial(_tile, family, split, settings=settings, device=device, augment=augment)
     size = at_once or tile_size(family, split, settings, device, augment)
     return Trajectories.cat([run(seeds[n : n + size]) for n in range(0, len(seeds), size)])
@@ -94,24 +90,22 @@ def _tile(
     recorded = optimise(net, theta0, tasks, settings, augment)
     columns = dict(family.columns(split, seeds))
     if settings.sharpness:
-        columns |= _sharpness(family, recorded.targets[:, -1], tasks, settings)
+        columns |= _sharpness(net, recorded.targets[:, -1], tasks, settings)
     tensors = {**recorded._asdict(), "mask": batch.mask, "seeds": batch.seeds, **columns}
     return Trajectories.from_tensors({n: t.cpu() for n, t in tensors.items()})
 
 
-def _sharpness(family: TaskFamily, weights: Tensor, tasks: Tasks, settings: Preparation) -> dict[str, Tensor]:
+def _sharpness(net: Network, weights: Tensor, tasks: Tasks, settings: Preparation) -> dict[str, Tensor]:
     """Largest Hessian eigenvalue and trace of the training loss at theta_M, over the trained parameters."""
-    net = family.downstream
-    state = net.space.unpack(weights)
+    state, steps = net.space.unpack(weights), settings.sharpness
     params = {n: state[n] for n in net.space.parameter_names}
+    generator = torch.Generator(weights.device).manual_seed(settings.theta0_seed)
+
+    def loss(moved: State) -> Tensor:
+        return net.losses({**state, **moved}, tasks.data, tasks.mask)
+
     with batched.evaluating(net.module):
-        spectrum = hessian_spectrum(
-            lambda moved: net.losses({**state, **moved}, tasks.data, tasks.mask),
-            params,
-            iterations=settings.sharpness,
-            probes=settings.sharpness,
-            generator=torch.Generator(weights.device).manual_seed(settings.theta0_seed),
-        )
+        spectrum = hessian_spectrum(loss, params, iterations=steps, probes=steps, generator=generator)
     return {"sharpness": spectrum.largest, "trace": spectrum.trace}
 
 
@@ -124,10 +118,8 @@ def tile_size(family: TaskFamily, split: str, settings: Preparation, device: str
     each = bytes_per_task(lambda n: _tile(family, split, range(n), settings=short, device=device, augment=augment))
     fitting = int(settings.memory * 2**30) * 3 // 4 // each
     if fitting < 1:
-        raise McdiError(
-            f"a task of {family.name} needs {each / 2**30:.2f} GiB, too much for memory = {settings.memory}: "
-            "raise it, or set batch"
-        )
+        need = f"a task of {family.name} needs {each / 2**30:.2f} GiB"
+        raise McdiError(f"{need}, too much for memory = {settings.memory}: raise it, or set batch")
     return min(fitting, max(SMALLEST, CACHE // each)) if device == "cpu" else fitting
 
 
@@ -139,29 +131,11 @@ def chunk_size(family: TaskFamily, settings: Preparation) -> int:
     return max(1, min(CHUNK, int(settings.memory * 2**30) // 16 // targets))
 
 
-class _Job(NamedTuple):
-    number: int
-    first: int
-    end: int
-
-
-class _Shared(NamedTuple):
-    """Arguments of every job."""
-
-    family: TaskFamily
-    folder: Path
-    split: str
-    settings: Preparation
-    device: str
-    augment: Augment | None
-    at_once: int
-
-
-def _make_shard(shared: _Shared, job: _Job, progress: Progress) -> dict[str, Any]:
-    seeds = range(job.first, job.end)
-    family, folder, split, settings, device, augment, at_once = shared
-    data = trajectories(family, split, seeds, settings, device, augment=augment, at_once=at_once)
-    return TrajectoryStore.open(folder).write_shard(job.number, data)
+def _make_shard(
+    shared: tuple[Path, Callable[..., Trajectories]], job: tuple[int, Sequence[int]], progress: Progress
+) -> dict[str, Any]:
+    (folder, compute), (number, seeds) = shared, job
+    return TrajectoryStore.open(folder).write_shard(number, compute(seeds))
 
 
 def prepare(
@@ -182,11 +156,7 @@ def prepare(
     The result does not depend on `workers`, `backend` or interruptions. Other processes may read the store meanwhile.
 
     Args:
-        family, split: the source of the tasks, and "train", "val" or "test".
-        folder: the store; it is created if it does not exist.
-        settings, device: how and where tasks are trained.
         augment: views of a task's examples; with several workers a function at the top level of a module.
-        workers: number of processes.
         backend: "local", or "ray", which needs a folder that all machines of the cluster see.
         name, progress: called as progress(name, tasks done, tasks, {}) after every shard.
 
@@ -201,21 +171,16 @@ def prepare(
     store = TrajectoryStore.create(folder, identity)
     with store.writer():
         if len(store) < settings.tasks and any(shard["tasks"] < size for shard in store.shards):
-            raise McdiError(
-                f"{folder} ends with an incomplete chunk: it was prepared with tasks = {len(store)}; delete it to prepare "
-                f"{settings.tasks}"
-            )
-        jobs = [
-            _Job(n, first, min(first + size, settings.tasks))
-            for n, first in enumerate(range(0, settings.tasks, size))
-            if n not in store.numbers()
-        ]
+            made = f"it was prepared with tasks = {len(store)}; delete it to prepare {settings.tasks}"
+            raise McdiError(f"{folder} ends with an incomplete chunk: {made}")
+        chunks = [range(first, min(first + size, settings.tasks)) for first in range(0, settings.tasks, size)]
+        jobs = [(n, seeds) for n, seeds in enumerate(chunks) if n not in store.numbers()]
         progress(name, len(store), settings.tasks, {})
         if not jobs:
             return store
         at_once = tile_size(family, split, settings, device, augment)
-        shared = _Shared(family, folder, split, settings, device, augment, at_once)
-        for _, entry in work_through(_make_shard, shared, jobs, workers=workers, backend=backend):
+        compute = partial(trajectories, family, split, settings=settings, device=device, augment=augment, at_once=at_once)
+        for _, entry in work_through(_make_shard, (folder, compute), jobs, workers=workers, backend=backend):
             store.commit(entry)
             progress(name, len(store), settings.tasks, {})
     return store

@@ -104,9 +104,7 @@ def shard_bytes(location: str | Path, shard: Mapping[str, Any]) -> bytes:
 
 def shard_tensors(location: str | Path, shard: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a verified shard as stored: a memory map of a file, or a copy of the bytes at a URL.
-
-    Raises:
-        McdiError: when the shard is missing, changed, or holds NaN or infinite weights.
+    Raises McdiError when the shard is missing, changed, or holds NaN or infinite weights.
     """
     name, data = within(location, shard["file"]), shard_bytes(location, shard)
     tensors = load(data) if isinstance(name, str) else read_tensors(name)[0]

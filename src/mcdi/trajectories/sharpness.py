@@ -23,12 +23,7 @@ class Spectrum(NamedTuple):
 
 
 def hessian_spectrum(
-    loss: Loss,
-    params: Mapping[str, Tensor],
-    *,
-    iterations: int = 20,
-    probes: int = 8,
-    generator: torch.Generator | None = None,
+    loss: Loss, params: Mapping[str, Tensor], *, iterations: int = 20, probes: int = 8, generator: torch.Generator | None = None
 ) -> Spectrum:
     """Largest eigenvalue and trace of the Hessians of N independent tasks.
 
@@ -70,12 +65,7 @@ def hessian_spectrum(
 
 
 def convergence_bound(
-    largest: Tensor,
-    gap: Tensor,
-    mu: float,
-    smoothness: float,
-    epochs: int,
-    reconstruction: Tensor | float = 0.0,
+    largest: Tensor, gap: Tensor, mu: float, smoothness: float, epochs: int, reconstruction: Tensor | float = 0.0
 ) -> Tensor:
     """The bound L(theta_hat) - L* <= lambda/2 (c + 2 psi / mu) (1 - mu/l)^M, which is lambda/2 (reconstruction + r)^2 with
     r^2 = 2 psi/mu (1 - mu/l)^M. For steps of 1/l the squared distance falls as (1 - mu/l)^(2 M): pass 2 M.
@@ -139,9 +129,7 @@ class _Hessian:
 def _finite(values: Tensor, what: str) -> None:
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
-        raise McdiError(
-            f"{what} of {len(bad)} of {len(values)} tasks are not finite, the first is task {bad[0]}: leave them out"
-        )
+        raise McdiError(f"{what} of {len(bad)} of {len(values)} tasks are not finite, the first is task {bad[0]}: omit them")
 
 
 def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
@@ -155,8 +143,7 @@ def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
     v = start / start.norm(dim=-1, keepdim=True)
     basis = v.new_zeros(len(v), iterations, v.shape[1])
     active, scale = torch.ones_like(v[:, 0], dtype=torch.bool), torch.zeros_like(v[:, 0])
-    diagonal: list[Tensor] = []
-    off_diagonal: list[Tensor] = []
+    diagonal, off_diagonal = list[Tensor](), list[Tensor]()
     for j in range(iterations):
         basis[:, j] = v
         previous = basis[:, : j + 1]
@@ -171,6 +158,5 @@ def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
         off_diagonal.append(torch.where(active, beta, 0))
         v = torch.where(active[:, None], w / beta[:, None], 0)
     off = torch.stack(off_diagonal, -1)[:, :-1].double()
-    ritz = torch.diag_embed(torch.stack(diagonal, -1).double())
-    ritz = ritz + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    ritz = torch.diag_embed(torch.stack(diagonal, -1).double()) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     return torch.linalg.eigvalsh(ritz)[:, -1].to(start.dtype)

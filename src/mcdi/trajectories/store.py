@@ -60,9 +60,7 @@ class TrajectoryStore:
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> "TrajectoryStore":
         """A new store, or the existing one.
-
-        Raises:
-            McdiError: when the existing one was made with another `meta`.
+        Raises McdiError when the existing one was made with another `meta`.
         """
         meta = json.loads(json.dumps(meta))
         if meta.get("storage", "float32") not in STORAGE:
@@ -72,12 +70,9 @@ class TrajectoryStore:
                 if not (folder / "index.json").exists():  # another process may have been faster
                     write_bytes(folder / "index.json", index_bytes(sealed_index(meta, [])))
         store = cls(folder)
-        name = first_difference(meta, store.meta)
-        if name is not None:
-            raise McdiError(
-                f"{folder} holds trajectories made with {name} = {store.meta.get(name)!r}, not {meta.get(name)!r}: "
-                "delete that folder or choose another --out"
-            )
+        if name := first_difference(meta, store.meta):
+            made = f"{folder} holds trajectories made with {name} = {store.meta.get(name)!r}"
+            raise McdiError(f"{made}, not {meta.get(name)!r}: delete that folder or choose another --out")
         return store
 
     @classmethod
@@ -122,33 +117,24 @@ class TrajectoryStore:
 
     @contextmanager
     def writer(self) -> Iterator["TrajectoryStore"]:
-        """Hold the lock for writing; temporary files of a killed process are removed.
-
-        Raises:
-            McdiError: when another process holds the lock.
+        """Hold the lock for writing; temporary files of a killed process are removed. May be nested.
+        Raises McdiError when another process holds the lock.
         """
-        with self._lock():
-            remove_temporaries(self._folder())
-            yield self
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
         if self._writing:
-            yield
+            yield self
             return
         with only_writer(self._folder()):
             self.refresh()  # another process may have written before it released the lock
+            remove_temporaries(self._folder())
             self._writing = True
             try:
-                yield
+                yield self
             finally:
                 self._writing = False
 
     def write_shard(self, number: int, data: Trajectories) -> dict[str, Any]:
         """Write chunk `number` and return its entry for `commit`. Any process may call it: the index does not change.
-
-        Raises:
-            McdiError: when the chunk is finished already, or `data` holds no tasks.
+        Raises McdiError when the chunk is finished already, or `data` holds no tasks.
         """
         if number in self.numbers():
             raise McdiError(f"{self.location} holds chunk {number} already: shards are never changed")
@@ -161,7 +147,7 @@ class TrajectoryStore:
 
     def commit(self, entry: Mapping[str, Any]) -> None:
         """Name a written shard in the index, which makes it part of the store."""
-        with self._lock():
+        with self.writer():
             if entry["number"] in self.numbers():
                 raise McdiError(f"{self.location} holds chunk {entry['number']} already: shards are never changed")
             index = sealed_index(self.meta, [*self.shards, entry])
@@ -170,15 +156,13 @@ class TrajectoryStore:
 
     def append(self, data: Trajectories) -> None:
         """`write_shard` and `commit` under the number after the last."""
-        with self._lock():
+        with self.writer():
             self.commit(self.write_shard(max(self.numbers(), default=-1) + 1, data))
 
     def _verified(self, shard: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors = shard_tensors(self.location, shard)
-        shapes = layout(tensors)
-        self._layout = self._layout or shapes
-        name = first_difference(shapes, self._layout)
-        if name is not None:
+        self._layout = self._layout or layout(tensors)
+        if name := first_difference(layout(tensors), self._layout):
             file = within(self.location, shard["file"])
             raise McdiError(f"{file} has another type or shape of {name!r} than the shards before it: {CURE}")
         return tensors
@@ -212,9 +196,7 @@ class TrajectoryStore:
         """The tasks at `index` (B,) int64, in its order. A shard is verified when it is first read.
 
         Its targets then stay mapped into memory, its other columns copied.
-
-        Raises:
-            IndexError: outside 0..N-1.
+        Raises IndexError outside 0..N-1.
         """
         self._require_shards()
         at = torch.searchsorted(self._ends, index, right=True)
@@ -234,13 +216,11 @@ class TrajectoryStore:
 
     def _load(self, at: int) -> None:
         shard = self.shards[at]
-        tensors = self._mapped.get(shard["blake2b"])
-        if tensors is None:
-            tensors = self._mapped[shard["blake2b"]] = self._verified(shard)
+        if shard["blake2b"] not in self._mapped:
+            self._mapped[shard["blake2b"]] = self._verified(shard)
+        tensors = dict(self._mapped[shard["blake2b"]])
+        self._targets[at] = tensors.pop("targets").flatten().view(torch.uint8).numpy().data
         for name, tensor in tensors.items():
-            if name == "targets":
-                continue
             if name not in self._small:
                 self._small[name] = tensor.new_empty((len(self), *tensor.shape[1:]))
             self._small[name][int(self._starts[at]) : int(self._ends[at])] = tensor
-        self._targets[at] = tensors["targets"].flatten().view(torch.uint8).numpy().data

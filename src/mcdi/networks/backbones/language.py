@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
@@ -46,9 +47,8 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if min(self.rank, self.alpha, self.layers, self.length) < 1:
-            raise McdiError(
-                f"rank = {self.rank}, alpha = {self.alpha}, layers = {self.layers}, length = {self.length} must be at least 1"
-            )
+            given = f"rank = {self.rank}, alpha = {self.alpha}, layers = {self.layers}, length = {self.length}"
+            raise McdiError(f"{given} must be at least 1")
 
 
 class _Skipped(nn.Module):
@@ -95,15 +95,12 @@ class Tail(nn.Module):
     def pooled(self, x: Tensor) -> Tensor:
         """What the head reads, and the mean of the last layer's states: (S, POOLED + L, H + 1) -> (S, POOLED, H)."""
         caught: dict[str, Tensor] = {}
-        hooks = [
-            self.model.get_submodule(self.head).register_forward_pre_hook(lambda _, args: caught.update(read=args[0])),
-            self.model.base_model.register_forward_hook(lambda _, args, out: caught.update(states=out.last_hidden_state)),
-        ]
-        try:
+        head, base = self.model.get_submodule(self.head), self.model.base_model
+        with (
+            head.register_forward_pre_hook(lambda _, args: caught.update(read=args[0])),
+            base.register_forward_hook(lambda _, args, out: caught.update(states=out.last_hidden_state)),
+        ):
             self(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
         present = x[:, POOLED:, -1:]
         return torch.stack([caught["read"], (caught["states"] * present).sum(1) / present.sum(1)], 1)
 
@@ -162,11 +159,10 @@ class Encoder:
                 self.whole = self._adapted(transformers, peft, way)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise McdiError(
-                f"model {settings.model!r} cannot be loaded or adapted ({reason}): give a hub id or a folder of a sequence "
-                f"classifier, and targets that it has"
-            ) from error
-        self.stack = self._stack(self.whole.get_base_model().base_model)
+            cure = "give a hub id or a folder of a sequence classifier, and targets that it has"
+            raise McdiError(f"model {settings.model!r} cannot be loaded or adapted ({reason}): {cure}") from error
+        self.inner = self.whole.get_base_model()
+        self.stack = self._stack(self.inner.base_model)
         self.head = self._head(way)
         self.tail = self._tail()
         self._check()
@@ -186,22 +182,19 @@ class Encoder:
         if s.layers > self.layers:
             raise ValueError(f"layers = {s.layers} is more than its {self.layers}")
         self.first = self.layers - s.layers
-        adapted = list(range(self.first, self.layers))
-        adapters = peft.LoraConfig(
-            task_type="SEQ_CLS", r=s.rank, lora_alpha=s.alpha, target_modules=list(s.targets), layers_to_transform=adapted
-        )
+        where = {"target_modules": list(s.targets), "layers_to_transform": list(range(self.first, self.layers))}
+        adapters = peft.LoraConfig(task_type="SEQ_CLS", r=s.rank, lora_alpha=s.alpha, **where)
         return peft.get_peft_model(model, adapters).requires_grad_(False).eval()
 
     def _head(self, way: int) -> str:
         """The name of the last linear layer that peft saves besides the pairs; its rows become zero."""
-        inner = self.whole.get_base_model()
-        heads = [n for n, m in inner.named_modules() if isinstance(m, nn.Linear) and ".modules_to_save." in n]
-        heads = [n for n in heads if inner.get_submodule(n).out_features == way]
+        linear = {n: m for n, m in self.inner.named_modules() if isinstance(m, nn.Linear) and ".modules_to_save." in n}
+        heads = [n for n, m in linear.items() if m.out_features == way]
         if not heads:
             raise McdiError(f"model {self.settings.model!r} has no linear classifier that peft saves: it can't be generated")
-        for p in inner.get_submodule(heads[-1]).parameters():
+        for p in linear[heads[-1]].parameters():
             nn.init.zeros_(p)
-        return str(heads[-1])
+        return heads[-1]
 
     def _stack(self, base: nn.Module) -> nn.ModuleList:
         stacks = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len(m) == self.layers]
@@ -210,67 +203,53 @@ class Encoder:
         return stacks[0]
 
     def _tail(self) -> Tail:
-        inner = self.whole.get_base_model()
-        causal = self._is_causal()
-        inner = copy.deepcopy(inner, {id(p): p for p in inner.parameters()})  # modules are new, parameters the same
-        base = inner.base_model
-        if hasattr(base, "embeddings"):
-            base.embeddings = _GivenStates()
-        stack = self._stack(base)
+        inner = copy.deepcopy(self.inner, {id(p): p for p in self.inner.parameters()})  # modules are new, parameters the same
+        if hasattr(inner.base_model, "embeddings"):
+            inner.base_model.embeddings = _GivenStates()
+        stack = self._stack(inner.base_model)
         for i in range(self.first):
             stack[i] = _Skipped()
-        return Tail(inner, self.head, causal)
+        return Tail(inner, self.head, self._is_causal())
 
     def tokens(self, texts: Sequence[Sentences]) -> Any:
         """Token ids, padded on the right to the longest text, whatever the tokenizer does by itself."""
         first, second = [t[0] for t in texts], [t[1] for t in texts] if len(texts[0]) == 2 else None
-        return self.tokenizer(
-            first,
-            second,
-            truncation=True,
-            max_length=self.settings.length,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
+        options = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+        return self.tokenizer(first, second, truncation=True, max_length=self.settings.length, **options)
 
     def _is_causal(self) -> bool:
         """Whether no token attends to the ones after it."""
         ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
         with torch.no_grad():
-            states = self.whole.get_base_model().base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        return bool(torch.equal(states.last_hidden_state[0, 0], states.last_hidden_state[1, 0]))
+            first, second = self.inner.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+        return torch.equal(first, second)
 
     def _check(self) -> None:
         texts: list[Sentences] = [("a short text",), ("a text of a few more words than the other one",)]
-        inner = self.whole.get_base_model()
-        head = inner.get_submodule(self.head)
+        head = self.inner.get_submodule(self.head)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             for p in head.parameters():  # zeros would hide what the layers below do
                 nn.init.normal_(p)
-            want = inner(**self.tokens(texts)).logits
+            want = self.inner(**self.tokens(texts)).logits
             got = self.tail(self.read(texts))
             for p in head.parameters():
                 nn.init.zeros_(p)
         if not torch.allclose(want, got, atol=1e-4 * float(want.abs().max())):
-            raise McdiError(
-                f"model {self.settings.model!r} can't be cut above layer {self.first}: its embeddings or layers are not those "
-                "of BERT's or Llama's kind"
-            )
+            cause = "its embeddings or layers are not those of BERT's or Llama's kind"
+            raise McdiError(f"model {self.settings.model!r} can't be cut above layer {self.first}: {cause}")
 
     def fingerprint(self) -> int:
         """A checksum of what is frozen: pairs and rows fit no other model, even of the same shapes."""
         checksum = 0
-        for name, p in sorted(self.whole.get_base_model().named_parameters()):
+        for name, p in sorted(self.inner.named_parameters()):
             if "lora_" not in name and "original_module" not in name and not name.startswith(f"{self.head}."):
                 checksum = zlib.crc32(p.detach().cpu().contiguous().numpy(), zlib.crc32(name.encode(), checksum))
         return checksum
 
-    def to(self, device: str) -> "Encoder":
+    def to(self, device: str) -> None:
         self.whole.to(device)
         self.tail.to(device)  # its parameters are the same ones, its buffers are not
-        return self
 
     @torch.no_grad()
     def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
@@ -279,20 +258,18 @@ class Encoder:
         for i in range(0, len(texts), batch):
             tokens = self.tokens(texts[i : i + batch]).to(self.whole.device)
             states, present = self._trunk(tokens), tokens["attention_mask"][..., None].float()
-            rows = torch.nn.functional.pad(torch.cat([states * present, present], -1), (0, 0, POOLED, 0))
+            rows = F.pad(torch.cat([states * present, present], -1), (0, 0, POOLED, 0))
             rows[:, :POOLED, :-1] = self.tail.pooled(rows)
-            out.append(torch.nn.functional.pad(rows, (0, 0, 0, POOLED + self.settings.length - rows.shape[1])))
+            out.append(F.pad(rows, (0, 0, 0, POOLED + self.settings.length - rows.shape[1])))
         return torch.cat(out)
 
     def _trunk(self, tokens: Any) -> Tensor:
         def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-        hook = self.stack[self.first].register_forward_pre_hook(reached, with_kwargs=True)
         try:
-            self.whole.get_base_model().base_model(**tokens)
+            with self.stack[self.first].register_forward_pre_hook(reached, with_kwargs=True):
+                self.inner.base_model(**tokens)
         except _Reached as end:
             return end.hidden
-        finally:
-            hook.remove()
         raise AssertionError("the first adapted layer was not called")

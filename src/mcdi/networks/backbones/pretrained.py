@@ -23,10 +23,7 @@ AT_ONCE = 64  # images: a large network's maps fill memory
 class Pretrained(nn.Module):
     """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as in the model's training; one channel is repeated.
 
-    Args:
-        kind: the name in recipes.
-        model: of the library.
-        described: `pixels` (size, mean, std), and what its library rebuilds it from, without its weights.
+    kind: the name in recipes; described: `pixels` (size, mean, std), and what its library rebuilds it from without weights.
     """
 
     channels = 3

@@ -58,6 +58,7 @@ class ResNet8(nn.Sequential):
         self.channels, self.features = channels, widths[-1]
 
 
+SHOTS, QUERIES = 1, 5  # of a class in an episode
 Backbone = Conv4 | ResNet8 | Pretrained
 Objective = Literal["prototypes", "classes", "both"]
 BACKBONES: dict[str, type[Conv4] | type[ResNet8]] = {Conv4.kind: Conv4, ResNet8.kind: ResNet8}
@@ -112,13 +113,10 @@ class BackboneLoss(nn.Module):
 
     def __init__(self, objective: Objective, features: int, classes: int, shots: int) -> None:
         super().__init__()
-        if objective not in ("prototypes", "classes", "both"):
-            raise McdiError(f"unknown backbone_loss {objective!r}: choose prototypes, classes or both")
         self.objective, self.shots = objective, shots
         self.linear = None if objective == "prototypes" else nn.utils.skip_init(nn.Linear, features, classes)
-        if self.linear is not None:
-            nn.init.zeros_(self.linear.weight)  # draws nothing: the seed decides the backbone alone
-            nn.init.zeros_(self.linear.bias)
+        for p in self.parameters():
+            nn.init.zeros_(p)  # draws nothing: the seed decides the backbone alone
 
     def forward(self, features: Tensor, classes: Tensor) -> Tensor:
         """features (way, shots + queries, F) of the classes (way,)."""
@@ -131,56 +129,66 @@ class BackboneLoss(nn.Module):
         return loss
 
 
-def train_backbone(
-    model: Backbone,
-    images: Tensor,
-    *,
+def train_adamw(
+    trained: nn.Module,
+    loss: Callable[[int], Tensor],
     steps: int,
-    seed: int,
-    objective: Objective = "prototypes",
-    way: int = 60,
-    shots: int = 1,
-    queries: int = 5,
-    lr: float = 4e-3,
+    *,
+    lr: float,
+    weight_decay: float,
+    fused: bool | None = None,
     start: tuple[int, dict[str, Tensor]] | None = None,
     checkpoint: Callable[[int, dict[str, Tensor]], object] | None = None,
     checkpoint_every: int = 200,
 ) -> Iterator[float]:
-    """Train `model` in place with a `BackboneLoss`; AdamW under a one-cycle rate. Yields the loss of every step.
-
-    An episode is decided by (seed, step), so that a resumed run ends with the same weights.
+    """Train a module in place by AdamW under a one-cycle rate; yields the loss of every step.
 
     Args:
-        images: (C, M, channels, H, W), uint8.
-        way, shots, queries: a step sees shots + queries images, or all there are, of `way` classes.
+        loss: of a step, which alone decides it, so that a resumed run ends with the same weights.
         start: (steps done, state) that `checkpoint` was given in a stopped run.
         checkpoint: called every `checkpoint_every` steps.
     """
+    optimiser = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
+    if start is not None:
+        restore_training(trained.state_dict(), optimiser, start[1])
+    for step in range(start[0] if start else 0, steps):
+        optimiser.param_groups[0]["lr"] = cosine_rate(step, steps, lr, warmup=0.1, floor=1e-6)
+        value = loss(step)
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        yield float(value.detach())
+        if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+            checkpoint(step + 1, training_state(trained.state_dict(), optimiser))
+
+
+def train_backbone(
+    model: Backbone, images: Tensor, *, steps: int, seed: int, objective: Objective = "prototypes", way: int = 60, **resume: Any
+) -> Iterator[float]:
+    """Train `model` in place with a `BackboneLoss`; yields the loss of every step. (seed, step) decides an episode.
+
+    Args:
+        images: (C, M, channels, H, W), uint8.
+        way: classes of a step, which sees SHOTS + QUERIES images of each, or all there are.
+        resume: `start`, `checkpoint` and `checkpoint_every` of `train_adamw`.
+    """
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    way, queries = min(way, len(images)), min(queries, images.shape[1] - shots)
-    criterion = BackboneLoss(objective, model.features, len(images), shots).to(device)
-    both = nn.ModuleDict({"model": model, "loss": criterion})
-    optimiser = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=5e-4, fused=True)
-    done = 0
-    if start is not None:
-        done = start[0]
-        restore_training(both.state_dict(), optimiser, start[1])
-    for step in range(done, steps):
+    way, seen = min(way, len(images)), min(SHOTS + QUERIES, images.shape[1])
+    criterion = BackboneLoss(objective, model.features, len(images), SHOTS).to(device)
+
+    def episode(step: int) -> Tensor:
         model.train()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        optimiser.param_groups[0]["lr"] = cosine_rate(step, steps, lr, warmup=0.1, floor=1e-6)
         classes = torch.randperm(len(images), generator=generator)[:way]
-        picks = torch.rand(way, images.shape[1], generator=generator).argsort(1)[:, : shots + queries]
+        picks = torch.rand(way, images.shape[1], generator=generator).argsort(1)[:, :seen]
         batch = images[classes[:, None], picks].flatten(0, 1).float() / 255
         batch = augmented(batch, generator).to(device).contiguous(memory_format=torch.channels_last)
-        loss = criterion(model(batch).reshape(way, shots + queries, -1), classes)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        yield float(loss.detach())
-        if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-            checkpoint(step + 1, training_state(both.state_dict(), optimiser))
+        loss: Tensor = criterion(model(batch).reshape(way, seen, -1), classes)
+        return loss
+
+    both = nn.ModuleDict({"model": model, "loss": criterion})
+    return train_adamw(both, episode, steps, lr=4e-3, weight_decay=5e-4, fused=True, **resume)
 
 
 @torch.no_grad()
@@ -208,10 +216,7 @@ class Embedder(nn.Module):
     Without the common length Adam spends its steps on the many features that are nearly always 0, and heads of training classes
     generalise worse to unseen ones: regression of them is 1 to 2 points behind nearest prototypes.
 
-    Args:
-        backbone: the network.
-        side: of an image, in pixels.
-        embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the others.
+    embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the others.
     """
 
     bf16 = False  # whether networks compute in bfloat16; features stay float32

@@ -5,12 +5,11 @@
 """
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import ClassImages
-from mcdi.tasks.images.photos import Classes, Source, encoded_arrays, files_of, read_classes
+from mcdi.tasks.images.photos import KEYS, Classes, Source, class_folders, npz_arrays, read_classes
 
 LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
 HELD_OUT = 5  # of so many images of a training domain one is for validation
@@ -25,16 +24,8 @@ def domain_images(
     "test": all images of `domain`, which nothing else sees; "train" and "val": four fifths and a fifth of those of the others
     (validation on training domains, 2007.01434).
 
-    Args:
-        path: of one of the layouts.
-        domain: the unseen one.
-        size: pixels of a side.
-        limit: at most so many classes.
-        examples: images a class (a quarter of it for "val"); a class with fewer is left out of its domain. None: as many as the
-            smallest class of the split has.
-
-    Raises:
-        McdiError: what is missing.
+    limit: at most so many classes. examples: images a class (a quarter of it for "val"); a class with fewer is left out of its
+    domain. None: as many as the smallest class of the split has. Raises McdiError naming what is missing.
     """
     if path is None:
         raise McdiError(f"this family reads images of several domains: give --data, {LAYOUTS}")
@@ -53,25 +44,23 @@ def domain_images(
                 parts["test"][full] = train + held
             else:
                 parts["train"][full], parts["val"][full] = train, held
-    few = {"train": examples, "val": examples and max(1, examples // 4), "test": examples}
-    return {split: _of_split(path, split, classes, size, few[split]) for split, classes in parts.items()}
-
-
-def _of_split(path: Path, split: str, classes: Classes, size: int, examples: int | None) -> ClassImages:
-    kept = {name: sources for name, sources in classes.items() if len(sources) >= (examples or 1)}
-    if not kept:
-        raise McdiError(f"no class of {path} has {examples or 1} images for {split}: lower family.examples")
-    return read_classes(kept, size, examples)
+    out = {}
+    for split, given in parts.items():
+        count = max(1, examples // 4) if examples and split == "val" else examples
+        enough = {name: sources for name, sources in given.items() if len(sources) >= (count or 1)}
+        if not enough:
+            raise McdiError(f"no class of {path} has {count or 1} images for {split}: lower family.examples")
+        out[split] = read_classes(enough, size, count)
+    return out
 
 
 def _npz(path: Path) -> dict[str, dict[str, Parts]]:
-    arrays = encoded_arrays(path, "domain", "domains")
-    encoded, offset, label, classes, domain, domains = arrays.values()
+    encoded, _, label, classes, domain, domains = npz_arrays(path, (*KEYS, "domain", "domains")).values()
     if len(domain) != len(label) or (len(domain) and not (domain.min() >= 0 and domain.max() < len(domains))):
         raise McdiError(f"{path} is damaged: domain must name one of {len(domains)} domains for each of {len(label)} images")
     ordered: dict[tuple[int, int], list[Source]] = {}
-    for style, of, start, end in zip(domain.tolist(), label.tolist(), offset[:-1].tolist(), offset[1:].tolist(), strict=True):
-        ordered.setdefault((style, of), []).append(encoded.data[start:end])
+    for style, of, source in zip(domain.tolist(), label.tolist(), encoded, strict=True):
+        ordered.setdefault((style, of), []).append(source)
     out: dict[str, dict[str, Parts]] = {}
     for (style, of), sources in sorted(ordered.items(), key=lambda item: item[0]):
         out.setdefault(str(domains[style]), {})[str(classes[of])] = _split(f"{domains[style]}/{classes[of]}", sources)
@@ -83,8 +72,7 @@ def _folders(path: Path) -> dict[str, dict[str, Parts]]:
         raise McdiError(f"{path} does not exist or is no folder: check --data, which must be {LAYOUTS}")
     out = {}
     for style in sorted(p for p in path.iterdir() if p.is_dir()):
-        classes: Mapping[str, list[Source]] = {p.name: list(files_of(p)) for p in sorted(style.iterdir()) if p.is_dir()}
-        halves = {name: _split(f"{style.name}/{name}", sources) for name, sources in classes.items() if sources}
+        halves = {name: _split(f"{style.name}/{name}", files) for name, files in class_folders(style).items() if files}
         if halves:
             out[style.name] = halves
     if not out:

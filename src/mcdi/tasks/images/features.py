@@ -3,8 +3,9 @@
 Both lie in the folder of the run, `backbone.safetensors` and `features.safetensors`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +18,22 @@ from mcdi.networks.backbones.vision import Backbone, Embedder, compute_features,
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.checkpoint import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.class_images import ClassImages, with_rotations
-from mcdi.tasks.images.settings import ImageSettings
+from mcdi.tasks.images.class_images import ClassImages
+from mcdi.tasks.images.settings import DomainSettings, ImageSettings, OmniglotSettings, PhotoSettings
+from mcdi.tasks.images.sources import READERS
 from mcdi.tasks.registry import FamilySpec, register_source
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.workers import Progress
-
-# (settings, --data, folder of the run for downloads) -> images by split, "train", "val" and "test".
-ReadImages = Callable[[Any, Path | None, Path], dict[str, ClassImages]]
-_READERS: dict[str, ReadImages] = {}
-
-
-def register_images(name: str, settings: type[ImageSettings], read: ReadImages, *, reads_data: bool = True) -> None:
-    """Add a source of images: `read` gives the images, everything else is done here. See FamilySpec."""
-    _READERS[name] = read
-    register_source(FamilySpec(name, settings, _build, _load, kind="images", reads_data=reads_data))
-
-
-def read_source(settings: ImageSettings, data: Path | None, folder: Path) -> dict[str, ClassImages]:
-    """The images of all splits, as the settings want them."""
-    return _READERS[settings.data](settings, data, folder)
-
-
-def cut(images: Mapping[str, ClassImages], settings: ImageSettings) -> dict[str, ClassImages]:
-    """The first `limit` classes of every split with `examples` images each; training classes also turned, where asked."""
-    few = settings.limit, settings.examples
-    out = {n: ClassImages(c.images[: few[0], : few[1]], c.names[: few[0]]) for n, c in images.items()}
-    return {n: with_rotations(c) if n == "train" and settings.rotations else c for n, c in out.items()}
 
 
 def few_shot(
     settings: ImageSettings, embedder: Embedder, examples: Mapping[str, Tensor], groups: Mapping[str, list[int]] | None = None
 ) -> FewShot:
     """Tasks over features by split (C, M, X); of images, only the numbers of classes and examples are checked."""
-    network = NETWORKS.get(settings.network).network
-    network.check_family(settings)
-    built = network.for_family(settings, features=embedder.backbone.features, embedder=embedder)
+    kind = NETWORKS.get(settings.network).network
+    network = kind.for_family(settings, features=embedder.backbone.features, embedder=embedder)
     counts: dict[str, Any] = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
-    return FewShot(settings.data, built, examples, groups=groups, **counts)
+    return FewShot(settings.data, network, examples, groups=groups, **counts)
 
 
 def _build(settings: ImageSettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> FewShot:
@@ -77,7 +56,7 @@ def _load(settings: ImageSettings, folder: Path) -> FewShot:
 def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
     """Train the backbone, and an embedding that is trained here; write them and the features of every image."""
     progress("images", 0, 1, {})
-    splits = read_source(settings, data, folder)
+    splits = READERS[settings.data](settings, data, folder)
     images = {n: c.pixels for n, c in splits.items()}
     progress("images", 1, 1, {"classes": float(sum(len(c.names) for c in splits.values()))})
     embedder = _embedder(settings)
@@ -85,18 +64,20 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
     groups = {n: c.domain_numbers() for n, c in splits.items()} if settings.by_domain else None
     network, training = few_shot(settings, embedder, images, groups).downstream, _training_images(settings, splits)
     readers = {"backbone": embedder} | ({} if embedder.embedding is None else {"embedding": embedder.embedding})
-    for number, (name, reader) in enumerate(readers.items()):
-        seeded = replace(settings, seed=settings.seed + number)
-        _train(reader.backbone.to(device), training, seeded, folder, name, progress)
+    options: dict[str, Any] = {"objective": settings.backbone_loss, "way": settings.backbone_way}
+    for seed, (name, reader) in enumerate(readers.items(), settings.seed):
+        steps = 0 if isinstance(reader.backbone, Pretrained) else settings.backbone_steps
+        losses = partial(train_backbone, reader.backbone.to(device), training, steps=steps, seed=seed, **options)
+        run_training(losses, steps, folder, name, progress)
         reader.fit(compute_features(reader.backbone.cpu(), images["train"]))
     described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
     write_tensors(folder / BACKBONE, embedder.state_dict(), described)
     for name in readers:
         checkpoint_of(folder, name).unlink(missing_ok=True)
     features = {}
-    for n, x in images.items():
+    for done, (n, x) in enumerate(images.items(), 1):
         features[n] = network.embed(x)
-        progress("features", len(features), len(images), {})
+        progress("features", done, len(images), {})
     write_tensors(folder / FEATURES, features, {"groups": groups})
 
 
@@ -104,17 +85,13 @@ def _training_images(settings: ImageSettings, splits: Mapping[str, ClassImages])
     """The images that the backbone is trained on, (C, M, channels, side, side)."""
     if settings.backbone_data == "same":
         return (splits["train"].across_domains() if settings.by_domain else splits["train"]).pixels
-    from mcdi.tasks.images.glyphs import glyph_images
-
-    drawings = glyph_images(settings.seed, size=settings.side, limit=settings.limit)
-    grey = cut(drawings, replace(settings, examples=None))["train"].pixels
-    return grey.expand(-1, -1, settings.channels, -1, -1)
+    drawings = READERS["glyphs"](replace(settings, examples=None), None, Path())["train"].pixels
+    return drawings.expand(-1, -1, settings.channels, -1, -1)
 
 
 def _embedder(settings: ImageSettings, described: Mapping[str, Any] | None = None) -> Embedder:
     """With untrained networks; pretrained ones are fetched, or rebuilt without their weights from what is `described`."""
-    models = described or {}
-    embedding = None
+    models, embedding = described or {}, None
     if settings.embedding:
         other = _backbone(settings, settings.embedding, settings.seed + 1, models.get("embedding"))
         embedding = Embedder(other, settings.side)
@@ -129,12 +106,5 @@ def _backbone(settings: ImageSettings, name: str, seed: int, described: Mapping[
         return make_backbone({"backbone": name, "channels": settings.channels, "model": described})
 
 
-def _train(backbone: Backbone, images: Tensor, settings: ImageSettings, folder: Path, name: str, progress: Progress) -> None:
-    """Train a backbone in place; a pretrained one stays as it is."""
-    steps = 0 if isinstance(backbone, Pretrained) else settings.backbone_steps
-    options: dict[str, Any] = {"objective": settings.backbone_loss, "way": settings.backbone_way}
-
-    def losses(**resume: Any) -> Any:
-        return train_backbone(backbone, images, steps=steps, seed=settings.seed, **options, **resume)
-
-    run_training(losses, steps, folder, name, progress)
+for _name, _kind in zip(READERS, (ImageSettings, OmniglotSettings, PhotoSettings, DomainSettings), strict=True):
+    register_source(FamilySpec(_name, _kind, _build, _load, kind="images", reads_data=_name != "glyphs"))

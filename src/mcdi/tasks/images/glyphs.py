@@ -41,10 +41,8 @@ def glyph_images(seed: int, *, size: int = 28, examples: int = 20, limit: int | 
     """Splits "train", "val", "test" of (C, examples, size, size) drawings; no script is in two of them.
 
     A class's drawings depend on `seed` and its character alone; `limit` keeps that many classes of a split, spread evenly.
-    Raises McdiError when an argument is not positive or a font of matplotlib cannot be read.
+    Raises McdiError when a font of matplotlib cannot be read.
     """
-    if min(size, examples, 1 if limit is None else limit) < 1:
-        raise McdiError(f"size={size}, examples={examples}, limit={limit}: all must be positive")
     faces = [_Face(name) for name in FACES]
     candidates = _candidates(faces[0])
     splits = split_alphabets(list(candidates), ALPHABETS)
@@ -123,8 +121,8 @@ def _different(names: Sequence[str], codes: dict[str, int], face: _Face) -> list
     spread = np.sqrt(pixels * both.diagonal() - ink**2)
     alike = (pixels * both - np.outer(ink, ink)) / np.outer(spread, spread) > DUPLICATE
     kept: list[int] = []
-    for i in range(len(names)):
-        if lines[i] and not alike[i, kept].any():
+    for i in np.flatnonzero(lines).tolist():
+        if not alike[i, kept].any():
             kept.append(i)
     return [names[i] for i in kept]
 
@@ -174,9 +172,7 @@ def _distances(lines: Pixels) -> NDArray[np.float32]:
 
 def _draw(codes: Sequence[int], faces: Sequence[_Face], seed: int, size: int, examples: int) -> Tensor:
     """Drawings uint8 (classes, examples, size, size) of the characters, each example with a face and a hand of its own."""
-    glyphs: list[Pixels] = []
-    which: list[NDArray[np.int64]] = []
-    hands: list[NDArray[np.float32]] = []
+    glyphs, which, hands = list[Pixels](), list[NDArray[np.int64]](), list[NDArray[np.float32]]()
     for code in codes:
         shapes = [g for face in faces if (g := face.glyph(code)) is not None]
         rng = np.random.default_rng((seed, code))

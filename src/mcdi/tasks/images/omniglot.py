@@ -4,7 +4,6 @@ Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabi
 """
 
 import hashlib
-import io
 import re
 import urllib.request
 import zipfile
@@ -14,16 +13,13 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import ClassImages, alphabet
+from mcdi.tasks.images.class_images import ClassImages, alphabet, read_image
 from mcdi.utils.files import write_bytes
 
-Pixels = NDArray[np.uint8]
 Split = Literal["alphabets", "characters"]
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
@@ -54,8 +50,6 @@ def omniglot_images(
     Raises:
         McdiError: a file that is missing, corrupt or incomplete, or an address that cannot be fetched.
     """
-    if size < 1:
-        raise McdiError(f"size={size} must be positive: take 28")
     if path is None:
         if download_to is None:
             raise McdiError("Omniglot needs a folder: give the one that holds its archives, or one to download them to")
@@ -80,59 +74,36 @@ def _only(classes: ClassImages, names: set[str]) -> ClassImages:
 
 def _read(folder: Path, part: str, size: int) -> ClassImages:
     """All characters of one archive, sorted by name, the drawings of each by file name, which ends in the drawer's number."""
-    source, files = _source(folder, part)
-    classes: dict[str, dict[str, Pixels]] = {}
-    for name, data in files:
+    source = next((path for path in (folder / f"{part}.zip", folder / part) if path.exists()), None)
+    if source is None:
+        cure = f"fetch {URL}{part}.zip into that folder, or name the folder that holds it"
+        raise McdiError(f"{folder} holds neither {part}.zip nor {part}/: {cure}")
+    classes: dict[str, dict[str, Tensor]] = {}
+    for name, data in _files(source):
         if match := re.fullmatch(rf"{part}/([^/]+/[^/]+)/([^/]+\.png)", name):
-            classes.setdefault(match[1], {})[match[2]] = _image(data, size, f"{source}: {name}")
+            image = read_image(memoryview(data), (1, size, size), f"{source}: {name}")
+            classes.setdefault(match[1], {})[match[2]] = image[0]
     count = len({alphabet(name) for name in classes})
     if count != ALPHABETS[part]:
         raise McdiError(f"{source} holds {count} alphabets instead of {ALPHABETS[part]}: fetch {URL}{part}.zip anew")
-    for name, drawings in classes.items():
-        if len(drawings) != DRAWINGS:
-            short = f"{source} holds {len(drawings)} drawings of {name} instead of {DRAWINGS}"
-            raise McdiError(f"{short}: fetch {URL}{part}.zip anew")
+    for name in (n for n, drawings in classes.items() if len(drawings) != DRAWINGS):
+        short = f"{source} holds {len(classes[name])} drawings of {name} instead of {DRAWINGS}"
+        raise McdiError(f"{short}: fetch {URL}{part}.zip anew")
     names = sorted(classes)
-    images = np.stack([np.stack([classes[name][file] for file in sorted(classes[name])]) for name in names])
-    return ClassImages(torch.from_numpy(images), tuple(names))
+    images = [torch.stack([classes[name][file] for file in sorted(classes[name])]) for name in names]
+    return ClassImages(torch.stack(images), tuple(names))
 
 
-def _image(data: bytes, size: int, where: str) -> Pixels:
-    """(size, size) uint8 of a PNG's bytes; black ink becomes 255."""
+def _files(source: Path) -> Iterator[tuple[str, bytes]]:
+    """The PNGs of an archive or an unpacked folder: (name that starts with the part's, bytes)."""
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return 255 - np.asarray(image.convert("L").resize((size, size), Image.Resampling.BOX))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken PNGs, by what is broken
-        raise McdiError(f"{where} is not a readable PNG ({error}): fetch the archive of Omniglot anew") from error
-
-
-def _source(folder: Path, part: str) -> tuple[Path, Iterator[tuple[str, bytes]]]:
-    """The archive or unpacked folder of `part`, and its PNGs: (name that starts with the part's, bytes)."""
-    archive, unpacked = folder / f"{part}.zip", folder / part
-    if archive.is_file():
-        return archive, _zipped(archive)
-    if unpacked.is_dir():
-        return unpacked, _loose(folder, unpacked)
-    cure = f"fetch {URL}{part}.zip into that folder, or name the folder that holds it"
-    raise McdiError(f"{folder} holds neither {archive.name} nor {unpacked.name}/: {cure}")
-
-
-def _zipped(archive: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with zipfile.ZipFile(archive) as file:
-            for name in file.namelist():
-                if name.endswith(".png"):
-                    yield name, file.read(name)
+        if source.is_dir():
+            yield from ((file.relative_to(source.parent).as_posix(), file.read_bytes()) for file in source.rglob("*.png"))
+            return
+        with zipfile.ZipFile(source) as archive:
+            yield from ((name, archive.read(name)) for name in archive.namelist() if name.endswith(".png"))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise McdiError(f"{archive} is not a readable zip archive ({error}): delete it and fetch it anew") from error
-
-
-def _loose(folder: Path, unpacked: Path) -> Iterator[tuple[str, bytes]]:
-    for file in unpacked.rglob("*.png"):
-        try:
-            yield file.relative_to(folder).as_posix(), file.read_bytes()
-        except OSError as error:
-            raise McdiError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+        raise McdiError(f"{source} cannot be read ({error}): delete it and fetch the archive anew") from error
 
 
 def _download(part: str, folder: Path) -> None:

@@ -10,7 +10,8 @@ import csv
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,13 @@ def natural_images(
     M is the smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. Where
     there is no split of classes, of every 25 in order 16 are for training, 4 for validation and 5 for the test. All images
     are in memory as uint8, 3 size^2 bytes each: up to 2.4 GB for the 779,165 of Tiered-ImageNet at 32 pixels, 16.5 GB at 84.
-
-    Args:
-        path: of one of the layouts.
-        size: pixels of a side.
-        limit: at most so many classes of a split.
-        examples: at most so many images of a class.
-
-    Raises:
-        McdiError: what is missing or broken.
+    limit: at most so many classes of a split. Raises McdiError naming what is missing or broken.
     """
     if path is None:
         raise McdiError(f"this family reads colour images: give --data, {LAYOUTS}")
-    for name, number in (("size", size), ("limit", limit), ("examples", examples)):
-        if number is not None and number < 1:
-            raise McdiError(f"{name} = {number} must be at least 1")
     if not path.exists():
         raise McdiError(f"{path} does not exist: check --data, which must be {LAYOUTS}")
-    splits = _npz(path) if path.suffix == ".npz" else _csv(path) if (path / "train.csv").is_file() else _folders(path)
+    splits = _npz(path) if path.suffix == ".npz" else _folders(path)
     _check(splits, path)
     return {split: read_classes(dict(sorted(classes.items())[:limit]), size, examples) for split, classes in splits.items()}
 
@@ -88,11 +78,12 @@ def _check(splits: Mapping[str, Classes], path: Path) -> None:
 
 
 def _npz(path: Path) -> dict[str, Classes]:
-    encoded, offset, label, classes = encoded_arrays(path).values()
-    ordered: list[list[Source]] = [[] for _ in classes]
-    for of, start, end in zip(label.tolist(), offset[:-1].tolist(), offset[1:].tolist(), strict=True):
-        ordered[of].append(encoded.data[start:end])
-    return _split(dict(zip(map(str, classes), ordered, strict=True)), path)
+    arrays = npz_arrays(path, KEYS)
+    classes: Classes = {str(name): [] for name in arrays["classes"]}
+    names = list(classes)
+    for of, source in zip(arrays["label"].tolist(), arrays["encoded"], strict=True):
+        classes[names[of]].append(source)
+    return _split(classes, path)
 
 
 def _split(classes: Classes, path: Path) -> dict[str, Classes]:
@@ -106,16 +97,20 @@ def _split(classes: Classes, path: Path) -> dict[str, Classes]:
     return splits
 
 
-def encoded_arrays(path: Path, *more: str) -> dict[str, NDArray[Any]]:
-    """The arrays KEYS of a `.npz` of encoded images, checked, and `more` of them. Raises McdiError naming the fault."""
-    keys = (*KEYS, *more)
+def npz_arrays(path: Path, keys: Sequence[str], plain: Sequence[str] = ()) -> dict[str, Any]:
+    """The arrays `keys` of a `.npz`, with `encoded` cut into images; `plain` where it has the first of those instead.
+
+    Raises McdiError naming the fault."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in keys}
+            arrays: dict[str, Any] = {key: file[key] for key in (plain if plain and plain[0] in file.files else keys)}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise McdiError(f"{path} is no file of encoded images ({error}): it needs {', '.join(keys)}, no pickles") from error
-    if fault := _fault(*(arrays[key] for key in KEYS)):
-        raise McdiError(f"{path} is damaged: {fault}; make it again")
+        raise McdiError(f"{path} is no .npz of images ({error}): it needs {', '.join(keys)}, no pickles") from error
+    if "encoded" in arrays:
+        if fault := _fault(*(arrays[key] for key in KEYS)):
+            raise McdiError(f"{path} is damaged: {fault}; make it again")
+        data = arrays["encoded"].data
+        arrays["encoded"] = [data[start:end] for start, end in pairwise(arrays["offset"].tolist())]
     return arrays
 
 
@@ -136,10 +131,6 @@ def _fault(encoded: NDArray[Any], offset: NDArray[Any], label: NDArray[Any], cla
     return "two classes have the same name" if len(set(classes.tolist())) < len(classes) else None
 
 
-def _csv(path: Path) -> dict[str, Classes]:
-    return {split: _rows(path / f"{split}.csv", path / "images") for split in SPLITS}
-
-
 def _rows(table: Path, images: Path) -> Classes:
     rows: dict[str, list[Source]] = defaultdict(list)
     try:
@@ -157,18 +148,21 @@ def _rows(table: Path, images: Path) -> Classes:
 
 
 def _folders(path: Path) -> dict[str, Classes]:
+    if (path / "train.csv").is_file():
+        return {split: _rows(path / f"{split}.csv", path / "images") for split in SPLITS}
     missing = [split for split in SPLITS if not (path / split).is_dir()]
-    if len(missing) == len(SPLITS) and (classes := _classes(path)):
+    if len(missing) == len(SPLITS) and (classes := class_folders(path)):
         return _split(classes, path)
     if missing:
         raise McdiError(f"{path} has no {missing[0]}/: it must be {LAYOUTS}")
-    return {split: _classes(path / split) for split in SPLITS}
+    return {split: class_folders(path / split) for split in SPLITS}
 
 
-def _classes(path: Path) -> Classes:
+def class_folders(path: Path) -> Classes:
+    """The image files of every folder in `path`, by its name."""
     return {p.name: list(files_of(p)) for p in sorted(path.iterdir()) if p.is_dir()} if path.is_dir() else {}
 
 
-def files_of(folder: Path) -> Iterable[Source]:
+def files_of(folder: Path) -> list[Path]:
     """The image files below a folder, in order."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)

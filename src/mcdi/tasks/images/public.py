@@ -10,8 +10,6 @@
 Nothing is trained on them, so that their own splits are put together: support and query of a task never share an image.
 """
 
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,7 +19,8 @@ from numpy.typing import NDArray
 
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import ClassImages
-from mcdi.tasks.images.photos import Classes, Source, encoded_arrays, files_of, read_classes
+from mcdi.tasks.images.photos import KEYS, Classes, Source, class_folders, files_of, npz_arrays, read_classes
+from mcdi.types import SPLITS
 
 LAYOUTS = "CIFAR or STL-10 in binary form, FGVC-Aircraft, Oxford Pets, a folder of images a class, or a .npz"
 
@@ -32,7 +31,8 @@ def public_images(path: Path, *, size: int, examples: int = 100) -> ClassImages:
     Raises McdiError naming what is missing or broken."""
     if not path.exists():
         raise McdiError(f"{path} does not exist: a target is {LAYOUTS}")
-    read = _npz if path.suffix == ".npz" else next((read for mark, read in FOLDERS.items() if _has(path, mark)), _class_folders)
+    layouts = (read for mark, read in FOLDERS.items() if any(path.glob(mark)))
+    read = _npz if path.suffix == ".npz" else next(layouts, _class_folders)
     classes: Classes = defaultdict(list)
     for name, source in read(path):
         classes[name].append(source)
@@ -42,10 +42,6 @@ def public_images(path: Path, *, size: int, examples: int = 100) -> ClassImages:
 
 
 Labelled = Iterable[tuple[str, Source]]
-
-
-def _has(path: Path, mark: str) -> bool:
-    return any(path.glob(mark))
 
 
 def _pixels(image: NDArray[np.uint8]) -> Source:
@@ -79,11 +75,8 @@ def _cifar(path: Path) -> Labelled:
     """A record: one label, or a coarse and a fine one, and 32 x 32 pixels, a colour after the other."""
     fine = (path / "train.bin").exists()
     names = _names(path / ("fine_label_names.txt" if fine else "batches.meta.txt"))
-    files = (
-        [path / "train.bin", path / "test.bin"] if fine else [*sorted(path.glob("data_batch_*.bin")), path / "test_batch.bin"]
-    )
-    for file in (f for f in files if f.exists()):
-        labels = 2 if fine else 1
+    files, labels = (("train.bin", "test.bin"), 2) if fine else (("data_batch_*.bin", "test_batch.bin"), 1)
+    for file in (f for pattern in files for f in sorted(path.glob(pattern))):
         for record in _records(file, labels + 3 * 32 * 32):
             image = record[labels:].reshape(3, 32, 32).transpose(1, 2, 0)
             yield _named(names, int(record[labels - 1]), file), _pixels(image)
@@ -95,61 +88,41 @@ def _stl(path: Path) -> Labelled:
     for part in (p for p in ("train", "test") if (path / f"{p}_X.bin").exists()):
         images, labels = _records(path / f"{part}_X.bin", 3 * 96 * 96), _records(path / f"{part}_y.bin", 1)
         if len(images) != len(labels):
-            raise McdiError(
-                f"{path}: {part}_X.bin has {len(images)} images and {part}_y.bin {len(labels)} labels: get both again"
-            )
+            given = f"{part}_X.bin has {len(images)} images and {part}_y.bin {len(labels)} labels"
+            raise McdiError(f"{path}: {given}: get both again")
         for image, (label,) in zip(images, labels, strict=True):
             yield _named(names, int(label) - 1, path / f"{part}_y.bin"), _pixels(image.reshape(3, 96, 96).transpose(2, 1, 0))
 
 
 def _aircraft(path: Path) -> Labelled:
     """Lines of "number variant" in images_variant_PART.txt; train and val are also in trainval."""
-    path = path if _has(path, "images_variant_*.txt") else path / "data"
-    seen: set[str] = set()
-    for table in sorted(path.glob("images_variant_*.txt")):
-        for line in _names(table):
-            number, _, variant = line.partition(" ")
-            if number not in seen:
-                seen.add(number)
-                yield variant, path / "images" / f"{number}.jpg"
+    path = path if any(path.glob("images_variant_*.txt")) else path / "data"
+    for line in dict.fromkeys(line for table in sorted(path.glob("images_variant_*.txt")) for line in _names(table)):
+        number, _, variant = line.partition(" ")
+        yield variant, path / "images" / f"{number}.jpg"
 
 
 def _pets(path: Path) -> Labelled:
     for file in files_of(path / "images"):
-        assert isinstance(file, Path)
         yield file.stem.rpartition("_")[0], file
 
 
 def _class_folders(path: Path) -> Iterator[tuple[str, Source]]:
     if not path.is_dir():
         raise McdiError(f"{path} is neither a folder nor a .npz: a target is {LAYOUTS}")
-    parts = [p for p in (path / "train", path / "val", path / "test") if p.is_dir()] or [path]
-    for part in parts:
-        for folder in sorted(p for p in part.iterdir() if p.is_dir()):
-            for file in files_of(folder):
-                yield folder.name, file
+    for part in [path / split for split in SPLITS if (path / split).is_dir()] or [path]:
+        for name, files in class_folders(part).items():
+            yield from ((name, file) for file in files)
 
 
 def _npz(path: Path) -> Labelled:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            plain = {key: file[key] for key in ("image", "label", "classes")} if "image" in file.files else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise McdiError(
-            f"{path} is no .npz of images ({error}): it needs image or encoded, label, classes, no pickles"
-        ) from error
-    if plain is None:
-        encoded, offset, label, classes = encoded_arrays(path).values()
-        for of, start, end in zip(label.tolist(), offset[:-1].tolist(), offset[1:].tolist(), strict=True):
-            yield str(classes[of]), encoded.data[start:end]
-        return
-    image, label, names = plain["image"], plain["label"], [str(c) for c in plain["classes"]]
-    if image.dtype != np.uint8 or image.ndim not in (3, 4) or len(image) != len(label):
-        raise McdiError(
-            f"{path}: image must be uint8 (N, H, W) or (N, H, W, 3) with a label each, not {image.dtype} {image.shape}"
-        )
-    for one, of in zip(image, label.tolist(), strict=True):
-        yield _named(names, of, path), _pixels(one)
+    arrays = npz_arrays(path, KEYS, ("image", "label", "classes"))
+    label, names, image = arrays["label"].tolist(), [str(c) for c in arrays["classes"]], arrays.get("image")
+    if image is not None and (image.dtype != np.uint8 or image.ndim not in (3, 4) or len(image) != len(label)):
+        shapes = "(N, H, W) or (N, H, W, 3)"
+        raise McdiError(f"{path}: image must be uint8 {shapes} with a label each, not {image.dtype} {image.shape}")
+    for of, source in zip(label, arrays["encoded"] if image is None else map(_pixels, image), strict=True):
+        yield _named(names, of, path), source
 
 
 FOLDERS: dict[str, Callable[[Path], Labelled]] = {

@@ -17,19 +17,17 @@ class ImageSettings(FamilySettings):
     """Images, and a frozen backbone in front of the network.
 
     Attributes:
-        condition: what a generator is told of a class, see networks.heads.ClassCondition (linear heads).
+        condition: what a generator is told of a class, see networks.heads.Head (linear heads).
         centred: tasks see features less the centre of their support set (linear heads).
         rotations: training classes also come turned by 90, 180 and 270 degrees, as classes of their own.
-        limit: at most so many classes a split.
-        examples: at most so many images a class.
+        limit, examples: at most so many classes a split, images a class.
         side: pixels of an image's side.
         backbone: "conv4" or "resnet8", trained here; or pretrained on colour images, with backbone_steps = 0: "hf:ID" (or a
             folder) of transformers, "timm:NAME", "torchvision:resnet50=FILE".
         backbone_data: images that the backbone is trained on: training classes of the "same" data, or of "glyphs" drawn at
             that side, a shift of domain.
         backbone_loss: of ProtoNet, of a classifier of all training classes, or both.
-        backbone_steps: episodes of its training.
-        backbone_way: classes of such an episode.
+        backbone_steps, backbone_way: episodes of its training, and classes of one.
         embedding: a second backbone, by whose features tasks are embedded while the head reads the first's (linear heads). One
             that is trained here is trained as the backbone is, with the next seed. "": none.
     """

@@ -38,31 +38,17 @@ def read_hub(names: Sequence[str]) -> dict[str, Splits]:
     out: dict[str, Splits] = {}
     for name in names:
         source, _, configuration = name.partition(":")
-        datasets = _datasets()
-        try:
-            parts = datasets.load_dataset(source, configuration or None)
-        except Exception as error:  # it raises whatever its many readers do
-            reason = str(error).partition("\n")[0]
-            raise McdiError(
-                f"the data set {name} could not be loaded ({reason}): check its name, or load it on a machine with a net, "
-                "save_to_disk it into a folder, and give --data that folder"
-            ) from error
+        cure = "check its name, or load it on a machine with a net, save_to_disk it into a folder, and give --data that folder"
+        parts = _loaded("load_dataset", f"the data set {name} could not be loaded", cure, source, configuration or None)
         short = configuration or Path(source).name
         if short in out:
-            raise McdiError(
-                f"two data sets of family.text.hub are called {short}: leave one out, or save one under another name"
-            )
+            raise McdiError(f"two data sets of family.text.hub are called {short}: leave one out, or save one renamed")
         out[short] = _splits(name, parts)
     return out
 
 
 def _read_saved(path: Path) -> Splits:
-    datasets = _datasets()
-    try:
-        parts = datasets.load_from_disk(str(path))
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise McdiError(f"the data set saved in {path} cannot be read ({reason}): save_to_disk it again") from error
+    parts = _loaded("load_from_disk", f"the data set saved in {path} cannot be read", "save_to_disk it again", str(path))
     return _splits(path, parts if isinstance(parts, Mapping) else {"train": parts})
 
 
@@ -90,10 +76,13 @@ def _rows(part: Any) -> Iterator[Row]:
         yield number, values | ({"label": names[label]} if names else {})
 
 
-def _datasets() -> Any:
-    """Raises McdiError where `datasets` is not installed."""
+def _loaded(function: str, problem: str, cure: str, *arguments: str | None) -> Any:
+    """What a function of `datasets` gives. Raises McdiError where it fails or is not installed."""
     try:
         import datasets
     except ImportError as error:
         raise McdiError(f"data sets of Hugging Face need its package ({error}): pip install 'mcdi[datasets]'") from error
-    return datasets
+    try:
+        return getattr(datasets, function)(*arguments)
+    except Exception as error:  # it raises whatever its many readers do
+        raise McdiError(f"{problem} ({str(error).partition(chr(10))[0]}): {cure}") from error

@@ -42,13 +42,10 @@ def read_texts(path: Path) -> TextSet:
 
 def read_unlabelled(path: Path) -> tuple[Sentences, ...]:
     """The sentences, or pairs, of a file as `read_texts` takes it; labels are not needed. Raises McdiError as that does."""
-    return tuple(_columns(path, _rows(path), labelled=False)[0])
+    return tuple(_columns(path, list(_rows(path)), labelled=False)[0])
 
 
-def _columns(
-    where: Path | str, rows: Iterable[Row], *, labelled: bool, strict: bool = True
-) -> tuple[list[Sentences], list[str]]:
-    rows = list(rows)
+def _columns(where: Path | str, rows: list[Row], *, labelled: bool, strict: bool = True) -> tuple[list[Sentences], list[str]]:
     if not rows:
         raise McdiError(f"{where} holds no example: it needs a header and rows, or a JSON object a line")
     first = rows[0][1]
@@ -72,7 +69,7 @@ def classified(where: Path | str, name: str, rows: Iterable[Row], *, strict: boo
     """The set of these rows. where: their file, for errors. strict: an empty cell is an error, else its row is left out.
 
     Raises McdiError as `read_texts` does."""
-    texts, labels = _columns(where, rows, labelled=True, strict=strict)
+    texts, labels = _columns(where, list(rows), labelled=True, strict=strict)
     classes = sorted(set(labels))
     if len(classes) > MOST_CLASSES:
         try:
@@ -109,10 +106,9 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise McdiError(
-                    f"{path}, row {reader.line_num}: {len(cells)} cells under {len(header)} columns ({', '.join(header)}); "
-                    "mend the row, or quote text that holds the separator (.csv)"
-                )
+                given = f"{len(cells)} cells under {len(header)} columns ({', '.join(header)})"
+                cure = "mend the row, or quote text that holds the separator (.csv)"
+                raise McdiError(f"{path}, row {reader.line_num}: {given}; {cure}")
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise McdiError(f"{path}, row {reader.line_num}: {error}; mend its quotes") from error

@@ -31,14 +31,7 @@ READ = 64  # texts at a time, between two reports of progress
 
 @dataclass(frozen=True)
 class TextFamilySettings(FamilySettings):
-    """Tasks of text for a language model.
-
-    Attributes:
-        condition: what a generator is told of a class: "means", or single "examples" too, see networks.heads.ClassCondition.
-        backbone_steps: steps of LoRA pre-training.
-        text: which sets, and what is made of them.
-        lora: the model and its adapters.
-    """
+    """Tasks of text for a language model; backbone_steps: of LoRA pre-training; condition: see networks.heads.Head."""
 
     data: str = "text"
     network: str = "lora"
@@ -94,9 +87,9 @@ def _embed(settings: TextFamilySettings, folder: Path, data: Path | None, device
 
 def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, progress: Progress) -> Tensor:
     """The states of all texts, half precision; those of a set that was read before a stop are on disk, by what decides them."""
-    states: list[Tensor] = []
-    done, total = 0, sum(len(c.texts) for c in chosen)
+    states, total = list[Tensor](), sum(len(c.texts) for c in chosen)
     for c in chosen:
+        done = sum(map(len, states))
         decides = repr((c.texts, network.base, network.encoder.settings))
         path = folder / TEXTS / f"{zlib.crc32(decides.encode()):08x}.safetensors"
         if not path.exists():
@@ -106,7 +99,6 @@ def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, pro
                 progress("texts", done + i + len(parts[-1]), total, {})
             write_tensors(path, {"states": torch.cat(parts)})
         states.append(read_tensors(path)[0]["states"])
-        done += len(c.texts)
     progress("texts", total, total, {})
     return torch.cat(states)
 

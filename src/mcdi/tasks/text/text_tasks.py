@@ -1,7 +1,7 @@
 """Many classification tasks from few sets of labelled sentences."""
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,24 +15,18 @@ from mcdi.utils.random import uniform
 
 
 class Pool(NamedTuple):
-    """The M examples of one set.
-
-    Attributes:
-        text_ids: (M,), their indices in the network's feature bank.
-        labels: (M,).
-        features: (M, F), by which topics are chosen.
-        held_out: (M,) bool, which are for queries only.
-        whole_set: tasks are not confined to a topic.
-        separate_classes: no two classes are merged.
-    """
+    """The M examples of one set."""
 
     name: str
-    text_ids: Tensor
-    labels: Tensor
-    features: Tensor
-    held_out: Tensor
-    whole_set: bool = False
-    separate_classes: bool = False
+    text_ids: Tensor  # (M,), their indices in the network's feature bank
+    labels: Tensor  # (M,)
+    features: Tensor  # (M, F), by which topics are chosen
+    held_out: Tensor  # (M,) bool, which are for queries only
+    whole_set: bool = False  # tasks are not confined to a topic
+    separate_classes: bool = False  # no two classes are merged
+
+
+Pools = Mapping[str, Sequence[Pool]]  # by split
 
 
 class Task(NamedTuple):
@@ -54,70 +48,50 @@ class TextTasks:
     name = "text"
 
     def __init__(
-        self,
-        downstream: LoraClassifier,
-        pools: Mapping[str, Sequence[Pool]],
-        *,
-        way: int,
-        shots: Sequence[int],
-        queries: int,
-        examples: int,
+        self, downstream: LoraClassifier, pools: Pools, *, way: int, shots: Sequence[int], queries: int, examples: int
     ) -> None:
         self.downstream, self.pools = downstream, {n: tuple(p) for n, p in pools.items()}
         self.way, self.shots, self.queries, self.examples = way, tuple(shots), queries, examples
         if examples < max(shots) + queries:
-            raise McdiError(
-                f"a training task of {examples} texts a class cannot give {max(shots)} shots and {queries} queries: raise "
-                "text.examples"
-            )
+            given = f"a training task of {examples} texts a class"
+            raise McdiError(f"{given} cannot give {max(shots)} shots and {queries} queries: raise text.examples")
         for pool in (p for ps in self.pools.values() for p in ps):
             self._check(pool)
-        self._task = lru_cache(maxsize=4096)(self._made)
+
+    @cached_property
+    def _task(self) -> Callable[[str, int], Task]:
+        return lru_cache(maxsize=4096)(self._made)
 
     def __getstate__(self) -> dict[str, Any]:
         return {n: v for n, v in self.__dict__.items() if n != "_task"}  # workers have caches of their own
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._task = lru_cache(maxsize=4096)(self._made)
-
     def _check(self, pool: Pool) -> None:
-        present = pool.labels.unique().tolist()
+        present, given = pool.labels.unique().tolist(), f"the set {pool.name} has"
         if len(present) < self.way:
-            raise McdiError(
-                f"the set {pool.name} has {len(present)} classes, fewer than way = {self.way}: leave it out, or lower way"
-            )
-        separate = bool(pool.held_out.any())
-        for rows, need in (
-            (~pool.held_out, max(self.shots) + (0 if separate else self.queries)),
-            (pool.held_out, self.queries if separate else 0),
-        ):
+            raise McdiError(f"{given} {len(present)} classes, fewer than way = {self.way}: leave it out, or lower way")
+        held_out = self.queries if bool(pool.held_out.any()) else 0
+        for rows, need in ((~pool.held_out, max(self.shots) + self.queries - held_out), (pool.held_out, held_out)):
             least = min(int((pool.labels[rows] == c).sum()) for c in present)
             if least < need:
-                raise McdiError(
-                    f"the set {pool.name} has a class with {least} examples, and {need} are needed ({max(self.shots)} shots, "
-                    f"{self.queries} queries): lower shots or queries"
-                )
+                needed = f"{need} are needed ({max(self.shots)} shots, {self.queries} queries)"
+                raise McdiError(f"{given} a class with {least} examples, and {needed}: lower shots or queries")
 
     def _made(self, split: str, seed: int) -> Task:
         if split not in self.pools:
             raise McdiError(f"unknown split {split!r}: {self.name} has {', '.join(self.pools)}")
-        pools = self.pools[split]
-        number = seed % len(pools)  # every set as often as any other
-        pool = pools[number]
+        number = seed % len(self.pools[split])  # every set as often as any other
+        pool = self.pools[split][number]
         u = uniform(split, [seed], 0, count=3 + 2 * int(pool.labels.max() + 1))[0]
         groups = _groups(pool.labels.unique().numpy(), self.way, u[3:], whole=pool.whole_set, merge=not pool.separate_classes)
         order = torch.arange(len(pool.labels))
         if not pool.whole_set:
             centre = pool.features[int(u[0] * len(order))]
             order = (pool.features - centre).square().sum(1).argsort(stable=True)
-        members, queries = [], []
+        members, queries, most = [], [], None if pool.whole_set else self.examples
         for group in groups:
             inside = torch.isin(pool.labels[order], torch.tensor(group))
-            members.append(order[inside & ~pool.held_out[order]])
+            members.append(order[inside & ~pool.held_out[order]][:most])
             queries.append(order[inside & pool.held_out[order]])
-        if not pool.whole_set:
-            members = [m[: self.examples] for m in members]
         return Task(number, groups, tuple(members), tuple(queries))
 
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
@@ -135,7 +109,7 @@ class TextTasks:
         return TaskBatch(self._labelled(support), self._labelled(query), mask, torch.as_tensor(seeds))
 
     def _picked(
-        self, split: str, seeds: Sequence[int], parts: tuple[int, ...], rows: Sequence[tuple[Tensor, ...]]
+        self, split: str, seeds: Sequence[int], parts: Sequence[int], rows: Sequence[tuple[Tensor, ...]]
     ) -> list[list[Tensor]]:
         """The rows of every class of every task, all of them, in an order of (split, seed, parts, class)."""
         out: list[list[Tensor]] = [[] for _ in seeds]
