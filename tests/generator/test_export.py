@@ -177,7 +177,7 @@ class TestRefused:
         generator = Generator("adam", make_method("adam", {}), LinearHead(6, 3))
         with pytest.raises(McdiError, match="adam cannot be exported, .*: choose .*mc-di.*prototypes"):
             export(generator, tmp_path / "a.pt2", "torch")
-        own = OwnNetwork(nn.Linear(2, 3), example=(2,), target=(), way=3, real=False, squeeze=False)
+        own = OwnNetwork(nn.Linear(2, 3), example=(2,), target=(), way=3, regression=False, squeeze=False)
         with pytest.raises(McdiError, match="a generator of own networks cannot be exported"):
             export(Generator("prototypes", make_method("prototypes", {}), own), tmp_path / "a.pt2", "torch")
 
