@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from mcdi import core
 from mcdi.experiments.run import provenance
 from mcdi.methods.mcdi.denoisers import make_denoiser
-from mcdi.methods.published.autoencoder import Autoencoder
+from mcdi.methods.published.vae import Autoencoder
 
 OCD_STEPS, PDIFF_STEPS = 10, 60  # of DDIM, theirs
 PDIFF_BATCH = 50

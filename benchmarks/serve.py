@@ -34,7 +34,7 @@ from mcdi.methods import make_method
 from mcdi.networks.backbones.vision import Conv4, Embedder, cl2n
 from mcdi.networks.linear_head import LinearHead
 from mcdi.serve.client import Client
-from mcdi.serve.refusals import Refused
+from mcdi.serve.limits import Refused
 from mcdi.tasks.episodes import FewShot
 from mcdi.trajectories.prepare import Preparation, trajectories
 

@@ -11,6 +11,7 @@ from mcdi.errors import McdiError
 
 Unit = Literal["whole", "row", "layer"] | int
 Spec = dict[str, tuple[tuple[int, ...], str]]
+Names = tuple[str, ...]
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -59,13 +60,7 @@ class WeightSpace:
         self._set(spec, tuple(statistics), unit, in_no_row)
 
     def _set(
-        self,
-        spec: Spec,
-        buffers: tuple[str, ...],
-        unit: Unit,
-        shared: tuple[str, ...],
-        mean: Tensor | None = None,
-        std: Tensor | None = None,
+        self, spec: Spec, buffers: Names, unit: Unit, shared: Names, mean: Tensor | None = None, std: Tensor | None = None
     ) -> None:
         self.spec, self.buffers, self.unit, self.shared, self.mean, self.std = spec, buffers, unit, shared, mean, std
         self.extra = 0

@@ -159,7 +159,7 @@ class TestMaml:
         world = worlds["gauss"]
         net, (support, _, mask, _) = world.family.downstream, world.batch
         start = torch.randn(40, 3, 7, generator=torch.Generator().manual_seed(0))
-        moved = inner_steps(net, start, torch.tensor(0.1), support, mask, 3)
+        moved = inner_steps(net, start, torch.tensor(0.1), support, mask, 3, nn.Identity())
         head = nn.Linear(6, 3)
         head.load_state_dict({n: p[0] for n, p in net.space.unpack(start[:1]).items()})
         optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
@@ -176,7 +176,7 @@ class TestMaml:
         draws = torch.randn(2, 40, 3, 7, generator=torch.Generator().manual_seed(0))
 
         def outer(shift, rate):
-            w = inner_steps(net, draws[0] + shift * draws[1], rate, support, mask, 3)
+            w = inner_steps(net, draws[0] + shift * draws[1], rate, support, mask, 3, nn.Identity())
             return net.loss(w, query, mask).mean()
 
         at = [torch.tensor(v, requires_grad=True) for v in (0.0, 0.7)]
@@ -190,9 +190,8 @@ class TestMaml:
             method = world.method("maml")
             assert method.tuned[shots] in method.settings.test_steps
             net, (support, _, mask, _) = world.family.downstream, world.batch
-            plain = inner_steps(
-                net, net.theta0(0, mask.shape[1]).expand(40, -1, -1), torch.tensor(0.1), support, mask, method.tuned[shots]
-            )
+            start = net.theta0(0, mask.shape[1]).expand(40, -1, -1)
+            plain = inner_steps(net, start, torch.tensor(0.1), support, mask, method.tuned[shots], nn.Identity())
             assert world.score(world.weights(method)) > world.score(plain)
             assert float(method.meta.log_rate.detach()) != pytest.approx(math.log(0.1))
 

@@ -54,7 +54,7 @@ class TestGraph:
             [0, 0, 0, 0, 0, 0],
         ]
         assert graph.distances().tolist() == want
-        assert Graph.from_config(graph.config()) == graph
+        assert Graph.from_config(graph._asdict()) == graph
 
     def test_what_is_not_generated_is_an_operation(self):
         module = Branches()

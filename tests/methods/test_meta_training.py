@@ -1,7 +1,6 @@
 """Meta-training: interrupted anywhere it ends with the same weights, and errors name what cannot be resumed."""
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,10 +8,6 @@ from torch import nn
 
 from mcdi.errors import McdiError
 from mcdi.methods.meta_training import MetaTraining, meta_train
-
-
-class Inputs(NamedTuple):
-    x: torch.Tensor
 
 
 class TestMetaTrain:
@@ -24,10 +19,10 @@ class TestMetaTrain:
 
         def batch_at(step):
             g = torch.Generator().manual_seed(step)
-            return Inputs(scale * torch.randn(training.inner_steps, training.learners, 5, 3, generator=g))
+            return {"x": scale * torch.randn(training.inner_steps, training.learners, 5, 3, generator=g)}
 
-        def loss(params, batch):
-            return ((torch.func.functional_call(net, params, (batch.x,)) - batch.x.sum(-1, keepdim=True)) ** 2).mean()
+        def loss(params, x):
+            return ((torch.func.functional_call(net, params, (x,)) - x.sum(-1, keepdim=True)) ** 2).mean()
 
         meta_train(net, loss, batch_at, training, log=log, folder=folder)
         return net

@@ -8,7 +8,7 @@ from worlds import GENERATOR, gaussian_features
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.methods.published.autoencoder import kl_divergence
+from mcdi.methods.published.vae import kl_divergence
 from mcdi.networks.backbones.vision import Conv4, Embedder
 from mcdi.networks.heads import as_head
 from mcdi.networks.linear_head import LinearHead

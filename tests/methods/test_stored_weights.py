@@ -52,7 +52,7 @@ def test_what_a_diffusion_is_trained_on_has_unit_size(worlds, name):
     theta = method.space.standardise(world.data.targets[:, -1])
     with torch.no_grad():
         batch = stage.draw(theta, tasks, torch.Generator().manual_seed(0))
-    clean = core.to_x0(batch.eps, batch.x, batch.t, method.schedule).square().mean((1, 2)).sqrt()
+    clean = core.to_x0(batch["eps"], batch["x"], batch["t"], method.schedule).square().mean((1, 2)).sqrt()
     want = clean.mean() if name == "d2nwg" else clean
     torch.testing.assert_close(want, torch.ones_like(want), rtol=0.1, atol=0.0)
 
@@ -203,7 +203,7 @@ class TestMetaHypernetwork:
             return c @ matrix.T
 
         moved = weights(inner_steps(net, codes, torch.tensor(0.1), support, mask, 1, weights))
-        plain = inner_steps(net, weights(codes), torch.tensor(1.0), support, mask, 1)
+        plain = inner_steps(net, weights(codes), torch.tensor(1.0), support, mask, 1, nn.Identity())
         gradient = weights(codes) - plain
         torch.testing.assert_close(moved, weights(codes) - 0.1 * gradient @ (matrix @ matrix.T), rtol=1e-4, atol=1e-5)
 

@@ -18,9 +18,8 @@ from serving import png, serving, task
 import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.serve.client import Client
-from mcdi.serve.limits import Keys, Limits
+from mcdi.serve.limits import Keys, Limits, Refused
 from mcdi.serve.models import Models, parse_models
-from mcdi.serve.refusals import Refused
 from mcdi.serve.run import serve
 
 FILES = {"images": [png("ring"), png("ring", shift=1), png("stroke"), png("stroke", shift=1)]}

@@ -48,9 +48,8 @@ def save_adapter(
     """Write adapter_model.safetensors, README.md and then adapter_config.json; each is replaced in one step.
 
     Args:
-        weights: of one task, {name: (*shape)}, as `Generator.generate` returns them.
-        classes: names of the classifier's rows.
-        examples: size of the support set, for the README.
+        weights: of one task, as `Generator.generate` returns them.
+        classes, examples: names of the classifier's rows, and size of the support set, for the README.
 
     Raises:
         McdiError: weights of another network, or NaN or infinite values.

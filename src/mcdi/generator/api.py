@@ -9,20 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.generator import hub
+from mcdi.generator import hub, saving
 from mcdi.generator.card import model_card
 from mcdi.generator.exported import Exported, squeeze_batch
-from mcdi.generator.saving import CONFIG, FORMAT, MODEL, belonging, read_saved
-from mcdi.methods import WeightGenerator, make_method, method_spec
+from mcdi.methods import WeightGenerator, method_spec
 from mcdi.methods.base import SupportsDevice
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.sampling import SAMPLERS, Generated, Sampling, SupportsSampling, reduce_draws
-from mcdi.networks import base, registry
+from mcdi.networks import base
 from mcdi.networks.heads import as_head
 from mcdi.networks.own import Describe, Loss
 from mcdi.networks.support import centre_of, support_batch
 from mcdi.types import Examples
-from mcdi.utils.files import write_json, write_tensors
 from mcdi.utils.random import Seed
 
 Weights = dict[str, Tensor]
@@ -58,23 +56,19 @@ class Generator:
         return self.network.embedder.shape
 
     def embed(self, x: Tensor, *, query: bool = False) -> Tensor:
-        """Features of inputs.
+        """Features (..., X) of inputs.
 
         Args:
             x: (..., *shape), images, tensors that the network reads as they are, or features already.
             query: whether they are to be classified only: the task embedding by another network is then left out.
 
-        Returns:
-            (..., X), what the downstream network and the task embedding read.
-
         Raises:
             McdiError: inputs of another shape, NaN or infinite values.
         """
-        x = x.to(self.device)
+        x, net = x.to(self.device), self.network
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise McdiError("the examples hold NaN or infinite values: clean them first")
-        net, shape = self.network, None if self.network.embedder is None else self.image_shape
-        raw = net.example_shape
+        raw, shape = net.example_shape, None if net.embedder is None else net.embedder.shape
         if raw is not None:
             if tuple(x.shape[x.ndim - len(raw) :]) != raw:
                 raise McdiError(f"examples of shape {tuple(x.shape)} do not end in {raw}, the shape of one")
@@ -90,12 +84,9 @@ class Generator:
         return x.float()
 
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
-        net = self.network
-        raw, labels = net.read(support[0]), torch.as_tensor(support[1]).to(self.device)
-        rows = net.space.unit == "row"
-        x, y, way, single = support_batch(
-            raw, labels, way=net.way, any_way=rows, regression=net.regression, target=net.target_shape
-        )
+        net, labels = self.network, torch.as_tensor(support[1]).to(self.device)
+        kind: dict[str, Any] = {"any_way": net.space.unit == "row", "regression": net.regression, "target": net.target_shape}
+        x, y, way, single = support_batch(net.read(support[0]), labels, way=net.way, **kind)
         mask = torch.ones(len(y), net.space.units(way), dtype=torch.bool, device=self.device)
         return Examples(self.embed(x), y), mask, single
 
@@ -117,8 +108,7 @@ class Generator:
             support: x (S, ...) and y (S,) of one task, or x (B, S, ...) and y (B, S) of a batch.
             steps: denoising steps; as trained by default.
             temperature: scale of the noise; 0 = a deterministic chain from the mean.
-            samples: chains a task, averaged.
-            ensemble: keep the samples apart, (samples, ...) in front of each shape.
+            samples, ensemble: chains a task, averaged; or kept apart, (samples, ...) in front of each shape.
             stop: end at the local target theta_{i d}, i in 1..k.
             seed: of a batch, or one for every task where `seed_per_task`.
 
@@ -147,7 +137,7 @@ class Generator:
         sampling = self.sampling(**options)
         if ensemble and sampling is None:
             raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
-        plain = not ensemble and all(v is None for v in options.values())
+        plain = not ensemble and set(options.values()) <= {None}
         if self.exported is not None and plain and self.exported.serves(mask.shape[1]):
             weights, confidence = self.exported.run(*examples, mask.shape[1], seed)
         else:
@@ -160,7 +150,7 @@ class Generator:
     ) -> Generated[Tensor]:
         """Weights (B, U, D), or (B, samples, U, D) with `ensemble`, of embedded examples; an export traces it."""
         support, centre = self._centred(support, mask)
-        method, net, confidence = self.method, self.network, torch.ones(mask.shape[0], device=mask.device)
+        method, net = self.method, self.network
         if isinstance(method, SupportsSampling):
             sampling = sampling or method.sampling
             packed, confidence = method.sample(net, support, mask, seed=seed, sampling=sampling)
@@ -168,21 +158,18 @@ class Generator:
                 packed = reduce_draws(net, packed, support, mask, sampling)
         else:
             packed = method.generate(net, support, mask, seed=seed)  # type: ignore[arg-type]
+            confidence = torch.ones(mask.shape[0], device=mask.device)
         if centre is not None:
             packed = as_head(net, "set centred = false").uncentre(packed, centre)
         return Generated(packed, confidence)
 
     def sampling(self, **options: float | None) -> Sampling | None:
-        """The method's sampling with the given options changed; None for a method without a chain.
-
-        Raises:
-            McdiError: an option of a method without a chain.
-        """
-        changes = {n: v for n, v in options.items() if v is not None}
+        """The method's sampling with the given options changed; None for a method without a chain, for which options are a
+        McdiError."""
+        changes: dict[str, Any] = {n: v for n, v in options.items() if v is not None}
         if isinstance(self.method, SupportsSampling):
-            sampling = self.method.sampling
-            # The quantiles were calibrated for one way of sampling alone.
-            return replace(sampling, **changes, calibration_quantiles={}) if changes else sampling  # type: ignore[arg-type]
+            sampling = self.method.sampling  # its quantiles were calibrated for one way of sampling alone
+            return replace(sampling, **changes, calibration_quantiles={}) if changes else sampling
         if changes:
             raise McdiError(f"{self.name} has no chain to sample: {', '.join(changes)} is for the diffusion methods")
         return None
@@ -215,23 +202,15 @@ class Generator:
         return examples._replace(x=examples.x - centre), centre
 
     def _dict(self, flat: Tensor) -> Weights:
-        lead = flat.shape[:-2]
-        return {n: w.unflatten(0, lead) for n, w in self.network.space.unpack(flat.flatten(0, -3)).items()}
+        return {n: w.unflatten(0, flat.shape[:-2]) for n, w in self.network.space.unpack(flat.flatten(0, -3)).items()}
 
     def _flat(self, weights: Weights, single: bool) -> Tensor:
         return self.network.space.pack({n: (w[None] if single else w).to(self.device) for n, w in weights.items()})
 
     @torch.no_grad()
     def predict(self, weights: Weights, x: Any) -> Tensor:
-        """Outputs of the generated network.
-
-        Args:
-            weights: of one task, or of a batch, as `generate` returns them.
-            x: new inputs (S, ...), or (B, S, ...).
-
-        Returns:
-            (S, classes) logits or (S, ...) values, or a batch of them.
-        """
+        """Outputs of the generated network, (S, classes) logits or (S, ...) values: for new inputs x (S, ...) and the weights
+        of one task, or, with a batch dimension in front, for x and weights of a batch as `generate` returns them."""
         x = self.network.read(x)
         single = next(iter(weights.values())).ndim == len(next(iter(self.network.space.spec.values()))[0])
         out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x, query=True))
@@ -248,12 +227,7 @@ class Generator:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors and then config.json, each in one step; no pickle."""
-        folder = Path(folder)
-        tensors = {f"method.{n}": t for n, t in self.method.state().items()}
-        tensors |= {f"network.{n}": t for n, t in self.network.state().items()}
-        write_tensors(folder / MODEL, tensors)
-        config = {"format": FORMAT, "method": self.name, "network": self.network.config(), **self.method.config()}
-        write_json(folder / CONFIG, config)
+        saving.save(Path(folder), self.name, self.method, self.network)
 
     def push_to_hub(
         self,
@@ -264,19 +238,14 @@ class Generator:
         revision: str | None = None,
         commit_message: str = "Upload a generator of mcdi",
     ) -> str:
-        """Upload this generator to "user/name" on the Hugging Face Hub, with a card (`mcdi[hub]`).
-
-        Returns:
-            The address of the commit. `mcdi push` does the same for a generator in its run, and its card says more.
-
-        Raises:
-            McdiError: the Hub cannot be reached or refuses.
-        """
+        """Upload this generator to "user/name" on the Hugging Face Hub, with a card (`mcdi[hub]`), and return the address of
+        the commit. `mcdi push` does the same for a generator in its run, and its card says more. Raises McdiError when the Hub
+        cannot be reached or refuses."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "generator"
             self.save_pretrained(folder)
-            card, options = model_card(repo_id, folder), {"private": private, "token": token, "revision": revision}
-            return hub.push(folder, repo_id, card=card, message=commit_message, **options)  # type: ignore[arg-type]
+            options: dict[str, Any] = {"private": private, "token": token, "revision": revision, "message": commit_message}
+            return hub.push(folder, repo_id, card=model_card(repo_id, folder), **options)
 
     @classmethod
     def from_pretrained(
@@ -297,24 +266,14 @@ class Generator:
             model: its folder, or "user/name" on the Hugging Face Hub (`mcdi[hub]`).
             device: where it generates.
             module: of a generator made from `OwnTasks`: that module, whose code no file holds.
-            loss: given to `OwnTasks`, if one was.
-            describe: likewise.
-            revision: branch, tag or commit on the Hub.
-            token: of a private repository.
-            cache_dir: of downloads.
+            loss, describe: as they were given to `OwnTasks`.
+            revision, token, cache_dir: branch, tag or commit on the Hub; access to a private repository; place of downloads.
 
         Raises:
             McdiError: files that are missing, corrupt or of another version.
         """
         folder = hub.located(model, revision=revision, token=token, cache_dir=cache_dir)
-        config, parts = read_saved(folder)
-        with belonging(folder):
-            network = registry.build(config["network"], parts["network"], module=module, loss=loss, describe=describe)
-            method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
-        saved = config.get("space")
-        if saved is not None and network.space.config() != saved:
-            raise McdiError(f"{folder}: the generator was trained for other weights than its network has: restore config.json")
-        return cls(config["method"], method, network).to(device)
+        return cls(*saving.load_saved(folder, module=module, loss=loss, describe=describe)).to(device)
 
     def to(self, device: str) -> "Generator":
         self.device = device
@@ -325,11 +284,6 @@ class Generator:
 
 
 def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:
-    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`, or `user/name` on the Hugging Face Hub.
-
-    Args:
-        model: folder or repository.
-        device: where it generates.
-        options: of `Generator.from_pretrained`.
-    """
+    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`, or `user/name` on the Hugging Face Hub; options
+    are those of `Generator.from_pretrained`."""
     return Generator.from_pretrained(model, device, **options)

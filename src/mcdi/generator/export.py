@@ -5,8 +5,7 @@ It maps the features and labels of support sets to named parameters; prior, ridg
 
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from mcdi import __version__
 from mcdi.errors import McdiError
 from mcdi.generator import exported
 from mcdi.generator.api import Generator
-from mcdi.generator.exported import CONFIDENCE, FILES, Exported, Feeds, Run, fingerprint, noise_for, quiet
+from mcdi.generator.exported import CONFIDENCE, FILES, Exported, Feeds, Run, fingerprint, noise_for, one_error, quiet
 from mcdi.methods import method_spec
-from mcdi.methods.base import HasModules, all_methods
+from mcdi.methods.base import all_methods
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.types import Examples
 from mcdi.utils.files import write_bytes, write_json
@@ -49,8 +48,8 @@ class Sampler(nn.Module):
             raise McdiError(f"a generator of {net.kind} networks cannot be exported: use its folder with mcdi.load instead")
         self.generator, self.sampling = generator, generator.sampling(**options)
         self.options = {n: v for n, v in options.items() if v is not None}
-        modules = method.modules if isinstance(method, HasModules) else []
-        self.parts = nn.ModuleList([*modules, *([] if net.embedder is None else [net.embedder])])
+        trained = getattr(method, "modules", [])  # what an export traces through
+        self.parts = nn.ModuleList([*trained, *([] if net.embedder is None else [net.embedder])])
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, noise: Tensor | None = None) -> dict[str, Tensor]:
         net = self.generator.network
@@ -67,13 +66,11 @@ class Sampler(nn.Module):
 
     def metadata(self) -> dict[str, Any]:
         """What `Exported` needs to call the exported function."""
-        net, method = self.generator.network, self.generator.method
+        net, method, sampling = self.generator.network, self.generator.method, self.sampling
         chain: dict[str, Any] = {"steps": None, "samples": 1, "noise": 0}
-        sampling = self.sampling
         if isinstance(method, SupportsSampling) and sampling is not None:
             steps = method.chain_steps(sampling)
-            between = steps - 1 if sampling.noise and sampling.eta else 0
-            noise = (1 + between) if sampling.temperature else 0
+            noise = (steps if sampling.noise and sampling.eta else 1) if sampling.temperature else 0
             chain = {"steps": steps, "samples": sampling.samples, "noise": noise, "temperature": sampling.temperature}
         parameters = [[n, list(s), d] for n, (s, d) in net.space.spec.items()]
         shape = {"way": net.way, "units": net.space.U, "extra": net.space.extra, "numbers": net.space.D}
@@ -120,8 +117,13 @@ def export(generator: Generator, path: Path, kind: str, *, weights: Path | None 
     with torch.no_grad():
         program = _traced(sampler)
         metadata["inputs"] = program.graph_signature.user_inputs
-        data = _onnx(program, metadata) if kind == "onnx" else _archive(program)
-        run = exported.onnx_run(exported.onnx_session(data)) if kind == "onnx" else exported.torch_run(data)
+        if kind == "onnx":
+            model = _onnx(program, metadata)
+            run = exported.onnx_run(exported.onnx_session(model.SerializeToString()))
+        else:
+            with quiet(), _reported("saved"):
+                torch.export.save(program, buffer := io.BytesIO())
+            run = exported.torch_run(buffer.getvalue())
         difference = checked(sampler, run)
     if not difference <= LIMIT:
         raise McdiError(
@@ -130,10 +132,11 @@ def export(generator: Generator, path: Path, kind: str, *, weights: Path | None 
         )
     metadata["difference"] = difference
     if kind == "onnx":
-        data = _with_metadata(data, metadata)
+        model.metadata_props.add(key="mcdi", value=json.dumps(metadata, sort_keys=True))
+        write_bytes(path, model.SerializeToString())
     else:
-        write_json(path.with_suffix(".json"), {**metadata, "sha256": fingerprint(data)})
-    write_bytes(path, data)
+        write_json(path.with_suffix(".json"), {**metadata, "sha256": fingerprint(buffer.getvalue())})
+        write_bytes(path, buffer.getvalue())
     return difference
 
 
@@ -157,7 +160,7 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
     units = size if sampler.any_way else None
     sizes: dict[str, Any] = {"x": {0: size, 1: size}, "y": {0: size, 1: size}, "mask": {0: size, 1: units}}
     sizes["noise"] = {1: size, 3: units}
-    with _reported("traced"):
+    with quiet(), _reported("traced"):
         program = torch.export.export(
             sampler, (), feeds, dynamic_shapes={n: sizes[n] if n in feeds else None for n in feeds}, strict=False
         )
@@ -168,21 +171,14 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
     return program
 
 
-def _archive(program: torch.export.ExportedProgram) -> bytes:
-    buffer = io.BytesIO()
-    with _reported("saved"):
-        torch.export.save(program, buffer)
-    return buffer.getvalue()
-
-
-def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> bytes:
+def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> Any:
     try:
         import onnx  # noqa: F401
 
         from mcdi.generator.onnx_solve import SOLVE
     except ImportError as error:
         raise McdiError("ONNX needs the onnx package: pip install 'mcdi[onnx]', or choose format torch") from error
-    with _reported("translated to ONNX"):
+    with quiet(), _reported("translated to ONNX"):
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -199,25 +195,8 @@ def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> by
         for node in part.node:
             node.doc_string = ""
             del node.metadata_props[:]
-    return model.SerializeToString()
+    return model
 
 
-def _with_metadata(data: bytes, metadata: dict[str, Any]) -> bytes:
-    import onnx
-
-    model = onnx.load_model_from_string(data)
-    onnx.helper.set_model_props(model, {"mcdi": json.dumps(metadata, sort_keys=True)})
-    return model.SerializeToString()
-
-
-@contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Raise one McdiError for any failure inside torch."""
-    try:
-        with quiet():
-            yield
-    except McdiError:
-        raise
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise McdiError(f"this generator cannot be {what} ({reason[:200]}): use its folder with mcdi.load instead") from error
+def _reported(what: str) -> AbstractContextManager[None]:
+    return one_error(f"this generator cannot be {what}", "use its folder with mcdi.load instead")

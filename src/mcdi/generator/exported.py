@@ -51,7 +51,7 @@ class Exported:
                 raise McdiError(f"{path} holds no {' and no '.join(FILES.values())}: run mcdi export {path}")
             path = files[0]
         data = read_bytes(path)
-        with _readable(path):
+        with one_error(f"{path} is not a sampler that mcdi export wrote", "export again"):
             if path.suffix == ".onnx":
                 session = onnx_session(data)
                 metadata, run = json.loads(session.get_modelmeta().custom_metadata_map["mcdi"]), onnx_run(session)
@@ -68,14 +68,11 @@ class Exported:
         return cls(metadata, run)
 
     def generate(self, support: tuple[Any, Tensor], *, seed: int = 0) -> dict[str, Tensor]:
-        """Weights from a support set, without a gradient step.
+        """Weights from a support set, without a gradient step, as `Generator.generate` returns them.
 
         Args:
             support: features x (S, F), as `Generator.embed` returns them, and labels y (S,), or a batch of both.
             seed: of the noise of a stochastic chain.
-
-        Returns:
-            {name: (*shape)}, or (B, *shape) for a batch, as `Generator.generate` returns them.
 
         Raises:
             McdiError: inputs that do not fit the model.
@@ -143,12 +140,7 @@ def torch_run(data: bytes) -> Run:
     """A function of named inputs that torch runs."""
     with quiet():
         module = torch.export.load(io.BytesIO(data)).module()
-
-    def run(feeds: Feeds) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return module(**feeds)
-
-    return run
+    return torch.no_grad()(lambda feeds: module(**feeds))
 
 
 @contextmanager
@@ -173,11 +165,12 @@ def fingerprint(data: bytes | Path) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def one_error(problem: str, cure: str) -> Iterator[None]:
+    """Raise one McdiError for any failure of onnxruntime, torch or json, which raise many kinds."""
     try:
         yield
     except McdiError:
         raise
-    except Exception as error:  # onnxruntime, torch and json raise many kinds for damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise McdiError(f"{path} is not a sampler that mcdi export wrote ({reason[:200]}): export again") from error
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise McdiError(f"{problem} ({reason[:200]}): {cure}") from error

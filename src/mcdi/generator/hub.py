@@ -54,18 +54,9 @@ def push(
     revision: str | None = None,
     message: str = "Upload a generator of mcdi",
 ) -> str:
-    """Upload a saved generator and its card to the Hub, in one commit.
-
-    Args:
-        repo: "user/name".
-        card: text of README.md, unless `folder` has a README.md of its own.
-
-    Returns:
-        The URL of the commit.
-
-    Raises:
-        McdiError: a wrong name, a folder without a generator, or a failed upload.
-    """
+    """Upload a saved generator to the repository "user/name" of the Hub, in one commit, and return the URL of the commit. card:
+    the README.md, unless `folder` has its own. Raises McdiError for a wrong name, a folder without a generator, or a failed
+    upload."""
     if not is_id(repo):
         raise McdiError(f"{repo!r} is not a repository name of the Hugging Face Hub: give user/name")
     for name in FILES:

@@ -1,6 +1,6 @@
 """The loss of one task over a plane in weight space; reports and the server draw it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,6 @@ def plane(
     return surface, {n: p.tolist() for n, p in flat.items()}
 
 
-def _loss(net: Any, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
-    n: Sequence[int] = (len(weights), *[-1] * (data.x.ndim - 1))
-    return net.loss(weights, Examples(data.x.expand(n), data.y.expand(len(weights), -1)), mask.expand(len(weights), -1))
+def _loss(net: Network, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
+    x, y, units = (part.expand(len(weights), *part.shape[1:]) for part in (*data, mask))
+    return net.loss(weights, Examples(x, y), units)

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods import WeightGenerator, make_method
-from mcdi.utils.files import read_bytes, read_json, tensors_of
+from mcdi.networks.base import Network
+from mcdi.networks.registry import build
+from mcdi.utils.files import read_bytes, read_json, tensors_of, write_json, write_tensors
 
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
 
 
-def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """config.json, and the tensors {"method": {name: tensor}, "network": {name: tensor}}. Raises McdiError for a file that is
     missing, damaged or of another format."""
     path, config = folder / CONFIG, read_json(folder / CONFIG)
@@ -36,7 +38,7 @@ def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor
 
 
 @contextmanager
-def belonging(folder: Path) -> Iterator[None]:
+def _belonging(folder: Path) -> Iterator[None]:
     """Raise one McdiError for any failure to build the generator from its two files."""
     try:
         yield
@@ -45,8 +47,30 @@ def belonging(folder: Path) -> Iterator[None]:
         raise McdiError(f"{folder}: {CONFIG} and {MODEL} do not belong together ({reason}): restore both") from error
 
 
+def save(folder: Path, name: str, method: WeightGenerator, network: Network) -> None:
+    """Write model.safetensors and then config.json, each in one step."""
+    parts = {"method": method.state(), "network": network.state()}
+    write_tensors(folder / MODEL, {f"{part}.{n}": t for part, state in parts.items() for n, t in state.items()})
+    write_json(folder / CONFIG, {"format": FORMAT, "method": name, "network": network.config(), **method.config()})
+
+
+def load_saved(folder: Path, **code: Any) -> tuple[str, WeightGenerator, Network]:
+    """The name of the method, the method and its network. code: of the user's own network, see `registry.build`."""
+    config, parts = _read(folder)
+    with _belonging(folder):
+        network = build(config["network"], parts["network"], **code)
+        method = _method(config, parts)
+    if config.get("space", network.space.config()) != network.space.config():
+        raise McdiError(f"{folder}: the generator was trained for other weights than its network has: restore config.json")
+    return config["method"], method, network
+
+
 def load_method(folder: Path) -> WeightGenerator:
     """The method of a saved generator, without its network."""
-    config, parts = read_saved(folder)
-    with belonging(folder):
-        return make_method(config["method"], config["settings"]).restore(config, parts["method"])
+    config, parts = _read(folder)
+    with _belonging(folder):
+        return _method(config, parts)
+
+
+def _method(config: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> WeightGenerator:
+    return make_method(config["method"], config["settings"]).restore(config, parts["method"])

@@ -5,11 +5,11 @@ the small protocols here and in sampling.py, and never its class.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcdi.networks.base import Network, NetworkTraits
 from mcdi.tasks.family import TaskFamily
@@ -43,25 +43,19 @@ class WeightGenerator(Protocol):
         Args:
             family: the tasks; nothing of its test split may be read.
             data: stored trajectories of training tasks; None unless the spec says `needs_trajectories`.
-            seed: decides the result.
-            log: hears of every step.
+            seed, log: decides the result; hears of every step.
             folder: where checkpoints go, from which a stopped training resumes to the same result.
         """
-        ...
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
-        """Weights for B tasks.
+        """Weights (B, U, D) on the natural scale for B tasks.
 
         Args:
             net: the downstream network.
             support: x (B, S, ...) and y (B, S).
             mask: (B, U), which units exist.
             seed: of whatever is drawn.
-
-        Returns:
-            (B, U, D) on the natural scale.
         """
-        ...
 
     def config(self) -> dict[str, Any]: ...
     def state(self) -> dict[str, Tensor]: ...
@@ -75,19 +69,9 @@ class ChecksNetwork(Protocol):
     @property
     def local_targets(self) -> int:
         """k: the number of stored targets must be a multiple of it."""
-        ...
 
     def check_network(self, traits: NetworkTraits) -> None:
         """Raises McdiError where the weights of such a network cannot be generated."""
-        ...
-
-
-@runtime_checkable
-class HasModules(Protocol):
-    """A method with trained modules, which an export traces through."""
-
-    @property
-    def modules(self) -> list[nn.Module]: ...
 
 
 @runtime_checkable
@@ -97,11 +81,9 @@ class SupportsFineTuning(Protocol):
     @property
     def tuned(self) -> Mapping[str, tuple[float, int, float]]:
         """{shots: (rate, steps, decay)} that validation tasks chose."""
-        ...
 
     def initial(self, net: Network, units: int) -> Tensor:
         """The weights before the first step, (1 or U, D)."""
-        ...
 
 
 @runtime_checkable
@@ -120,8 +102,7 @@ class MethodSpec:
         build: an untrained method from the values of its settings.
         settings: the dataclass of these values.
         label: its name in prose.
-        colour: in every plot; "" takes the next free one.
-        marker: likewise.
+        colour, marker: in every plot; "" takes the next free one.
         needs_trajectories: whether `fit` reads stored trajectories.
         draws_at_random: whether another seed gives another result; others run once.
         slow: minutes of training or sampling; such a method runs with two seeds and fewer test tasks.
@@ -134,7 +115,6 @@ class MethodSpec:
         baseline: whether it is what a user would take instead of a proposed method.
         in_landscape: whether reports draw its chain over the loss of a task.
         shared_settings: whether it reads a recipe's [generator] table, under a table of its own name.
-        defaults: values of its settings unless a recipe gives others.
     """
 
     name: str
@@ -155,7 +135,6 @@ class MethodSpec:
     baseline: bool = False
     shared_settings: bool = False
     in_landscape: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 _MCDI = "mcdi.methods.mcdi.method"
@@ -173,8 +152,7 @@ METHODS: Registry[MethodSpec] = Registry(
         "ghn-3": f"{_PUBLISHED}.ghn3",
         "metadiff": f"{_PUBLISHED}.metadiff",
         "vae": f"{_PUBLISHED}.vae",
-        "p-diff": f"{_PUBLISHED}.p_diff",
-        "d2nwg": f"{_PUBLISHED}.d2nwg",
+        **dict.fromkeys(("p-diff", "d2nwg"), f"{_PUBLISHED}.latent_diffusion"),
         "ocd-residual": f"{_PUBLISHED}.ocd",
         "icis": f"{_PUBLISHED}.icis",
     },
@@ -182,21 +160,13 @@ METHODS: Registry[MethodSpec] = Registry(
 
 
 def register_method(
-    name: str,
-    *,
-    settings: type,
-    label: str = "",
-    defaults: Mapping[str, Any] | None = None,
-    fixed: Mapping[str, Any] | None = None,
-    **facts: Any,
+    name: str, *, settings: type, label: str = "", fixed: Mapping[str, Any] | None = None, **facts: Any
 ) -> Callable[[C], C]:
     """Decorate a class, whose constructor takes one `settings`, so that recipes can name it.
 
     Args:
-        name: in recipes, tables and folders.
+        name, label: in recipes, tables and folders; in prose, by default the same.
         settings: a frozen dataclass; values are checked against it.
-        label: its name in prose; by default `name`.
-        defaults: values of this name unless a recipe gives others.
         fixed: values that make this name what it is; a recipe cannot change them.
         facts: further fields of `MethodSpec`.
 
@@ -207,9 +177,9 @@ def register_method(
 
     def register(build: C) -> C:
         def built(values: Mapping[str, Any]) -> WeightGenerator:
-            return build(make(settings, merged(merged(defaults or {}, values), fixed or {}), where))
+            return build(make(settings, merged(values, fixed or {}), where))
 
-        METHODS.add(name, MethodSpec(name, built, settings, label or name, defaults=defaults or {}, **facts))
+        METHODS.add(name, MethodSpec(name, built, settings, label or name, **facts))
         return build
 
     return register

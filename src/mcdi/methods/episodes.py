@@ -1,16 +1,14 @@
 """Batches of training tasks: rows of a trajectory store with new support sets, or new tasks that no store holds."""
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from mcdi.methods.meta_training import Batch
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored, Trajectories
 from mcdi.types import TaskBatch
-
-B = TypeVar("B", bound=Batch)
 
 
 def stored_tasks(family: TaskFamily, data: Stored, count: int, step: int, g: torch.Generator) -> tuple[Trajectories, TaskBatch]:
@@ -26,6 +24,6 @@ def fresh_tasks(family: TaskFamily, count: int, step: int, seed: int) -> TaskBat
     return family.sample("train", seeds, draw=1 + step, shots=family.shots[step % len(family.shots)])
 
 
-def by_learner(batch: B, shape: Sequence[int]) -> B:
-    """The fields (K * B * tasks, ...) of a batch as (K, B, tasks, ...), see `MetaTraining.shape`."""
-    return type(batch)(*(part.unflatten(0, shape) for part in batch))
+def by_learner(shape: Sequence[int], **batch: Tensor) -> Batch:
+    """A batch of tensors (K * B * tasks, ...) as (K, B, tasks, ...), see `MetaTraining.shape`."""
+    return {name: part.unflatten(0, shape) for name, part in batch.items()}

@@ -1,4 +1,4 @@
-"""How are a generator's parameters phi meta-trained? One loop for every generator: REPTILE or single level."""
+"""The meta-training of a generator's parameters phi: one loop for every generator, REPTILE or single level."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from mcdi.methods.base import Log
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.training import cosine_rate, restore_training, training_state
 
-Batch = tuple[Tensor, ...]  # a NamedTuple, whose fields are (K, B, tasks, ...) in batch_at
+Batch = dict[str, Tensor]  # the arguments of a loss by name; (K, B, tasks, ...) each in batch_at
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def meta_train(
     folder: Path | None,
     stage: int = 0,
 ) -> None:
-    """Train `net` in place. loss_fn(params, batch) -> (); batch_at(step) -> a NamedTuple decided by step alone.
+    """Train `net` in place. loss_fn(params, **batch) -> (); batch_at(step) -> a batch decided by step alone.
     stage: of a method that trains several networks, each with a checkpoint of its own.
 
     With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations, in one
@@ -84,14 +84,14 @@ def meta_train(
         done = int(metadata["step"])
     for step in range(done, settings.iterations):
         batch = batch_at(step)
-        loss_of = _by_field(loss_fn, type(batch))
+        loss_of, values = _by_position(loss_fn, tuple(batch)), tuple(batch.values())
         lr = cosine_rate(step, settings.iterations, settings.outer_lr)
         outer.optimiser.param_groups[0]["lr"] = lr
         if settings.meta == "reptile":
-            displacement, losses = reptile_displacement(phi, loss_of, batch, settings.inner_lr, settings.inner)
+            displacement, losses = reptile_displacement(phi, loss_of, values, settings.inner_lr, settings.inner)
             outer(list(displacement.values()), settings.inner_lr, settings.inner_steps)
         else:
-            grads, losses = torch.func.grad_and_value(loss_of)(phi, *(b.flatten(0, 2) for b in batch))
+            grads, losses = torch.func.grad_and_value(loss_of)(phi, *(b.flatten(0, 2) for b in values))
             outer([-g for g in grads.values()], 1.0, 1)
         loss = float(losses.detach().mean())
         if not math.isfinite(loss):
@@ -108,6 +108,6 @@ def meta_train(
             p.copy_(average[n])
 
 
-def _by_field(loss_fn: Callable[..., Tensor], kind: type[Batch]) -> Callable[..., Tensor]:
-    """loss_fn(params, batch) as a function of the batch's fields, which core stacks and vmaps one by one."""
-    return lambda params, *fields: loss_fn(params, kind(*fields))
+def _by_position(loss_fn: Callable[..., Tensor], names: tuple[str, ...]) -> Callable[..., Tensor]:
+    """loss_fn(params, **batch) as a function of the batch's tensors in order, which core stacks and vmaps."""
+    return lambda params, *tensors: loss_fn(params, **dict(zip(names, tensors, strict=True)))

@@ -83,38 +83,31 @@ class SupportsSampling(Protocol):
     @property
     def sampling(self) -> Sampling:
         """As it is run unless something else is asked."""
-        ...
 
     @property
     def is_chain(self) -> bool:
         """Whether there is anything to sample: regression answers in one step."""
-        ...
 
     def chain_steps(self, sampling: Sampling) -> int:
         """Denoising steps of a chain that is run so."""
-        ...
 
     def with_sampling(self, sampling: Sampling) -> Self:
         """The same generator with another default."""
-        ...
 
     def sample(
         self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, sampling: Sampling | None = None
     ) -> Generated[Tensor]:
         """Every draw, (B, samples, U, D), and the confidence, (B,)."""
-        ...
 
     def generate(
         self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, sampling: Sampling | None = None
     ) -> Tensor:
         """(B, U, D): of several draws the mean, or the best on the support set."""
-        ...
 
     def chain(
         self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, sampling: Sampling | None = None
     ) -> list[tuple[int, Tensor]]:
         """[(t, weights (samples * B, U, D))], every state of the chain, before any blend."""
-        ...
 
 
 def best_on_support(net: Network, drawn: Tensor, support: Examples, mask: Tensor) -> Tensor:

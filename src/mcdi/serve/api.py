@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import generate_latest
 from pydantic import BaseModel
 
 import mcdi
@@ -14,7 +15,7 @@ from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
 from mcdi.serve.decode import SupportSet, decode_inputs, decode_support
 from mcdi.serve.handles import StoredWeights
-from mcdi.serve.refusals import busy
+from mcdi.serve.limits import busy
 from mcdi.serve.service import Service
 from mcdi.serve.work import Options, generation, prediction, trace_chain
 from mcdi.utils.files import tensor_bytes
@@ -36,8 +37,7 @@ REFUSALS = {
 
 
 def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+    return request.app.state.service
 
 
 Serving = Annotated[Service, Depends(service_of)]
@@ -51,15 +51,14 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 
 def documented(body: type[BaseModel] | None, *statuses: int) -> dict[str, Any]:
-    """OpenAPI entries of a route: errors and body. Service.body parses bodies, as FastAPI's parser is much slower."""
-    entries: dict[str, Any] = {"responses": {s: {"model": wire.ErrorMessage, "description": REFUSALS[s]} for s in statuses}}
+    """OpenAPI entries of a route: errors (by default all) and body. Service.body parses bodies, as FastAPI's parser is much
+    slower."""
+    responses = {s: {"model": wire.ErrorMessage, "description": REFUSALS[s]} for s in statuses or REFUSALS}
+    entries: dict[str, Any] = {"responses": responses}
     if body is not None:
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
         entries["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
     return entries
-
-
-ERRORS = tuple(REFUSALS)
 
 
 @router.get("/healthz", tags=["operation"])
@@ -79,7 +78,7 @@ async def readyz(service: Serving) -> wire.Health:
 @router.get("/metrics", tags=["operation"], response_class=Response)
 def metrics(service: Serving) -> Response:
     """Metrics in the Prometheus text format."""
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+    return Response(generate_latest(service.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
 @router.get("/v1/models", tags=["weights"], **documented(None, 401))
@@ -88,7 +87,7 @@ def models(service: Serving, tenant: Tenant) -> wire.Models:
     return wire.Models(models=service.models.info(service.limits))
 
 
-@router.post("/v1/generate", tags=["weights"], response_model=wire.Generated, **documented(wire.GenerateBody, *ERRORS))
+@router.post("/v1/generate", tags=["weights"], response_model=wire.Generated, **documented(wire.GenerateBody))
 async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
     """Weights for a task. With format "handle" the server keeps the weights and answers JSON. With "safetensors" it sends
     the file, whose metadata name model and classes, and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence."""
@@ -108,7 +107,7 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 
-@router.post("/v1/predict", tags=["weights"], **documented(wire.PredictBody, *ERRORS))
+@router.post("/v1/predict", tags=["weights"], **documented(wire.PredictBody))
 async def predict(request: Request, service: Serving, tenant: Tenant) -> wire.Predicted:
     """Predictions for queries, with the weights of a handle or with weights generated for this request only."""
     start = time.perf_counter()
@@ -128,14 +127,14 @@ async def predict(request: Request, service: Serving, tenant: Tenant) -> wire.Pr
     return wire.Predicted(labels=labels, probabilities=values, classes=classes, outputs=[], milliseconds=took)
 
 
-@router.post("/v1/chain", tags=["chains"], **documented(wire.Task, *ERRORS))
+@router.post("/v1/chain", tags=["chains"], **documented(wire.Task))
 async def chain(request: Request, service: Serving, tenant: Tenant) -> wire.Chain:
     """Every state of one chain, with its loss on the support set. By default it starts from noise and takes T steps."""
     with service.admitted():
         return await _trace(service, await service.body(request, wire.Task), None)
 
 
-@router.post("/v1/landscape", tags=["chains"], **documented(wire.LandscapeBody, *ERRORS))
+@router.post("/v1/landscape", tags=["chains"], **documented(wire.LandscapeBody))
 async def landscape(request: Request, service: Serving, tenant: Tenant) -> wire.Landscape:
     """The chain of /v1/chain and the loss on the support set, in the plane through its end in which it varies most."""
     with service.admitted():

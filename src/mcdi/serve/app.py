@@ -17,7 +17,7 @@ import mcdi
 from mcdi.errors import McdiError
 from mcdi.serve import wire
 from mcdi.serve.api import router
-from mcdi.serve.refusals import Refused
+from mcdi.serve.limits import Refused
 from mcdi.serve.service import Service
 
 log = logging.getLogger("mcdi.serve")
@@ -35,9 +35,8 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="mcdi", version=mcdi.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
-    app.add_exception_handler(McdiError, _mcdi_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
+    for kind in (McdiError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _error)
 
     @app.get("/", include_in_schema=False)
     def index() -> FileResponse:
@@ -89,20 +88,15 @@ def _answer(status: int, message: str, headers: dict[str, str] | None = None) ->
     return JSONResponse({"error": message}, status, headers)
 
 
-async def _mcdi_error(request: Request, error: Exception) -> JSONResponse:
+async def _error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Refused):
         return _answer(error.status, str(error), error.headers)
+    if isinstance(error, HTTPException):
+        messages = {404: "unknown path: GET /openapi.json lists the routes", 405: "wrong method: see GET /openapi.json"}
+        return _answer(error.status_code, messages.get(error.status_code, str(error.detail)), dict(error.headers or {}))
+    if isinstance(error, RequestValidationError):
+        return _answer(422, "a parameter of the URL or a header does not match GET /openapi.json")
     return _answer(422, str(error))
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    messages = {404: "unknown path: GET /openapi.json lists the routes", 405: "wrong method: see GET /openapi.json"}
-    return _answer(error.status_code, messages.get(error.status_code, str(error.detail)), dict(error.headers or {}))
-
-
-async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    return _answer(422, "a parameter of the URL or a header does not match GET /openapi.json")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -114,8 +108,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             description = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(description.pop("$defs", {}))
             schemas[body.__name__] = description
-        binary = {"schema": {"type": "string", "format": "binary"}}
-        answer = schema["paths"]["/v1/generate"]["post"]["responses"]["200"]
-        answer["content"]["application/octet-stream"] = binary
+        content = schema["paths"]["/v1/generate"]["post"]["responses"]["200"]["content"]
+        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
         app.openapi_schema = schema
     return app.openapi_schema

@@ -75,26 +75,21 @@ class Batcher:
                     return []
                 self._changed.wait()
             first = self._waiting[0]
-            while not self._closed and not self._full(first):
+            while not self._closed and sum(job.size for job in self._waiting if job.key == first.key) < self.max_size:
                 left = first.arrived + self.max_wait - time.monotonic()
                 if left <= 0 or not self.expects_more():
                     break
                 self._changed.wait(left)
             return self._take(first)
 
-    def _full(self, first: Job) -> bool:
-        return sum(job.size for job in self._waiting if job.key == first.key) >= self.max_size
-
     def _take(self, first: Job) -> list[Job]:
-        taken, rest, room = [], deque[Job](), max(self.max_size, first.size)
+        taken, rest, room = deque[Job](), deque[Job](), max(self.max_size, first.size)
         for job in self._waiting:
-            if job.key == first.key and job.size <= room:
-                taken.append(job)
-                room -= job.size
-            else:
-                rest.append(job)
+            fits = job.key == first.key and job.size <= room
+            (taken if fits else rest).append(job)
+            room -= job.size if fits else 0
         self._waiting = rest
-        return taken
+        return list(taken)
 
 
 def _finish(jobs: list[Job]) -> None:

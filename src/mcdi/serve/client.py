@@ -3,11 +3,11 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -15,22 +15,15 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.generator.api import Weights
-from mcdi.serve.refusals import Refused
+from mcdi.serve import wire
+from mcdi.serve.limits import Refused
 from mcdi.utils.files import tensors_of
 
 Inputs = Mapping[str, Any]  # {"images": [path or bytes]}, {"features": tensor or rows} or {"texts": [(s,) or (s, s)]}
 
 
-@dataclass(frozen=True)
-class Handle:
+class Handle(wire.Generated):
     """Weights that the server keeps; `names` holds their shapes, `confidence` is that of Generator.confidence."""
-
-    handle: str
-    model: str
-    classes: list[Any]
-    names: dict[str, list[int]]
-    milliseconds: float
-    confidence: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Prediction:
     milliseconds: float
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """A client with one open connection; use one client per thread. It raises Refused, an McdiError, with the server's message
     and `status`, and McdiError for a server that cannot be reached."""
 
@@ -63,9 +56,6 @@ class Client:
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.url, self._connection = url, kind(parts.hostname, parts.port, timeout=timeout)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -98,15 +88,16 @@ class Client:
         return Prediction(**answer | {n: torch.tensor(answer[n]) for n in ("probabilities", "outputs")})
 
     def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        _, data = self._call(method, path, body)
-        answer: dict[str, Any] = json.loads(data)
-        return answer
+        return dict(json.loads(self._call(method, path, body)[1]))
 
     def _call(self, method: str, path: str, body: Any = None) -> tuple[HTTPResponse, bytes]:
         data = None if body is None else json.dumps(body).encode()
         reused = self._connection.sock is not None
         try:
-            response, answer = self._exchange(method, path, data)
+            with suppress(BrokenPipeError, ConnectionResetError):  # a body that is too large is refused before it is read
+                self._connection.request(method, path, data, self._headers)
+            response = self._connection.getresponse()
+            answer = response.read()
         except (HTTPException, OSError) as error:
             self._connection.close()
             if not reused or isinstance(error, TimeoutError):
@@ -115,12 +106,6 @@ class Client:
         if response.status >= 400:
             raise Refused(response.status, _message(response, answer), dict(response.headers))
         return response, answer
-
-    def _exchange(self, method: str, path: str, data: bytes | None) -> tuple[HTTPResponse, bytes]:
-        with suppress(BrokenPipeError, ConnectionResetError):  # a body that is too large is refused before it is read
-            self._connection.request(method, path, data, self._headers)
-        response = self._connection.getresponse()
-        return response, response.read()
 
 
 def _message(response: HTTPResponse, answer: bytes) -> str:

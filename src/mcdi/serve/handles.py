@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from mcdi.generator.api import Generator, Weights
-from mcdi.serve.refusals import Refused
+from mcdi.serve.limits import Refused
 from mcdi.serve.wire import Label
 
 

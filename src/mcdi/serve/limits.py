@@ -1,13 +1,26 @@
-"""Limits of requests, and API keys of tenants."""
+"""Limits of requests, API keys of tenants, and refusals: errors with an HTTP status."""
 
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mcdi.errors import McdiError
-from mcdi.serve.refusals import Refused
 
 MIB = 2**20
+
+
+class Refused(McdiError):  # noqa: N818 - a refused request
+    """An error with its own HTTP status; any other McdiError has status 422."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, dict(headers or {})
+
+
+def busy(status: int, message: str) -> Refused:
+    """A refusal that asks the client to retry after a second."""
+    return Refused(status, message, {"Retry-After": "1"})
 
 
 @dataclass(frozen=True)
@@ -46,20 +59,16 @@ class Keys:
     """Tenants and their keys, from a file of lines `tenant:key`; without a file all requests belong to one tenant."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.keys: list[tuple[str, bytes]] = [] if path is None else list(_lines(path))
-        self.open = path is None
+        self.keys = None if path is None else _lines(path)
 
     def tenant(self, key: str | None) -> str:
         """The tenant of a key; all keys are compared, each in constant time. Raises Refused (401) for an unknown key."""
-        if self.open:
+        if self.keys is None:
             return ""
-        sent, match = (key or "").encode(), None
-        for tenant, secret in self.keys:
-            if hmac.compare_digest(sent, secret):
-                match = tenant
-        if match is None:
+        tenants = [tenant for tenant, secret in self.keys if hmac.compare_digest((key or "").encode(), secret)]
+        if not tenants:
             raise Refused(401, "send an API key in the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
-        return match
+        return tenants[-1]
 
 
 def _lines(path: Path) -> list[tuple[str, bytes]]:

@@ -13,8 +13,7 @@ from mcdi.generator.exported import FILES as EXPORTED
 from mcdi.generator.exported import Exported
 from mcdi.generator.saving import FILES
 from mcdi.methods.sampling import Sampling, SupportsSampling
-from mcdi.serve.limits import Limits
-from mcdi.serve.refusals import Refused
+from mcdi.serve.limits import Limits, Refused
 from mcdi.serve.wire import ModelInfo
 
 log = logging.getLogger("mcdi.serve")
@@ -36,11 +35,9 @@ def file_stamp(folder: Path) -> FileStamp:
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise McdiError(f"{folder} {problem}: give the folder of a trained generator, which holds {' and '.join(FILES)}")
     try:
-        stats = [(folder / name).stat() for name in FILES]
+        stats = [(folder / name).stat() for name in FILES] + [path.stat() for path in folder.glob(SAMPLER)]
     except OSError as error:
         raise McdiError(f"{folder} holds no {' and '.join(FILES)}: give the folder of a trained generator") from error
-    if (folder / SAMPLER).exists():
-        stats.append((folder / SAMPLER).stat())
     return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats)
 
 
@@ -97,16 +94,14 @@ class Models:
     def reload(self) -> dict[str, str]:
         """Load every model whose files have changed and then replace it; keep the old one if loading fails. Returns {name:
         "same", "new" or "failed"}."""
-        results = {}
+        results = dict.fromkeys(self._served, "same")
         with self._reloading:
             for name, old in list(self._served.items()):
                 try:
-                    if file_stamp(old.folder) == old.stamp:
-                        results[name] = "same"
-                        continue
-                    self._served[name] = self._load(old.folder)
-                    results[name] = "new"
-                    log.warning("%s: new files of %s loaded", name, old.folder)
+                    if file_stamp(old.folder) != old.stamp:
+                        self._served[name] = self._load(old.folder)
+                        results[name] = "new"
+                        log.warning("%s: new files of %s loaded", name, old.folder)
                 except McdiError as error:
                     results[name] = "failed"
                     log.error("%s: the old model stays in use, the new files cannot be loaded: %s", name, error)

@@ -36,8 +36,7 @@ def serve(
         ready: called with the URL once the socket listens.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    tenants = Keys(keys)
-    service = Service(Models(parse_models(models), device, bf16=bf16), limits, tenants)
+    service = Service(Models(parse_models(models), device, bf16=bf16), limits, Keys(keys))
     listening = _socket(host, port)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload, daemon=True).start())
     config = uvicorn.Config(

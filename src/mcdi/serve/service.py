@@ -1,4 +1,4 @@
-"""State that all routes share: models, handles, metrics, request admission, and the threads for decoding and torch."""
+"""State that all routes share: models, handles, Prometheus metrics, admission, and the threads for decoding and torch."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -7,21 +7,40 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from mcdi.errors import McdiError
 from mcdi.serve.batching import Batcher
 from mcdi.serve.handles import Handles
-from mcdi.serve.limits import Keys, Limits
-from mcdi.serve.metrics import Metrics
+from mcdi.serve.limits import Keys, Limits, Refused, busy
 from mcdi.serve.models import Models
-from mcdi.serve.refusals import Refused, busy
 from mcdi.serve.work import Call
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
 DECODERS = 2  # threads that parse bodies and decode images, which bounds the memory for parsed bodies
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own."""
+
+    def __init__(self, queue: Callable[[], float], handles: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        common: Any = {"registry": self.registry, "namespace": "mcdi"}
+        self.requests = Counter("requests", "Requests answered.", ["route", "status"], **common)
+        self.seconds = Histogram("request_seconds", "Duration of a request.", ["route"], buckets=SECONDS, **common)
+        self.batches = Histogram("batch_size", "Requests per batch.", buckets=SIZES, **common)
+        self.reloads = Counter("reloads", "Checks of models for new files.", ["model", "result"], **common)
+        Gauge("queue_length", "Requests that wait for the torch thread.", **common).set_function(queue)
+        Gauge("handles", "Handles in memory.", **common).set_function(handles)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
 
 
 class Service:

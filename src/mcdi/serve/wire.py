@@ -7,9 +7,6 @@ from pydantic_core import PydanticCustomError
 
 Label = int | str
 Labels = list[Annotated[StrictInt, Field(ge=-(2**53), le=2**53)] | StrictStr | StrictFloat]
-Steps = Annotated[int | None, Field(ge=1, le=100_000, description="Denoising steps, 1..T (default: as trained).")]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of the noise.")]
-Temperature = Annotated[float | None, Field(ge=0, le=100, description="Scale of the noise (default: as trained).")]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
@@ -22,17 +19,15 @@ class Inputs(Strict):
 
     images: list[str] | None = Field(None, description="Image files (PNG, JPEG, GIF, BMP, WebP) in base64.", examples=[[PIXEL]])
     features: list[list[float]] | None = Field(None, description="Feature vectors of the model's width.")
-    texts: list[Annotated[list[str], Field(min_length=1, max_length=2)]] | None = Field(
-        None, description="One sentence or a pair of sentences per example."
-    )
+    texts: list[Annotated[list[str], Field(min_length=1, max_length=2)]] | None = Field(None, description="Sentences or pairs.")
 
 
 class SamplingOptions(Strict):
     """Options of the sampling chain."""
 
-    steps: Steps = None
-    seed: Seed = 0
-    temperature: Temperature = None
+    steps: int | None = Field(None, ge=1, le=100_000, description="Denoising steps, 1..T (default: as trained).")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the noise.")
+    temperature: float | None = Field(None, ge=0, le=100, description="Scale of the noise (default: as trained).")
 
 
 class Task(SamplingOptions):
@@ -47,9 +42,7 @@ class Task(SamplingOptions):
 
 class GenerateBody(Task):
     samples: int | None = Field(None, ge=1, le=1000, description="Chains to average (default: as trained).")
-    format: Literal["safetensors", "handle"] = Field(
-        "handle", description="The weights, or a handle of weights that the server keeps."
-    )
+    format: Literal["safetensors", "handle"] = Field("handle", description="The weights, or a handle: the server keeps them.")
 
 
 class PredictBody(SamplingOptions):

@@ -18,6 +18,7 @@ from mcdi.serve.batching import Run
 from mcdi.serve.decode import SupportSet
 from mcdi.serve.handles import StoredWeights
 
+Task = tuple[SupportSet, int]  # and its seed
 MAX_SHAPE = (32, 128)  # rows and columns of the weights of a traced chain
 MAX_STATES = 101  # of a traced chain
 
@@ -85,9 +86,7 @@ def _stack(generator: Generator, inputs: list[Any]) -> Any:
     return generator.network.read([text for texts in inputs for text in texts]).unflatten(0, (len(inputs), -1))
 
 
-def _generate(
-    generator: Generator, options: Options, jobs: list[tuple[SupportSet, int]]
-) -> list[Generated[Weights] | McdiError]:
+def _generate(generator: Generator, options: Options, jobs: list[Task]) -> list[Generated[Weights] | McdiError]:
     x = _stack(generator, [support.x for support, _ in jobs])
     y = torch.stack([support.y for support, _ in jobs])
     seeds = [seed for _, seed in jobs]
@@ -108,22 +107,20 @@ def _finite(*tensors: Tensor) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
-def _trace(
-    generator: Generator, options: Options, grid: int | None, jobs: list[tuple[SupportSet, int]]
-) -> list[wire.Chain | wire.Landscape | McdiError]:
+def _trace(generator: Generator, options: Options, grid: int | None, jobs: list[Task]) -> list[Any]:
+    """[a Chain, or with a grid a Landscape, or an McdiError] of the only job."""
     start = time.perf_counter()
     ((support, seed),) = jobs
     chain = generator.chain((support.x, support.y), seed=seed, **options._asdict())
     if not _finite(chain.weights, chain.losses):
         return [_not_finite()]
     if grid is None:
-        shape = chain.weights.shape[1], chain.weights.shape[2]
-        smaller = min(shape[0], MAX_SHAPE[0]), min(shape[1], MAX_SHAPE[1])
-        shown = chain.weights if shape == smaller else F.adaptive_avg_pool2d(chain.weights, smaller)
+        _, rows, columns = chain.weights.shape
+        shown = F.adaptive_avg_pool2d(chain.weights, (min(rows, MAX_SHAPE[0]), min(columns, MAX_SHAPE[1])))
         count = len(chain.times)
         states = sorted({round(i) for i in torch.linspace(0, count - 1, min(count, MAX_STATES)).tolist()})
         steps = [wire.Step(t=chain.times[i], weights=_rounded(shown[i]), loss=float(chain.losses[i])) for i in states]
-        return [wire.Chain(steps=steps, shape=shape, milliseconds=1000 * (time.perf_counter() - start))]
+        return [wire.Chain(steps=steps, shape=(rows, columns), milliseconds=1000 * (time.perf_counter() - start))]
     with torch.no_grad():
         surface, paths = plane(generator.network, {"chain": chain.weights}, chain.weights[-1], chain.support, chain.mask, grid)
     if not _finite(torch.tensor(surface["loss"])):

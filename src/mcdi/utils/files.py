@@ -77,16 +77,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """Write tensors and metadata to one safetensors file.
-
-    Args:
-        path: the file, replaced in one step.
-        tensors: of any shape and device.
-        metadata: anything that JSON can hold.
-
-    Returns:
-        The bytes written.
-    """
+    """Replace `path` in one step by a safetensors file of tensors on any device, and metadata that JSON can hold. Returns the
+    bytes written."""
     data = tensor_bytes(tensors, metadata)
     write_bytes(path, data)
     return data
@@ -137,13 +129,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise McdiError(
-                f"another process is writing to {folder}: wait until it ends, stop it, or choose another --out"
-            ) from error
+            cure = "wait until it ends, stop it, or choose another --out"
+            raise McdiError(f"another process is writing to {folder}: {cure}") from error
         except OSError as error:
-            raise McdiError(
-                f"{folder} cannot be locked ({error.strerror or error}): choose a folder on a local disk"
-            ) from error
+            problem = f"{folder} cannot be locked ({error.strerror or error})"
+            raise McdiError(f"{problem}: choose a folder on a local disk") from error
         yield
     finally:
         os.close(handle)

@@ -45,8 +45,7 @@ def uniform(split: str, seeds: Sequence[int], *parts: int, count: int) -> NDArra
     SplitMix64 as a counter-based generator: one vectorised pass, 100 times faster than a generator object a task.
 
     Args:
-        split: one of SPLITS.
-        seeds: of B tasks.
+        split, seeds: of B tasks.
         parts: further numbers that tell draws of one task apart.
         count: numbers a task.
 

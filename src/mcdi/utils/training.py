@@ -13,29 +13,15 @@ _PREFIX = "optimiser."  # of the optimiser's tensors: optimiser.{position of the
 
 
 def cosine_rate(step: int, steps: int, peak: float, *, warmup: float = 0.0, floor: float = 0.0) -> float:
-    """The learning rate of a step: a linear rise times a cosine that falls from `peak` to zero.
-
-    Args:
-        step: 0..steps - 1.
-        steps: length of the training.
-        peak: learning rate that the cosine starts from.
-        warmup: fraction of the steps over which the rate rises; 0 for none.
-        floor: added to every rate.
-    """
+    """The learning rate of a step in 0..steps - 1: a cosine that falls from `peak` to zero, times a linear rise over a fraction
+    `warmup` of the steps, plus `floor`."""
     rise = min((step + 1) / (warmup * steps), 1.0) if warmup else 1.0
     return peak * rise * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + floor
 
 
 def training_state(tensors: Mapping[str, Tensor], optimiser: Optimizer) -> dict[str, Tensor]:
-    """The state of a training as flat tensors, which safetensors can hold.
-
-    Args:
-        tensors: what is trained, under names of its own: a module's `state_dict()`, or parameters and their average.
-        optimiser: the optimiser, whose state is added.
-
-    Returns:
-        References, no copies: write them to a file before the next step.
-    """
+    """The state of a training as flat tensors, which safetensors can hold: what is trained, by name (a module's `state_dict()`,
+    or parameters and their average), and the optimiser's state. References, no copies: write them before the next step."""
     state = dict(tensors)
     for i, p in enumerate(_parameters(optimiser)):
         moments = optimiser.state.get(p, {})
@@ -46,27 +32,22 @@ def training_state(tensors: Mapping[str, Tensor], optimiser: Optimizer) -> dict[
 def restore_training(
     tensors: Mapping[str, Tensor], optimiser: Optimizer, state: Mapping[str, Tensor], name: str = "this state"
 ) -> None:
-    """Inverse of `training_state`, in place: a resumed training ends with the weights of an uninterrupted one.
-
-    Raises:
-        McdiError: when `state`, called `name` in the message, is of another network.
-    """
+    """Inverse of `training_state`, in place: a resumed training ends with the weights of an uninterrupted one. Raises McdiError
+    when `state`, called `name` in the message, is of another network."""
     saved = {n: t for n, t in state.items() if not n.startswith(_PREFIX)}
     if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in tensors.items()}:
         raise McdiError(f"{name} is a checkpoint of another network: delete it or choose another --out")
     with torch.no_grad():
         for n, t in tensors.items():
             t.copy_(saved[n])
-    moments: dict[int, dict[str, Tensor]] = {}
+    parameters = _parameters(optimiser)
     for n in state.keys() - saved.keys():
         position, key = n.removeprefix(_PREFIX).split(".", 1)
-        moments.setdefault(int(position), {})[key] = state[n]
-    for i, p in enumerate(_parameters(optimiser)):
+        p = parameters[int(position)]
         counts_on = p.device if optimiser.defaults.get("fused") else "cpu"
-        for key, value in moments.get(i, {}).items():
-            # Files do not keep the memory layout, in which fused optimisers walk through parameters and moments alike.
-            copied = value.to(counts_on, copy=True) if key == "step" else torch.empty_like(p).copy_(value)
-            optimiser.state[p][key] = copied
+        # Files do not keep the memory layout, in which fused optimisers walk through parameters and moments alike.
+        copied = state[n].to(counts_on, copy=True) if key == "step" else torch.empty_like(p).copy_(state[n])
+        optimiser.state[p][key] = copied
 
 
 def _parameters(optimiser: Optimizer) -> list[Tensor]:

@@ -34,8 +34,7 @@ def _file_at(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
 def read_url(url: str) -> bytes:
     """The content of one file. Raises McdiError naming a URL that does not exist or cannot be reached."""
     with _file_at(url) as (system, path):
-        data: bytes = system.cat_file(path)
-        return data
+        return system.cat_file(path)
 
 
 def write_url(url: str, data: bytes) -> None:

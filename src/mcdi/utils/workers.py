@@ -35,21 +35,14 @@ def silent(what: str, done: int, total: int, figures: dict[str, float]) -> None:
 
 
 def work_through(
-    work: Work[J, R],
-    shared: Any,
-    jobs: Sequence[J],
-    *,
-    workers: int,
-    backend: Backend = "local",
-    progress: Progress = silent,
+    work: Work[J, R], shared: Any, jobs: Sequence[J], *, workers: int, backend: Backend = "local", progress: Progress = silent
 ) -> Iterator[tuple[J, R]]:
     """Do every job, each with one thread.
 
     Args:
         work: a function of a module, called with (shared, job, progress).
         shared: what all jobs read; its tensors lie in shared memory.
-        jobs: in any order; they must not depend on each other.
-        workers: jobs at a time.
+        jobs: independent of each other, `workers` of them at a time.
         backend: "local", or "ray": the cluster at RAY_ADDRESS, else one on this machine.
         progress: called with what `work` reports (not on Ray).
 
@@ -166,9 +159,8 @@ def _ray(work: Any, shared: Any, jobs: Sequence[Any], workers: int) -> Iterator[
     own = not ray.is_initialized()
     if own:
         address = os.environ.get("RAY_ADDRESS")  # of a running cluster; else one is started
-        ray.init(
-            **({"address": address} if address else {"num_cpus": workers, "include_dashboard": False}), log_to_driver=False
-        )
+        where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+        ray.init(**where, log_to_driver=False)
     try:
         remote = ray.remote(_call).options(num_cpus=1, max_retries=ATTEMPTS - 1)
         everywhere = ray.put(shared)

@@ -13,7 +13,7 @@ from mcdi.experiments.studies.measures import scored
 from mcdi.experiments.studies.variants import Context, Measured, Variant
 from mcdi.methods import WeightGenerator
 from mcdi.methods.base import silent
-from mcdi.methods.episodes import stored_tasks
+from mcdi.methods.episodes import by_learner, stored_tasks
 from mcdi.methods.mcdi.denoiser import HasDenoiser
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.methods.sampling import SAMPLERS, Sampling
@@ -49,8 +49,8 @@ def distil(
         _, tasks = stored_tasks(family, data, training.tasks, step, g)
         chain = teacher.chain(net, tasks.support, tasks.mask, seed=seed * 1_000_003 + step, sampling=sampling)
         first, last = (space.standardise(weights) for weights in (chain[0][1], chain[-1][1]))
-        batch = (first, last, net.condition(tasks.support, tasks.mask.shape[1]), tasks.mask)
-        return tuple(b.unflatten(0, (*training.shape[:2], -1)) for b in batch)
+        cond = net.condition(tasks.support, tasks.mask.shape[1])
+        return by_learner(training.shape, first=first, last=last, cond=cond, mask=tasks.mask)
 
     def loss(params: core.Params, first: Tensor, last: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         f = torch.func.functional_call(denoiser, params, (first, start, cond, mask))

@@ -54,19 +54,12 @@ def adapt(
     batch: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Adam of every task on its own support set.
+    """Adam of every task on its own support set, from weights (B, U, D) to those after the steps.
 
     Args:
-        net: the downstream network.
-        weights: (B, U, D), the start.
-        support: x (B, S, ...) and y (B, S).
-        mask: (B, U), which units exist.
+        net, support, mask: the downstream network, x (B, S, ...) and y (B, S), and which units exist, (B, U).
         steps, lr, decay: of Adam.
-        batch: examples a step; None takes all.
-        seed: of the order of examples.
-
-    Returns:
-        (B, U, D) after the steps.
+        batch, seed: examples a step, None for all, and the seed of their order.
     """
     path = adam_path(net, weights, support, mask, lr, decay, batch, seed)
     return next(itertools.islice(path, steps - 1, None)).clone() if steps else weights
@@ -87,16 +80,10 @@ class FineTuneSettings:
             raise McdiError(f"batch = {self.batch} examples a step: choose at least 1, or none for all of them")
 
 
-@register_method(
-    "adam",
-    settings=FineTuneSettings,
-    label="Adam",
-    colour="#d1495b",
-    marker="v",
-    draws_at_random=False,
-    gradient_free=False,
-    baseline=True,
-)
+_FACTS: dict[str, Any] = {"draws_at_random": False, "gradient_free": False, "baseline": True}
+
+
+@register_method("adam", settings=FineTuneSettings, label="Adam", colour="#d1495b", marker="v", **_FACTS)
 class FineTune:
     """Adam on the support set from theta_0, the rate, steps and decay tuned on validation classes for every shot number."""
 
@@ -111,17 +98,14 @@ class FineTune:
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         """Tune on the validation split: the best mean query score wins, ties go to fewer steps."""
         s, net = self.settings, family.downstream
-        trials = [(lr, decay) for lr in s.lrs for decay in s.decays]
+        trials = list(itertools.product(s.lrs, s.decays))
         for position, shots in enumerate(family.shots):
             tasks = family.sample("val", range(s.tasks), shots=shots)
             best = (-1.0, (s.lrs[0], 1, 0.0))
             for number, (lr, decay) in enumerate(trials):
-                start = self._start(net, tasks.mask)
-                path = adam_path(net, start, tasks.support, tasks.mask, lr, decay, s.batch, seed)
+                path = adam_path(net, self._start(net, tasks.mask), tasks.support, tasks.mask, lr, decay, s.batch, seed)
                 for steps, weights in enumerate(itertools.islice(path, max(s.steps)), 1):
-                    if steps not in s.steps:
-                        continue
-                    score = float(net.score(weights, tasks.query, tasks.mask).mean())
+                    score = float(net.score(weights, tasks.query, tasks.mask).mean()) if steps in s.steps else -1.0
                     if score > best[0] + 1e-9:
                         best = (score, (lr, steps, decay))
                 log(position * len(trials) + number + 1, len(trials) * len(family.shots), {"score": best[0]})

@@ -5,9 +5,10 @@ On a head over frozen features this is ANIL (1909.09157), whose inner loop moves
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log, nearest_shots, register_method, silent
 from mcdi.methods.baselines.reptile import start_for_units
 from mcdi.methods.episodes import by_learner, fresh_tasks
-from mcdi.methods.meta_training import MetaTraining, meta_train
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
@@ -33,9 +34,7 @@ class MamlSettings:
     alpha: float = 0.1
     steps: int = 5
     test_steps: tuple[int, ...] = (1, 5, 10, 20)
-    training: MetaTraining = field(
-        default_factory=lambda: MetaTraining(meta="none", iterations=1000, inner_steps=1, learners=16, tasks=1, outer_lr=0.01)
-    )
+    training: MetaTraining = MetaTraining(meta="none", iterations=1000, inner_steps=1, learners=16, tasks=1, outer_lr=0.01)
     tuning_tasks: int = 300
     renamed: ClassVar[Mapping[str, str]] = {"tuned": "tuning_tasks"}
 
@@ -44,16 +43,6 @@ class MamlSettings:
             raise McdiError("MAML's outer loop is a gradient through its own inner loop: leave training.meta = 'none'")
         if self.alpha <= 0 or min(self.steps, *self.test_steps) < 1:
             raise McdiError(f"alpha = {self.alpha} must be positive, steps and test_steps at least 1")
-
-
-class EpisodeBatch(NamedTuple):
-    """Of B tasks: support set, queries, mask."""
-
-    support_x: Tensor  # (B, S, ...)
-    support_y: Tensor  # (B, S)
-    query_x: Tensor  # (B, Q, ...)
-    query_y: Tensor  # (B, Q)
-    mask: Tensor  # (B, U)
 
 
 class MetaParameters(nn.Module):
@@ -70,16 +59,10 @@ class MetaParameters(nn.Module):
 
 
 def inner_steps(
-    net: Network,
-    codes: Tensor,
-    rate: Tensor,
-    support: Examples,
-    mask: Tensor,
-    steps: int,
-    weights: Callable[[Tensor], Tensor] = lambda codes: codes,
+    net: Network, codes: Tensor, rate: Tensor, support: Examples, mask: Tensor, steps: int, weights: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Gradient steps of every task on its own support set (1703.03400, eq. 1), differentiable in the start and the rate: codes
-    (B, U, code), rate () -> (B, U, code). `weights` maps codes to weights; by default they are the weights."""
+    (B, U, code), rate () -> (B, U, code). `weights` maps codes to weights."""
     for _ in range(steps):
         codes = codes - rate * torch.func.grad(lambda c: net.loss(weights(c), support, mask).sum())(codes)
     return codes
@@ -110,26 +93,22 @@ class Maml:
             self.meta = meta = self._make_meta(net.theta0(0, units).expand(units, -1))
         shape = s.training.shape
 
-        def batch_at(step: int) -> EpisodeBatch:
+        def batch_at(step: int) -> Batch:
             support, query, mask, _ = fresh_tasks(family, math.prod(shape), step, seed)
-            return by_learner(EpisodeBatch(net.inputs(support.x), support.y, net.inputs(query.x), query.y, mask), shape)
+            queries = {"query_x": net.inputs(query.x), "query_y": query.y}
+            return by_learner(shape, x=net.inputs(support.x), y=support.y, mask=mask, **queries)
 
-        def loss_fn(params: Params, batch: EpisodeBatch) -> Tensor:
-            def weights(codes: Tensor) -> Tensor:
-                return torch.func.functional_call(meta, params, (codes,))
-
-            start, rate = params["start"].expand(len(batch.mask), -1, -1), params["log_rate"].exp()
-            support, query = Examples(batch.support_x, batch.support_y), Examples(batch.query_x, batch.query_y)
-            codes = inner_steps(net, start, rate, support, batch.mask, s.steps, weights)
-            return net.loss(weights(codes), query, batch.mask).mean()
+        def loss_fn(params: Params, x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor, mask: Tensor) -> Tensor:
+            weights = partial(torch.func.functional_call, meta, params)
+            start, rate = params["start"].expand(len(mask), -1, -1), params["log_rate"].exp()
+            codes = inner_steps(net, start, rate, Examples(x, y), mask, s.steps, weights)
+            return net.loss(weights(codes), Examples(query_x, query_y), mask).mean()
 
         meta_train(meta, loss_fn, batch_at, s.training, log=log, folder=folder)
         for shots in family.shots:
             tasks = family.sample("val", range(s.tuning_tasks), shots=shots)
-            scores = {}
-            for steps in s.test_steps:
-                weights = self._adapted(net, tasks.support, tasks.mask, steps)
-                scores[steps] = float(net.score(weights, tasks.query, tasks.mask).mean())
+            adapted = {n: self._adapted(net, tasks.support, tasks.mask, n) for n in s.test_steps}
+            scores = {n: float(net.score(weights, tasks.query, tasks.mask).mean()) for n, weights in adapted.items()}
             self.tuned[str(shots)] = max(scores, key=lambda n: (scores[n], -n))
         return self
 

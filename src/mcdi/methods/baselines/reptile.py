@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mcdi.core import Params
 from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.baselines.finetune import FineTune, FineTuneSettings
-from mcdi.methods.meta_training import MetaTraining, meta_train
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
@@ -23,14 +23,6 @@ class ReptileSettings:
 
     training: MetaTraining = MetaTraining(iterations=1000, inner_lr=0.1, inner_steps=5, learners=16, tasks=1, outer_lr=0.01)
     tuning: FineTuneSettings = FineTuneSettings()
-
-
-class SupportBatch(NamedTuple):
-    """Of B tasks: support set, mask."""
-
-    x: Tensor  # (B, S, ...)
-    y: Tensor  # (B, S)
-    mask: Tensor  # (B, U)
 
 
 def start_for_units(net: Network, start: Tensor, units: int) -> Tensor:
@@ -63,16 +55,15 @@ class Reptile(FineTune):
         units = family.sample("train", [0]).mask.shape[1]
         start = nn.ParameterDict({"weights": super().initial(net, units).clone()})
 
-        def batch_at(step: int) -> SupportBatch:
+        def batch_at(step: int) -> Batch:
             seeds = [seed * 1_000_003 + step * training.learners + j for j in range(training.learners)]
             shots = family.shots[step % len(family.shots)]
             draws = [family.sample("train", seeds, draw=j, shots=shots) for j in range(training.inner_steps)]
             x, y, mask = (torch.stack(parts) for parts in zip(*((*d.support, d.mask) for d in draws), strict=True))
-            return SupportBatch(net.inputs(x).unsqueeze(2), y.unsqueeze(2), mask.unsqueeze(2))
+            return {"x": net.inputs(x).unsqueeze(2), "y": y.unsqueeze(2), "mask": mask.unsqueeze(2)}
 
-        def loss_fn(params: Params, batch: SupportBatch) -> Tensor:
-            weights = params["weights"].expand(len(batch.x), -1, -1)
-            return net.loss(weights, Examples(batch.x, batch.y), batch.mask).mean()
+        def loss_fn(params: Params, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+            return net.loss(params["weights"].expand(len(x), -1, -1), Examples(x, y), mask).mean()
 
         meta_train(start, loss_fn, batch_at, training, log=log, folder=folder)
         self.start = start["weights"].detach()

@@ -18,18 +18,10 @@ POINTS = 11  # quantiles that are kept, from 1 - FLAGGED to the largest
 
 
 def support_log_odds(net: Network, weights: Tensor, support: Examples, mask: Tensor) -> Tensor:
-    """Log odds that a head gives a wrong class on its own support set, per wrong class.
+    """Log odds that a head (B, U, D) gives a wrong class on its own support set, per wrong class, (B,).
 
     e^loss - 1 is the odds of all wrong classes of one example; divided by their number it is comparable between tasks of few
     classes and of many.
-
-    Args:
-        weights: (B, U, D).
-        support: x (B, S, ...), y (B, S).
-        mask: (B, U).
-
-    Returns:
-        (B,).
     """
     wrong = mask[:, : net.classes(mask.shape[1])].sum(1) - 1
     return (net.loss(weights, support, mask).expm1() / wrong.clamp(min=1)).clamp(min=1e-12).log()

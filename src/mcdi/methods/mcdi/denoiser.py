@@ -68,11 +68,6 @@ class Denoiser(nn.Module):
         self.schedule = replace(self.schedule, alpha=self.schedule.alpha.to(device))
         return self
 
-    @property
-    def any_units(self) -> bool:
-        """Whether it serves tasks of any number of units."""
-        return bool(getattr(self.network, "any_units", True))
-
     def prior_mean(self, cond: Tensor, mask: Tensor) -> Tensor | None:
         """The linear map's answer to the condition alone, (B, U, D); the same at every step of a chain."""
         return None if self.prior is None else self.prior.mean_of_weights(self.prior_input(cond), mask)

@@ -8,7 +8,60 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.methods.mcdi.vector_denoisers import MLP, Residual, time_features
+
+
+def time_features(t: Tensor, size: int, horizon: float = 1000.0) -> Tensor:
+    """(B,) times in [0, 1] -> (B, size) sines and cosines of geometrically spaced frequencies."""
+    frequency = torch.exp(torch.arange(size // 2, device=t.device) * (-math.log(horizon) / (size // 2 - 1)))
+    angle = t[:, None] * horizon * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def _perceptron(inputs: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A last layer that begins at zero, so that a denoiser begins at what its output is added to."""
+    last = nn.Linear(inputs, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return last
+
+
+class Residual(nn.Module):
+    """Pre-norm perceptron with a residual, shifted by the context."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.context = nn.Linear(width, width)
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+        return h + self.down(F.silu(self.up(self.norm(h) + self.context(context))))
+
+
+class MLP(nn.Module):
+    """Residual perceptron over the weights as one vector: it serves one number of units."""
+
+    any_units = False
+
+    def __init__(self, size: int, cond_size: int, units: int, *, width: int = 256, depth: int = 3) -> None:
+        super().__init__()
+        self.width, self.shape = width, (units, size)
+        self.time, self.condition = _perceptron(width, width), _perceptron(cond_size * units, width)
+        self.first, self.last = nn.Linear(size * units, width), _zero_linear(width, size * units)
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+        shape = tuple(x.shape[1:])
+        if shape != self.shape:
+            raise McdiError(f"this denoiser was made for weights of shape {self.shape}, not {shape}: use transformer")
+        context = self.time(time_features(t, self.width)) + self.condition(cond.flatten(1))
+        h = self.first(x.flatten(1)) + context
+        for block in self.blocks:
+            h = block(h, context)
+        return self.last(h).reshape(x.shape)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, exists: Tensor, bias: Tensor | float = 0.0) -> Tensor:
@@ -20,50 +73,52 @@ def attend(q: Tensor, k: Tensor, v: Tensor, exists: Tensor, bias: Tensor | float
     return (logits.masked_fill(~exists, -1e9).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-class Block(nn.Module):
-    """Pre-norm attention over units and a two-layer perceptron, both scaled and shifted by the time (adaLN, 2212.09748)."""
+class AttentionBlock(nn.Module):
+    """The layers of a block of self-attention and a two-layer perceptron; `forward` puts them together."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, affine: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width, elementwise_affine=False), nn.LayerNorm(width, elementwise_affine=False)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=affine) for _ in range(2))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def attended(self, h: Tensor, exists: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(attend(q, k, v, exists, bias))
+
+    def perceptron(self, h: Tensor) -> Tensor:
+        return self.down(F.silu(self.up(h)))
+
+
+class Block(AttentionBlock):
+    """Pre-norm attention over units and a perceptron, both scaled and shifted by the time (adaLN, 2212.09748)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, affine=False)
         self.modulate = nn.Linear(width, 4 * width)
 
     def forward(self, h: Tensor, time: Tensor, mask: Tensor) -> Tensor:
         scale1, shift1, scale2, shift2 = self.modulate(time)[:, None].chunk(4, -1)
-        b, u, _ = h.shape
-        q, k, v = self.qkv(self.norm1(h) * (1 + scale1) + shift1).reshape(b, u, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        h = h + self.out(attend(q, k, v, mask[:, None, None]))
-        return h + self.down(F.silu(self.up(self.norm2(h) * (1 + scale2) + shift2)))
+        h = h + self.attended(self.norm1(h) * (1 + scale1) + shift1, mask[:, None, None])
+        return h + self.perceptron(self.norm2(h) * (1 + scale2) + shift2)
 
 
 class UnitTransformer(nn.Module):
     """A token a unit. Equivariant to the order of units, unless `ordered` gives each its own embedding (chunks, layers)."""
 
     def __init__(
-        self,
-        size: int,
-        condition_size: int,
-        units: int,
-        *,
-        width: int = 128,
-        depth: int = 3,
-        heads: int = 4,
-        ordered: bool = False,
+        self, size: int, cond_size: int, units: int, *, width: int = 128, depth: int = 3, heads: int = 4, ordered: bool = False
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width = {width} is no multiple of heads = {heads}")
-        self.width = width
-        self.weights, self.condition = nn.Linear(size, width), nn.Linear(condition_size, width)
+        self.width, self.heads = width, heads
+        self.weights, self.condition = nn.Linear(size, width), nn.Linear(cond_size, width)
         self.order = nn.Parameter(torch.randn(units, width) * 0.02) if ordered else None
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = _perceptron(width, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, size)
-        nn.init.zeros_(self.head.weight)  # begins at what it is added to
-        nn.init.zeros_(self.head.bias)
+        self.norm, self.head = nn.LayerNorm(width), _zero_linear(width, size)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         h = self.weights(x) + self.condition(cond)
@@ -75,22 +130,16 @@ class UnitTransformer(nn.Module):
         return self.head(self.norm(h))
 
 
-class SetAttentionBlock(nn.Module):
+class SetAttentionBlock(AttentionBlock):
     """Pre-norm self-attention among examples, a learnt bias for those of one class, and a perceptron (SAB of 1810.00825)."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        super().__init__(width, heads)
         self.same_class = nn.Parameter(torch.zeros(heads))
 
     def forward(self, h: Tensor, exists: Tensor, same: Tensor) -> Tensor:
-        b, n, _ = h.shape
-        q, k, v = self.qkv(self.norm1(h)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        h = h + self.out(attend(q, k, v, exists, self.same_class[:, None, None] * same))
-        return h + self.down(F.silu(self.up(self.norm2(h))))
+        h = h + self.attended(self.norm1(h), exists, self.same_class[:, None, None] * same)
+        return h + self.perceptron(self.norm2(h))
 
 
 class CrossTransformer(UnitTransformer):
@@ -103,22 +152,13 @@ class CrossTransformer(UnitTransformer):
     """
 
     def __init__(
-        self,
-        size: int,
-        condition_size: int,
-        units: int,
-        *,
-        summary: int,
-        examples: int,
-        width: int = 128,
-        depth: int = 3,
-        heads: int = 4,
-        set_attention_layers: int = 0,
+        self, size: int, cond_size: int, units: int, *, summary: int, examples: int, set_attention_layers: int = 0, **sizes: Any
     ) -> None:
-        super().__init__(size, summary, units, width=width, depth=depth, heads=heads)
-        if examples < 1 or (condition_size - summary) % examples:
+        super().__init__(size, summary, units, **sizes)
+        width, heads, depth = self.width, self.heads, len(self.blocks)
+        if examples < 1 or (cond_size - summary) % examples:
             raise ValueError("it reads single examples, which this condition does not hold: set condition = 'examples'")
-        self.size, self.examples, self.summary = (condition_size - summary) // examples, examples, summary
+        self.size, self.examples, self.summary = (cond_size - summary) // examples, examples, summary
         self.embed = nn.Linear(self.size, width)
         self.set_attention = nn.ModuleList(SetAttentionBlock(width, heads) for _ in range(set_attention_layers))
         self.same_class = nn.Parameter(torch.zeros(depth, heads))
@@ -126,7 +166,6 @@ class CrossTransformer(UnitTransformer):
         self.reads = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.keys = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
         self.outs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.heads = heads
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         b, u, _ = x.shape
@@ -151,21 +190,19 @@ class HeadCombiner(nn.Module):
 
     Only their lengths and angles decide how much of each, so that it is equivariant to rotations of (standardised) weight space
     and to the order of units: it has no directions of its own to learn from training tasks, whose kinds may be few.
-    condition_size is a multiple of `size`, a direction after the other (`HeadPrior.directions`); any size will do later.
+    cond_size is a multiple of `size`, a direction after the other (`HeadPrior.directions`); any size will do later.
     """
 
-    def __init__(self, size: int, condition_size: int, units: int, *, width: int = 64, depth: int = 2) -> None:
+    def __init__(self, size: int, cond_size: int, units: int, *, width: int = 64, depth: int = 2) -> None:
         super().__init__()
-        if condition_size % size:
-            raise ValueError(f"its condition is heads of {size} numbers each, not {condition_size}: set prior_input = 'heads'")
+        if cond_size % size:
+            raise ValueError(f"its condition is heads of {size} numbers each, not {cond_size}: set prior_input = 'heads'")
         self.width = width
-        count = 2 * (condition_size // size + 1)
+        count = 2 * (cond_size // size + 1)
         self.inputs = nn.Linear(count + count * (count - 1) // 2, width)
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = _perceptron(width, width)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
-        self.last = nn.Linear(width, count)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = _zero_linear(width, count)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         own = torch.cat([x[..., None, :], cond.unflatten(-1, (-1, x.shape[-1]))], -2)

@@ -2,32 +2,18 @@
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mcdi import core
-from mcdi.methods.episodes import stored_tasks
+from mcdi.methods.episodes import by_learner, stored_tasks
 from mcdi.methods.mcdi.denoiser import Denoiser
+from mcdi.methods.meta_training import Batch
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
 from mcdi.weights import WeightSpace
-
-
-class DenoisingBatch(NamedTuple):
-    """Of B tasks: standardised targets, noise, time and segment, condition, mask; and queries for the functional term, which
-    are none where it is off."""
-
-    clean: Tensor  # (B, U, D) theta_{i d}
-    eps: Tensor  # (B, U, D)
-    t: Tensor  # (B,)
-    segment: Tensor  # (B,)
-    cond: Tensor  # (B, U, C)
-    mask: Tensor  # (B, U)
-    query_x: Tensor  # (B, Q, ...)
-    query_y: Tensor  # (B, Q)
 
 
 class DenoisingLoss:
@@ -51,7 +37,7 @@ class DenoisingLoss:
         # Batches are drawn on the CPU: one seed, any device.
         self.schedule = replace(denoiser.schedule, alpha=denoiser.schedule.alpha.cpu())
 
-    def batch_at(self, step: int) -> DenoisingBatch:
+    def batch_at(self, step: int) -> Batch:
         """The batch of a step, (K, B, tasks, ...) each."""
         s, net = self.denoiser.settings, self.family.downstream
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
@@ -62,25 +48,30 @@ class DenoisingLoss:
         cond = net.condition(tasks.support, tasks.mask.shape[1])
         clean = self.space.standardise(rows.targets[torch.arange(n), target * self.stride - 1])
         eps = torch.randn(clean.shape, generator=g)
-        queries = net.inputs(tasks.query.x), tasks.query.y
-        if not s.functional:
-            queries = queries[0][:, :0], queries[1][:, :0]
-        batch = DenoisingBatch(clean, eps, t, i, cond, tasks.mask, *queries)
-        return DenoisingBatch(*(part.to(self.device).reshape(*self.shape, *part.shape[1:]) for part in batch))
+        batch = {"clean": clean, "eps": eps, "t": t, "i": i, "cond": cond, "mask": tasks.mask}
+        if s.functional:
+            batch |= {"query_x": net.inputs(tasks.query.x), "query_y": tasks.query.y}
+        return by_learner(self.shape, **{name: part.to(self.device) for name, part in batch.items()})
 
-    def loss(self, params: core.Params, batch: DenoisingBatch) -> Tensor:
-        """-> (): the local consistency loss, or the square of a regression's error, and the functional term."""
+    def loss(
+        self, params: core.Params, clean: Tensor, eps: Tensor, t: Tensor, i: Tensor, cond: Tensor, mask: Tensor, **query: Tensor
+    ) -> Tensor:
+        """The local consistency loss, or the square of a regression's error, and the functional term: -> ().
+
+        Args:
+            params: of the denoiser.
+            clean, eps: (B, U, D), standardised targets theta_{i d}, and noise.
+            t, i: (B,), times and segments.
+            cond, mask: (B, U, C), (B, U).
+            query: query_x (B, Q, ...) and query_y (B, Q), for the functional term.
+        """
         s, schedule = self.denoiser.settings, self.denoiser.schedule
-        clean, eps, t, i, cond, mask = batch[:6]
 
         def f(x: Tensor, t: Tensor) -> Tensor:
             return torch.func.functional_call(self.denoiser, params, (x, t, cond, mask))
 
-        regression = s.objective == "regression"
-        if regression:
-            x, t = torch.zeros_like(clean), torch.zeros_like(t)
-        else:
-            x = core.noised(clean, eps, t, i, schedule)
+        regression, origin = s.objective == "regression", (torch.zeros_like(clean), torch.zeros_like(t))
+        x, t = origin if regression else (core.noised(clean, eps, t, i, schedule), t)
         estimate = f(x, t)
         if regression:
             each = (core.to_x0(estimate, x, t, schedule) - clean) ** 2
@@ -93,8 +84,8 @@ class DenoisingLoss:
         if not regression:
             # One step without noise. In mid-chain x_t holds theta itself: there the term would only sharpen the
             # estimate, and later steps would stand where training never was.
-            x, t = torch.zeros_like(x), torch.zeros_like(t)
+            x, t = origin
             estimate = f(x, t)
         answer = self.space.restore(core.to_x0(estimate, x, t, schedule))
-        query = Examples(batch.query_x, batch.query_y)
-        return loss + s.functional * self.family.downstream.loss(answer, query, mask).mean()
+        examples = Examples(query["query_x"], query["query_y"])
+        return loss + s.functional * self.family.downstream.loss(answer, examples, mask).mean()

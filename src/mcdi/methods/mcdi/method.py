@@ -30,38 +30,25 @@ from mcdi.utils.random import Seed, noise_streams, normal
 from mcdi.weights import WeightSpace
 
 # The rows of the ablation differ by one value each; they share every other setting of the [generator] table.
-_SHARED: dict[str, Any] = {
-    "settings": DiffusionSettings,
-    "needs_trajectories": True,
-    "exportable": True,
-    "seed_per_task": True,
-    "shared_settings": True,
-}
-_CHAIN = {**_SHARED, "in_landscape": True}
+_SHARED: dict[str, Any] = dict.fromkeys(("needs_trajectories", "exportable", "seed_per_task", "shared_settings"), True)
+_SHARED["settings"] = DiffusionSettings
+_BASELINE, _CHAIN = {**_SHARED, "baseline": True}, {**_SHARED, "in_landscape": True}
 _REGRESSION = {"objective": "regression", "k": 1, "sampling": {"steps": 1, "temperature": 0.0, "samples": 1}}
-_BASELINE = {**_SHARED, "baseline": True}
-_PROPOSED = {**_CHAIN, "proposed": True}
-_SINGLE_LEVEL = {"objective": "local", "k": 1, "training": {"meta": "none"}}
 _K1 = {"objective": "local", "k": 1}
+_ONE_LEVEL = {**_K1, "training": {"meta": "none"}}
 
 
 @register_method("hypernetwork", label="one-step regression", colour="#c85fa8", marker="X", fixed=_REGRESSION, **_BASELINE)
-@register_method("ocd", label="single-level control", colour="#9467bd", marker="^", fixed=_SINGLE_LEVEL, **_SHARED)
+@register_method("ocd", label="single-level control", colour="#9467bd", marker="^", fixed=_ONE_LEVEL, **_SHARED)
 @register_method("tw-di", label="Tw-Di", colour="#2a9d6f", marker="D", fixed={"objective": "vanilla"}, **_CHAIN)
 @register_method("mv-di", label="Mv-Di", colour="#e07b24", marker="s", fixed=_K1, **_CHAIN)
-@register_method("mc-di", label="Mc-Di", colour="#3b82c4", marker="o", fixed={"objective": "local"}, **_PROPOSED)
+@register_method("mc-di", label="Mc-Di", colour="#3b82c4", marker="o", fixed={"objective": "local"}, proposed=True, **_CHAIN)
 class Diffusion:
-    """A weight generator: support set -> Gaussian noise -> T denoising steps -> weights, without a gradient.
-
-    Args:
-        settings: everything that decides it.
-
-    Raises:
-        McdiError: a denoiser or option that does not exist, or settings that do not go together.
-    """
+    """A weight generator: support set -> Gaussian noise -> T denoising steps -> weights, without a gradient. Raises McdiError
+    for a denoiser or option that does not exist, or settings that do not go together."""
 
     def __init__(self, settings: DiffusionSettings) -> None:
-        self.settings = settings
+        self.settings, self.local_targets, self.is_chain = settings, settings.k, settings.objective != "regression"
         with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
             extra = {"summary": 8, "examples": 1} if settings.denoiser == "cross" else {}
             make_denoiser(settings.denoiser, 8, 16, 2, **extra, **settings.options)
@@ -86,17 +73,9 @@ class Diffusion:
         return self.settings.sampling
 
     @property
-    def is_chain(self) -> bool:
-        return self.settings.objective != "regression"
-
-    @property
     def any_units(self) -> bool:
         """Whether it serves tasks of any number of units."""
-        return self._trained()[0].any_units
-
-    @property
-    def local_targets(self) -> int:
-        return self.settings.k
+        return bool(getattr(self._trained()[0].network, "any_units", True))
 
     def check_network(self, traits: NetworkTraits) -> None:
         self.settings.check_network(traits)
@@ -175,24 +154,19 @@ class Diffusion:
     def sample(
         self, net: Network, support: Examples, mask: Tensor, *, seed: Seed, sampling: Sampling | None = None
     ) -> Generated[Tensor]:
-        """Every draw, and the confidence of every task.
-
-        Returns:
-            Weights (B, samples, U, D), blended with ridge regression as `sampling` and the confidence say; confidence (B,).
-
-        Raises:
-            McdiError: a mixing weight below 1 for a network without a head.
-        """
+        """Every draw, (B, samples, U, D), blended with ridge regression as `sampling` and the confidence say, and the
+        confidence (B,). Raises McdiError for a mixing weight below 1 where the network has no head."""
         sampling = sampling or self.sampling
         *_, (_, last) = self._states(net, support, mask, seed, sampling)
         drawn = self._trained()[1].restore(last).unflatten(0, (-1, sampling.samples))
-        if not sampling.calibration_quantiles:
-            blended = blend_with_ridge(net, drawn, support, mask, sampling.mixing_weight)
-            return Generated(blended, torch.ones(mask.shape[0], device=mask.device))
-        shots = support.y.shape[1] // net.classes(mask.shape[1])
-        quantiles = nearest_shot_quantiles(sampling.calibration_quantiles, shots)
-        trusted = confidence(support_log_odds(net, drawn.mean(1), support, mask), quantiles)
-        return Generated(blend_with_ridge(net, drawn, support, mask, sampling.mixing_weight * trusted), trusted)
+        weight: float | Tensor = sampling.mixing_weight
+        calibrated = torch.ones(mask.shape[0], device=mask.device)
+        if sampling.calibration_quantiles:
+            shots = support.y.shape[1] // net.classes(mask.shape[1])
+            quantiles = nearest_shot_quantiles(sampling.calibration_quantiles, shots)
+            calibrated = confidence(support_log_odds(net, drawn.mean(1), support, mask), quantiles)
+            weight = weight * calibrated
+        return Generated(blend_with_ridge(net, drawn, support, mask, weight), calibrated)
 
     @torch.no_grad()
     def generate(

@@ -15,8 +15,7 @@ class Prior(nn.Module):
 
     def __init__(self, size: int, units: int) -> None:
         super().__init__()
-        self.variance: Tensor
-        self.register_buffer("variance", torch.ones(units, size))
+        self.variance = nn.Buffer(torch.ones(units, size))
 
     def fit(self, parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """From parts (z (N, U, D), the prior's part of the condition (N, U, ..), mask (N, U)), of which only sums are kept."""
@@ -47,8 +46,7 @@ class LinearPrior(Prior):
 
     def __init__(self, size: int, condition_size: int, units: int) -> None:
         super().__init__(size, units)
-        self.matrix: Tensor
-        self.register_buffer("matrix", torch.zeros(units, 2 * condition_size + 1, size))
+        self.matrix = nn.Buffer(torch.zeros(units, 2 * condition_size + 1, size))
 
     def _inputs(self, cond: Tensor, mask: Tensor) -> Tensor:
         weight = mask[..., None].to(cond.dtype)
@@ -95,14 +93,9 @@ class HeadPrior(Prior):
 
     def __init__(self, size: int, heads: int, units: int) -> None:
         super().__init__(size, units)
-        self.scale: Tensor
-        self.mean: Tensor
-        self.std: Tensor
-        self.start: Tensor
-        self.register_buffer("scale", torch.ones(heads))
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
-        self.register_buffer("start", torch.zeros(units - 1, size))
+        self.scale = nn.Buffer(torch.ones(heads))
+        self.mean, self.std = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.ones(size))
+        self.start = nn.Buffer(torch.zeros(units - 1, size))
 
     def set_statistics(self, mean: Tensor, std: Tensor, start: Tensor) -> None:
         """Mean and std (D,) that rows are standardised by, and the standardised theta_0 of the other units (units - 1, D)."""

@@ -1,5 +1,6 @@
 """The sampler, the mixing weight and the calibration of a trained generator, chosen on validation tasks."""
 
+import itertools
 from dataclasses import replace
 from typing import TypeVar
 
@@ -28,13 +29,12 @@ def choose_sampler(method: M, family: TaskFamily, *, tasks: int, seed: int = 0) 
     samplers = SAMPLERS if method.is_chain else {"one step": method.sampling}
     mixing = MIXING_WEIGHTS if net.supports_ridge_blend else MIXING_WEIGHTS[:1]
     batches = [family.sample("val", range(tasks), shots=shots) for shots in family.shots]
-    scores = dict.fromkeys(((name, weight) for name in samplers for weight in mixing), 0.0)
-    for name, sampling in samplers.items():
-        for batch in batches:
-            drawn = method.generate(net, batch.support, batch.mask, seed=seed, sampling=sampling)
-            for weight in mixing:
-                blended = blend_with_ridge(net, drawn[:, None], batch.support, batch.mask, weight)[:, 0]
-                scores[name, weight] += float(net.score(blended, batch.query, batch.mask).mean()) / len(batches)
+    scores = dict.fromkeys(itertools.product(samplers, mixing), 0.0)
+    for (name, sampling), batch in itertools.product(samplers.items(), batches):
+        drawn = method.generate(net, batch.support, batch.mask, seed=seed, sampling=sampling)
+        for weight in mixing:
+            blended = blend_with_ridge(net, drawn[:, None], batch.support, batch.mask, weight)[:, 0]
+            scores[name, weight] += float(net.score(blended, batch.query, batch.mask).mean()) / len(batches)
 
     def merit(candidate: tuple[str, float]) -> tuple[float, int, float]:
         sampling = samplers[candidate[0]]

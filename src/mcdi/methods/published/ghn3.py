@@ -7,9 +7,9 @@ reads its unit's condition, that of its class in a row, that of the task in a te
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from mcdi.core import Params
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.episodes import by_learner, fresh_tasks
-from mcdi.methods.meta_training import MetaTraining, meta_train
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.methods.published.graph import Graph, graph_of
 from mcdi.methods.published.graphormer import GraphHyperNetwork
 from mcdi.networks.base import Network
@@ -41,9 +41,7 @@ class GhnSettings:
     heads: int = 8
     tile: tuple[int, int] = (64, 384)
     data: bool = True
-    training: MetaTraining = field(
-        default_factory=lambda: MetaTraining(meta="none", iterations=1500, inner_steps=1, learners=32, tasks=1, outer_lr=0.001)
-    )
+    training: MetaTraining = MetaTraining(meta="none", iterations=1500, inner_steps=1, learners=32, tasks=1, outer_lr=0.001)
 
     def __post_init__(self) -> None:
         if self.training.meta != "none":
@@ -54,15 +52,6 @@ class GhnSettings:
             raise McdiError(
                 f"layers = {self.layers}, width = {self.width}, both of tile = {list(self.tile)} must be at least 1"
             )
-
-
-class QueryBatch(NamedTuple):
-    """Of B tasks: condition, queries, mask."""
-
-    cond: Tensor  # (B, U, C)
-    query_x: Tensor  # (B, Q, ...)
-    query_y: Tensor  # (B, Q)
-    mask: Tensor  # (B, U)
 
 
 def smoothed_loss(net: Network, weights: Tensor, data: Examples, mask: Tensor, smoothing: float) -> Tensor:
@@ -104,16 +93,14 @@ class Ghn3:
             self.net = module = self._make_module(graph_of(net.module, net.space), net.space)
         shape = s.training.shape
 
-        def batch_at(step: int) -> QueryBatch:
-            tasks = fresh_tasks(family, math.prod(shape), step, seed)
-            cond = self._condition(net, tasks.support, tasks.mask)
-            return by_learner(QueryBatch(cond, net.inputs(tasks.query.x), tasks.query.y, tasks.mask), shape)
+        def batch_at(step: int) -> Batch:
+            support, query, mask, _ = fresh_tasks(family, math.prod(shape), step, seed)
+            return by_learner(shape, cond=self._condition(net, support, mask), x=net.inputs(query.x), y=query.y, mask=mask)
 
-        def loss_fn(params: Params, batch: QueryBatch) -> Tensor:
-            tensors = torch.func.functional_call(module, params, (batch.cond, batch.mask))
+        def loss_fn(params: Params, cond: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+            tensors = torch.func.functional_call(module, params, (cond, mask))
             norms = sum((t.flatten(1).norm(dim=1) for t in tensors.values()), torch.zeros(()))
-            query = Examples(batch.query_x, batch.query_y)
-            loss = smoothed_loss(net, net.space.pack(tensors), query, batch.mask, SMOOTHING)
+            loss = smoothed_loss(net, net.space.pack(tensors), Examples(x, y), mask, SMOOTHING)
             return (loss + DECAY * norms).mean()
 
         meta_train(module, loss_fn, batch_at, s.training, log=log, folder=folder)
@@ -129,7 +116,7 @@ class Ghn3:
         assert self.net is not None
         space = self.net.space
         # JSON files have sorted keys: the order of tensors, by which they are packed, is saved apart.
-        config = {"space": space.config(), "order": list(space.spec), "graph": self.net.graph.config()}
+        config = {"space": space.config(), "order": list(space.spec), "graph": self.net.graph._asdict()}
         return {"settings": asdict(self.settings), **config, "condition_size": self.condition_size}
 
     def state(self) -> dict[str, Tensor]:

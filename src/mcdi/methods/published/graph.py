@@ -42,11 +42,9 @@ class Graph(NamedTuple):
             lengths[(lengths == 0) & (reached > 0)] = length
         return lengths.fill_diagonal_(0)
 
-    def config(self) -> dict[str, Any]:
-        return {"kinds": list(self.kinds), "tensors": [list(t) for t in self.tensors], "edges": [list(e) for e in self.edges]}
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Graph":
+        """Inverse of `_asdict`, from JSON."""
         edges = tuple((int(i), int(j)) for i, j in config["edges"])
         return cls(tuple(config["kinds"]), tuple(tuple(t) for t in config["tensors"]), edges)
 

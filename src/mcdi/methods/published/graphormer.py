@@ -83,12 +83,11 @@ class Decoder(nn.Module):
 
     def forward(self, h: Tensor, shape: Sequence[int], name: str) -> Tensor:
         """-> (..., *shape), as `normalised` has them."""
-        if len(shape) < 2:
-            half = 1 if name.endswith("bias") else 0
-            tile = self.vector(h).unflatten(-1, (2, -1))[..., half, :]
-            return normalised(tiled(tile, [math.prod(shape)]).reshape((*h.shape[:-1], *shape)), shape, name)
-        sizes = kernel_shape(shape)
-        tile = self._tile(h, min(sizes[0], self.tile[0]), min(sizes[1], self.tile[1]), *sizes[2:])
+        sizes: Sequence[int] = kernel_shape(shape) if len(shape) > 1 else (math.prod(shape),)
+        if len(shape) > 1:
+            tile = self._tile(h, min(sizes[0], self.tile[0]), min(sizes[1], self.tile[1]), *sizes[2:])
+        else:
+            tile = self.vector(h).unflatten(-1, (2, -1))[..., 1 if name.endswith("bias") else 0, :]
         return normalised(tiled(tile, sizes).reshape((*h.shape[:-1], *shape)), shape, name)
 
     def _tile(self, h: Tensor, outputs: int, inputs: int, height: int, width: int) -> Tensor:
@@ -104,11 +103,6 @@ class Decoder(nn.Module):
 class GraphHyperNetwork(nn.Module):
     """Node features of kind, shape and position in the graph, and of the task where `condition_size` is not 0 -> parameters."""
 
-    kind: Tensor  # (n,)
-    shape: Tensor  # (n, 4), indices in the embeddings of lengths
-    degrees: Tensor  # (2, n), edges in and out
-    distance: Tensor  # (n, n, 2), in both directions
-
     def __init__(
         self, graph: Graph, space: WeightSpace, condition_size: int, width: int, layers: int, heads: int, tile: tuple[int, int]
     ) -> None:
@@ -116,7 +110,15 @@ class GraphHyperNetwork(nn.Module):
         self.graph, self.space = graph, space
         self.row = graph.kinds.index("row") if space.unit == "row" else None
         self.unit = units_of(graph, space)
-        self.kinds = nn.Embedding(self._register_indices(), width)
+        names, distances = sorted(set(graph.kinds)), graph.distances()
+        adjacent = (distances == 1).long()
+        degrees = torch.stack([adjacent.sum(0), adjacent.sum(1)]).clamp(max=DEGREES)
+        shapes = torch.stack([self._lengths(tensors) for tensors in graph.tensors])
+        self.kind = nn.Buffer(torch.tensor([names.index(k) for k in graph.kinds]), persistent=False)  # (n,)
+        self.shape = nn.Buffer(shapes, persistent=False)  # (n, 4), indices in the embeddings of lengths
+        self.degrees = nn.Buffer(degrees, persistent=False)  # (2, n), edges in and out
+        self.distance = nn.Buffer(torch.stack([distances, distances.T], -1), persistent=False)  # (n, n, 2), in both directions
+        self.kinds = nn.Embedding(len(names), width)
         self.channels, self.sides = nn.Embedding(len(CHANNELS) + 1, width // 4), nn.Embedding(len(SIDES) + 1, width // 4)
         self.entering, self.leaving = nn.Embedding(DEGREES + 1, width), nn.Embedding(DEGREES + 1, width)
         self.depth, self.paths = nn.Embedding(CUTOFF + 1, width), nn.Embedding(CUTOFF + 1, width)
@@ -130,20 +132,6 @@ class GraphHyperNetwork(nn.Module):
         for part in self.modules():
             if isinstance(part, nn.Embedding):
                 nn.init.trunc_normal_(part.weight, std=part.embedding_dim**-0.5)
-
-    def _register_indices(self) -> int:
-        """Buffers of the indices of all embeddings. Returns the number of kinds."""
-        kinds = sorted(set(self.graph.kinds))
-        distances = self.graph.distances()
-        adjacent = (distances == 1).long()
-        for name, values in (
-            ("kind", torch.tensor([kinds.index(k) for k in self.graph.kinds])),
-            ("shape", torch.stack([self._lengths(names) for names in self.graph.tensors])),
-            ("degrees", torch.stack([adjacent.sum(0), adjacent.sum(1)]).clamp(max=DEGREES)),
-            ("distance", torch.stack([distances, distances.T], -1)),
-        ):
-            self.register_buffer(name, values, persistent=False)
-        return len(kinds)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of the part of a tensor that one node holds: of rows, one."""
@@ -167,12 +155,12 @@ class GraphHyperNetwork(nn.Module):
 
     def _task_nodes(self, units: int) -> tuple[Tensor, Tensor]:
         """A task's nodes (N,), the row node once a class, and the unit (N,) that each holds, -1 for an operation."""
-        pairs = list[tuple[int, int]]()
+        pairs: list[tuple[int, int]] = []
         for node, unit in enumerate(self.unit):
-            if node == self.row:
-                pairs += [(node, row) for row in range(units - self.space.extra)]
-            else:
-                pairs.append((node, -1 if unit is None else unit + units - self.space.U))
+            rows = (
+                range(units - self.space.extra) if node == self.row else [-1 if unit is None else unit + units - self.space.U]
+            )
+            pairs += [(node, row) for row in rows]
         index, unit_of = torch.tensor(pairs, device=self.kind.device).unbind(1)
         return index, unit_of
 

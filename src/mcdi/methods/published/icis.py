@@ -6,7 +6,6 @@ the support set.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from mcdi.core import Params
 from mcdi.methods.base import register_method
+from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.stored_weights import (
     STORED_WEIGHTS,
     Stage,
@@ -36,14 +36,6 @@ class IcisSettings(StoredWeightSettings):
     width: int = 256
 
 
-class DescriptorBatch(NamedTuple):
-    """Of B tasks: class descriptors, standardised weights, mask."""
-
-    descriptor: Tensor  # (B, U, C)
-    weights: Tensor  # (B, U, D)
-    mask: Tensor  # (B, U)
-
-
 class PairedAutoencoders(nn.Module):
     """Descriptors and weights, each encoded into the shared space and decoded from it. `length`: of a training row."""
 
@@ -55,8 +47,7 @@ class PairedAutoencoders(nn.Module):
 
         self.encode_descriptor, self.encode_weights = perceptron(condition_size, latent), perceptron(size, latent)
         self.decode_descriptor, self.decode_weights = perceptron(latent, condition_size), perceptron(latent, size)
-        self.length: Tensor
-        self.register_buffer("length", torch.ones(()))
+        self.length = nn.Buffer(torch.ones(()))
 
     def forward(self, descriptor: Tensor, weights: Tensor) -> Tensor:
         """The sum of the four (cross-)reconstructions' cosine distances: (B, U, C), (B, U, D) -> (B, U)."""
@@ -78,17 +69,17 @@ class Icis(StoredWeightGenerator[IcisSettings, PairedAutoencoders]):
     def make_module(self, space: WeightSpace) -> PairedAutoencoders:
         return PairedAutoencoders(space.D, self.condition_size, self.settings.latent, self.settings.width)
 
-    def stages(self, net: Network, data: Stored) -> Iterator[Stage[DescriptorBatch]]:
+    def stages(self, net: Network, data: Stored) -> Iterator[Stage]:
         coders, space = self.trained()
         lengths = [space.standardise(part.targets[:, -1])[part.mask].norm(dim=-1) for part in data.parts()]
         coders.length.copy_(torch.cat(lengths).mean())
 
-        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> DescriptorBatch:
-            return DescriptorBatch(net.condition(tasks.support, tasks.mask.shape[1]), theta, tasks.mask)
+        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> Batch:
+            cond = net.condition(tasks.support, tasks.mask.shape[1])
+            return {"descriptor": cond, "weights": theta, "mask": tasks.mask}
 
-        def loss(params: Params, batch: DescriptorBatch) -> Tensor:
-            distances = torch.func.functional_call(coders, params, (batch.descriptor, batch.weights))
-            return masked_mean(distances, batch.mask)
+        def loss(params: Params, descriptor: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+            return masked_mean(torch.func.functional_call(coders, params, (descriptor, weights)), mask)
 
         yield Stage(coders, draw, loss)
 

@@ -1,16 +1,17 @@
-"""The base of p-diff and D2NWG: a diffusion in the latent space of an autoencoder of weights."""
+"""p-diff and D2NWG: a diffusion in the latent space of an autoencoder of weights, without and with a condition."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mcdi.methods.published.autoencoder import Autoencoder, AutoencoderBatch, negative_elbo
-from mcdi.methods.published.noise_prediction import NoisePredictionGenerator, NoisePredictionSettings, NoisyBatch
+from mcdi.methods.base import register_method
+from mcdi.methods.meta_training import Batch
+from mcdi.methods.published.noise_prediction import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings
 from mcdi.methods.published.stored_weights import Stage
+from mcdi.methods.published.vae import Autoencoder, negative_elbo
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples, TaskBatch
@@ -36,12 +37,17 @@ class LatentModules(nn.Module):
     def __init__(self, autoencoder: Autoencoder, denoiser: nn.Module) -> None:
         super().__init__()
         self.autoencoder, self.denoiser = autoencoder, denoiser
-        self.scale: Tensor
-        self.register_buffer("scale", torch.ones(()))
+        self.scale = nn.Buffer(torch.ones(()))
 
 
-class LatentDiffusion(NoisePredictionGenerator[LatentDiffusionSettings, LatentModules]):
-    """Stage one: an autoencoder of theta_M. Stage two: a diffusion of its latents, those of all units as one set."""
+@register_method("d2nwg", settings=LatentDiffusionSettings, label="D2NWG", colour="#444444", marker=">", **NOISE_PREDICTION)
+class D2nwg(NoisePredictionGenerator[LatentDiffusionSettings, LatentModules]):
+    """Stage one: an autoencoder of theta_M. Stage two: a diffusion of its latents, those of all units as one set. The denoiser
+    reads the condition of the support set, in place of the published encoder of data sets.
+
+    Source:
+        Soro et al., Diffusion-based Neural Network Weights Generation, 2402.18153.
+    """
 
     def make_module(self, space: WeightSpace) -> LatentModules:
         s = self.settings
@@ -52,17 +58,18 @@ class LatentDiffusion(NoisePredictionGenerator[LatentDiffusionSettings, LatentMo
         """What the denoiser reads, (B, U, C)."""
         return net.condition(support, units)
 
-    def stages(self, net: Network, data: Stored) -> Iterator[Stage[Any]]:
+    def stages(self, net: Network, data: Stored) -> Iterator[Stage]:
         s, (parts, space) = self.settings, self.trained()
 
-        def draw_weights(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> AutoencoderBatch:
+        def draw_weights(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> Batch:
             eps = torch.randn(*theta.shape[:2], s.latent, generator=g)
-            return AutoencoderBatch(theta, theta[..., :0], eps, tasks.mask)
+            return {"theta": theta, "cond": theta[..., :0], "eps": eps, "mask": tasks.mask}
 
-        def draw_latents(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> NoisyBatch:
+        def draw_latents(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> Batch:
             with torch.no_grad():
                 z = parts.autoencoder.encode(theta, theta[..., :0])[0] / parts.scale
-            return NoisyBatch(*self.add_noise(z, g), self.condition(net, tasks.support, tasks.mask.shape[1]), tasks.mask)
+            cond = self.condition(net, tasks.support, tasks.mask.shape[1])
+            return {**self.add_noise(z, g), "cond": cond, "mask": tasks.mask}
 
         yield Stage(parts.autoencoder, draw_weights, partial(negative_elbo, parts.autoencoder, beta=BETA))
         parts.scale.copy_(self._root_mean_square(parts.autoencoder, space, data))
@@ -83,3 +90,15 @@ class LatentDiffusion(NoisePredictionGenerator[LatentDiffusionSettings, LatentMo
         masks = mask.repeat_interleave(s.samples, 0)
         z = self.ddim(lambda x, t: parts.denoiser(x, t, cond, masks), masks, s.latent, seed)
         return parts.autoencoder.decode(z * parts.scale, z[..., :0]).unflatten(0, (-1, s.samples))
+
+
+@register_method("p-diff", settings=LatentDiffusionSettings, label="p-diff", colour="#a9a9a9", marker="<", **NOISE_PREDICTION)
+class PDiff(D2nwg):
+    """The denoiser reads zeros; the task decides only which of several draws is kept.
+
+    Source:
+        Wang et al., Neural Network Diffusion, 2402.13144.
+    """
+
+    def condition(self, net: Network, support: Examples, units: int) -> Tensor:
+        return torch.zeros_like(super().condition(net, support, units))

@@ -1,6 +1,7 @@
 """Meta-Hypernetwork: MAML whose inner loop moves a code of every unit, from which a hypernetwork makes the weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,10 @@ class MetaHypernetworkSettings(MamlSettings):
             raise McdiError(f"code = {self.code} and width = {self.width} must be at least 1")
 
 
-@register_method(
-    "meta-hypernetwork",
-    settings=MetaHypernetworkSettings,
-    label="Meta-Hypernetwork",
-    colour="#3f5b1a",
-    marker="d",
-    gradient_free=False,
-)
+_FACTS: dict[str, Any] = {"colour": "#3f5b1a", "marker": "d", "gradient_free": False}
+
+
+@register_method("meta-hypernetwork", settings=MetaHypernetworkSettings, label="Meta-Hypernetwork", **_FACTS)
 class MetaHypernetwork(Maml):
     """Codes and hypernetwork for all tasks, and SGD on the codes.
 

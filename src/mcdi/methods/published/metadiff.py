@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mcdi.methods.base import register_method
-from mcdi.methods.published.noise_prediction import (
-    NOISE_PREDICTION,
-    NoisePredictionGenerator,
-    NoisePredictionSettings,
-    NoisyBatch,
-)
+from mcdi.methods.meta_training import Batch
+from mcdi.methods.published.noise_prediction import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings
 from mcdi.methods.published.stored_weights import Stage
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
@@ -29,15 +26,10 @@ def gradient_features(net: Network, space: WeightSpace, x: Tensor, support: Exam
     return torch.cat([gradient / size, size.log().expand(-1, x.shape[1], 1)], -1)
 
 
-@register_method(
-    "metadiff",
-    settings=NoisePredictionSettings,
-    label="MetaDiff",
-    colour="#b5651d",
-    marker="H",
-    gradient_free=False,
-    **NOISE_PREDICTION,
-)
+_FACTS: dict[str, Any] = {**NOISE_PREDICTION, "gradient_free": False}
+
+
+@register_method("metadiff", settings=NoisePredictionSettings, label="MetaDiff", colour="#b5651d", marker="H", **_FACTS)
 class MetaDiff(NoisePredictionGenerator[NoisePredictionSettings, nn.Module]):
     """A learnt optimiser: every denoising step takes one gradient of the task's loss. T = 1000 and a network that predicts the
     noise from x_t, t and the gradient are published; sizes and steps are ours.
@@ -49,12 +41,13 @@ class MetaDiff(NoisePredictionGenerator[NoisePredictionSettings, nn.Module]):
     def make_module(self, space: WeightSpace) -> nn.Module:
         return self.make_denoiser(space, space.D, space.D + 1)
 
-    def stages(self, net: Network, data: Stored) -> Iterator[Stage[NoisyBatch]]:
+    def stages(self, net: Network, data: Stored) -> Iterator[Stage]:
         denoiser, space = self.trained()
 
-        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> NoisyBatch:
-            x, eps, t = self.add_noise(theta, g)
-            return NoisyBatch(x, eps, t, gradient_features(net, space, x, tasks.support, tasks.mask), tasks.mask)
+        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> Batch:
+            noisy = self.add_noise(theta, g)
+            cond = gradient_features(net, space, noisy["x"], tasks.support, tasks.mask)
+            return {**noisy, "cond": cond, "mask": tasks.mask}
 
         yield Stage(denoiser, draw, partial(self.noise_loss, denoiser))
 

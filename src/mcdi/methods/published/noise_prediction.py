@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,12 @@ from torch import Tensor, nn
 from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.mcdi.denoisers import make_denoiser
+from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.stored_weights import STORED_WEIGHTS, StoredWeightGenerator, StoredWeightSettings, masked_mean
 from mcdi.utils.random import Seed, noise_streams, normal
 from mcdi.weights import WeightSpace
 
 CLIP = 4.0  # standard deviations of what is generated
-
-
-class NoisyBatch(NamedTuple):
-    """Of B tasks: noisy weights or codes x_t, their noise, the time, the condition that the denoiser reads, and the mask."""
-
-    x: Tensor  # (B, U, D)
-    eps: Tensor  # (B, U, D)
-    t: Tensor  # (B,)
-    cond: Tensor  # (B, U, C)
-    mask: Tensor  # (B, U)
 
 
 @dataclass(frozen=True)
@@ -61,15 +52,16 @@ class NoisePredictionGenerator(StoredWeightGenerator[N, M]):
         options = {**self.settings.options, "ordered": space.unit != "row"}
         return make_denoiser("transformer", size, condition_size, space.U, **options)
 
-    def add_noise(self, clean: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """-> x_t, eps, t of every task."""
+    def add_noise(self, clean: Tensor, g: torch.Generator) -> Batch:
+        """x_t (B, U, D), their noise eps and the time t (B,) of every task."""
         t, i = core.draw(len(clean), self.schedule, g)
         eps = torch.randn(clean.shape, generator=g)
-        return core.noised(clean, eps, t, i, self.schedule), eps, t
+        return {"x": core.noised(clean, eps, t, i, self.schedule), "eps": eps, "t": t}
 
-    def noise_loss(self, denoiser: nn.Module, params: core.Params, batch: NoisyBatch) -> Tensor:
+    def noise_loss(
+        self, denoiser: nn.Module, params: core.Params, x: Tensor, eps: Tensor, t: Tensor, cond: Tensor, mask: Tensor
+    ) -> Tensor:
         """The mean square error of the predicted noise (2006.11239, eq. 14)."""
-        x, eps, t, cond, mask = batch
         f = torch.func.functional_call(denoiser, params, (x, t / self.settings.T, cond, mask))
         return masked_mean((f - eps).square().mean(-1), mask)
 

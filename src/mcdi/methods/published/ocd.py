@@ -7,13 +7,13 @@ training: the least-squares classifier of the support set where a network has a 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mcdi import core
+from mcdi.core import Params
 from mcdi.methods.base import register_method
+from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.noise_prediction import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings
 from mcdi.methods.published.stored_weights import Stage, masked_mean
 from mcdi.networks.base import Network
@@ -30,17 +30,6 @@ class OcdSettings(NoisePredictionSettings):
 
     steps: int = 10
     width: int = 64
-
-
-class ResidualBatch(NamedTuple):
-    """A `NoisyBatch` of residuals of unit size, and the log of the size of each."""
-
-    x: Tensor  # (B, U, D)
-    eps: Tensor  # (B, U, D)
-    t: Tensor  # (B,)
-    cond: Tensor  # (B, U, C + D)
-    log_scale: Tensor  # (B,)
-    mask: Tensor  # (B, U)
 
 
 class ResidualModules(nn.Module):
@@ -84,20 +73,19 @@ class ResidualOcd(NoisePredictionGenerator[OcdSettings, ResidualModules]):
         base = space.standardise(base)
         return base, torch.cat([net.condition(support, units), base], -1)
 
-    def stages(self, net: Network, data: Stored) -> Iterator[Stage[ResidualBatch]]:
+    def stages(self, net: Network, data: Stored) -> Iterator[Stage]:
         module, space = self.trained()
 
-        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> ResidualBatch:
+        def draw(theta: Tensor, tasks: TaskBatch, g: torch.Generator) -> Batch:
             base, cond = self._base(net, space, tasks.support, tasks.mask)
             weights = tasks.mask[..., None].to(theta.dtype)
             residual = (theta - base) * weights
             size = (residual.square().sum((1, 2)) / (weights.sum((1, 2)) * theta.shape[-1])).sqrt().clamp(min=1e-6)
             noisy = self.add_noise(residual / size[:, None, None], g)
-            return ResidualBatch(*noisy, cond, size.log(), tasks.mask)
+            return {**noisy, "cond": cond, "log_scale": size.log(), "mask": tasks.mask}
 
-        def loss(params: core.Params, batch: ResidualBatch) -> Tensor:
+        def loss(params: Params, x: Tensor, eps: Tensor, t: Tensor, cond: Tensor, log_scale: Tensor, mask: Tensor) -> Tensor:
             """The mean square error of the noise, and that of the log scale: they share no parameter."""
-            x, eps, t, cond, log_scale, mask = batch
             f, predicted = torch.func.functional_call(module, params, (x, t / self.settings.T, cond, mask))
             return masked_mean((f - eps).square().mean(-1), mask) + (predicted - log_scale).square().mean()
 

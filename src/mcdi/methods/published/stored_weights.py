@@ -10,7 +10,6 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mcdi.core import Params
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, silent
 from mcdi.methods.episodes import by_learner, stored_tasks
@@ -41,16 +40,15 @@ class StoredWeightSettings:
 STORED_WEIGHTS: dict[str, Any] = {"needs_trajectories": True, "seed_per_task": True}  # of the specs of all these methods
 S = TypeVar("S", bound=StoredWeightSettings)
 M = TypeVar("M", bound=nn.Module)
-B = TypeVar("B", bound=Batch)
 
 
-class Stage(NamedTuple, Generic[B]):
-    """One part of a training: `module` is trained by loss(params, batch), on batches draw(standardised theta_M (n, U, D), their
-    tasks, generator)."""
+class Stage(NamedTuple):
+    """One part of a training: `module` is trained by loss(params, **batch), on batches draw(standardised theta_M (n, U, D),
+    their tasks, generator)."""
 
     module: nn.Module
-    draw: Callable[[Tensor, TaskBatch, torch.Generator], B]
-    loss: Callable[[Params, B], Tensor]
+    draw: Callable[[Tensor, TaskBatch, torch.Generator], Batch]
+    loss: Callable[..., Tensor]
 
 
 class StoredWeightGenerator(Generic[S, M]):
@@ -75,7 +73,7 @@ class StoredWeightGenerator(Generic[S, M]):
     def make_module(self, space: WeightSpace) -> M:
         raise NotImplementedError
 
-    def stages(self, net: Network, data: Stored) -> Iterator[Stage[Any]]:
+    def stages(self, net: Network, data: Stored) -> Iterator[Stage]:
         """One after the other: a later stage may use what an earlier one has trained."""
         raise NotImplementedError
 
@@ -93,10 +91,10 @@ class StoredWeightGenerator(Generic[S, M]):
             torch.manual_seed(seed)
             self.net = self.make_module(space)
 
-        def batch_at(stage: Stage[B], step: int) -> B:
+        def batch_at(stage: Stage, step: int) -> Batch:
             g = torch.Generator().manual_seed(seed * 1_000_003 + step)
             rows, tasks = stored_tasks(family, data, math.prod(training.shape), step, g)
-            return by_learner(stage.draw(space.standardise(rows.targets[:, -1]), tasks, g), training.shape)
+            return by_learner(training.shape, **stage.draw(space.standardise(rows.targets[:, -1]), tasks, g))
 
         for number, stage in enumerate(self.stages(net, data)):
             batches = partial(batch_at, stage)
