@@ -8,7 +8,8 @@ import pytest
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import checked, read_recipe
 from mcdi.experiments.recipe_files import read_tables, recipe_names, to_toml
-from mcdi.methods import Sampling, make_method
+from mcdi.methods import make_method
+from mcdi.methods.sampling import Sampling
 
 TEXT = '[family]\ndata = "text"\nnetwork = "lora"'
 
