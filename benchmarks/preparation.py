@@ -18,6 +18,7 @@ values do not change the arithmetic.
 
 import argparse
 import copy
+import importlib.util
 import itertools
 import math
 import os
@@ -27,8 +28,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,24 +85,19 @@ def conv4(channels: int = 64, way: int = 5) -> nn.Module:
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(channels, way))
 
 
-def head() -> Pool:
-    return Pool("linear head", LinearHead(64, 5), (64,), 100)
-
-
-def deep() -> Pool:
-    return Pool("3-layer MLP", Network(mlp(64, 64, 64, 5)), (64,), 25)
-
-
-def deep_on_more() -> Pool:
-    return Pool("the same, 100 examples", Network(mlp(64, 64, 64, 5)), (64,), 100)
-
-
-def conv() -> Pool:
-    return Pool("Conv-4", Network(conv4()), (1, 28, 28), 25)
-
-
-def wide() -> Pool:
-    return Pool("MLP of 203,530 weights", Network(mlp(784, 256, 10)), (784,), 25, way=10)
+CASES: dict[str, Callable[[], Pool]] = {
+    "head": lambda: Pool("linear head", LinearHead(64, 5), (64,), 100),
+    "deep": lambda: Pool("3-layer MLP", Network(mlp(64, 64, 64, 5)), (64,), 25),
+    "deep on more": lambda: Pool("the same, 100 examples", Network(mlp(64, 64, 64, 5)), (64,), 100),
+    "conv": lambda: Pool("Conv-4", Network(conv4()), (1, 28, 28), 25),
+    "wide": lambda: Pool("MLP of 203,530 weights", Network(mlp(784, 256, 10)), (784,), 25, way=10),
+}
+# A chunk of `prepare` and how many there are, and the tasks of a loop: so that every contender takes seconds.
+SIZES = {"head": (500, 40, 10), "deep": (500, 16, 6), "deep on more": (250, 16, 6), "conv": (1, 8, 1)}
+GROWTH = {"head": (0.1, 5000), "wide": (0.25, 40)}  # budget in GiB, fewest tasks
+SPEEDS = ("plain loop", "higher", "batched, 1 thread", "prepare, all cores", "1 thread: / plain", "all cores: / plain")
+COLUMNS = ("network", *SPEEDS, "/ higher", "of peak: plain", "of peak: batched", "start-up (s)")
+GROWTH_COLUMNS = ("network", "tasks", "budget (MiB)", "peak (MiB)", "seconds", "exponent of time")
 
 
 def begin(family: Pool, seed: int, device: str) -> tuple[Tensor, Tensor, nn.Module, torch.optim.Optimizer]:
@@ -181,41 +178,31 @@ def profile(family: Pool) -> str:
 def prepared(family: Pool, settings: Preparation, workers: int, device: str) -> tuple[float, float]:
     """Tasks a second of `prepare` once every worker has made a shard, and the seconds before the first shard."""
     moments: list[tuple[float, int]] = []
+
+    def note(what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        moments.append((time.perf_counter(), done))
+
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        prepare(
-            family,
-            Path(folder) / "store",
-            settings,
-            workers=workers,
-            device=device,
-            progress=lambda _, done, __, ___: moments.append((time.perf_counter(), done)),
-        )
+        prepare(family, Path(folder) / "store", settings, workers=workers, device=device, progress=note)
     (begin, before), (end, after) = moments[workers], moments[-1]  # the first call reports an empty store
     return (after - before) / (end - begin), moments[1][0] - start
 
 
-def speed(case: Callable[[], Pool], chunk: int, shards: int, loop_tasks: int, rounds: int, device: str) -> list[str]:
+def speed(case: str, rounds: int, device: str) -> list[str]:
     """A row of the table of speeds."""
-    family, cores = case(), os.cpu_count() or 1
+    family, cores, (chunk, shards, loop_tasks) = CASES[case](), os.cpu_count() or 1, SIZES[case]
     workers = cores if device == "cpu" else 1
     settings = Preparation(tasks=chunk * shards, epochs=EPOCHS, k=K, lr=LR, chunk=chunk, memory=1.0)
     at_once = tile_size(family, "train", settings, device)
-    loops = {"plain": plain} | ({"higher": through_higher} if higher_is_installed() else {})
+    loops = {"plain": plain} | ({"higher": through_higher} if importlib.util.find_spec("higher") else {})
     contenders: dict[str, tuple[Callable[[], object], int, int]] = {}
     for name, loop in loops.items():
-        for threads in {1, cores}:
-            contenders[f"{name} {threads}"] = (
-                lambda f=loop: [f(family, n, device) for n in range(loop_tasks)],
-                loop_tasks,
-                threads,
-            )
+        call = partial(lambda loop: [loop(family, n, device) for n in range(loop_tasks)], loop)
+        contenders |= {f"{name} {threads}": (call, loop_tasks, threads) for threads in {1, cores}}
     batched_tasks = min(chunk, max(1, at_once))
-    contenders["batched"] = (
-        lambda: trajectories(family, "train", range(batched_tasks), settings, device, at_once=at_once),
-        batched_tasks,
-        1,
-    )
+    call = partial(trajectories, family, "train", range(batched_tasks), settings, device, at_once=at_once)
+    contenders["batched"] = (call, batched_tasks, 1)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
         for name, (call, tasks, threads) in contenders.items():
@@ -224,33 +211,16 @@ def speed(case: Callable[[], Pool], chunk: int, shards: int, loop_tasks: int, ro
     best = {name: max(median[n] for n in median if n.startswith(name)) for name in loops}
     many, started = prepared(family, settings, workers, device)
 
-    def of_peak(tasks_a_second: float, threads: int) -> str:
-        return f"{100 * tasks_a_second * flops(family) / (threads * peak()):.0f} %" if device == "cpu" else ""
+    def of_peak(tasks_a_second: float) -> str:
+        return f"{100 * tasks_a_second * flops(family) / peak():.0f} %" if device == "cpu" else ""
 
-    return [
-        family.name,
-        f"{best['plain']:.3g}",
-        f"{best['higher']:.3g}" if "higher" in best else "not installed",
-        f"{median['batched']:.4g}",
-        f"{many:.4g}",
-        f"{median['batched'] / median['plain 1']:.1f}x",
-        f"{many / best['plain']:.1f}x",
-        f"{many / best['higher']:.1f}x" if "higher" in best else "",
-        of_peak(median["plain 1"], 1),
-        of_peak(median["batched"], 1),
-        f"{started:.1f}",
-    ]
-
-
-def higher_is_installed() -> bool:
-    try:
-        import higher  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-GROWTH = {"head": (head, 0.1, 5000), "wide": (wide, 0.25, 40)}  # case, budget in GiB, fewest tasks
+    one, batched = median["plain 1"], median["batched"]
+    higher, gain = "not installed", ""
+    if "higher" in best:
+        higher, gain = f"{best['higher']:.3g}", f"{many / best['higher']:.1f}x"
+    speeds = [f"{best['plain']:.3g}", higher, f"{batched:.4g}", f"{many:.4g}"]
+    ratios = [f"{batched / one:.1f}x", f"{many / best['plain']:.1f}x", gain]
+    return [family.name, *speeds, *ratios, of_peak(one), of_peak(batched), f"{started:.1f}"]
 
 
 def peak_memory() -> float:
@@ -263,9 +233,9 @@ def peak_memory() -> float:
 
 def grow(name: str, factor: int) -> None:
     """Run in its own process: prepare, and print the added peak memory (MiB) and the seconds."""
-    case, budget, fewest = GROWTH[name]
+    budget, fewest = GROWTH[name]
     torch.set_num_threads(1)
-    family = case()
+    family = CASES[name]()
     prepared_before = Preparation(tasks=1, epochs=K, k=K)
     with tempfile.TemporaryDirectory() as folder:
         prepare(family, Path(folder) / "first", prepared_before)
@@ -278,28 +248,26 @@ def grow(name: str, factor: int) -> None:
 
 
 def growth(name: str) -> list[list[str]]:
-    case, budget, fewest = GROWTH[name]
-    rows = []
+    (budget, fewest), rows = GROWTH[name], []
     for factor in (1, 2, 5, 10):
-        printed = subprocess.run(
-            [sys.executable, __file__, "--grow", name, str(factor)], capture_output=True, text=True, check=True
-        ).stdout
-        mib, seconds = map(float, printed.split())
-        rows.append((fewest * factor, mib, seconds))
+        command = [sys.executable, __file__, "--grow", name, str(factor)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows.append((fewest * factor, *map(float, printed.split())))
     logs = torch.tensor([[math.log(n), math.log(s)] for n, _, s in rows])
     centred = logs - logs.mean(0)
     exponent = float((centred[:, 0] * centred[:, 1]).sum() / centred[:, 0].square().sum())
-    return [
-        [
-            case().name,
-            f"{n:,}",
-            f"{budget * 1024:.0f}",
-            f"{mib:.0f}",
-            f"{s:.1f}",
-            f"{exponent:.3f}" if n == rows[-1][0] else "",
-        ]
-        for n, mib, s in rows
-    ]
+    shown = [[CASES[name]().name, f"{n:,}", f"{budget * 1024:.0f}", f"{mib:.0f}", f"{s:.1f}", ""] for n, mib, s in rows]
+    shown[-1][-1] = f"{exponent:.3f}"
+    return shown
+
+
+def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def main() -> None:
@@ -314,36 +282,13 @@ def main() -> None:
     console = Console(width=170)
     console.print(f"preparation: {provenance()}")
     console.print(f"a matrix product reaches {peak() / 1e9:.1f} GFLOP/s on one thread")
-    table = Table(title=f"tasks a second, {EPOCHS} Adam steps each; {arguments.device}")
-    columns = (
-        "network",
-        "plain loop",
-        "higher",
-        "batched, 1 thread",
-        "prepare, all cores",
-        "1 thread: / plain",
-        "all cores: / plain",
-    )
-    for column in (*columns, "/ higher", "of peak: plain", "of peak: batched", "start-up (s)"):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for case, chunk, shards, loop_tasks in (
-        (head, 500, 40, 10),
-        (deep, 500, 16, 6),
-        (deep_on_more, 250, 16, 6),
-        (conv, 1, 8, 1),
-    ):
-        table.add_row(*speed(case, chunk, shards, loop_tasks, arguments.rounds, arguments.device))
-    console.print(table)
+    rows = (speed(case, arguments.rounds, arguments.device) for case in SIZES)
+    console.print(table_of(f"tasks a second, {EPOCHS} Adam steps each; {arguments.device}", COLUMNS, rows))
     if arguments.device != "cpu":
         return
-    console.print(f"the plain loop's time on Conv-4, one thread: {profile(conv())}")
-    table = Table(title="one worker while the tasks grow tenfold")
-    for column in ("network", "tasks", "budget (MiB)", "peak (MiB)", "seconds", "exponent of time"):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for name in GROWTH:
-        for row in growth(name):
-            table.add_row(*row)
-    console.print(table)
+    console.print(f"the plain loop's time on Conv-4, one thread: {profile(CASES['conv']())}")
+    rows = (row for name in GROWTH for row in growth(name))
+    console.print(table_of("one worker while the tasks grow tenfold", GROWTH_COLUMNS, rows))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from test_report import plain, put, result
 
 from mcdi.errors import McdiError
 from mcdi.experiments.logs import TrainingLog
-from mcdi.experiments.report import read_runs, rich_comparison, write_comparison
-from mcdi.experiments.report.compare import about, cells, states
-from mcdi.experiments.report.runs import differences
+from mcdi.experiments.report.compare import about, cells, differences, read_runs, rich_comparison, states, write_comparison
 
 RECIPE: dict[str, Any] = {
     "name": "a",

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from contextlib import closing
 
 import pytest
 from conftest import curves, mcdi
@@ -28,7 +29,7 @@ def complete(*totals):
 class TestLog:
     def test_a_line_a_step(self, tmp_path):
         path = tmp_path / "new" / "log.jsonl"
-        with TrainingLog(path) as log:
+        with closing(TrainingLog(path)) as log:
             log(1, 2, {"loss": 0.5, "lr": 0.01})
             log(2, 2, {"loss": 0.25, "lr": 0.005})
         first, last = (json.loads(line) for line in path.read_text().splitlines())
@@ -119,11 +120,11 @@ class TestTensorBoard:
         pytest.importorskip("tensorboard")
         path, events = tmp_path / "log.jsonl", tmp_path / "events"
         report(TrainingLog(path), 1, 2, 3)  # without the option
-        with TrainingLog(path, events) as log:
+        with closing(TrainingLog(path, events)) as log:
             report(log, *range(3, 11), of=100.0)
             report(log, 1, 2, total=4)
         assert len(self.scalars(events)["loss"]) == 10
-        with TrainingLog(path, events) as log:
+        with closing(TrainingLog(path, events)) as log:
             report(log, 9, 10, of=200.0)
             report(log, 2, 3, 4, total=4)
         losses = [1, 2, *range(103, 109), 209, 210]

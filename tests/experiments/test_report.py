@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 
 from mcdi.errors import McdiError
-from mcdi.experiments.report import markdown, rich_table, rows, write_report
+from mcdi.experiments.report.page import write_report
+from mcdi.experiments.report.results import rows
 from mcdi.experiments.report.summary import takeaway
+from mcdi.experiments.report.table import markdown, rich_table
 
 SECTIONS = ["Results", "Accuracy", "Samplers", "Along the chain", "Training", "Latency", "Loss landscape"]
 SECTIONS += ["Novelty", "Provenance", "Recipe"]
@@ -262,17 +264,17 @@ def test_no_results(tmp_path: Path) -> None:
 
 BREAKS: list[tuple[str, Any, str]] = [
     ("shots.1.mean", None, "shots.1.mean is missing"),
-    ("shots.1.mean", "high", "shots.1.mean is 'high', not a finite number"),
-    ("shots.1.ci95", math.nan, "shots.1.ci95 is nan, not a finite number"),
+    ("shots.1.mean", "high", "shots.1.mean is 'high', but should be a valid number"),
+    ("shots.1.ci95", math.nan, "shots.1.ci95 is nan, but should be a finite number"),
     ("shots.1.samplers.ddpm.mean", True, "shots.1.samplers.ddpm.mean is True"),
     ("shots", {}, "shots has the keys"),
     ("shots", {"many": SCORE}, "shots has the keys \\['many'\\]"),
-    ("shots", [], "shots is \\[\\], not a JSON object"),
+    ("shots", [], "shots is \\[\\], but should be an object"),
     ("latency_ms.apply", None, "latency_ms.apply is missing"),
-    ("losses", [[100]], "losses.0 is \\[100\\], not a list of 2"),
-    ("curve", 3, "curve is 3, not a list"),
-    ("tasks", 1.5, "tasks is 1.5, not of type int"),
-    ("gradient_free", "no", "gradient_free is 'no', not of type bool"),
+    ("losses", [[100]], "losses.0.1 is missing"),
+    ("curve", 3, "curve is 3, but should be a valid array"),
+    ("tasks", 1.5, "tasks is 1.5, but should be a valid integer"),
+    ("gradient_free", "no", "gradient_free is 'no', but should be a valid boolean"),
     ("seed", 7, "method and seed are 'mc-di' and 7"),
 ]
 
@@ -320,10 +322,10 @@ def test_results_that_do_not_belong_together(tmp_path: Path, other: dict[str, An
     [
         ("landscape", LANDSCAPE | {"loss": [[1.0, 2.0]]}, "loss is not 2 rows"),
         ("landscape", {"x": [1.0]}, "y is missing"),
-        ("landscape", LANDSCAPE | {"chains": {"mc-di": []}}, "chains.mc-di is empty"),
-        ("novelty", NOVELTY | {"noised": []}, "noised is empty"),
+        ("landscape", LANDSCAPE | {"chains": {"mc-di": []}}, "chains.mc-di is \\[\\], but list should have at least 1 item"),
+        ("novelty", NOVELTY | {"noised": []}, "noised is \\[\\], but list should have at least 1 item"),
         ("novelty", NOVELTY | {"targets": ["far"]}, "targets.0 is 'far'"),
-        ("recipe", ["name"], "its content is \\['name'\\], not a JSON object"),
+        ("recipe", ["name"], "its content is \\['name'\\], but should be an object"),
         ("recipe", {"steps": 3}, "name is missing"),
     ],
 )
@@ -346,5 +348,6 @@ def test_mixed_machines_are_pointed_out(full: Path) -> None:
 
 
 def test_import_loads_no_plotting() -> None:
-    code = "import sys, mcdi.experiments.report; sys.exit('matplotlib' in sys.modules or 'rich' in sys.modules)"
+    code = "import sys, mcdi.experiments.report.page, mcdi.experiments.report.compare; "
+    code += "sys.exit('matplotlib' in sys.modules or 'rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

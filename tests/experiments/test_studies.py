@@ -17,11 +17,11 @@ from mcdi.errors import McdiError
 from mcdi.experiments import run
 from mcdi.experiments.evaluate import distance
 from mcdi.experiments.recipe import Evaluation, read_recipe
-from mcdi.experiments.run import read_run, with_seeds
-from mcdi.experiments.studies import STUDIES, find_study, measures, quick, reproduce
-from mcdi.experiments.studies.distillation import distil
+from mcdi.experiments.run import Context, read_run, with_seeds
+from mcdi.experiments.studies import ABOUT, STUDIES, find_study, measures, quick, reproduce
+from mcdi.experiments.studies.measures import distil
 from mcdi.experiments.studies.studies import fitting_methods
-from mcdi.experiments.studies.variants import Context, Variant, model_folder, trained
+from mcdi.experiments.studies.variants import Variant, model_folder, on_variant, trained
 from mcdi.generator.saving import load_method
 from mcdi.methods import all_methods
 from mcdi.methods.meta_training import MetaTraining
@@ -39,7 +39,7 @@ def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, s
     table = list(csv.DictReader(stem.with_suffix(".csv").read_text().splitlines()))
     assert table
     text = stem.with_suffix(".md").read_text()
-    assert text.startswith(f"# {study}: {STUDIES[study].about}")
+    assert text.startswith(f"# {study}: {ABOUT[study]}")
     assert "commit" in text
     with Image.open(stem.with_suffix(".png")) as picture:
         assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 5  # something is drawn
@@ -224,7 +224,7 @@ def test_what_decides_a_generator_decides_its_folder(done: Path) -> None:
     context = Context(done)
     plain = model_folder(context, Variant({"a": 1}, "mc-di"), 0)
     assert plain == model_folder(context, Variant({"b": 2}, "mc-di"), 0)
-    more = Context(done, {"condition": "spread"}).family.downstream.condition_size
+    more = on_variant(context, Variant({}, "mc-di", family={"condition": "spread"})).family.downstream.condition_size
     assert more > context.family.downstream.condition_size
     for other in (
         model_folder(context, Variant({}, "mc-di"), 1),

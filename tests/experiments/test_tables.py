@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.statistics import interval, student_t
-from mcdi.experiments.studies.charts import Chart, _panel
-from mcdi.experiments.studies.tables import as_csv, as_markdown, lines
+from mcdi.experiments.studies.tables import Chart, _panel, as_csv, as_markdown, lines
 from mcdi.experiments.studies.variants import Measured
 
 

@@ -8,8 +8,9 @@ import torch
 from conftest import mcdi
 
 from mcdi.errors import McdiError
+from mcdi.experiments.run import Context
 from mcdi.experiments.studies.uncertainty import auroc, disjoint_tasks, ensembles, expected_calibration_error
-from mcdi.experiments.studies.variants import Context, Variant, model_folder, trained
+from mcdi.experiments.studies.variants import Variant, model_folder, trained
 from mcdi.generator.saving import load_method
 from mcdi.tasks.episodes import FewShot
 from mcdi.utils.workers import silent

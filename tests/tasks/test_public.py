@@ -11,8 +11,9 @@ from PIL import Image
 from test_photos import RECIPE, arrays, as_folders, images, photo
 
 from mcdi.errors import McdiError
+from mcdi.experiments.run import Context
 from mcdi.experiments.studies import named_targets, transfer
-from mcdi.experiments.studies.variants import Context, Variant
+from mcdi.experiments.studies.variants import Variant
 from mcdi.methods import make_method
 from mcdi.tasks.images.public import public_images
 

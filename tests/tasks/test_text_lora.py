@@ -14,9 +14,9 @@ from tiny_models import TARGETS, drawn, lora, peft, transformers
 from mcdi.errors import McdiError
 from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.recipe import read_recipe
-from mcdi.experiments.run import read_run
+from mcdi.experiments.run import Context, read_run
 from mcdi.experiments.studies import adapters
-from mcdi.experiments.studies.variants import Context, Variant
+from mcdi.experiments.studies.variants import Variant
 from mcdi.generator.adapters import peft_name
 from mcdi.generator.api import load
 from mcdi.methods import make_method

@@ -1,17 +1,12 @@
-"""`mcdi generate`: weights for a task of the user's own, from images of a few classes or from labelled sentences."""
+"""What is done with a trained generator: `mcdi generate`, `mcdi export` to one file, `mcdi push` to the Hugging Face Hub."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mcdi.cli.options import Device, Model, console
 from mcdi.errors import McdiError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mcdi.generator.api import Generator
 
 
 def generate(
@@ -38,62 +33,83 @@ def generate(
 
     Example: [bold]mcdi generate runs/glyphs/methods/mc-di-0 --support my-symbols/ --query photos/[/]
     """
+    import torch
+
+    from mcdi.generator.adapters import save_adapter
     from mcdi.generator.api import load
     from mcdi.networks.lora import LoraClassifier
+    from mcdi.tasks.images.class_images import read_folder, read_images
+    from mcdi.tasks.text.labelled import read_texts, read_unlabelled
     from mcdi.utils.files import write_tensors
     from mcdi.utils.workers import pick_device
 
     generator = load(model, pick_device(device))
-    texts = isinstance(generator.network, LoraClassifier)
+    network = generator.network
+    texts = isinstance(network, LoraClassifier)
     if adapter is not None and not texts:
-        raise McdiError(f"--adapter is for language models, and {model} generates a {generator.network.kind}: use --out")
-    x, y, names = _support(support, generator, texts)
+        raise McdiError(f"--adapter is for language models, and {model} generates a {network.kind}: use --out")
+    x: Any
+    if texts:
+        labelled = read_texts(support)
+        x, y, names = labelled.texts, torch.tensor(labelled.labels), list(labelled.classes)
+    else:
+        x, y, names = read_folder(support, generator.image_shape)
     weights, confidence = generator.sample((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
-    _print_confidence(float(confidence))
-    if adapter is not None:
-        from mcdi.generator.adapters import save_adapter
-
-        assert isinstance(generator.network, LoraClassifier)
-        save_adapter(generator.network, weights, adapter, classes=names, examples=len(y))
+    if confidence < 1:
+        blend = "are blended with those of ridge regression" if confidence else "are those of ridge regression"
+        note = f"note: confidence {float(confidence):.0%}: these examples are unlike the training tasks, the weights {blend}"
+        console.print(note, soft_wrap=True, markup=False)
+    if adapter is not None and isinstance(network, LoraClassifier):
+        save_adapter(network, weights, adapter, classes=names, examples=len(y))
         written = f"{adapter}: adapter"
     else:
         write_tensors(out, weights, {"classes": names})
         written = f"{out}: " + ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
     console.print(f"{written} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
     if query is not None:
-        new, labels = _queries(query, generator, texts)
-        for label, choice in zip(labels, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
+        new: Any
+        new, labels = (read_unlabelled(query), None) if texts else read_images(query, generator.image_shape)
+        shown = labels or ["\t".join(sentences) for sentences in new]
+        for label, choice in zip(shown, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
             typer.echo(f"{label}\t{names[choice]}")
 
 
-def _print_confidence(confidence: float) -> None:
-    if confidence < 1:
-        blend = "are blended with those" if confidence else "are those"
-        note = f"note: confidence {confidence:.0%}: these examples are unlike the training tasks, the weights {blend} of ridge"
-        console.print(f"{note} regression", soft_wrap=True, markup=False)
+def export(
+    model: Model,
+    out: Annotated[
+        Path | None, typer.Argument(help="The file (default: sampler.onnx or sampler.pt2 in MODEL).", show_default=False)
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", help="onnx, or torch: a torch.export program (.pt2).")] = "onnx",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T (default: as trained).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = none (default: as trained).")] = None,
+) -> None:
+    """One file from the features and labels of a support set to weights, checked to give what the generator gives.
+
+    Example: [bold]mcdi export runs/glyphs/methods/mc-di-0 --format onnx[/]
+    """
+    from mcdi.generator import export as exporting
+    from mcdi.generator import hub
+    from mcdi.generator.api import load
+    from mcdi.generator.saving import MODEL
+
+    folder = hub.located(model)
+    # A generator of the Hub lies in its cache, to which nothing is added.
+    path = out or (folder if folder == model else Path()) / exporting.FILES.get(kind, kind)
+    difference = exporting.export(load(folder), path, kind, weights=folder / MODEL, steps=steps, temperature=temperature)
+    typer.echo(f"{path}: differs from the generator's weights by {difference:.1e} of the largest at most")
 
 
-def _support(path: Path, generator: "Generator", texts: bool) -> "tuple[Any, Tensor, list[str]]":
-    """Examples, their labels, and the names of the classes."""
-    if not texts:
-        from mcdi.tasks.images.class_images import read_folder
+def push(
+    model: Model,
+    name: Annotated[str, typer.Argument(help="Its name on the Hub: user/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Visible to you only (default: as your account has it).")] = False,
+) -> None:
+    """Put a trained generator on the Hugging Face Hub: config.json, model.safetensors and a card, or the README.md in MODEL.
 
-        return read_folder(path, generator.image_shape)
-    import torch
+    Example: [bold]mcdi push runs/glyphs/methods/mc-di-0 me/letters --private[/]
+    """
+    from mcdi.generator import hub
+    from mcdi.generator.card import model_card
 
-    from mcdi.tasks.text.labelled import read_texts
-
-    examples = read_texts(path)
-    return examples.texts, torch.tensor(examples.labels), list(examples.classes)
-
-
-def _queries(path: Path, generator: "Generator", texts: bool) -> tuple[Any, list[Any]]:
-    """What is classified, and what each is called in the output."""
-    if not texts:
-        from mcdi.tasks.images.class_images import read_images
-
-        return read_images(path, generator.image_shape)
-    from mcdi.tasks.text.labelled import read_unlabelled
-
-    sentences = read_unlabelled(path)
-    return sentences, ["\t".join(s) for s in sentences]
+    url = hub.push(model, name, card=model_card(name, model), private=private or None)
+    typer.echo(f"{url}: load it with mcdi.load({name!r})")

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mcdi import __version__
-from mcdi.cli.export import export, push
-from mcdi.cli.generate import generate
+from mcdi.cli.generate import export, generate, push
 from mcdi.cli.options import (
     Data,
     Device,
@@ -20,15 +19,15 @@ from mcdi.cli.options import (
     ShownRecipe,
     TensorBoard,
     Workers,
+    begin,
     console,
     recipe_of,
     workers_of,
 )
 from mcdi.cli.progress import progress
-from mcdi.cli.report import report
 from mcdi.cli.serve import serve
 from mcdi.cli.store import app as store_app
-from mcdi.cli.studies import compare, reproduce, transfer
+from mcdi.cli.studies import compare, report, reproduce, transfer
 from mcdi.errors import McdiError
 
 if TYPE_CHECKING:
@@ -69,19 +68,21 @@ def _options(
 def _jobs(folder: Path, methods: list[str] | None) -> list[tuple[str, int]]:
     from mcdi.experiments import run as job
 
-    jobs = job.jobs_of(job.read_run(folder))
-    for name in methods or []:
-        if name not in {n for n, _ in jobs}:
-            raise McdiError(f"{name!r} is not a method of this run: choose {', '.join(dict.fromkeys(n for n, _ in jobs))}")
-    return [j for j in jobs if not methods or j[0] in methods]
+    recipe = job.read_run(folder)
+    unknown = [name for name in methods or () if name not in recipe.methods]
+    if unknown:
+        raise McdiError(f"{unknown[0]!r} is not a method of this run: choose {', '.join(recipe.methods)}")
+    return job.with_seeds(recipe, [n for n in recipe.methods if not methods or n in methods], str)
 
 
 def _report(folder: Path) -> None:
-    from mcdi.experiments.report import rich_table, rows, write_report
+    from mcdi.experiments.report.page import write_report
+    from mcdi.experiments.report.results import rows
+    from mcdi.experiments.report.table import rich_table
 
-    path = write_report(folder)
+    page = write_report(folder)
     Console().print(rich_table(rows(folder)))
-    typer.echo(f"report: {path}")
+    typer.echo(f"report: {page}")
 
 
 @app.command()
@@ -99,13 +100,13 @@ def run(
     Example: [bold]mcdi run omniglot --data path/to/omniglot[/]
     """
     from mcdi.experiments import run as job
-    from mcdi.utils.workers import pick_device
 
-    settings, where = recipe_of(recipe, seed), pick_device(device)
-    folder = out or Path("runs") / settings.name
-    count = workers_of(workers, where)
+    folder, where, count = begin(recipe_of(recipe, seed), out, device, workers)
     with progress(console) as show:
-        job.run(folder, settings, data=data, device=where, workers=count, progress=show, tensorboard=tensorboard)
+        job.prepare_run(folder, data=data, device=where, workers=count, progress=show)
+        shared = job.Jobs(folder, where, tensorboard=tensorboard)
+        job.train_and_evaluate(shared, _jobs(folder, None), workers=count, progress=show)
+        job.finish(folder, progress=show)
     _report(folder)
 
 
@@ -121,11 +122,8 @@ def prepare(
 ) -> None:
     """Only the preparation: data, backbone, and the optimiser's trajectories on every training task."""
     from mcdi.experiments import run as job
-    from mcdi.utils.workers import pick_device
 
-    settings, where = recipe_of(recipe, seed), pick_device(device)
-    folder, count = out or Path("runs") / settings.name, workers_of(workers, where)
-    job.open_run(folder, settings)
+    folder, where, count = begin(recipe_of(recipe, seed), out, device, workers)
     with progress(console) as show:
         job.prepare_run(folder, data=data, device=where, workers=count, progress=show, backend=cast("Backend", backend))
     console.print(f"prepared: {folder}; next: mcdi train {folder}", soft_wrap=True, markup=False)
@@ -133,20 +131,16 @@ def prepare(
 
 @app.command()
 def train(
-    folder: Folder,
-    method: Method = None,
-    device: Device = "auto",
-    workers: Workers = None,
-    tensorboard: TensorBoard = False,
+    folder: Folder, method: Method = None, device: Device = "auto", workers: Workers = None, tensorboard: TensorBoard = False
 ) -> None:
     """Meta-train the methods of a prepared run; they are saved under FOLDER/methods/NAME-SEED, with a log of every training."""
     from mcdi.experiments import run as job
     from mcdi.utils.workers import pick_device
 
-    where = pick_device(device)
-    jobs, count = _jobs(folder, method), workers_of(workers, where)
+    shared = job.Jobs(folder, pick_device(device), score=False, tensorboard=tensorboard)
+    jobs, count = _jobs(folder, method), workers_of(workers, shared.device)
     with progress(console) as show:
-        job.train_and_evaluate(folder, jobs, workers=count, device=where, progress=show, score=False, tensorboard=tensorboard)
+        job.train_and_evaluate(shared, jobs, workers=count, progress=show)
     console.print(f"trained: {folder}/methods; next: mcdi evaluate {folder}", soft_wrap=True, markup=False)
 
 
@@ -157,7 +151,7 @@ def evaluate(folder: Folder, method: Method = None, workers: Workers = None) -> 
 
     jobs, count = _jobs(folder, method), workers_of(workers, "cpu")
     with progress(console) as show:
-        job.train_and_evaluate(folder, jobs, workers=count, device="cpu", progress=show, train=False)
+        job.train_and_evaluate(job.Jobs(folder, train=False), jobs, workers=count, progress=show)
         job.finish(folder, progress=show)
     _report(folder)
 
@@ -186,6 +180,8 @@ def recipes(recipe: ShownRecipe = None) -> None:
 
     Example: [bold]mcdi recipes natural > mine.toml[/]
     """
+    from dataclasses import asdict
+
     from mcdi.experiments.recipe_files import read_tables, recipe_names, to_toml
 
     if recipe is None:
@@ -193,13 +189,10 @@ def recipes(recipe: ShownRecipe = None) -> None:
         for name in names:
             typer.echo(f"{name:<{max(map(len, names))}}  {read_tables(name)['about']}")
         return
-    from dataclasses import asdict
-
-    from mcdi.experiments.recipe import read_recipe
-
+    values = asdict(recipe_of(recipe, None))
     typer.echo(f"# All values of the recipe {recipe}, for `mcdi run FILE.toml`.")
     typer.echo(f'# A file with base = "{recipe}" needs only the values that differ.')
-    typer.echo("\n".join(to_toml(asdict(read_recipe(recipe)))))
+    typer.echo("\n".join(to_toml(values)))
 
 
 def main() -> None:

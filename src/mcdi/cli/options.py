@@ -30,8 +30,7 @@ def _tensorboard(asked: bool) -> bool:
 
 
 RecipeName = Annotated[
-    str,
-    typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.", autocompletion=_recipe_names),
+    str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.", autocompletion=_recipe_names)
 ]
 ShownRecipe = Annotated[
     str | None,
@@ -58,6 +57,16 @@ def workers_of(asked: int | None, device: str) -> int:
     if asked or device != "cpu":
         return asked or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def begin(recipe: "Recipe", out: Path | None, device: str, workers: int | None) -> tuple[Path, str, int]:
+    """Claim the folder of a run; with it the device and the number of processes."""
+    from mcdi.experiments.run import open_run
+    from mcdi.utils.workers import pick_device
+
+    where, folder = pick_device(device), out or Path("runs") / recipe.name
+    open_run(folder, recipe)
+    return folder, where, workers_of(workers, where)
 
 
 def recipe_of(name: str, seed: int | None) -> "Recipe":

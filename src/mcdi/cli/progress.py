@@ -36,12 +36,7 @@ class _Step(NamedTuple):
 
 
 class PlainLines:
-    """A line at the start and at the end of every step, and one every `EVERY` seconds in between.
-
-    Args:
-        write: takes a line, without its end.
-        clock: seconds.
-    """
+    """Writes a line at the start and at the end of every step, and one every `EVERY` seconds in between."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self.write, self.clock = write, clock
@@ -66,7 +61,7 @@ def _bars(console: Console) -> Iterator["Progress"]:
     """A bar with rate and time left for each step."""
     from rich import progress as rich
 
-    columns = (
+    with rich.Progress(
         rich.SpinnerColumn(),
         rich.TextColumn("{task.description:<24}"),
         rich.BarColumn(),
@@ -75,8 +70,8 @@ def _bars(console: Console) -> Iterator["Progress"]:
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
         rich.TextColumn("{task.fields[figure]}"),
-    )
-    with rich.Progress(*columns, console=console) as bars:
+        console=console,
+    ) as bars:
         steps: dict[str, tuple[rich.TaskID, int]] = {}
 
         def show(what: str, done: int, total: int, figures: dict[str, float]) -> None:

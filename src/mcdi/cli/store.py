@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
 
 from mcdi.errors import McdiError
 
@@ -34,26 +38,20 @@ def info(store: Store) -> None:
 
     Example: [bold]mcdi store info runs/glyphs/trajectories[/]
     """
-    import torch
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.markup import escape
-    from rich.table import Table
-
     from mcdi.trajectories.store import TrajectoryStore
 
     opened = TrajectoryStore.open(store)
     sums: dict[str, Tensor] = {}
     seeds: list[int] = []
-    shape = torch.Size([0, 0, 0])
+    k = units = numbers = 0
     for part in opened.parts():
-        shape = part.targets.shape[1:]
+        k, units, numbers = part.targets.shape[1:]
         seeds += [int(part.seeds.min()), int(part.seeds.max())]
         for name, column in part.tensors().items():
             if name not in ("targets", "mask", "seeds"):
-                sums[name] = sums.get(name, torch.zeros(())) + column.double().sum(0)
+                total = column.double().sum(0)
+                sums[name] = sums[name] + total if name in sums else total
     means = {name: total / len(opened) for name, total in sums.items()}
-    k, units, numbers = shape
     meta, size = opened.meta, sum(shard["bytes"] for shard in opened.shards)
     table = Table(title=escape(store), show_header=False)
     for name, value in (

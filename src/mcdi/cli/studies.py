@@ -1,12 +1,13 @@
-"""`mcdi reproduce`, `mcdi compare` and `mcdi transfer`: studies on the folder of a run."""
+"""`mcdi reproduce`, `compare` and `transfer`: studies on the folder of a run; `mcdi report`: runs compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from mcdi.cli.options import Data, Out, RecipeName, Workers, console, recipe_of, workers_of
+from mcdi.cli.options import Data, Out, RecipeName, Workers, begin, console, recipe_of
 from mcdi.cli.progress import progress
 
 Results = Annotated[Path, typer.Option("--results", help="Where tables and plots go.")]
@@ -30,8 +31,8 @@ def reproduce(
     from mcdi.experiments import studies
 
     if study == "list":
-        for name, listed in studies.STUDIES.items():
-            typer.echo(f"{name:<{max(map(len, studies.STUDIES))}}  {listed.about}")
+        for name, about in studies.ABOUT.items():
+            typer.echo(f"{name:<{max(map(len, studies.ABOUT))}}  {about}")
         return
     studies.find_study(study)
     _study(study, recipe, out, data, results, small, workers)
@@ -87,9 +88,26 @@ def _study(
     settings = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
     names = studies.choose_methods(methods, settings) if methods else None
     targets = studies.named_targets(target) if study == "transfer" else None
-    folder, count = out or Path("runs") / settings.name, workers_of(workers, "cpu")
-    job.open_run(folder, settings)
+    folder, where, count = begin(settings, out, "cpu", workers)
     with progress(console) as show:
-        job.prepare_run(folder, data=data, device="cpu", workers=count, progress=show)
+        job.prepare_run(folder, data=data, device=where, workers=count, progress=show)
         paths = studies.reproduce(study, folder, results, workers=count, progress=show, methods=names, targets=targets)
+    typer.echo("\n".join(map(str, paths)))
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or unfinished.", metavar="RUN...")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The page, an .html file; a .csv file of the same name is written too.")
+    ] = Path("comparison.html"),
+) -> None:
+    """Compare runs: settings that differ, accuracy, latency, training and its losses. One run will do.
+
+    Example: [bold]mcdi report runs/glyphs runs/glyphs-longer[/]
+    """
+    from mcdi.experiments.report.compare import read_runs, rich_comparison, write_comparison
+
+    runs = read_runs(folders)
+    paths = write_comparison(runs, out)
+    Console().print(rich_comparison(runs))
     typer.echo("\n".join(map(str, paths)))

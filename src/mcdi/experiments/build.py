@@ -10,11 +10,8 @@ from mcdi.utils.workers import Progress
 
 
 def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
-    """The family of a recipe, built in `folder`; what is there already is not made again.
-
-    Raises:
-        McdiError: `data` for a source that reads none, or what the source finds wrong.
-    """
+    """The family of a recipe, built in `folder`; what is there already is not made again. Raises McdiError for `data` given to
+    a source that reads none, and for what the source finds wrong."""
     spec, logs = SOURCES.get(settings.data), dict[str, TrainingLog]()
     if data is not None and not spec.reads_data:
         raise McdiError(f"data = {settings.data!r} is generated and reads no --data: leave it out, or choose another recipe")

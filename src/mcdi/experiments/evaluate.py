@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from mcdi.experiments.statistics import interval
 from mcdi.generator.landscape import plane
 from mcdi.methods import WeightGenerator
-from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
+from mcdi.methods.sampling import SAMPLERS, SupportsSampling
 from mcdi.tasks.family import TaskFamily
 from mcdi.types import TaskBatch
 from mcdi.weights import WeightSpace
+
+NOISE = 0.1  # standard deviation of what makes noised copies of training targets, which a memorising generator would resemble
 
 
 def distance(weights: Tensor, reference: Tensor, space: WeightSpace) -> float:
@@ -29,47 +31,36 @@ def evaluate(
 
     Args:
         method: trained. One that samples is measured with every sampler too, and along its chain at the first shot number.
-        family: whose tasks these are.
-        tasks: how many.
-        seed: of whatever is drawn.
         reference: theta_M (tasks, U, D) of the same tasks; with it the distance of generated weights ("mse") is given too.
 
     Returns:
         {"shots": {shots: {"mean", "ci95", "mse", "scores" of the tasks, "samplers"}}, "curve": [{"t", "score", "mse"}]}.
     """
+    net = family.downstream
+    space = method.space if isinstance(method, SupportsSampling) else None
     out: dict[str, Any] = {"shots": {}, "curve": []}
+
+    def measure(weights: Tensor, batch: TaskBatch) -> tuple[Tensor, float | None]:
+        with torch.no_grad():
+            scores = net.score(weights, batch.query, batch.mask)
+        return scores, None if space is None or reference is None else distance(weights, reference, space)
+
     for shots in family.shots:
         batch = family.sample("test", range(tasks), shots=shots)
-
-        def measure(sampling: Sampling | None, batch: TaskBatch = batch) -> tuple[dict[str, Any], Tensor]:
-            extra: dict[str, Any] = {} if sampling is None else {"sampling": sampling}
-            weights = method.generate(family.downstream, batch.support, batch.mask, seed=seed, **extra)
-            with torch.no_grad():
-                scores = family.downstream.score(weights, batch.query, batch.mask)
-            space = method.space if isinstance(method, SupportsSampling) else None
-            mse = None if space is None or reference is None else distance(weights, reference, space)
-            return {**interval(scores), "mse": mse}, scores
-
-        row, scores = measure(None)
-        row["scores"] = [round(v, 6) for v in scores.tolist()]
+        scores, mse = measure(method.generate(net, batch.support, batch.mask, seed=seed), batch)
+        row: dict[str, Any] = {**interval(scores), "mse": mse, "scores": [round(v, 6) for v in scores.tolist()]}
         if isinstance(method, SupportsSampling) and method.is_chain:
-            row["samplers"] = {name: measure(sampling)[0] for name, sampling in SAMPLERS.items()}
+            row["samplers"] = {}
+            for name, sampling in SAMPLERS.items():
+                weights = method.generate(net, batch.support, batch.mask, seed=seed, sampling=sampling)
+                scores, mse = measure(weights, batch)
+                row["samplers"][name] = {**interval(scores), "mse": mse}
             if shots == family.shots[0]:
-                out["curve"] = _curve(method, family, batch, seed, reference)
+                for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, sampling=SAMPLERS["ddpm"]):
+                    scores, mse = measure(weights, batch)
+                    out["curve"].append({"t": t, "score": float(scores.mean()), "mse": mse})
         out["shots"][str(shots)] = row
     return out
-
-
-def _curve(
-    method: SupportsSampling, family: TaskFamily, batch: TaskBatch, seed: int, reference: Tensor | None
-) -> list[dict[str, Any]]:
-    net = family.downstream
-    points = []
-    for t, weights in method.chain(net, batch.support, batch.mask, seed=seed, sampling=SAMPLERS["ddpm"]):
-        score = float(net.score(weights, batch.query, batch.mask).mean())
-        mse = None if reference is None or method.space is None else distance(weights, reference, method.space)
-        points.append({"t": t, "score": score, "mse": mse})
-    return points
 
 
 def milliseconds(call: Callable[[], Any], repeats: int = 30) -> float:
@@ -105,19 +96,17 @@ def _nearest(points: Tensor, to: Tensor) -> list[float]:
     return [round(v, 4) for v in distances.tolist()]
 
 
-def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSpace, *, noise: float = 0.1) -> dict[str, Any]:
+def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSpace) -> dict[str, Any]:
     """Distances to the nearest stored training target, per unit and standardised, which tell whether a generator memorises.
 
     Args:
         generated, real: (B, U, D) for the same unseen tasks, by the method and by the optimiser.
         trained_on: (N, U, D), training targets.
-        space: standardises them.
-        noise: standard deviation of the Gaussian noise that makes copies, which a memorising generator would resemble.
     """
     g, r, t = (space.standardise(w).flatten(0, 1) for w in (generated, real, trained_on))
     generator = torch.Generator().manual_seed(0)
     copies = t[torch.randperm(len(t), generator=generator)[: len(g)]]
-    noised = copies + noise * torch.randn(copies.shape, generator=generator)
+    noised = copies + NOISE * torch.randn(copies.shape, generator=generator)
     return {
         "generated": _nearest(g, t),
         "targets": _nearest(r, t),
@@ -129,30 +118,19 @@ def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSp
 
 @torch.no_grad()
 def landscape(
-    methods: dict[str, SupportsSampling],
-    family: TaskFamily,
-    targets: Tensor,
-    theta0: Tensor,
-    *,
-    task: int = 0,
-    seed: int = 0,
-    grid: int = 41,
+    methods: Mapping[str, SupportsSampling], family: TaskFamily, targets: Tensor, theta0: Tensor, *, grid: int = 41
 ) -> dict[str, Any]:
-    """Inference chains over the loss of one test task, in the plane of largest variance of chains and trajectory.
+    """Inference chains over the loss of the first test task, in the plane of largest variance of chains and trajectory.
 
     Args:
-        methods: by name.
-        family: of the task.
-        targets: (k, U, D), the trajectory of that task.
-        theta0: (U, D), where it began.
-        task, seed: of the test split, and of the chains.
+        targets, theta0: (k, U, D), the trajectory of that task, and (U, D), where it began.
         grid: points of the plane along each axis; the loss is on all examples of the task's classes.
     """
     net = family.downstream
-    one = family.sample("test", [task])
-    data = family.training_data("test", [task])
+    one = family.sample("test", [0])
+    data = family.training_data("test", [0])
     chains = {
-        n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=seed, sampling=SAMPLERS["ddpm"])])
+        n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=0, sampling=SAMPLERS["ddpm"])])
         for n, m in methods.items()
     }
     trajectory = torch.cat([theta0[None], targets])

@@ -9,9 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from mcdi.errors import McdiError
@@ -31,39 +29,32 @@ class Point(NamedTuple):
     figures: dict[str, float]
 
     def line(self) -> bytes:
-        step = {"stage": self.stage, "step": self.step, "of": self.of, "seconds": round(self.seconds, 3)}
-        return (json.dumps(step | self.figures) + "\n").encode()
+        values = self._replace(seconds=round(self.seconds, 3))._asdict()
+        return (json.dumps(values | values.pop("figures")) + "\n").encode()
 
-
-def _point(line: bytes) -> Point:
-    values = json.loads(line)
-    stage, step, of, seconds = (values.pop(name) for name in ("stage", "step", "of", "seconds"))
-    return Point(int(stage), int(step), int(of), float(seconds), {n: float(v) for n, v in values.items()})
+    @classmethod
+    def of_line(cls, line: bytes) -> "Point":
+        values = json.loads(line)
+        stage, step, of, seconds = (values.pop(name) for name in ("stage", "step", "of", "seconds"))
+        return cls(int(stage), int(step), int(of), float(seconds), {n: float(v) for n, v in values.items()})
 
 
 def read_log(path: Path) -> list[Point]:
-    """The points of a log in order. A last line that a kill cut off is left out; a missing file has no points.
-
-    Raises:
-        McdiError: another line cannot be read.
-    """
+    """The points of a log in order. A last line that a kill cut off is left out; a missing file has no points. Raises McdiError
+    for another line that cannot be read."""
     points: list[Point] = []
     *whole, _cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(whole, 1):
         try:
-            points.append(_point(line))
+            points.append(Point.of_line(line))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise McdiError(f"{path}: line {number} is no point of a training: delete that file, only plots need it") from error
     return sorted(points, key=lambda p: p[:2])
 
 
-class TrainingLog(AbstractContextManager["TrainingLog"]):
-    """A Log that writes at most about LINES evenly spaced points a stage. Steps that a resumed training repeats are replaced.
-
-    Args:
-        path: the file, of lines of JSON.
-        events: a folder for TensorBoard's files, which hold the same.
-    """
+class TrainingLog:
+    """A Log that writes at most about LINES evenly spaced points a stage to the file `path`, and to TensorBoard's files in the
+    folder `events`. Steps that a resumed training repeats are replaced."""
 
     def __init__(self, path: Path, events: Path | None = None) -> None:
         self.path, self.events = path, events
@@ -97,9 +88,6 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def summary_writer() -> Any:

@@ -58,14 +58,11 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         raise McdiError(f"{where}: {error}") from error
     for name in recipe.methods:
         method = method_spec(name).build(recipe.settings_of(name))
-        if not isinstance(method, ChecksNetwork):
-            continue
-        method.check_network(recipe.family.traits)
-        if recipe.preparation.k % method.local_targets:
-            raise McdiError(
-                f"{where}: {name} takes k = {method.local_targets} targets evenly from preparation.k = {recipe.preparation.k}: "
-                "make preparation.k a multiple of it"
-            )
+        if isinstance(method, ChecksNetwork):
+            method.check_network(recipe.family.traits)
+            if (k := recipe.preparation.k) % method.local_targets:
+                wants = f"{name} takes k = {method.local_targets} targets evenly from preparation.k = {k}"
+                raise McdiError(f"{where}: {wants}: make preparation.k a multiple of it")
     if not (recipe.methods and recipe.evaluation.seeds):
         raise McdiError(f"{where}: methods and seeds need at least one entry each")
     if min(recipe.evaluation.tasks, recipe.evaluation.validation, recipe.preparation.tasks) < 1:
@@ -75,16 +72,16 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
 
 def _parsed(values: Mapping[str, Any], where: str) -> Recipe:
     """The recipe before it is checked: the source of data decides what its [family] table holds."""
-    table, problems = values.get("family", {}), []
-    if not isinstance(table, Mapping):
-        problems.append(f"{where}.family = {table!r} must be a table")
-    else:
-        try:
-            family = family_settings(table, f"{where}.family")
-        except McdiError as error:
-            problems.append(str(error))
+    rest, problems = dict(values), []
+    table = rest.pop("family", {})
     try:
-        recipe = make(Recipe, {n: v for n, v in values.items() if n != "family"}, where)
+        if not isinstance(table, Mapping):
+            raise McdiError(f"{where}.family = {table!r} must be a table")
+        family = family_settings(table, f"{where}.family")
+    except McdiError as error:
+        problems.append(str(error))
+    try:
+        recipe = make(Recipe, rest, where)
     except McdiError as error:
         problems.append(str(error))
     if problems:

@@ -18,14 +18,12 @@ def recipe_names() -> list[str]:
 
 
 def read_tables(name: str, folder: Path = Path(), above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a recipe says, its name included, on top of what its base says, table by table.
+    """What a recipe says, its name included, on top of what its base says, table by table. Raises McdiError where there is no
+    such recipe, it is not valid TOML, or bases form a circle.
 
     Args:
         name: a shipped recipe, or the path of a .toml file in `folder`. So is `base`, in the folder of the file that names it.
         above: the files that were read on the way to this base.
-
-    Raises:
-        McdiError: there is no such recipe, it is not valid TOML, or bases form a circle.
     """
     path = folder / name
     where = name if name in recipe_names() else str(path.resolve())

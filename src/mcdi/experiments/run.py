@@ -1,7 +1,5 @@
-"""A run: prepare, train, evaluate, in one folder.
-
-Every step leaves its result on disk in one rename, and a step that finds its result there does nothing: the same command
-resumes.
+"""A run: prepare, train, evaluate, in one folder. Every step leaves its result on disk in one rename, and a step that finds its
+result there does nothing: the same command resumes.
 
     recipe.json  backbone.safetensors  features.safetensors  trajectories/  reference/  methods/  results/  report.html
 """
@@ -12,7 +10,9 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,10 +26,11 @@ from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
 from mcdi.experiments.recipe import Recipe, checked
 from mcdi.generator.api import Generator
 from mcdi.methods import all_methods, method_spec
-from mcdi.methods.base import SupportsDevice
+from mcdi.methods.base import Log, SupportsDevice
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.data import Trajectories
 from mcdi.trajectories.prepare import prepare
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.utils.files import read_json, write_json
@@ -45,13 +46,11 @@ def open_run(folder: Path, recipe: Recipe) -> None:
     # A folder in which nothing was made yet, say after a wrong --data, is not claimed.
     if path.exists() and len(list(folder.iterdir())) > 1:
         old = asdict(read_run(folder))
-        for key in ("tasks", "validation"):
-            if old["evaluation"][key] != resolved["evaluation"][key]:
-                was = f"evaluation.{key} = {old['evaluation'][key]}"
-                raise McdiError(f"{folder} holds a run with {was}: choose another --out, or delete it")
-        for key in ("family", "preparation", "generator", "method", "name"):
-            if old[key] != resolved[key]:
-                raise McdiError(f"{folder} holds a run with another {key} = {old[key]!r}: choose another --out, or delete it")
+        pairs = {f"evaluation.{n}": (old["evaluation"][n], resolved["evaluation"][n]) for n in ("tasks", "validation")}
+        pairs |= {f"another {n}": (old[n], resolved[n]) for n in ("family", "preparation", "generator", "method", "name")}
+        for name, (was, asked) in pairs.items():
+            if was != asked:
+                raise McdiError(f"{folder} holds a run with {name} = {was!r}: choose another --out, or delete it")
     write_json(path, resolved)
 
 
@@ -60,134 +59,107 @@ def read_run(folder: Path) -> Recipe:
     return checked(read_json(folder / "recipe.json"), str(folder / "recipe.json"))
 
 
+class Context:
+    """A run that `open_run` began, and what its steps read: recipe, tasks, trajectories of training tasks and of test tasks. A
+    variant of it has another recipe, and maybe another `store` of training trajectories."""
+
+    def __init__(self, folder: Path, recipe: Recipe | None = None, store: Path | None = None) -> None:
+        self.folder, self.recipe, self.store = folder, recipe or read_run(folder), store or folder / "trajectories"
+
+    @cached_property
+    def family(self) -> TaskFamily:
+        return load_family(self.recipe.family, self.folder)
+
+    @property
+    def tasks(self) -> int:
+        return self.recipe.evaluation.tasks
+
+    @cached_property
+    def reference(self) -> Trajectories:
+        """Those of the test tasks, which no method sees: distances are measured to their ends, theta_M."""
+        return TrajectoryStore.open(self.folder / "reference").read()
+
+    def landscape(self, methods: Mapping[str, SupportsSampling]) -> dict[str, Any]:
+        """The chains of methods over the loss of the first test task, see `evaluate.landscape`."""
+        theta0 = self.family.downstream.theta0(self.recipe.preparation.theta0_seed, self.reference.mask.shape[1])
+        return evaluate.landscape(methods, self.family, self.reference.targets[0], theta0)
+
+
 def prepare_run(
     folder: Path, *, data: Path | None, device: str, workers: int, progress: Progress, backend: Backend = "local"
-) -> TaskFamily:
+) -> None:
     """Images, backbone, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
     recipe = read_run(folder)
     family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
-    for_tests = replace(recipe.preparation, tasks=recipe.evaluation.tasks)
-    for name, split, settings in (("trajectories", "train", recipe.preparation), ("reference", "test", for_tests)):
-        prepare(
-            family,
-            folder / name,
-            settings,
-            split=split,
-            device=device,
-            workers=workers,
-            backend=backend,
-            name=name,
-            progress=progress,
-        )
-    return family
-
-
-def train_one(folder: Path, name: str, seed: int, device: str, progress: Progress, *, tensorboard: bool = False) -> None:
-    """Fit one method with one seed and save it to methods/<name>-<seed>; a later call finds it and returns."""
-    recipe = read_run(folder)
-    label = f"{name}-{seed}"
-    train_method(
-        name,
-        recipe.settings_of(name),
-        load_family(recipe.family, folder),
-        TrajectoryStore.open(folder / "trajectories"),
-        seed=seed,
-        validation=recipe.evaluation.validation,
-        target=folder / "methods" / label,
-        device=device,
-        label=label,
-        progress=progress,
-        events=folder / "tensorboard" / label if tensorboard else None,
-    )
+    fill = partial(prepare, family, device=device, workers=workers, backend=backend, progress=progress)
+    fill(folder / "trajectories", recipe.preparation, split="train", name="trajectories")
+    fill(folder / "reference", replace(recipe.preparation, tasks=recipe.evaluation.tasks), split="test", name="reference")
 
 
 def train_method(
-    name: str,
-    settings: Mapping[str, Any],
-    family: TaskFamily,
-    stored: TrajectoryStore,
-    *,
-    seed: int,
-    validation: int,
-    target: Path,
-    device: str,
-    label: str,
-    progress: Progress,
-    events: Path | None = None,
+    context: Context, name: str, seed: int, target: Path, *, log: Log, device: str = "cpu", events: Path | None = None
 ) -> None:
     """Fit a method and save it with the figures of its training; a later call finds it and returns.
 
     Args:
-        name: of the method.
-        settings: its values.
-        family: the tasks.
-        stored: trajectories of training tasks.
-        seed: decides the result.
-        validation: tasks that choose its sampler.
+        context: the run, whose recipe has the method's settings and the number of tasks that choose its sampler.
         target: folder of the saved method; log.jsonl grows there during training.
-        device: of the training.
-        label: in `progress`.
-        progress: hears of every step.
         events: folder of TensorBoard's files, which hold the same as log.jsonl.
     """
     if (target / "config.json").exists():
         if events is not None and not events.exists():
             EventFiles(events, read_log(target / LOG)).close()
         return
-    spec = method_spec(name)
+    family, stored = context.family, TrajectoryStore.open(context.store)
+    spec, settings = method_spec(name), context.recipe.settings_of(name)
     method = spec.build(settings)
     if isinstance(method, SupportsDevice):
         method.to(device)
     losses: list[list[float]] = []
     training_log = TrainingLog(target / LOG, events)
 
-    def log(done: int, total: int, figures: dict[str, float]) -> None:
+    def report(done: int, total: int, figures: dict[str, float]) -> None:
         if "loss" in figures and (done % max(1, total // 100) == 0):
             losses.append([done, round(figures["loss"], 5)])
         training_log(done, total, figures)
-        progress(label, done, total, figures)
+        log(done, total, figures)
 
     start = time.perf_counter()
-    with training_log:
-        method.fit(family, stored if spec.needs_trajectories else None, seed=seed, log=log, folder=target)
+    with closing(training_log):
+        method.fit(family, stored if spec.needs_trajectories else None, seed=seed, log=report, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
     if isinstance(method, SupportsDevice):
         method.to("cpu")
     if isinstance(method, SupportsSampling) and "sampling" not in settings:
-        training["sampler"], method = choose_sampler(method, family, tasks=validation)
+        training["sampler"], method = choose_sampler(method, family, tasks=context.recipe.evaluation.validation)
     write_json(target / "training.json", training)
     Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
     for path in target.glob("checkpoint*.safetensors"):
         path.unlink()
 
 
-def evaluate_one(folder: Path, name: str, seed: int, progress: Progress) -> None:
-    """Measure the trained method on the run's unseen tasks: results/<name>-<seed>.json."""
-    label = f"{name}-{seed}"
-    path = folder / "results" / f"{label}.json"
+def _evaluate(context: Context, name: str, seed: int, trained: Path, progress: Progress) -> None:
+    """Measure a trained method on the run's unseen tasks: results/<name>-<seed>.json."""
+    path = context.folder / "results" / f"{name}-{seed}.json"
     if path.exists():
         return
-    recipe = read_run(folder)
-    family = load_family(recipe.family, folder)
-    reference = TrajectoryStore.open(folder / "reference").read()
-    trained = folder / "methods" / label
     method = Generator.from_pretrained(trained).method
-    progress(f"{label}: evaluation", 0, 1, {})
-    figures = evaluate.evaluate(method, family, tasks=recipe.evaluation.tasks, seed=seed, reference=reference.targets[:, -1])
-    training = read_json(trained / "training.json")
+    progress(f"{name}-{seed}: evaluation", 0, 1, {})
+    targets = context.reference.targets[:, -1]
+    figures = evaluate.evaluate(method, context.family, tasks=context.tasks, seed=seed, reference=targets)
     result = {
         "method": name,
         "seed": seed,
-        "family": recipe.family.data,
-        "tasks": recipe.evaluation.tasks,
+        "family": context.recipe.family.data,
+        "tasks": context.tasks,
         "gradient_free": method_spec(name).gradient_free,
         "parameters": sum(t.numel() for t in method.state().values()),
-        **training,
+        **read_json(trained / "training.json"),
         **figures,
         "provenance": provenance(),
     }
     write_json(path, result)
-    progress(f"{label}: evaluation", 1, 1, {})
+    progress(f"{name}-{seed}: evaluation", 1, 1, {})
 
 
 def provenance() -> dict[str, Any]:
@@ -205,44 +177,36 @@ def provenance() -> dict[str, Any]:
 
 
 class Jobs(NamedTuple):
-    """What all jobs of a run, one a (method, seed), have in common."""
+    """What all jobs of a run, one a (method, seed), have in common: its folder, and which parts of the work are done."""
 
     folder: Path
-    device: str
-    train: bool
-    score: bool
-    tensorboard: bool
+    device: str = "cpu"
+    train: bool = True
+    score: bool = True
+    tensorboard: bool = False
 
 
-def _do(settings: Jobs, job: tuple[str, int], progress: Progress) -> None:
-    if settings.train:
-        train_one(settings.folder, *job, settings.device, progress, tensorboard=settings.tensorboard)
-    if settings.score:
-        evaluate_one(settings.folder, *job, progress)
+def _do(shared: Jobs, job: tuple[str, int], progress: Progress) -> None:
+    (name, seed), folder = job, shared.folder
+    label, context = f"{name}-{seed}", Context(folder)
+    target = folder / "methods" / label
+    if shared.train:
+        events = folder / "tensorboard" / label if shared.tensorboard else None
+        train_method(context, name, seed, target, log=partial(progress, label), device=shared.device, events=events)
+    if shared.score:
+        _evaluate(context, name, seed, target, progress)
 
 
-def train_and_evaluate(
-    folder: Path,
-    jobs: list[tuple[str, int]],
-    *,
-    workers: int,
-    device: str,
-    progress: Progress,
-    train: bool = True,
-    score: bool = True,
-    tensorboard: bool = False,
-) -> None:
+def train_and_evaluate(shared: Jobs, jobs: list[tuple[str, int]], *, workers: int, progress: Progress) -> None:
     """Train and/or evaluate every (method, seed), `workers` at a time: results do not depend on how many."""
-    settings = Jobs(folder, device, train, score, tensorboard)
-    for _ in work_through(_do, settings, jobs, workers=workers, progress=progress):
+    for _ in work_through(_do, shared, jobs, workers=workers, progress=progress):
         pass
 
 
 def finish(folder: Path, *, progress: Progress) -> None:
     """Measure what needs a quiet machine or several methods: latencies, chains over the loss, novelty."""
-    recipe = read_run(folder)
-    family = load_family(recipe.family, folder)
-    trained, reference = TrajectoryStore.open(folder / "trajectories"), TrajectoryStore.open(folder / "reference").read()
+    context = Context(folder)
+    family = context.family
     paths = sorted((folder / "results").glob("*.json"))
     generators: dict[str, SupportsSampling] = {}
     with one_thread():
@@ -257,19 +221,14 @@ def finish(folder: Path, *, progress: Progress) -> None:
         shown = {n: generators[n] for n in all_methods() if n in generators and method_spec(n).in_landscape}
         if not shown:
             return
-        theta0 = family.downstream.theta0(recipe.preparation.theta0_seed, reference.mask.shape[1])
-        write_json(folder / "landscape.json", evaluate.landscape(shown, family, reference.targets[0], theta0))
-        best = next(iter(shown.values()))
-        batch = family.sample("test", range(recipe.evaluation.tasks))
+        write_json(folder / "landscape.json", context.landscape(shown))
+        best, stored = next(iter(shown.values())), TrajectoryStore.open(context.store)
+        batch = family.sample("test", range(context.tasks))
         generated = best.generate(family.downstream, batch.support, batch.mask, seed=0)
-        targets = trained.rows(torch.arange(min(len(trained), 2000))).targets[:, -1]
+        targets = stored.rows(torch.arange(min(len(stored), 2000))).targets[:, -1]
         if best.space is not None:
-            write_json(folder / "novelty.json", evaluate.novelty(generated, reference.targets[:, -1], targets, best.space))
-
-
-def jobs_of(recipe: Recipe) -> list[tuple[str, int]]:
-    """Every (method, seed): methods that draw nothing at random run once."""
-    return with_seeds(recipe, recipe.methods, str)
+            distances = evaluate.novelty(generated, context.reference.targets[:, -1], targets, best.space)
+            write_json(folder / "novelty.json", distances)
 
 
 def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str | None]) -> list[tuple[T, int]]:
@@ -280,21 +239,3 @@ def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str | 
         return 1 if spec and not spec.draws_at_random else 2 if spec and spec.slow else len(recipe.evaluation.seeds)
 
     return [(x, s) for n, s in enumerate(recipe.evaluation.seeds) for x in things if n < runs(method(x))]
-
-
-def run(
-    folder: Path,
-    recipe: Recipe,
-    *,
-    data: Path | None,
-    device: str,
-    workers: int,
-    progress: Progress,
-    tensorboard: bool = False,
-) -> None:
-    """Prepare, train, evaluate; the report is the caller's."""
-    open_run(folder, recipe)
-    prepare_run(folder, data=data, device=device, workers=workers, progress=progress)
-    jobs = jobs_of(recipe)
-    train_and_evaluate(folder, jobs, workers=workers, device=device, progress=progress, tensorboard=tensorboard)
-    finish(folder, progress=progress)

@@ -20,11 +20,8 @@ class Estimate(NamedTuple):
 
 @functools.cache
 def student_t(probability: float, degrees: float) -> float:
-    """The quantile of Student's t-distribution.
-
-    Args:
-        probability: at least 0.5 and below 1.
-        degrees: of freedom, a whole number from 1 on; infinity for the normal distribution.
+    """The quantile of Student's t-distribution with a whole number of degrees of freedom, or infinity, for 0.5 <= probability <
+    1.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
     """
@@ -64,12 +61,8 @@ def over_seeds(means: Sequence[float], within: float) -> Estimate:
 
 
 def paired(mine: Mapping[int, tuple[Tensor, int]], other: Mapping[int, tuple[Tensor, int]]) -> Estimate:
-    """The difference `mine` - `other`, task by task.
-
-    Args:
-        mine, other: {seed: (scores of tasks (n,), number of the first task)}. A method of one seed is compared with every seed
-            of the other; where one was measured on fewer tasks, on those.
-    """
+    """The difference `mine` - `other`, task by task; each is {seed: (scores of tasks (n,), number of the first task)}. A method
+    of one seed is compared with every seed of the other; where one was measured on fewer tasks, on those."""
     differences, starts = [], set()
     for seed in sorted(set(mine) | set(other)):
         (a, a_first), (b, b_first) = (side.get(seed, next(iter(side.values()))) for side in (mine, other))

@@ -7,23 +7,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mcdi.experiments.report.landscape import landscape
-from mcdi.experiments.report.novelty import novelty
-from mcdi.experiments.report.plots import curves, latency, losses, samplers, scores
+from mcdi.experiments.report.plots import curves, landscape, latency, losses, novelty, samplers, scores
 from mcdi.experiments.report.render import html_page, html_table, render
-from mcdi.experiments.report.results import Row, check, rows
+from mcdi.experiments.report.results import RecipeFile, Row, read_checked, rows
 from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.report.summary import metric, summary, takeaway
 from mcdi.experiments.report.table import RULE, cells, markdown, marked
-from mcdi.utils.files import read_json, write_bytes, write_json
+from mcdi.utils.files import write_bytes, write_json
 
 
 def _provenance(rows: Sequence[Row]) -> str:
     every = [p for row in rows for p in row.provenance]
-    values_of = {
-        key: sorted({"unknown" if p.get(key) is None else str(p[key]) for p in every})
-        for key in dict.fromkeys(key for p in every for key in p)
-    }
+    keys = dict.fromkeys(key for p in every for key in p)
+    values_of = {key: sorted({"unknown" if p.get(key) is None else str(p[key]) for p in every}) for key in keys}
     mixed = sorted(key for key, values in values_of.items() if len(values) > 1 and key != "date")
     warning = f"The results differ in: {', '.join(mixed)}. Compare times and scores with care." if mixed else ""
     body = [[key, "; ".join(values)] for key, values in values_of.items()]
@@ -32,25 +28,18 @@ def _provenance(rows: Sequence[Row]) -> str:
 
 
 def _losses(rows: Sequence[Row]) -> str:
-    lines = []
-    for row in rows:
-        curves = [
-            [(step, math.nan if value is None else value) for step, value in seed if step is not None] for seed in row.losses
-        ]
-        lines += [(row.label, plot_style(row.method)[0], curve) for curve in curves if curve]
+    seeds = [(row, seed) for row in rows for seed in row.losses if seed]
+    curves = [(row, [(step, math.nan if value is None else value) for step, value in seed]) for row, seed in seeds]
+    lines = [(row.label, plot_style(row.method)[0], curve) for row, curve in curves]
     return losses({"": lines}) if lines else ""
 
 
 def write_report(folder: Path) -> Path:
-    """Write `table.json`, `table.md` and `report.html` into the run folder; returns the path of the page.
-
-    Raises:
-        McdiError: see `rows`; also for a `recipe.json`, `novelty.json` or `landscape.json` that is corrupt or incomplete.
-    """
+    """Write `table.json`, `table.md` and `report.html` into the run folder; returns the path of the page. Raises McdiError as
+    `rows` does, and for a `recipe.json`, `novelty.json` or `landscape.json` that is corrupt or incomplete."""
     table = rows(folder)
-    recipe: dict[str, Any] = read_json(folder / "recipe.json") if (folder / "recipe.json").exists() else {}
-    check(recipe, {"name": str} if recipe else {}, folder / "recipe.json")
-    configuration = json.dumps(recipe, indent=2)
+    path = folder / "recipe.json"
+    recipe: dict[str, Any] = read_checked(path, RecipeFile) if path.exists() else {}
     sections = {
         "Results": html_table(*cells(table), note=RULE, marked=marked(table)),
         metric(table[0].family)[0].capitalize(): scores(table),
@@ -61,7 +50,7 @@ def write_report(folder: Path) -> Path:
         "Loss landscape": landscape(folder),
         "Novelty": novelty(folder),
         "Provenance": _provenance(table),
-        "Recipe": render("details", summary="Resolved configuration", text=configuration) if recipe else "",
+        "Recipe": render("details", summary="Resolved configuration", text=json.dumps(recipe, indent=2)) if recipe else "",
     }
     title = f"{recipe.get('name', folder.resolve().name)}: weights generated for {table[0].family}"
     # Scores of single tasks are in results/.

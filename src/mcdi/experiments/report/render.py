@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}  # of all plots
 _INK = "#010203"  # replaced by the page's text colour in plots, so that they follow light and dark
 
 
@@ -31,17 +32,9 @@ def html_page(title: str, about: Sequence[str], sections: Mapping[str, str]) -> 
     return render("page", title=title, about=about, sections=sections).encode()
 
 
-def html_table(
-    header: Sequence[str],
-    body: Sequence[Sequence[str]],
-    kind: str = "",
-    *,
-    note: str = "",
-    warning: str = "",
-    marked: Collection[str] = (),
-) -> Markup:
-    """A table; lines whose first cell is in `marked` are bold. kind: a class of style.css."""
-    return render("table", header=header, body=body, kind=kind, note=note, warning=warning, marked=marked)
+def html_table(header: Sequence[str], body: Sequence[Sequence[str]], kind: str = "", **more: Any) -> Markup:
+    """A table. kind: a class of style.css. more: warning and note, above and below it; marked: first cells of bold lines."""
+    return render("table", header=header, body=body, kind=kind, **more)
 
 
 def html_figure(alt: str, note: str, height: float, draw: Callable[["Figure"], None]) -> Markup:
@@ -51,8 +44,7 @@ def html_figure(alt: str, note: str, height: float, draw: Callable[["Figure"], N
 
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
     salt = {"svg.fonttype": "none", "svg.hashsalt": alt}  # text stays text; ids of one figure differ from those of the next
-    shape = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    style: Any = {**ink, **salt, **shape, "axes.axisbelow": True, "text.parse_math": False}  # names from files are not formulae
+    style: Any = {**ink, **salt, **STYLE, "axes.axisbelow": True, "text.parse_math": False}  # names from files are not formulae
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.8, height), layout="constrained")
         draw(figure)

@@ -1,14 +1,17 @@
 """Results of a run: `results/<method>-<seed>.json`, checked and aggregated over seeds into one row a method."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic reads that of typing from Python 3.12 on
 
 from mcdi.errors import McdiError
 from mcdi.experiments.report.style import label_of
@@ -16,24 +19,53 @@ from mcdi.experiments.statistics import over_seeds
 from mcdi.utils.files import read_json
 
 PARTS = ("embed", "generate", "apply")
-NUMBER, MAYBE = "a finite number", "a number or null"
-SCORE = {"mean": NUMBER, "ci95": NUMBER, "mse": MAYBE}
-RESULT = {
-    **{
-        "method": str,
-        "seed": int,
-        "gradient_free": bool,
-        "parameters": int,
-        "fit_seconds": NUMBER,
-        "family": str,
-        "tasks": int,
-    },
-    "shots": {"*": SCORE | {"scores?": [NUMBER], "samplers?": {"*": SCORE}}},
-    "curve": [{"t": NUMBER, "score": MAYBE, "mse": MAYBE}],
-    "latency_ms": dict.fromkeys(PARTS, NUMBER),
-    "losses": [(NUMBER, MAYBE)],
-    "provenance": {},
-}
+
+
+class RecipeFile(TypedDict):
+    """What reports read of recipe.json."""
+
+    name: str
+    methods: NotRequired[list[str]]
+
+
+class _Latency(TypedDict):
+    embed: FiniteFloat
+    generate: FiniteFloat
+    apply: FiniteFloat
+
+
+class _Score(TypedDict):
+    mean: FiniteFloat
+    ci95: FiniteFloat
+    mse: float | None
+
+
+class _Shots(_Score):
+    scores: NotRequired[list[FiniteFloat]]
+    samplers: NotRequired[dict[str, _Score]]
+
+
+class _Point(TypedDict):
+    t: FiniteFloat
+    score: float | None
+    mse: float | None
+
+
+class _Result(TypedDict):
+    """A file of results/, whose latency may not be measured yet."""
+
+    method: str
+    seed: int
+    gradient_free: bool
+    parameters: int
+    fit_seconds: FiniteFloat
+    family: str
+    tasks: int
+    shots: dict[str, _Shots]
+    curve: list[_Point]
+    latency_ms: NotRequired[_Latency]
+    losses: list[tuple[FiniteFloat, float | None]]
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,7 +93,7 @@ class Row:
     shots: dict[int, Score]
     samplers: dict[int, dict[str, Score]]
     curve: list[dict[str, float | None]]  # t, score and mse along the chain, mean over seeds
-    losses: list[list[list[float | None]]]  # per seed: [step, loss]
+    losses: list[list[tuple[float, float | None]]]  # per seed: [step, loss]
     provenance: list[dict[str, Any]]  # per seed
     # {shots: {seed: scores of tasks (tasks,)}}; no shot numbers of which a seed lacks them, as results of old versions do
     scores: dict[int, dict[int, Tensor]] = field(default_factory=dict)
@@ -79,43 +111,26 @@ def bad(path: Path, what: str) -> McdiError:
     return McdiError(f"{path}: {what}: delete that file and run the step that made it again")
 
 
-def check(value: Any, shape: Any, path: Path, key: str = "") -> None:
-    """Raise McdiError naming `path` and the dotted key where `value` has not `shape` ("*": any key, "x?": an optional one)."""
-    inner: list[tuple[Any, Any, Any]] = []
-    fits, name = isinstance(value, dict), "a JSON object"
-    match shape:
-        case str():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits, name = (number and math.isfinite(value)) or (shape == MAYBE and (number or value is None)), shape
-        case type():
-            fits, name = type(value) is shape, f"of type {shape.__name__}"
-        case tuple():
-            fits, name = isinstance(value, list) and len(value) == len(shape), f"a list of {len(shape)}"
-            inner = list(zip(range(len(shape)), value, shape, strict=True)) if fits else []
-        case [item]:
-            fits, name = isinstance(value, list), "a list"
-            inner = [(i, v, item) for i, v in enumerate(value)] if fits else []
-        case {"*": item}:
-            inner = [(n, v, item) for n, v in value.items()] if fits else []
-        case dict() if fits:
-            for n, item in shape.items():
-                if n.rstrip("?") in value:
-                    inner.append((n.rstrip("?"), value[n.rstrip("?")], item))
-                elif not n.endswith("?"):
-                    raise bad(path, f"{key}{n} is missing")
-    if not fits:
-        raise bad(path, f"{key.rstrip('.') or 'its content'} is {repr(value)[:60]}, not {name}")
-    for n, v, item in inner:
-        check(v, item, path, f"{key}{n}.")
+def read_checked(path: Path, shape: Any) -> Any:
+    """The content of a JSON file. Raises McdiError naming the file and the dotted key where it has not the shape of a type."""
+    content = read_json(path)
+    try:
+        TypeAdapter(shape).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, what = ".".join(map(str, first["loc"])) or "its content", first["msg"].removeprefix("Input ").lower()
+        problem = "is missing" if first["type"] == "missing" else f"is {repr(first['input'])[:60]}, but {what}"
+        raise bad(path, f"{key} {problem}") from error
+    return content
 
 
 def _results(folder: Path, finished: bool) -> list[dict[str, Any]]:
     """Every result, checked; those of one folder must be of one family and number of tasks, else they compare nothing."""
-    shape = RESULT if finished else {("latency_ms?" if n == "latency_ms" else n): item for n, item in RESULT.items()}
     results: list[dict[str, Any]] = []
     for path in sorted((folder / "results").glob("*.json")):
-        result = read_json(path)
-        check(result, shape, path)
+        result = read_checked(path, _Result)
+        if finished and "latency_ms" not in result:
+            raise bad(path, "latency_ms is missing")
         if path.stem != f"{result['method']}-{result['seed']}":
             raise bad(path, f"method and seed are {result['method']!r} and {result['seed']}, not those of its name")
         if not result["shots"] or not all(shot.isdecimal() for shot in result["shots"]):
@@ -141,12 +156,10 @@ def _score(seeds: Sequence[Mapping[str, Any]]) -> Score:
 
 
 def _row(seeds: list[dict[str, Any]], folder: Path) -> Row:
-    def layout(result: dict[str, Any]) -> dict[str, set[str]]:
-        return {shot: set(score.get("samplers", ())) for shot, score in result["shots"].items()}
-
-    first = seeds[0]
-    for other in seeds[1:]:
-        if layout(other) != layout(first):
+    first, timed = seeds[0], all("latency_ms" in r for r in seeds)
+    layouts = [{shot: set(score.get("samplers", ())) for shot, score in r["shots"].items()} for r in seeds]
+    for other, layout in zip(seeds, layouts, strict=True):
+        if layout != layouts[0]:
             path = folder / "results" / f"{other['method']}-{other['seed']}.json"
             raise bad(path, f"shots has other shot numbers or samplers than seed {first['seed']}")
     shots = {int(s): [r["shots"][s] for r in seeds] for s in sorted(first["shots"], key=int)}
@@ -155,11 +168,11 @@ def _row(seeds: list[dict[str, Any]], folder: Path) -> Row:
         points.setdefault(point["t"], []).append(point)
     return Row(
         **{key: first[key] for key in ("method", "family", "tasks", "gradient_free", "parameters")},
+        losses=[r["losses"] for r in seeds],
+        provenance=[r["provenance"] for r in seeds],
         seeds=tuple(r["seed"] for r in seeds),
         fit_seconds=fmean(r["fit_seconds"] for r in seeds),
-        latency_ms={
-            part: fmean(r["latency_ms"][part] for r in seeds) for part in PARTS if all("latency_ms" in r for r in seeds)
-        },
+        latency_ms={part: fmean(r["latency_ms"][part] for r in seeds) for part in (PARTS if timed else ())},
         shots={shot: _score(scores) for shot, scores in shots.items()},
         samplers={
             shot: {name: _score([s["samplers"][name] for s in scores]) for name in sorted(scores[0]["samplers"])}
@@ -167,13 +180,11 @@ def _row(seeds: list[dict[str, Any]], folder: Path) -> Row:
             if scores[0].get("samplers")
         },
         curve=[{"t": t, **{k: _mean([p[k] for p in group]) for k in ("score", "mse")}} for t, group in sorted(points.items())],
-        losses=[r["losses"] for r in seeds],
         scores={
             shot: {r["seed"]: torch.tensor(s["scores"]) for r, s in zip(seeds, scores, strict=True)}
             for shot, scores in shots.items()
             if all("scores" in s for s in scores)
         },
-        provenance=[r["provenance"] for r in seeds],
     )
 
 
@@ -182,15 +193,9 @@ def shot_numbers(rows: Sequence[Row]) -> list[int]:
 
 
 def rows(folder: Path, *, finished: bool = True) -> list[Row]:
-    """Results of `folder` aggregated over seeds, best score at the lowest shot number first.
-
-    Args:
-        folder: of a run.
-        finished: whether results and their latencies must exist.
-
-    Raises:
-        McdiError: a file that is corrupt, incomplete or of another family (it names the file and the key), or no results.
-    """
+    """Results of a run aggregated over seeds, best score at the lowest shot number first. finished: results and latencies must
+    exist. Raises McdiError for a file that is corrupt, incomplete or of another family (it names the file and the key), or no
+    results."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in sorted(_results(folder, finished), key=lambda r: int(r["seed"])):
         groups.setdefault(result["method"], []).append(result)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from mcdi.experiments.report.results import Row, Score, shot_numbers
+from mcdi.experiments.report.results import Row, shot_numbers
 from mcdi.experiments.report.style import is_baseline, is_proposed
 from mcdi.experiments.statistics import paired
 
@@ -26,17 +26,13 @@ def summary(rows: Sequence[Row]) -> str:
     for shot in shot_numbers(rows):
         ranked = sorted((r for r in rows if shot in r.shots), key=lambda r: -r.shots[shot].mean)
         best, score = ranked[0].label, ranked[0].shots[shot]
-        near = [r.label for r in ranked[1:] if not _apart(score, r.shots[shot])]
+        near = [r.label for r in ranked[1:] if abs(score.mean - r.shots[shot].mean) <= score.ci95 + r.shots[shot].ci95]
         reach = f"its interval overlaps that of {', '.join(near)}" if near else "no other method's interval overlaps its own"
         value = f"{factor * score.mean:.{digits}f} ± {factor * score.ci95:.{digits}f}{unit}"
         highest = f"At {at(shot)}, {best} has the highest {name}, {value}"
         text.append(f"{highest}; {reach}." if len(ranked) > 1 else f"{highest}, as the only method measured.")
     text.append("Overlapping intervals mean that this run does not separate two methods, not that they are equal.")
     return " ".join(text)
-
-
-def _apart(a: Score, b: Score) -> bool:
-    return abs(a.mean - b.mean) > a.ci95 + b.ci95
 
 
 def takeaway(rows: Sequence[Row]) -> str:

@@ -1,8 +1,10 @@
 """The table of a run as text: Markdown, terminal and page print the same cells."""
 
+import csv
 import html
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Literal
+import io
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from mcdi.experiments.report.results import Row, Score, shot_numbers
 from mcdi.experiments.report.style import is_proposed
@@ -17,6 +19,7 @@ RULE = (
     "seed, whose interval then holds the spread over tasks only; t is 12.7 for two seeds, 4.3 for three). The two are added "
     "in this way because all seeds meet the same tasks, so more seeds do not make b smaller."
 )
+Body = Sequence[Sequence[str]]
 WIDTH = 80  # of a terminal
 
 
@@ -30,12 +33,14 @@ def mse(scores: Sequence[Score | None]) -> str:
     return " / ".join(shown) if set(shown) != {"-"} else "-"
 
 
+def score_headings(name: str, unit: str, shots: Sequence[int]) -> list[str]:
+    return [f"{name}, {at(shot)}{unit and ' (%)'}" for shot in shots]
+
+
 def headings(rows: Sequence[Row]) -> list[str]:
     """Column headings for the score at every shot number, and for all their squared errors."""
-    name, _, _, unit, _ = metric(rows[0].family)
-    shots = shot_numbers(rows)
-    per_shot = [f"{name}, {at(shot)}{unit and ' (%)'}" for shot in shots]
-    return [*per_shot, f"MSE ({' / '.join(map(str, [*shots[:-1], at(shots[-1])]))})"]
+    (name, _, _, unit, _), shots = metric(rows[0].family), shot_numbers(rows)
+    return [*score_headings(name, unit, shots), f"MSE ({' / '.join(map(str, [*shots[:-1], at(shots[-1])]))})"]
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -57,33 +62,42 @@ def marked(rows: Sequence[Row]) -> list[str]:
 def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, the proposed method bold, with what to take from it and the rule for its intervals below it."""
     header, body = cells(rows)
-
-    def line(values: Sequence[str]) -> str:
-        return "| " + " | ".join(html.escape(value, quote=False).replace("|", "\\|") for value in values) + " |"
-
     own = marked(rows)
     shown = [[f"**{first}**" if first in own else first, *rest] for first, *rest in body]
-    return "\n".join([*map(line, [header, ["---", *("---:" for _ in header[1:])], *shown]), "", takeaway(rows), "", RULE, ""])
+    return "\n".join([*markdown_lines(header, shown, left=1), "", takeaway(rows), "", RULE, ""])
+
+
+def markdown_lines(header: Sequence[str], body: Body, *, left: int) -> list[str]:
+    """A table in Markdown, whose first `left` columns are names."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    escaped = ([html.escape(value, quote=False).replace("|", "\\|") for value in line] for line in (header, rule, *body))
+    return [f"| {' | '.join(line)} |" for line in escaped]
+
+
+def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines that have a value, or none, for every key of any."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 def rich_table(rows: Sequence[Row]) -> "Table":
     """The table for a terminal: as many columns as fit, the proposed method marked, and below it what to take from it."""
-    header, body = cells(rows)
-    kept = [i for i, name in enumerate(header) if not name.startswith(("MSE", "total", "training"))]
     title, scores = f"{rows[0].family}: {rows[0].tasks} unseen tasks", len(shot_numbers(rows))
-    header, body = [header[i] for i in kept], [[line[i] for i in kept] for line in body]
+    header, body = without(*cells(rows), ("MSE", "total", "training"))
     return terminal_table(title, header, body, takeaway(rows), marked=marked(rows), left=1, needed=1 + scores)
 
 
+def without(header: Sequence[str], body: Body, columns: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns whose names begin with one of these."""
+    kept = [i for i, name in enumerate(header) if not name.startswith(columns)]
+    return [header[i] for i in kept], [[line[i] for i in kept] for line in body]
+
+
 def terminal_table(
-    title: str,
-    header: Sequence[str],
-    body: Sequence[Sequence[str]],
-    caption: str,
-    *,
-    marked: Collection[str] = (),
-    left: int,
-    needed: int,
+    title: str, header: Sequence[str], body: Body, note: str, *, marked: Collection[str], left: int, needed: int
 ) -> "Table":
     """A table of WIDTH characters: columns after the `needed` first ones only where they fit; `left` columns are names.
 
@@ -102,7 +116,7 @@ def terminal_table(
         if i < needed or used + width <= WIDTH + 2:
             columns.append(i)
             used += width
-    notes = Text("\n".join([*["* proposed method"][: any(own)], caption]))
+    notes = Text("\n".join([*["* proposed method"][: any(own)], note]))
     table = Table(title=Text(title), caption=notes, title_justify="left", caption_justify="left", box=None, pad_edge=False)
     for i in columns:
         justify: Literal["left", "right"] = "left" if i < left else "right"

@@ -1,7 +1,5 @@
-"""The paper's studies, and ours, each from one command: CSV, Markdown and PNG under results/.
-
-A study works in a prepared run (backbone, features, trajectories) and leaves its trained generators and scores there.
-"""
+"""The paper's studies, and ours, each from one command: CSV, Markdown and PNG under results/. A study works in a prepared run
+(backbone, features, trajectories) and leaves its trained generators and scores there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -10,11 +8,11 @@ from typing import Any
 
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import Recipe
-from mcdi.experiments.studies.charts import draw
-from mcdi.experiments.studies.studies import STUDIES, Study, find_study, fitting_methods
-from mcdi.experiments.studies.tables import as_csv, as_markdown, lines
+from mcdi.experiments.run import Context
+from mcdi.experiments.studies.studies import ABOUT, STUDIES, Study, find_study, fitting_methods
+from mcdi.experiments.studies.tables import as_csv, as_markdown, draw, lines
 from mcdi.experiments.studies.transfer import add_targets, named_targets, on_targets
-from mcdi.experiments.studies.variants import Context, run_variants
+from mcdi.experiments.studies.variants import run_variants
 from mcdi.methods import all_methods
 from mcdi.methods.baselines.finetune import FineTuneSettings
 from mcdi.methods.meta_training import MetaTraining
@@ -22,7 +20,7 @@ from mcdi.utils.files import write_bytes
 from mcdi.utils.settings import merged
 from mcdi.utils.workers import Progress
 
-__all__ = ["STUDIES", "choose_methods", "find_study", "named_targets", "quick", "reproduce"]
+__all__ = ["ABOUT", "STUDIES", "choose_methods", "find_study", "named_targets", "quick", "reproduce"]
 
 _TRAINING, _TUNING = {"iterations": 4, "learners": 2, "tasks": 4}, {"tasks": 20, "lrs": [0.03], "steps": [5, 20]}
 
@@ -59,11 +57,9 @@ def choose_methods(methods: str, recipe: Recipe) -> tuple[str, ...]:
     """ "all" that fit the recipe's network, or names with commas between them. Raises McdiError for one that does not fit."""
     fitting = fitting_methods(recipe)
     names = fitting if methods == "all" else tuple(n.strip() for n in methods.split(","))
-    for name in names:
-        if name not in fitting:
-            raise McdiError(
-                f"{name!r} is no method for network = {recipe.family.network!r}: choose all, or of {', '.join(fitting)}"
-            )
+    if unknown := [name for name in names if name not in fitting]:
+        cure = f"choose all, or of {', '.join(fitting)}"
+        raise McdiError(f"{unknown[0]!r} is no method for network = {recipe.family.network!r}: {cure}")
     return names
 
 
@@ -80,9 +76,7 @@ def reproduce(
     """Run a study in a prepared run. What is trained or measured already is not done again.
 
     Args:
-        name, folder, results: of the study, of the run, and where files go.
         workers: processes; a study with timings takes one.
-        progress: hears of every step.
         methods: others than the recipe's.
         targets: other data sets by name, for the study transfer.
 
@@ -102,7 +96,7 @@ def reproduce(
     write_bytes(paths[0], as_csv(table).encode())
     head = _head(name, study, recipe, [p for _, _, p in measured])
     write_bytes(paths[1], (head + as_markdown(table, study.against, recipe.family.data)).encode())
-    draw(study.chart, table, paths[2], f"{recipe.name}: {study.about}", recipe.family.data)
+    draw(study.chart, table, paths[2], f"{recipe.name}: {ABOUT[name]}", recipe.family.data)
     if study.picture is not None:
         paths.append(stem.with_name(f"{stem.name}-picture.png"))
         study.picture(context, variants, paths[-1], progress)
@@ -112,9 +106,8 @@ def reproduce(
 def _head(name: str, study: Study, recipe: Recipe, made: Sequence[Mapping[str, Any]]) -> str:
     """What a reader needs to judge or repeat the table."""
     commits, last = sorted({str(p["commit"]) for p in made}), made[-1]
-    about = (
-        f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {', '.join(map(str, recipe.evaluation.seeds))}"
-    )
+    seeds = ", ".join(map(str, recipe.evaluation.seeds))
+    about = f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {seeds}"
     source = f"commit {', '.join(commits)}, {last['date']}, {last['hardware']}, torch {last['torch']}"
     command = f"mcdi {'' if study.command else 'reproduce '}{name} {recipe.name}"
-    return f"# {name}: {study.about}\n\n{about}; `{command}`, {source}.\n\n"
+    return f"# {name}: {ABOUT[name]}\n\n{about}; `{command}`, {source}.\n\n"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import Recipe
-from mcdi.experiments.studies.variants import Context, Measured, Variant
-from mcdi.methods import WeightGenerator
+from mcdi.experiments.run import Context
+from mcdi.experiments.studies.variants import Measured, Variant
+from mcdi.methods import WeightGenerator, all_methods
 from mcdi.methods.base import SupportsFineTuning, nearest_shots
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.networks.backbones.language import LoraSettings
@@ -51,10 +52,9 @@ def variants(recipe: Recipe) -> list[Variant]:
     lora = getattr(recipe.family, "lora", None)
     if not isinstance(lora, LoraSettings):
         raise McdiError(f"the study adapters is for text, not for {recipe.family.data}: choose a recipe such as text-lora")
-    through = lora.generate == "both"
-    own = [Variant({"method": n}, n) for n in recipe.methods]
     # Steps through the layers take long: every seed measures them on tasks of its own.
-    own = [replace(v, every_seed=through and not (v.spec.gradient_free or v.spec.draws_at_random)) for v in own]
+    steps = {n: lora.generate == "both" and not (s.gradient_free or s.draws_at_random) for n, s in all_methods().items()}
+    own = [Variant({"method": n}, n, every_seed=steps[n]) for n in recipe.methods]
     drawn = replace(lora, generate="both", start="drawn")
     tuned = Variant({"method": FINE_TUNED}, "adam", TUNING, family={"lora": drawn}, every_seed=True)
     return [*own, Variant({"method": PROBE}, "prototypes"), tuned]
@@ -67,11 +67,11 @@ def unseen_sets(context: Context, variant: Variant, method: WeightGenerator, see
     family = context.family
     if not isinstance(family, TextTasks):
         raise McdiError(f"the study adapters is for text, not for {family.name}: choose a recipe such as text-lora")
-    sets, rows, seeds = family.pools["test"], [], context.recipe.evaluation.seeds
-    answers = _answers(context, variant, method, seed)
+    sets, rows = family.pools["test"], []
+    answers = _answers(context, family, variant, method, seed)
     draws = max(1, context.tasks // len(sets))
     few = min(FEW, draws)
-    first = seeds.index(seed) * few % draws
+    first = context.recipe.evaluation.seeds.index(seed) * few % draws
     for number, pool in enumerate(sets):
         most = min(int(((pool.labels == c) & ~pool.held_out).sum()) for c in pool.labels.unique())
         for shots in sorted({n for n in (*SHOTS, most) if n <= most}):
@@ -79,14 +79,13 @@ def unseen_sets(context: Context, variant: Variant, method: WeightGenerator, see
                 if answer.whole and shots < most:
                     continue
                 own = range(first, min(first + few, draws)) if answer.deep else range(draws)
-                tasks = [number + len(sets) * n for n in own]  # task seed modulo sets is the set
-                batch = family.sample("test", tasks, shots=shots)
-                if answer.deep:
-                    predicted, seconds = _one_by_one(family.downstream, answer, batch, whole=shots == most)
-                else:
-                    predicted, seconds = _together(family.downstream, answer, batch)
-                factors = {"method": name, "set": pool.name, "shots": shots}
-                rows.append(_row(factors, predicted, batch.query.y, seconds)._replace(first=own[0]))
+                # The task seed modulo the number of sets is the set.
+                batch = family.sample("test", [number + len(sets) * n for n in own], shots=shots)
+                measure = partial(_one_by_one, whole=shots == most) if answer.deep else _together
+                predicted, seconds = measure(family.downstream, answer, batch)
+                figures = {"F1 (%)": 100 * _f1(predicted, batch.query.y), "seconds": seconds}
+                correct = (predicted == batch.query.y).float().mean(1)
+                rows.append(Measured({"method": name, "set": pool.name, "shots": shots}, figures, correct, own[0]))
     return rows
 
 
@@ -110,8 +109,7 @@ def _together(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Te
     answer.classes(one)
     start = time.process_time()
     answer.classes(one)
-    seconds = time.process_time() - start
-    seconds += _pooling(net, one.support.x, one.query.x)
+    seconds = time.process_time() - start + _pooling(net, one.support.x, one.query.x)
     parts = [_part(batch, n, n + AT_ONCE) for n in range(0, len(batch.seeds), AT_ONCE)]
     return torch.cat([answer.classes(part) for part in parts]), seconds
 
@@ -130,13 +128,15 @@ def _pooling(net: LoraClassifier, *x: Tensor) -> float:
     return (time.process_time() - start) * len(texts) / len(timed)
 
 
-def _answers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> dict[str, Answer]:
+def _answers(context: Context, family: TextTasks, variant: Variant, method: WeightGenerator, seed: int) -> dict[str, Answer]:
     """The answers of a variant, by the name of the row."""
-    family = context.family
-    assert isinstance(family, TextTasks)
     net, name = family.downstream, str(variant.factors["method"])
-    if name == PROBE:
-        return {name: Answer(_tuned_probe(context, family), deep=False)}
+    if name == PROBE:  # with the ridge that is best on validation tasks
+        validation = range(context.recipe.evaluation.validation)
+        batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
+        probe = partial(_probe, net, way=family.way)
+        ridge = max(RIDGES, key=lambda r: _merit([probe(b, ridge=r) for b in batches], batches))
+        return {name: Answer(partial(probe, ridge=ridge), deep=False)}
 
     def weights(part: TaskBatch) -> Tensor:
         return method.generate(net, part.support, part.mask, seed=seed)
@@ -154,15 +154,6 @@ def _answers(context: Context, variant: Variant, method: WeightGenerator, seed: 
 
         answers[f"{name}, {LONG} steps"] = Answer(long, deep=True, whole=True)
     return answers
-
-
-def _tuned_probe(context: Context, family: TextTasks) -> Callable[[TaskBatch], Tensor]:
-    """The linear probe with the ridge that is best on validation tasks."""
-    validation = range(context.recipe.evaluation.validation)
-    batches = [family.sample("val", validation, shots=shots) for shots in family.shots]
-    probe = partial(_probe, family.downstream, way=family.way)
-    ridge = max(RIDGES, key=lambda r: _merit([probe(b, ridge=r) for b in batches], batches))
-    return partial(probe, ridge=ridge)
 
 
 def _refined(family: TextTasks, weights: Callable[[TaskBatch], Tensor], seed: int) -> Callable[[TaskBatch], Tensor]:
@@ -188,12 +179,11 @@ def _merit(predicted: Sequence[Tensor], batches: Sequence[TaskBatch]) -> float:
     return sum(float((p == b.query.y).float().mean()) for p, b in zip(predicted, batches, strict=True))
 
 
-def _row(factors: dict[str, Any], predicted: Tensor, y: Tensor, seconds: float) -> Measured:
+def _f1(predicted: Tensor, y: Tensor) -> float:
+    """Of the last class, mean over tasks."""
     last = y.max()
     hit = ((predicted == last) & (y == last)).sum(1)
-    f1 = 2 * hit / ((predicted == last).sum(1) + (y == last).sum(1)).clamp(min=1)
-    figures = {"F1 (%)": 100 * float(f1.mean()), "seconds": seconds}
-    return Measured(factors, figures, (predicted == y).float().mean(1))
+    return float((2 * hit / ((predicted == last).sum(1) + (y == last).sum(1)).clamp(min=1)).mean())
 
 
 def _part(batch: TaskBatch, first: int, end: int) -> TaskBatch:

@@ -1,28 +1,37 @@
-"""Measures of a trained method: every public function but `scored` is a `variants.Measure`."""
+"""Measures of a trained method: every public function but `scored` and `distil` is a `variants.Measure`."""
 
+import copy
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.experiments.evaluate import distance, milliseconds
-from mcdi.experiments.studies.variants import Context, Measured, Variant, model_folder
+from mcdi.experiments.run import Context
+from mcdi.experiments.studies.variants import Measured, Variant, model_folder
 from mcdi.methods import WeightGenerator
-from mcdi.methods.base import SupportsFineTuning
+from mcdi.methods.base import SupportsFineTuning, silent
 from mcdi.methods.baselines.finetune import adapt
+from mcdi.methods.episodes import by_learner, stored_tasks
+from mcdi.methods.mcdi.denoiser import HasDenoiser
+from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
+from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.memory import LiveBytes
 from mcdi.trajectories.prepare import trajectories
-from mcdi.trajectories.store import TrajectoryStore
+from mcdi.trajectories.store import Stored, TrajectoryStore
 from mcdi.types import TaskBatch
 from mcdi.utils.files import read_json
 from mcdi.utils.workers import one_thread
 
+G = TypeVar("G", bound=HasDenoiser)
 Factors = dict[str, Any]
 Samplings = Mapping[str, Sampling | None]  # by name; None is the method's own
 _Samplings = Mapping[tuple[tuple[str, Any], ...], Sampling | None]  # by factors
@@ -32,6 +41,9 @@ FIRST = 600  # test tasks of a slow method
 VALIDATED: Samplings = {"validated": None}
 NO_FALLBACK, AS_USED = "no fallback", "as used"  # without and with the fallback to ridge regression
 
+# A student starts as its teacher, and has as many batches as a recipe's meta-training, at a third of its rate.
+TRAINING = MetaTraining(meta="none", iterations=400, inner_steps=1, learners=1, tasks=96, outer_lr=0.001)
+CHAINS = ("ddim", "deterministic")
 # Samplers that validation does not choose from: they are measured only. Averages of many are in the study uncertainty.
 OTHER_SAMPLERS: Samplings = {
     "best of 4 on the support set": Sampling(samples=4, pick="support loss"),
@@ -48,7 +60,7 @@ def scored(
 ) -> tuple[dict[str, float], Tensor]:
     """The distance to theta_M, of test tasks where the method has a scale for it, and the score of every task."""
     space = method.space if with_distance and isinstance(method, SupportsSampling) else None
-    figures = {} if space is None else {"mse": distance(weights, context.reference, space)}
+    figures = {} if space is None else {"mse": distance(weights, context.reference.targets[:, -1], space)}
     return figures, context.family.downstream.score(weights, batch.query, batch.mask)
 
 
@@ -60,21 +72,14 @@ def _of_chain(variant: Variant, method: WeightGenerator) -> SupportsSampling:
 
 
 def _measured(
-    context: Context,
-    method: WeightGenerator,
-    seed: int,
-    samplings: _Samplings,
-    split: str = "test",
-    most: int | None = None,
+    context: Context, method: WeightGenerator, seed: int, samplings: _Samplings, split: str = "test", most: int = sys.maxsize
 ) -> list[Measured]:
     """A row for every shot number and every {factors: sampling}. most: only so many first tasks."""
-    rows, count = [], context.tasks if split == "test" else context.recipe.evaluation.validation
-    count = min(count, most or count)
+    rows, count = [], min(most, context.tasks if split == "test" else context.recipe.evaluation.validation)
     for shots in context.family.shots:
         batch = context.family.sample(split, range(count), shots=shots)
         for factors, sampling in samplings.items():
-            extra: Factors = {} if sampling is None else {"sampling": sampling}
-            weights = method.generate(context.family.downstream, batch.support, batch.mask, seed=seed, **extra)
+            weights = method.generate(context.family.downstream, batch.support, batch.mask, seed=seed, **_extra(sampling))
             figures, score = scored(context, method, batch, weights, with_distance=split == "test")
             rows.append(Measured({"shots": shots, **dict(factors)}, figures, score))
     return rows
@@ -86,7 +91,7 @@ def _by(factor: str, samplings: Samplings) -> _Samplings:
 
 def accuracy(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """As a user would run it: the sampler that validation tasks chose. A slow method is measured on the first tasks."""
-    return _measured(context, method, seed, {(): None}, most=FIRST if variant.spec.slow else None)
+    return _measured(context, method, seed, {(): None}, most=FIRST if variant.spec.slow else sys.maxsize)
 
 
 def samplers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
@@ -128,20 +133,20 @@ def boundaries(context: Context, variant: Variant, method: WeightGenerator, seed
     chained, family, net = _of_chain(variant, method), context.family, context.family.downstream
     space, count, k = chained.space, min(context.tasks, 200), context.recipe.preparation.k
     assert space is not None
-    targets = TrajectoryStore.open(context.folder / "reference").read().targets[:count]
+    targets = context.reference.targets[:count]
     batch, data = family.sample("test", range(count)), family.training_data("test", range(count))
     ends = {round(i * chained.chain_steps(SAMPLERS["ddpm"]) / k): i for i in range(1, k + 1)}
+    chain = dict(chained.chain(net, batch.support, batch.mask, seed=seed, sampling=SAMPLERS["ddpm"]))
     rows = []
-    for t, weights in chained.chain(net, batch.support, batch.mask, seed=seed, sampling=SAMPLERS["ddpm"]):
-        if t in ends:
-            target = targets[:, ends[t] - 1]
-            figures = {
-                "mse to own target": distance(weights, target, space),
-                "mse to theta_M": distance(weights, targets[:, -1], space),
-                "loss": float(net.loss(weights, data, batch.mask).mean()),
-                "loss at own target": float(net.loss(target, data, batch.mask).mean()),
-            }
-            rows.append(Measured({"segment": ends[t], "t": t}, figures))
+    for t, i in ends.items():
+        weights, target = chain[t], targets[:, i - 1]
+        figures = {
+            "mse to own target": distance(weights, target, space),
+            "mse to theta_M": distance(weights, targets[:, -1], space),
+            "loss": float(net.loss(weights, data, batch.mask).mean()),
+            "loss at own target": float(net.loss(target, data, batch.mask).mean()),
+        }
+        rows.append(Measured({"segment": i, "t": t}, figures))
     return rows
 
 
@@ -170,55 +175,108 @@ def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: in
 
 def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """Accuracy and what the trajectories cost, measured on 200 tasks, and their sharpness and losses."""
-    preparation = context.preparation(variant)
+    preparation = context.recipe.preparation
     count = min(preparation.tasks, 200)
     start = time.perf_counter()
     trajectories(context.family, "train", range(count), replace(preparation, sharpness=0))
     cost = {"preparation ms per task": 1000 * (time.perf_counter() - start) / count}
-    values: dict[str, list[Tensor]] = {"lambda": [], "trace": [], "training loss": [], "held-out score": []}
-    for part in TrajectoryStore.open(context.store(variant)).parts():
-        of_part = (part.columns["sharpness"], part.columns["trace"], part.losses[:, -1], part.scores[:, -1])
-        for kept, value in zip(values.values(), of_part, strict=True):
-            kept.append(value)
-    cost |= {name: float(torch.cat(kept).mean()) for name, kept in values.items()}
+    parts = TrajectoryStore.open(context.store).parts()
+    values = [(p.columns["sharpness"], p.columns["trace"], p.losses[:, -1], p.scores[:, -1]) for p in parts]
+    names = ("lambda", "trace", "training loss", "held-out score")
+    cost |= {name: float(torch.cat(of_parts).mean()) for name, of_parts in zip(names, zip(*values, strict=True), strict=True)}
     return [row._replace(figures={**cost, **row.figures}) for row in accuracy(context, variant, method, seed)]
 
 
 def compared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """Accuracy and what it costs: milliseconds of one thread and MiB at the peak for the weights of one task from features;
     seconds of meta-training and tuning, trajectories left out; numbers that are learnt."""
-    rows = accuracy(context, variant, method, seed)
+    rows = []
     training = read_json(model_folder(context, variant, seed) / "training.json")
     learnt = {"training (s)": training["fit_seconds"], "parameters": sum(t.numel() for t in method.state().values())}
-    for number, row in enumerate(rows):
-        one = context.family.sample("test", [0], shots=row.factors["shots"])
-        call = partial(method.generate, context.family.downstream, one.support, one.mask, seed=0)
+    for row in accuracy(context, variant, method, seed):
+        call = _call(context, method, 1, row.factors["shots"])
         with one_thread():
             took = milliseconds(call)
             with LiveBytes() as live:
                 call()
-        figures = {"adaptation (ms)": took, **learnt, "peak (MiB)": live.peak / 2**20}
-        rows[number] = row._replace(figures=figures)
+        rows.append(row._replace(figures={"adaptation (ms)": took, **learnt, "peak (MiB)": live.peak / 2**20}))
     return rows
+
+
+def _call(
+    context: Context, method: WeightGenerator, tasks: int, shots: int, sampling: Sampling | None = None
+) -> Callable[[], Tensor]:
+    """Generates the weights of the first test tasks."""
+    batch = context.family.sample("test", range(tasks), shots=shots)
+    return partial(method.generate, context.family.downstream, batch.support, batch.mask, seed=0, **_extra(sampling))
+
+
+def _extra(sampling: Sampling | None) -> Factors:
+    """The argument of `generate`, which only methods with a chain take."""
+    return {} if sampling is None else {"sampling": sampling}
 
 
 def latency(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """Milliseconds of one thread for the weights of 1 and of 256 tasks from features, and the score they reach."""
-    family, net = context.family, context.family.downstream
     samplings: dict[str, Sampling | None] = {"-": None}
     if isinstance(method, SupportsSampling) and method.is_chain:
         numbers = [n for n in (20, 5, 2, 1) if n <= method.chain_steps(SAMPLERS["ddpm"])]
         own = replace(SAMPLERS["deterministic"], mixing_weight=method.sampling.mixing_weight)
         samplings = {AS_USED: None} | {f"{n} steps" if n > 1 else "1 step": replace(own, steps=n) for n in numbers}
-    rows = _measured(context, method, seed, _by("sampler", samplings))
-    for number, row in enumerate(rows):
-        sampling = samplings[row.factors["sampler"]]
-        extra: Factors = {} if sampling is None else {"sampling": sampling}
+    rows = []
+    for row in _measured(context, method, seed, _by("sampler", samplings)):
         figures = {}
-        for count in (1, 256):
-            few = family.sample("test", range(count), shots=row.factors["shots"])
-            call = partial(method.generate, net, few.support, few.mask, seed=0, **extra)
+        for count, repeats in ((1, 30), (256, 5)):
+            call = _call(context, method, count, row.factors["shots"], samplings[row.factors["sampler"]])
             with one_thread():
-                figures[f"ms, batch {count}"] = milliseconds(call, repeats=30 if count == 1 else 5)
-        rows[number] = row._replace(figures=figures)
+                figures[f"ms, batch {count}"] = milliseconds(call, repeats)
+        rows.append(row._replace(figures=figures))
+    return rows
+
+
+def distil(
+    teacher: G, family: TaskFamily, data: Stored, sampling: Sampling, *, seed: int, training: MetaTraining = TRAINING
+) -> G:
+    """A copy of `teacher` whose one step from x_0 is trained to be the teacher's whole chain from the same x_0: the loss is the
+    mean square of the difference of the standardised weights."""
+    student, net, space = copy.copy(teacher), family.downstream, teacher.space
+    student.denoiser = denoiser = copy.deepcopy(teacher.denoiser)
+    assert denoiser is not None and space is not None
+    start = torch.zeros(training.tasks, dtype=torch.int64)
+
+    def batch_at(step: int) -> Batch:
+        g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        _, tasks = stored_tasks(family, data, training.tasks, step, g)
+        chain = teacher.chain(net, tasks.support, tasks.mask, seed=seed * 1_000_003 + step, sampling=sampling)
+        first, last = (space.standardise(weights) for weights in (chain[0][1], chain[-1][1]))
+        cond = net.condition(tasks.support, tasks.mask.shape[1])
+        return by_learner(training.shape, first=first, last=last, cond=cond, mask=tasks.mask)
+
+    def loss(params: core.Params, first: Tensor, last: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+        f = torch.func.functional_call(denoiser, params, (first, start, cond, mask))
+        weight = mask[..., None].to(f.dtype)
+        square = (core.to_x0(f, first, start, denoiser.schedule) - last) ** 2
+        return (square * weight).sum() / (weight.sum() * f.shape[-1])
+
+    meta_train(denoiser, loss, batch_at, training, log=silent, folder=None)
+    return student
+
+
+def distilled(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
+    """All steps of the chain, one step, and one step of the student that was trained on all of them."""
+    if not isinstance(method, HasDenoiser) or method.denoiser is None:
+        raise McdiError(f"{variant.method} has no denoiser to distil: choose a diffusion method, mc-di for instance")
+    family, net, rows = context.family, context.family.downstream, []
+    data = TrajectoryStore.open(context.store)
+    iterations = min(TRAINING.iterations, method.denoiser.settings.training.iterations)  # --quick is quick for a student, too
+    for name in CHAINS:
+        full, once = SAMPLERS[name], replace(SAMPLERS[name], steps=1)
+        student = distil(method, family, data, full, seed=seed, training=replace(TRAINING, iterations=iterations))
+        answers = {"all steps": (method, full), "one step": (method, once), "one step, distilled": (student, once)}
+        for shots in family.shots:
+            batch = family.sample("test", range(context.tasks), shots=shots)
+            for answer, (generator, sampling) in answers.items():
+                weights = generator.generate(net, batch.support, batch.mask, seed=seed, sampling=sampling)
+                figures, score = scored(context, generator, batch, weights, with_distance=True)
+                rows.append(Measured({"chain": name, "answer": answer, "shots": shots}, figures, score))
     return rows

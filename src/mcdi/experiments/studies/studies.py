@@ -1,22 +1,23 @@
 """The table of studies: of each the variants, what is measured of them, and the chart."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mcdi.errors import McdiError
-from mcdi.experiments import evaluate
 from mcdi.experiments.recipe import Recipe
+from mcdi.experiments.report.plots import draw_landscape
+from mcdi.experiments.run import Context
 from mcdi.experiments.studies import adapters, measures, transfer
-from mcdi.experiments.studies.charts import Chart, draw_chains
-from mcdi.experiments.studies.distillation import distilled
+from mcdi.experiments.studies.measures import distilled
+from mcdi.experiments.studies.tables import Chart, draw_png
 from mcdi.experiments.studies.uncertainty import ensembles
-from mcdi.experiments.studies.variants import Context, Measure, Variant, trained
+from mcdi.experiments.studies.variants import Measure, Variant, trained
 from mcdi.methods import all_methods, method_spec
 from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.methods.sampling import SupportsSampling
-from mcdi.trajectories.store import TrajectoryStore
 from mcdi.utils.settings import make
 from mcdi.utils.workers import Progress
 
@@ -26,11 +27,10 @@ Variants = Callable[[Recipe], Sequence[Variant]]
 
 @dataclass(frozen=True)
 class Study:
-    """What a study measures, of which variants. against: (factor, value) of the rows that others are compared with, task by
-    task. timed: it holds timings, so variants are measured one at a time. command: it is a command of its own name. picture:
-    one more, of what rows cannot hold, drawn to a path."""
+    """The variants of a study, and what it measures of them; ABOUT has it in words. against: (factor, value) of the rows that
+    others are compared with, task by task. timed: it holds timings, so variants are measured one at a time. command: it is a
+    command of its own name. picture: draws to a path what rows cannot hold."""
 
-    about: str
     variants: Variants
     measure: Measure
     chart: Chart
@@ -64,17 +64,12 @@ def _segments(recipe: Recipe) -> list[Variant]:
 
 
 def _full(recipe: Recipe) -> int:
-    """Iterations of the recipe's meta-training."""
     return make(DiffusionSettings, recipe.settings_of("mc-di"), "generator").training.iterations
 
 
 def _iterations(recipe: Recipe) -> list[Variant]:
-    counts = [round(part * _full(recipe)) for part in (0.25, 0.5, 1.0, 2.0)]
-    return [
-        Variant({"method": n, "iterations": count}, n, {"training": {"iterations": count}})
-        for n in ("mc-di", "mv-di")
-        for count in counts
-    ]
+    pairs = itertools.product(("mc-di", "mv-di"), (round(part * _full(recipe)) for part in (0.25, 0.5, 1.0, 2.0)))
+    return [Variant({"method": n, "iterations": count}, n, {"training": {"iterations": count}}) for n, count in pairs]
 
 
 def _reptile(recipe: Recipe) -> list[Variant]:
@@ -137,109 +132,71 @@ def _settings(recipe: Recipe) -> list[Variant]:
 def _landscape(context: Context, variants: Sequence[Variant], path: Path, progress: Progress) -> None:
     """The chains of the first seed over the loss of the first test task, in the plane of their largest variance."""
     seed = context.recipe.evaluation.seeds[0]
-    methods: dict[str, SupportsSampling] = {}
-    for variant in variants:
-        method = trained(context, variant, seed, progress)
-        if isinstance(method, SupportsSampling):
-            methods[variant.method] = method
-    reference = TrajectoryStore.open(context.folder / "reference").read()
-    theta0 = context.family.downstream.theta0(context.recipe.preparation.theta0_seed, reference.mask.shape[1])
-    draw_chains(evaluate.landscape(methods, context.family, reference.targets[0], theta0), path)
+    methods = {variant.method: trained(context, variant, seed, progress) for variant in variants}
+    data = context.landscape({n: m for n, m in methods.items() if isinstance(m, SupportsSampling)})
+    draw_png(path, (6.4, 6.0), lambda figure: draw_landscape(figure, data))
 
 
 def fitting_methods(recipe: Recipe) -> tuple[str, ...]:
     """The methods that can generate a recipe's network: some are for linear heads, or for features of one length."""
-    traits = recipe.family.traits
-
-    specs = all_methods().values()
-    return tuple(
-        s.name for s in specs if (traits.closed_form or s.networks == "any") and (traits.equal_lengths or not s.unit_features)
-    )
+    traits, specs = recipe.family.traits, all_methods().values()
+    fitting = [s.name for s in specs if traits.closed_form or s.networks == "any"]
+    return tuple(n for n in fitting if traits.equal_lengths or not method_spec(n).unit_features)
 
 
+ABOUT = {
+    "ablation": "the component ablation and its alternatives: every method of the recipe",
+    "samplers": "every sampler: score and distance of Mc-Di, Mv-Di and Tw-Di",
+    "ridge-blend": (
+        "the mixing weight of the generated head, and the fallback to ridge regression for out-of-distribution tasks"
+    ),
+    "steps": "denoising steps against distance and accuracy",
+    "segments": "the number of segments k against distance and accuracy",
+    "compute": "meta-training iterations against distance and accuracy, Mc-Di and Mv-Di",
+    "reptile": "single level against bi-level, inner optimiser and outer step, with few training tasks and with many",
+    "preparation": "SAM and augmentation on and off: accuracy against the seconds they cost, and sharpness",
+    "settings": "one change at a time to the settings of Mc-Di",
+    "distillation": "one step of a student that is trained to answer what all steps of a chain answer",
+    "refine": "s Adam steps on the support set from generated weights, from theta_0, from REPTILE's start and from regression",
+    "uncertainty": "calibration and detection of unknown classes: several samples against one answer",
+    "chains": "whether a chain passes its local targets, and its path over the loss in two dimensions",
+    "adapters": "LoRA adapters for sets of text outside training, from 16 shots to whole sets: accuracy, F1, seconds",
+    "latency": "milliseconds for the weights of 1 and of 256 tasks, compared with Adam at its tuned steps",
+    "compare": "every method: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
+    "transfer": "heads for other data sets, on which nothing was trained: `mcdi transfer`",
+}
 STUDIES: dict[str, Study] = {
-    "ablation": Study(
-        "the component ablation and its alternatives: every method of the recipe",
-        _all_methods,
-        measures.accuracy,
-        Chart("method"),
-    ),
-    "samplers": Study(
-        "every sampler: score and distance of Mc-Di, Mv-Di and Tw-Di",
-        _methods(also="in_landscape"),
-        measures.samplers,
-        Chart("sampler", ("score", "mse")),
-    ),
+    "ablation": Study(_all_methods, measures.accuracy, Chart("method")),
+    "samplers": Study(_methods(also="in_landscape"), measures.samplers, Chart("sampler", ("score", "mse"))),
     "ridge-blend": Study(
-        "the mixing weight of the generated head, and the fallback to ridge regression for out-of-distribution tasks",
         _methods("hypernetwork", also="in_landscape"),
         measures.mixing_weights,
         Chart("mixing weight"),
         against=("mixing weight", measures.NO_FALLBACK),
     ),
-    "steps": Study(
-        "denoising steps against distance and accuracy",
-        _methods(also="in_landscape"),
-        measures.steps,
-        Chart("steps", ("score", "mse"), only=("sampler", "ddim")),
-    ),
-    "segments": Study(
-        "the number of segments k against distance and accuracy",
-        _segments,
-        measures.three_samplers,
-        Chart("k", ("score", "mse"), ("sampler",)),
-        against=("k", 1),
-    ),
-    "compute": Study(
-        "meta-training iterations against distance and accuracy, Mc-Di and Mv-Di",
-        _iterations,
-        measures.three_samplers,
-        Chart("iterations", ("score", "mse"), only=("sampler", "ddim")),
-    ),
-    "reptile": Study(
-        "single level against bi-level, inner optimiser and outer step, with few training tasks and with many",
-        _reptile,
-        measures.accuracy,
-        Chart("tasks", series=("loop",), log=True),
-        against=("loop", "single level"),
-    ),
+    "steps": Study(_methods(also="in_landscape"), measures.steps, Chart("steps", ("score", "mse"), only=("sampler", "ddim"))),
+    "segments": Study(_segments, measures.three_samplers, Chart("k", ("score", "mse"), ("sampler",)), against=("k", 1)),
+    "compute": Study(_iterations, measures.three_samplers, Chart("iterations", ("score", "mse"), only=("sampler", "ddim"))),
+    "reptile": Study(_reptile, measures.accuracy, Chart("tasks", series=("loop",), log=True), against=("loop", "single level")),
     "preparation": Study(
-        "SAM and augmentation on and off: accuracy against the seconds they cost, and sharpness",
         _preparation,
         measures.prepared,
         Chart("preparation ms per task", series=("preparation",)),
         against=("preparation", "plain"),
         timed=True,
     ),
-    "settings": Study(
-        "one change at a time to the settings of Mc-Di",
-        _settings,
-        measures.ablated,
-        Chart("setting", series=("sampler",)),
-        against=("setting", "recipe"),
-    ),
+    "settings": Study(_settings, measures.ablated, Chart("setting", series=("sampler",)), against=("setting", "recipe")),
     "distillation": Study(
-        "one step of a student that is trained to answer what all steps of a chain answer",
-        _methods("mc-di"),
-        distilled,
-        Chart("answer", ("score", "mse"), ("chain",)),
-        against=("answer", "all steps"),
+        _methods("mc-di"), distilled, Chart("answer", ("score", "mse"), ("chain",)), against=("answer", "all steps")
     ),
-    "refine": Study(
-        "s Adam steps on the support set from generated weights, from theta_0, from REPTILE's start and from regression",
-        _methods("adam", "reptile", "hypernetwork", also="proposed"),
-        measures.refined,
-        Chart("steps"),
-    ),
+    "refine": Study(_methods("adam", "reptile", "hypernetwork", also="proposed"), measures.refined, Chart("steps")),
     "uncertainty": Study(
-        "calibration and detection of unknown classes: several samples against one answer",
         _methods("prototypes", "adam", "hypernetwork", "mv-di", also="proposed"),
         ensembles,
         Chart("answer", ("score", "NLL, tuned", "AUROC, entropy")),
         against=None,
     ),
     "chains": Study(
-        "whether a chain passes its local targets, and its path over the loss in two dimensions",
         _methods(also="in_landscape"),
         measures.boundaries,
         Chart("segment", ("mse to own target", "mse to theta_M", "loss"), panel=None),
@@ -247,35 +204,17 @@ STUDIES: dict[str, Study] = {
         picture=_landscape,
     ),
     "adapters": Study(
-        "LoRA adapters for sets of text outside training, from 16 shots to whole sets: accuracy, F1, seconds",
-        adapters.variants,
-        adapters.unseen_sets,
-        Chart("shots", series=("method",), panel="set", log=True),
-        timed=True,
+        adapters.variants, adapters.unseen_sets, Chart("shots", series=("method",), panel="set", log=True), timed=True
     ),
     "latency": Study(
-        "milliseconds for the weights of 1 and of 256 tasks, compared with Adam at its tuned steps",
         _methods("prototypes", "adam", "hypernetwork", also="proposed"),
         measures.latency,
         Chart("ms, batch 1", series=("method", "sampler"), log=True),
         against=None,
         timed=True,
     ),
-    "compare": Study(
-        "every method: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
-        _all_methods,
-        measures.compared,
-        Chart("adaptation (ms)", log=True),
-        timed=True,
-        command=True,
-    ),
-    "transfer": Study(
-        "heads for other data sets, on which nothing was trained: `mcdi transfer`",
-        _all_methods,
-        transfer.transferred,
-        Chart("target", only=("classes", "as trained")),
-        command=True,
-    ),
+    "compare": Study(_all_methods, measures.compared, Chart("adaptation (ms)", log=True), timed=True, command=True),
+    "transfer": Study(_all_methods, transfer.transferred, Chart("target", only=("classes", "as trained")), command=True),
 }
 RENAMED = {"levers": "settings", "shares": "ridge-blend"}
 

@@ -1,8 +1,5 @@
-"""The study `transfer`: generators of one collection of images on other data sets, on which nothing is trained.
-
-The paper's first table: meta-trained on ImageNet, heads for CIFAR-10 and others without a gradient step. A head is generated
-from a few labelled images of the target, for five of its classes and for all of them, by one model.
-"""
+"""The study `transfer`, the paper's first table: generators of one collection of images make heads for other data sets without
+a gradient step, from a few labelled images, for five of their classes and for all of them, by one model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +8,8 @@ from pathlib import Path
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.experiments.studies.variants import Context, Measured, Variant
+from mcdi.experiments.run import Context
+from mcdi.experiments.studies.variants import Measured, Variant
 from mcdi.methods import WeightGenerator
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.public import public_images
@@ -71,13 +69,14 @@ def transferred(context: Context, variant: Variant, method: WeightGenerator, see
     name, settings = str(variant.factors["target"]), context.recipe.family
     features = read_tensors(_path(context, name))[0]["features"]
     net, rows = context.family.downstream, []
-    count = min(context.tasks, FIRST if variant.spec.slow else context.tasks)
+    tasks = range(min(context.tasks, FIRST if variant.spec.slow else context.tasks))
     for label, way in (("as trained", min(settings.way, len(features))), ("all classes", len(features))):
         family = FewShot(name, net, {"test": features}, way=way, shots=settings.shots, queries=settings.queries)
+        size = max(1, QUERIES // way // settings.queries)
         for shots in settings.shots:
             scores = []
-            for seeds in torch.arange(count).split(max(1, QUERIES // way // settings.queries)):
-                batch = family.sample("test", seeds.tolist(), shots=shots)
+            for first in tasks[::size]:
+                batch = family.sample("test", tasks[first : first + size], shots=shots)
                 weights = method.generate(net, batch.support, batch.mask, seed=seed)
                 scores.append(net.score(weights, batch.query, batch.mask))
             rows.append(Measured({"classes": label, "way": way, "shots": shots}, {}, torch.cat(scores)))

@@ -1,15 +1,18 @@
 """The study `uncertainty`: calibration, and detection of unknown classes, for ensembles of generated heads."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.experiments.studies.variants import Context, Measured, Variant
+from mcdi.experiments.run import Context
+from mcdi.experiments.studies.variants import Measured, Variant
 from mcdi.methods import WeightGenerator
 from mcdi.methods.sampling import SAMPLERS, SupportsSampling
+from mcdi.networks.base import Network
 from mcdi.types import TaskBatch
 
 SAMPLES = (1, 4, 16)
@@ -42,61 +45,49 @@ def ensembles(context: Context, variant: Variant, method: WeightGenerator, seed:
     examples are queries of another task with no class in common; AUROC by the entropy of the mean prediction and, for
     ensembles, by the mutual information between prediction and sample (1112.5745).
     """
-    rows, other, net = [], disjoint_tasks(context), context.family.downstream
-    for shots in context.family.shots:
-        val = context.family.sample("val", range(min(context.tasks, 300)), shots=shots)
-        test = context.family.sample("test", range(context.tasks), shots=shots)
-        for name, (for_val, for_test) in _answers(context, method, val, test, seed).items():
-            on_val, on_test, on_unknown = (
-                torch.stack([net.logits(w, x, batch.mask) for w in weights])
-                for weights, batch, x in (
-                    (for_val, val, val.query.x),
-                    (for_test, test, test.query.x),
-                    (for_test, test, test.query.x[other]),
-                )
-            )
+    rows, other, family, net = [], disjoint_tasks(context), context.family, context.family.downstream
+    for shots in family.shots:
+        val = family.sample("val", range(min(context.tasks, 300)), shots=shots)
+        test = family.sample("test", range(context.tasks), shots=shots)
+        for name, (for_val, for_test) in _answers(net, method, val, test, seed).items():
+            on_val = torch.stack([net.logits(w, val.query.x, val.mask) for w in for_val])
+            x, y = test.query
+            on_test, on_unknown = (torch.stack([net.logits(w, q, test.mask) for w in for_test]) for q in (x, x[other]))
             temperature = min(TEMPERATURES, key=lambda t: _nll(on_val, val.query.y, t))
-            mean = _mean(on_test, temperature)
+            mean, unknown = _mean(on_test, temperature), _mean(on_unknown, temperature)
             figures = {
                 "temperature": temperature,
-                "NLL": _nll(on_test, test.query.y, 1.0),
-                "NLL, tuned": _nll(on_test, test.query.y, temperature),
-                "ECE": 100 * expected_calibration_error(_mean(on_test, 1.0).flatten(0, 1), test.query.y.flatten()),
-                "ECE, tuned": 100 * expected_calibration_error(mean.flatten(0, 1), test.query.y.flatten()),
-                "AUROC, entropy": 100 * auroc(*(_entropy(_mean(o, temperature)).flatten() for o in (on_test, on_unknown))),
+                "NLL": _nll(on_test, y, 1.0),
+                "NLL, tuned": _nll(on_test, y, temperature),
+                "ECE": 100 * expected_calibration_error(_mean(on_test, 1.0).flatten(0, 1), y.flatten()),
+                "ECE, tuned": 100 * expected_calibration_error(mean.flatten(0, 1), y.flatten()),
+                "AUROC, entropy": 100 * auroc(_entropy(mean).flatten(), _entropy(unknown).flatten()),
             }
             if len(on_test) > 1:
                 information = [_information(o, temperature).flatten() for o in (on_test, on_unknown)]
                 figures["AUROC, information"] = 100 * auroc(*information)
-            rows.append(Measured({"shots": shots, "answer": name}, figures, (mean.argmax(-1) == test.query.y).float().mean(1)))
+            rows.append(Measured({"shots": shots, "answer": name}, figures, (mean.argmax(-1) == y).float().mean(1)))
     return rows
 
 
 def _answers(
-    context: Context, method: WeightGenerator, val: TaskBatch, test: TaskBatch, seed: int
-) -> dict[str, tuple[Tensor, Tensor]]:
+    net: Network, method: WeightGenerator, val: TaskBatch, test: TaskBatch, seed: int
+) -> dict[str, tuple[Tensor, ...]]:
     """Every kind of answer: the weights (samples, B, U, D) of the validation and of the test tasks."""
-    net = context.family.downstream
-    one = [method.generate(net, b.support, b.mask, seed=seed)[None] for b in (val, test)]
-    answers = {"as used": (one[0], one[1])}
-    if not (isinstance(method, SupportsSampling) and method.is_chain):
-        return answers
-    sampling = replace(SAMPLERS["ddpm"], samples=max(SAMPLES))
-    drawn = [method.sample(net, b.support, b.mask, seed=seed, sampling=sampling).weights.transpose(0, 1) for b in (val, test)]
-    for n in SAMPLES:
-        first = [w[:n] for w in drawn]
-        answers[f"{n} samples, mean prediction" if n > 1 else "1 sample"] = (first[0], first[1])
-        if n > 1:
-            mean = [w.mean(0, keepdim=True) for w in first]
-            answers[f"{n} samples, mean weights"] = (mean[0], mean[1])
+    answers = {"as used": tuple(method.generate(net, b.support, b.mask, seed=seed)[None] for b in (val, test))}
+    if isinstance(method, SupportsSampling) and method.is_chain:
+        ask = partial(method.sample, seed=seed, sampling=replace(SAMPLERS["ddpm"], samples=max(SAMPLES)))
+        drawn = [ask(net, b.support, b.mask).weights.transpose(0, 1) for b in (val, test)]
+        for n in SAMPLES:
+            answers[f"{n} samples, mean prediction" if n > 1 else "1 sample"] = tuple(w[:n] for w in drawn)
+            if n > 1:
+                answers[f"{n} samples, mean weights"] = tuple(w[:n].mean(0, keepdim=True) for w in drawn)
     return answers
 
 
 def disjoint_tasks(context: Context) -> Tensor:
-    """For every test task another that shares no class with it, the next one in cyclic order: (B,).
-
-    Raises McdiError for tasks without classes, and where a task shares a class with every other.
-    """
+    """For every test task another that shares no class with it, the next one in cyclic order: (B,). Raises McdiError for tasks
+    without classes, and where a task shares a class with every other."""
     count = context.tasks
     columns = context.family.columns("test", range(count))
     if "classes" not in columns:

@@ -1,28 +1,23 @@
-"""Variants of a method: how a study trains and measures them, resumes, and shares trained generators with other studies.
-
-A trained generator is kept under the run's studies/models by what decides it (method, settings, preparation, seed), so that
-studies that need the same one train it once.
-"""
+"""Variants of a method: how a study trains and measures them, and resumes. A trained generator is kept under the run's
+studies/models by what decides it (method, settings, preparation, seed), so that studies that need the same one train it
+once."""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.experiments.build import load_family
-from mcdi.experiments.run import provenance, read_run, train_method, with_seeds
+from mcdi.experiments.run import Context, provenance, train_method, with_seeds
 from mcdi.generator.saving import load_method
 from mcdi.methods import WeightGenerator, method_spec
 from mcdi.methods.base import MethodSpec
-from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.prepare import Preparation, prepare
-from mcdi.trajectories.store import TrajectoryStore
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.settings import make, merged
 from mcdi.utils.workers import Progress, work_through
@@ -56,40 +51,6 @@ class Measured(NamedTuple):
     first: int = 0
 
 
-class Context:
-    """The prepared run that a study works in; `family` changes what its tasks are seen as."""
-
-    def __init__(self, folder: Path, family: Mapping[str, Any] | None = None) -> None:
-        self.folder, recipe = folder, read_run(folder)
-        self.recipe = replace(recipe, family=replace(recipe.family, **(family or {})))
-
-    @cached_property
-    def family(self) -> TaskFamily:
-        return load_family(self.recipe.family, self.folder)
-
-    @property
-    def tasks(self) -> int:
-        return self.recipe.evaluation.tasks
-
-    @cached_property
-    def reference(self) -> Tensor:
-        """theta_M of the test tasks (tasks, U, D), for distances only."""
-        return TrajectoryStore.open(self.folder / "reference").read().targets[:, -1]
-
-    def preparation(self, variant: Variant) -> Preparation:
-        return make(Preparation, merged(asdict(self.recipe.preparation), variant.preparation), "preparation")
-
-    def store(self, variant: Variant) -> Path:
-        """The trajectories of a variant: the run's own, or its own under studies/stores."""
-        preparation = self.preparation(variant)
-        if preparation == self.recipe.preparation:
-            return self.folder / "trajectories"
-        return self.folder / "studies" / "stores" / _digest(asdict(preparation))
-
-    def settings(self, variant: Variant) -> dict[str, Any]:
-        return merged(self.recipe.settings_of(variant.method), variant.settings)
-
-
 # (context, variant, its trained method, seed) -> rows
 Measure = Callable[[Context, Variant, WeightGenerator, int], list[Measured]]
 
@@ -98,60 +59,54 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _changed(variant: Variant) -> list[Any]:
-    return [dict(variant.family)] if variant.family else []
+def on_variant(context: Context, variant: Variant) -> Context:
+    """The run as a variant changes it; its trajectories are the run's, or its own under studies/stores."""
+    recipe, store = context.recipe, context.store
+    preparation = make(Preparation, merged(asdict(recipe.preparation), variant.preparation), "preparation")
+    if preparation != recipe.preparation:
+        store = context.folder / "studies" / "stores" / _digest(asdict(preparation))
+    method = merged(recipe.method, {variant.method: variant.settings})
+    family = replace(recipe.family, **variant.family)
+    return Context(context.folder, replace(recipe, family=family, preparation=preparation, method=method), store)
+
+
+def _decides(context: Context, variant: Variant, *more: Any) -> list[Any]:
+    """What a generator of a variant depends on, and `more`."""
+    recipe = on_variant(context, variant).recipe
+    family = [dict(variant.family)] if variant.family else []
+    return [recipe.settings_of(variant.method), asdict(recipe.preparation), *more, *family]
 
 
 def model_folder(context: Context, variant: Variant, seed: int) -> Path:
     """Where the generator of a variant is kept."""
-    decides = [variant.method, context.settings(variant), asdict(context.preparation(variant)), *_changed(variant)]
-    return context.folder / "studies" / "models" / f"{variant.method}-{_digest(decides)}-{seed}"
+    digest = _digest([variant.method, *_decides(context, variant)])
+    return context.folder / "studies" / "models" / f"{variant.method}-{digest}-{seed}"
 
 
 def trained(context: Context, variant: Variant, seed: int, progress: Progress) -> WeightGenerator:
     """The variant's generator, trained unless an earlier study has done so; its store must be prepared."""
     seed = context.recipe.evaluation.seeds[0] if variant.every_seed else seed
     target = model_folder(context, variant, seed)
-    train_method(
-        variant.method,
-        context.settings(variant),
-        context.family,
-        TrajectoryStore.open(context.store(variant)),
-        seed=seed,
-        validation=context.recipe.evaluation.validation,
-        target=target,
-        device="cpu",
-        label=" ".join([*(str(v) for v in variant.factors.values()), str(seed)]),
-        progress=progress,
-    )
+    label = " ".join([*(str(v) for v in variant.factors.values()), str(seed)])
+    train_method(on_variant(context, variant), variant.method, seed, target, log=partial(progress, label))
     return load_method(target)
 
 
-class _Work(NamedTuple):
-    """What every worker of a study needs."""
-
-    folder: Path
-    study: str
-    measure: Measure
-
-
-def _measure(work: _Work, job: tuple[Variant, int], progress: Progress) -> None:
-    variant, seed = job
-    context = Context(work.folder, variant.family)
-    path = _result_path(context, work.study, variant, seed)
+def _measure(shared: tuple[Path, str, Measure], job: tuple[Variant, int], progress: Progress) -> None:
+    (folder, study, measure), (variant, seed) = shared, job
+    context = on_variant(Context(folder), variant)
+    path = _result_path(context, study, variant, seed)
     if path.exists():
         return
-    method = trained(context, variant, seed, progress)
-    rows = work.measure(context, variant, method, seed)
+    rows = measure(context, variant, trained(context, variant, seed, progress), seed)
     scores = {str(i): row.scores for i, row in enumerate(rows) if row.scores is not None}
     described = [[{**variant.factors, **row.factors}, row.figures, row.first] for row in rows]
     write_tensors(path, scores, {"rows": described, "seed": seed, "provenance": provenance()})
 
 
 def _result_path(context: Context, study: str, variant: Variant, seed: int) -> Path:
-    settings, preparation = context.settings(variant), asdict(context.preparation(variant))
-    decides = [settings, preparation, context.tasks, dict(variant.factors), *_changed(variant)]
-    return context.folder / "studies" / study / f"{variant.method}-{_digest(decides)}-{seed}.safetensors"
+    digest = _digest(_decides(context, variant, context.tasks, dict(variant.factors)))
+    return context.folder / "studies" / study / f"{variant.method}-{digest}-{seed}.safetensors"
 
 
 def run_variants(
@@ -161,20 +116,11 @@ def run_variants(
     Raises McdiError where there are no variants."""
     if not variants:
         raise McdiError(f"study {study!r} has nothing to measure on this recipe: choose another recipe")
-    for store, preparation in {context.store(v): context.preparation(v) for v in variants}.items():
-        if store != context.folder / "trajectories":  # the run has prepared its own
-            prepare(
-                context.family,
-                store,
-                preparation,
-                split="train",
-                device="cpu",
-                workers=workers,
-                name="trajectories",
-                progress=progress,
-            )
+    changed = [on_variant(context, variant) for variant in variants]
+    for store, settings in {c.store: c.recipe.preparation for c in changed if c.store != context.store}.items():
+        prepare(context.family, store, settings, workers=workers, progress=progress)
     jobs = with_seeds(context.recipe, variants, lambda variant: None if variant.every_seed else variant.method)
-    for _ in work_through(_measure, _Work(context.folder, study, measure), jobs, workers=workers, progress=progress):
+    for _ in work_through(_measure, (context.folder, study, measure), jobs, workers=workers, progress=progress):
         pass
     out = []
     for variant, seed in jobs:
