@@ -83,7 +83,7 @@ class TestDiffusion:
         for changes, message in (
             ({"objective": "regression", "parameterisation": "eps"}, "set parameterisation = 'x0'"),
             ({"schedule": "sqrt"}, "unknown schedule"),
-            ({"parameterisation": "w", "prior": False}, "unknown parameterisation 'w'"),
+            ({"parameterisation": "w", "prior": False}, "parameterisation = 'w' is unknown"),
             ({"denoiser": "gru"}, "unknown denoiser 'gru'"),
             ({"options": {"layers": 3}}, "does not take these options"),
             ({"k": 2}, "k = 2 targets cannot be taken evenly from 3"),
@@ -92,7 +92,7 @@ class TestDiffusion:
                 Diffusion(replace(plain, **changes)).fit(world.family, world.data, seed=0)
         with pytest.raises(McdiError, match="objective = 'score' should be 'local', 'vanilla' or 'regression'"):
             make(DiffusionSettings, {"objective": "score"}, "generator")
-        with pytest.raises(McdiError, match="'score' is none of local, vanilla, regression"):
+        with pytest.raises(McdiError, match="objective = 'score' is unknown: choose local, vanilla, regression"):
             DiffusionSettings(objective="score")
         with pytest.raises(McdiError, match="samples = 0"):
             Sampling(samples=0)

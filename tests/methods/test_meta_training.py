@@ -65,7 +65,7 @@ class TestMetaTrain:
         self.train(training, tmp_path, width=4)
         with pytest.raises(McdiError, match="checkpoint of another network"):
             self.train(training, tmp_path, width=5)
-        with pytest.raises(McdiError, match="unknown meta"):
+        with pytest.raises(McdiError, match="meta = .* is unknown"):
             MetaTraining(meta="maml")
         with pytest.raises(McdiError, match="at least 1"):
             MetaTraining(learners=0)

@@ -1,11 +1,20 @@
 """Dataclasses from tables: nested defaults, all problems at once, renamed options."""
 
+import re
+import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mcdi.errors import McdiError
+from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.methods.meta_training import MetaTraining
+from mcdi.methods.sampling import Sampling
+from mcdi.networks.backbones.language import LoraSettings
+from mcdi.trajectories.prepare import Preparation
 from mcdi.utils.settings import make, merged
 
 
@@ -84,3 +93,15 @@ def test_merged_goes_table_by_table():
     base = {"a": 1, "t": {"x": 1, "y": 2}}
     assert merged(base, {"t": {"y": 3}, "b": 2}) == {"a": 1, "b": 2, "t": {"x": 1, "y": 3}}
     assert merged(base, {"t": 5})["t"] == 5 and base == {"a": 1, "t": {"x": 1, "y": 2}}
+
+
+@given(st.text(max_size=12))
+@pytest.mark.parametrize("kind", [DiffusionSettings, MetaTraining, Sampling, Preparation, LoraSettings])
+def test_settings_made_in_python_know_their_choices_too(kind, word):
+    """Every field that is a choice refuses any other word, whatever the dataclass."""
+    choices = {n: typing.get_args(h) for n, h in typing.get_type_hints(kind).items() if typing.get_origin(h) is typing.Literal}
+    assert choices
+    for name, legal in choices.items():
+        if word not in legal:
+            with pytest.raises(McdiError, match=re.escape(f"{name} = {word!r} is unknown: choose {legal[0]}")):
+                kind(**{name: word})

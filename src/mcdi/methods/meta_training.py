@@ -13,6 +13,7 @@ from mcdi.core import OuterStep, reptile_displacement
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log
 from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.settings import check_choices
 from mcdi.utils.training import cosine_rate, restore_training, training_state
 
 Batch = dict[str, Tensor]  # the arguments of a loss by name; (K, B, tasks, ...) each in batch_at
@@ -46,8 +47,7 @@ class MetaTraining:
         return self.inner_steps, self.learners, self.tasks
 
     def __post_init__(self) -> None:
-        if self.meta not in ("reptile", "none"):
-            raise McdiError(f"unknown meta = {self.meta!r}: choose reptile or none")
+        check_choices(self)
         if min(self.inner_lr, self.outer_lr) <= 0 or not 0 <= self.ema < 1:
             raise McdiError(
                 f"inner_lr = {self.inner_lr} and outer_lr = {self.outer_lr} must be positive, ema = {self.ema} in [0, 1)"

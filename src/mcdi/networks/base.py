@@ -1,4 +1,4 @@
-"""The base class of downstream networks: what it reads of examples, how it is saved, what it computes."""
+"""The base class of downstream networks, in three parts: what it reads of examples, how it is saved, what it computes."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -34,22 +34,9 @@ class NetworkTraits(NamedTuple):
     equal_lengths: bool = True
 
 
-class Network:
-    """A downstream network whose weights are generated: a template module, its weight space, loss and score.
+class TaskEmbedding:
+    """What a network reads of examples, and the condition: what a generator is told of a support set."""
 
-    Any module will do; override `criterion` for another loss. Classification where y is int64 (cross-entropy, accuracy);
-    regression where it is real (mean square, clipped R^2). A file describes it: `from_config(config()).load_state(state())`.
-
-    Args:
-        module: the template; it is frozen and set to evaluation mode.
-        embedder: frozen backbone in front of it.
-        start: theta_0 is drawn ("gaussian"), or what the module holds ("module": pretrained weights, LoRA pairs).
-        space: `unit`, `select` and `shared` of WeightSpace: which parameters are generated, and in what units.
-    """
-
-    kind = "network"
-    way: int  # classes of the template; a head may be generated for any number
-    init_std = 0.05
     embedder: Embedder | None = None
     condition_size: int  # numbers a unit
     input_size: int  # numbers an embedded example has
@@ -61,16 +48,6 @@ class Network:
     regression = False  # whether y are real numbers, not classes
     centred = False  # whether tasks see features less the centre of their support set
     reads_texts = False  # whether users give texts
-    needs_module = False  # whether its code is a module of the user's, which no file holds
-    supports_closed_form = False  # whether it is a `heads.Head`: a formula gives a linear head of it
-    supports_ridge_blend = False  # whether generated heads can be blended with ridge regression
-    supports_adapters = False  # whether generated weights can be saved as a peft adapter
-    exportable = True  # whether `condition` is a pure function of features, which a file can hold
-    head_options: tuple[str, ...] = ()  # which of HEAD_OPTIONS it uses
-
-    def __init__(self, module: nn.Module, embedder: Embedder | None = None, *, start: Start = "gaussian", **space: Any) -> None:
-        self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
-        self.space = WeightSpace(module, **space)
 
     @property
     def summary_size(self) -> int:
@@ -96,6 +73,13 @@ class Network:
     def condition(self, support: Examples, units: int) -> Tensor:
         """Support sets (B, S, input_size), (B, S) -> (B, units, condition_size)."""
         raise NotImplementedError
+
+
+class SavedNetwork(TaskEmbedding):
+    """How a file describes a network: `from_config(config()).load_state(state())` makes it again."""
+
+    kind = "network"
+    needs_module = False  # whether its code is a module of the user's, which no file holds
 
     def config(self) -> dict[str, Any]:
         """Its `kind`, and what `from_config` takes, as plain values."""
@@ -126,6 +110,32 @@ class Network:
         """Move what is frozen: the weights of tasks are wherever their examples are."""
         if self.embedder is not None:
             self.embedder.to(device)
+
+
+class Network(SavedNetwork):
+    """A downstream network whose weights are generated: a template module, its weight space, loss and score.
+
+    Any module will do; override `criterion` for another loss. Classification where y is int64 (cross-entropy, accuracy);
+    regression where it is real (mean square, clipped R^2).
+
+    Args:
+        module: the template; it is frozen and set to evaluation mode.
+        embedder: frozen backbone in front of it.
+        start: theta_0 is drawn ("gaussian"), or what the module holds ("module": pretrained weights, LoRA pairs).
+        space: `unit`, `select` and `shared` of WeightSpace: which parameters are generated, and in what units.
+    """
+
+    way: int  # classes of the template; a head may be generated for any number
+    init_std = 0.05
+    supports_closed_form = False  # whether it is a `heads.Head`: a formula gives a linear head of it
+    supports_ridge_blend = False  # whether generated heads can be blended with ridge regression
+    supports_adapters = False  # whether generated weights can be saved as a peft adapter
+    exportable = True  # whether `condition` is a pure function of features, which a file can hold
+    head_options: tuple[str, ...] = ()  # which of HEAD_OPTIONS it uses
+
+    def __init__(self, module: nn.Module, embedder: Embedder | None = None, *, start: Start = "gaussian", **space: Any) -> None:
+        self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
+        self.space = WeightSpace(module, **space)
 
     @classmethod
     def for_family(cls, settings: Any, **parts: Any) -> Self:

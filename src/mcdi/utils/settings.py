@@ -40,6 +40,19 @@ def make(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     raise McdiError("; ".join(problems))
 
 
+def check_choices(settings: Any) -> None:
+    """Raises McdiError for a field of a dataclass that is none of its Literal's values; those made in Python pass no `make`."""
+    for name, legal in _choices(settings.__class__).items():
+        if getattr(settings, name) not in legal:
+            raise McdiError(f"{name} = {getattr(settings, name)!r} is unknown: choose {', '.join(map(str, legal))}")
+
+
+@functools.cache
+def _choices(cls: Any) -> dict[str, tuple[Any, ...]]:
+    hints = typing.get_type_hints(cls)
+    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
+
+
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, table by table."""
     out = dict(base)

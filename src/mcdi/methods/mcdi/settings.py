@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.meta_training import MetaTraining
 from mcdi.methods.sampling import Sampling
 from mcdi.networks.base import NetworkTraits
-
-Objective = Literal["local", "vanilla", "regression"]
-PriorInput = Literal["summary", "prototypes", "heads"]
+from mcdi.utils.settings import check_choices
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class DiffusionSettings:
     """
 
     k: int = 3
-    objective: Objective = "local"
+    objective: Literal["local", "vanilla", "regression"] = "local"
     T: int = 20
     schedule: str = "cosine"
     floor: float = 2e-3
@@ -45,7 +43,7 @@ class DiffusionSettings:
     weight: Literal["paper", "x0"] = "paper"
     functional: float = 0.0
     prior: bool = True
-    prior_input: PriorInput = "summary"
+    prior_input: Literal["summary", "prototypes", "heads"] = "summary"
     denoiser: str = "transformer"
     options: dict[str, Any] = field(default_factory=dict)
     training: MetaTraining = MetaTraining()
@@ -53,9 +51,7 @@ class DiffusionSettings:
     renamed: ClassVar[Mapping[str, Any]] = {"around": "prior_input", "denoiser": {"span": "head-combiner"}}
 
     def __post_init__(self) -> None:
-        for value, legal in ((self.objective, get_args(Objective)), (self.prior_input, get_args(PriorInput))):
-            if value not in legal:
-                raise McdiError(f"{value!r} is none of {', '.join(legal)}: choose one of them")
+        check_choices(self)
         if "among" in self.options:
             raise McdiError("the option among was renamed: write set_attention_layers")
         if self.objective == "regression" and self.parameterisation != "x0":
