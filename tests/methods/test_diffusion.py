@@ -90,7 +90,7 @@ class TestDiffusion:
         ):
             with pytest.raises(McdiError, match=message):
                 Diffusion(replace(plain, **changes)).fit(world.family, world.data, seed=0)
-        with pytest.raises(McdiError, match="objective = 'score' must be"):
+        with pytest.raises(McdiError, match="objective = 'score' should be"):
             make(DiffusionSettings, {"objective": "score"}, "generator")
         with pytest.raises(McdiError, match="samples = 0"):
             Sampling(samples=0)
