@@ -1,4 +1,4 @@
-"""One module with the weights of N tasks: parameters and buffers of all tasks are stacked, {name: (N, *shape)}.
+"""One module with the weights of N tasks: parameters and buffers of all tasks in one tensor each, {name: (N, *shape)}.
 
 Training differs from that of one network: frozen parts behave as in evaluation, running statistics belong to a task, and
 dropout masks do not depend on the other tasks of the batch.

@@ -120,7 +120,7 @@ class LoraClassifier(Head):
         return self._kept(x, slice(POOLED))
 
     def states(self, x: Tensor) -> Tensor:
-        """What the tail reads, of states or indices; states of the bank are cut to the longest text among them."""
+        """What the tail reads, of states or indices; states of the bank are cut to their longest text."""
         if x.is_floating_point():
             return x.float()
         lengths = self._kept(x, slice(POOLED, None), slice(-1, None)).sum((-1, -2))

@@ -78,7 +78,7 @@ class OwnNetwork(Network):
         return cls(**values, **code)
 
     def fit_probe_inputs(self, data: Examples, seed: int = 0) -> None:
-        """Choose the probes among training examples (N, S, ...), and the scales of x and y."""
+        """Choose the probes from training examples (N, S, ...), and the scales of x and y."""
         x, y, g = data.x.flatten(0, 1).flatten(1), data.y.float(), torch.Generator().manual_seed(seed)
         self.probes = x[torch.randint(len(x), (PROBES,), generator=g)]
         width = torch.pdist(self.probes).median() / 2

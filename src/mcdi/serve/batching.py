@@ -45,7 +45,7 @@ class Batcher:
         return len(self._waiting)
 
     def submit(self, key: Hashable, run: Run, payload: Any, size: int = 1) -> Future[Any]:
-        """Queue a job. `run` maps payloads to as many results; an exception among them is raised for its own job only."""
+        """Queue a job. `run` maps payloads to as many results; an exception in their place is raised for its own job only."""
         job = Job(key, run, payload, size)
         with self._changed:
             if self._closed:

@@ -1,6 +1,6 @@
 """Optimisation of N tasks at once: the recorded points of N optimiser runs, computed with batched tensors.
 
-The weights of N tasks are stacked tensors, so one torch.optim optimiser over them is N independent ones; the N gradients
+The weights of N tasks are one tensor, so one torch.optim optimiser over them is N independent ones; the N gradients
 are one batched call. Every random number is decided by (split, seed, epoch): no task depends on the others of its batch.
 """
 

@@ -1,6 +1,6 @@
 """Sharpness of minima: Hessian spectra of many tasks at once, and the bound of Theorem 2.
 
-The parameters of N tasks are stacked and the tasks are independent, so the gradient of sum_n g_n . v_n, g_n the gradient of
+The parameters of N tasks are one tensor and the tasks are independent, so the gradient of sum_n g_n . v_n, g_n the gradient of
 task n, consists of the products H_n v_n: one double backward computes all of them.
 """
 

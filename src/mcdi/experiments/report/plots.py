@@ -222,7 +222,7 @@ def _memory(data: Mapping[str, Sequence[float]]) -> str:
     made, real, noised = (median(data[key]) for key in ("generated", "targets", "noised"))
     distances = f"{made:.3g} for generated weights, {real:.3g} for held-out real ones and {noised:.3g} for noised copies"
     if made < real / 2 and made <= 2 * noised:
-        verdict = "generated weights lie about as near to a stored target as its noised copies: this looks like memorising"
+        verdict = "generated weights lie about as near to a stored target as its noised copies: this suggests memorisation"
     elif made < real / 2:
         verdict = "generated weights lie nearer than real ones but not as near as copies: this leaves open what was memorised"
     else:

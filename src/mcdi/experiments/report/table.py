@@ -101,7 +101,7 @@ def terminal_table(
 ) -> "Table":
     """A table of WIDTH characters: columns after the `needed` first ones only where they fit; `left` columns are names.
 
-    Lines whose first cell is among `marked` are bold, with a star. Names that are too long go on in the next line.
+    Lines whose first cell is in `marked` are bold, with a star. Names that are too long go on in the next line.
     """
     from rich.table import Table
     from rich.text import Text

@@ -40,7 +40,7 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def _quick_settings(kind: type) -> dict[str, Any]:
-    """Few iterations for every meta-training among a method's settings, and few tasks for every tuning."""
+    """Few iterations for every meta-training in a method's settings, and few tasks for every tuning."""
     small: dict[str, Any] = dict(_TUNING) if kind is FineTuneSettings else {}
     for field in fields(kind):
         default = field.default_factory() if callable(field.default_factory) else field.default

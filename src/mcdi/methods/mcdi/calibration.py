@@ -2,7 +2,7 @@
 
 A generator can be wrong, and sure of it, on tasks of another kind than it was trained on: photos known, sketches asked. Its
 head then misfits the very examples that it was given, which it does not on tasks like those of training. Such heads are
-blended with ridge regression, the more the rarer their misfit was among validation tasks.
+blended with ridge regression, the more the rarer their misfit was in validation.
 """
 
 from collections.abc import Mapping, Sequence

@@ -131,7 +131,7 @@ class UnitTransformer(nn.Module):
 
 
 class SetAttentionBlock(AttentionBlock):
-    """Pre-norm self-attention among examples, a learnt bias for those of one class, and a perceptron (SAB of 1810.00825)."""
+    """Pre-norm self-attention of examples, a learnt bias for those of one class, and a perceptron (SAB of 1810.00825)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)

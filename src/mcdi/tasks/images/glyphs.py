@@ -108,7 +108,7 @@ def _candidates(face: _Face) -> dict[str, int]:
 
 
 def _different(names: Sequence[str], codes: dict[str, int], face: _Face) -> list[str]:
-    """The names, less those of mere dots and those whose character looks like an earlier one's in a box of nearly its shape."""
+    """The names, less those of mere dots and those whose character resembles an earlier one's in a box of nearly its shape."""
 
     def paths(power: float) -> Pixels:
         return _thin(np.stack([g for n in names if (g := face.glyph(codes[n], power)) is not None]))
