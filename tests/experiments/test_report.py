@@ -233,7 +233,7 @@ def test_latency_bars_unless_they_would_hide_the_fast(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("generated", "verdict"),
-    [(1.3, "this looks like memorising"), (4.0, "this leaves open"), (9.0, "no sign of memorising")],
+    [(1.3, "this suggests memorisation"), (4.0, "this leaves open"), (9.0, "no sign of memorising")],
 )
 def test_novelty_sentence(full: Path, generated: float, verdict: str) -> None:
     (full / "novelty.json").write_text(json.dumps(NOVELTY | {"generated": [generated] * 3}))
