@@ -40,9 +40,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Generate the weights of a network from a handful of examples, with no gradient step.
 
-    Start with [bold]mcdi demo[/] (seconds), then [bold]mcdi run glyphs[/] (minutes): it prepares optimiser trajectories of many
-    tasks, meta-trains a local consistency diffusion (Mc-Di) on them and compares it with baselines.
-    A run is one folder; the same command resumes; [bold]prepare[/], [bold]train[/], [bold]evaluate[/] do its parts.""",
+    Start with [bold]mcdi demo[/] (seconds), then [bold]mcdi run glyphs[/] (minutes).
+
+    A run is one folder: optimiser trajectories, meta-training of Mc-Di and its baselines, evaluation, a report.
+
+    The same command resumes; [bold]prepare[/], [bold]train[/] and [bold]evaluate[/] do its parts.""",
 )
 app.add_typer(store_app, name="store")
 
