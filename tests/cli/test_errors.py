@@ -48,7 +48,9 @@ class TestArguments:
         out = ("--out", tmp_path / "x")
         assert "holds neither images_background.zip nor" in fails("run", "omniglot", "--data", tmp_path / "no", *out)
         (tmp_path / "images_background.zip").write_bytes(b"PK but not really")
-        assert "images_background.zip is not a readable zip archive" in fails("run", "omniglot", "--data", tmp_path, *out)
+        assert "images_background.zip cannot be read (File is not a zip file)" in fails(
+            "run", "omniglot", "--data", tmp_path, *out
+        )
         assert "data = 'glyphs' is generated and reads no --data" in fails(
             "run", recipe, "--data", tmp_path, "--out", tmp_path / "y"
         )

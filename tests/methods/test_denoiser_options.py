@@ -13,11 +13,9 @@ from mcdi.methods import make_method
 from mcdi.methods.mcdi.denoisers import make_denoiser
 from mcdi.methods.mcdi.method import Diffusion
 from mcdi.methods.sampling import Sampling
-from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.support import single_examples
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.features import few_shot
 from mcdi.tasks.images.settings import ImageSettings
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import Trajectories
@@ -205,4 +203,4 @@ def test_cross_attention_asks_for_examples() -> None:
 def test_a_condition_of_single_examples_is_for_heads() -> None:
     settings = ImageSettings(network="pixel-net", condition="examples")
     with pytest.raises(McdiError, match="is for network = 'linear-head'"):
-        few_shot(settings, Embedder.from_config({"backbone": "conv4", "channels": 1, "side": 28}), {})
+        settings.check()

@@ -77,7 +77,7 @@ class TestCentred:
         assert few_shot(ImageSettings(centred=True), embedder, {}).downstream.centred
         assert not few_shot(ImageSettings(), embedder, {}).downstream.centred
         with pytest.raises(McdiError, match="centred = True is for network = 'linear-head', not 'pixel-net'"):
-            few_shot(ImageSettings(network="pixel-net", centred=True), embedder, {})
+            ImageSettings(network="pixel-net", centred=True).check()
 
     def test_other_networks_are_refused(self):
         with pytest.raises(McdiError, match="a pixel-net has no linear head: set centred = false"):
