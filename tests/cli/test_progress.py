@@ -29,6 +29,19 @@ class TestPlainLines:
             "mc-di-0: 100/100, 1.0/s, loss 0.01",
         ]
 
+    def test_a_step_that_reports_nothing_is_named_every_thirty_seconds(self):
+        clock, printed = [0.0], []
+        show = PlainLines(printed.append, clock=lambda: clock[0])
+        show("evaluation", 0, 1, {})
+        show("training", 8, 8, {})
+        for clock[0] in range(1, 95):
+            show.beat()
+        show("evaluation", 1, 1, {})
+        for clock[0] in range(95, 200):
+            show.beat()
+        waiting = [f"evaluation: 0/1, under way for {s} s" for s in (30, 60, 90)]
+        assert printed == ["evaluation: 0/1", "training: 8/8", *waiting, "evaluation: 1/1, 0.0/s"]
+
     def test_steps_side_by_side(self):
         assert self.lines(
             (0.0, "a", 0, 8, {}), (1.0, "b", 4, 8, {}), (20.0, "a", 4, 8, {}), (30.0, "b", 6, 8, {}), (32.0, "b", 7, 8, {})

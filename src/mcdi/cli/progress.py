@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
@@ -22,7 +23,14 @@ def progress(console: Console) -> Iterator["Progress"]:
             with _bars(console) as show:
                 yield show
         else:
-            yield PlainLines(lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False))
+            lines, ended = PlainLines(lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False)), Event()
+            watcher = Thread(target=lines.watch, args=(ended,), daemon=True)
+            watcher.start()
+            try:
+                yield lines
+            finally:
+                ended.set()
+                watcher.join()
     except KeyboardInterrupt:  # typer would print a word of its own
         console.print("stopped; the same command resumes")
         raise typer.Exit(130) from None
@@ -32,21 +40,28 @@ class _Step(NamedTuple):
     began: float  # seconds
     first: int
     done: int
+    total: int
     printed: float  # seconds
 
 
 class PlainLines:
-    """Writes a line at the start and at the end of every step, and one every `EVERY` seconds in between."""
+    """Writes a line at the start and at the end of every step, and one every `EVERY` seconds in between: of the step's own
+    reports, and by `beat` where it reports nothing, as a long evaluation does."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self.write, self.clock = write, clock
         self.steps: dict[str, _Step] = {}
+        self.lock = Lock()
 
     def __call__(self, what: str, done: int, total: int, figures: dict[str, float]) -> None:
+        with self.lock:
+            self._report(what, done, total, figures)
+
+    def _report(self, what: str, done: int, total: int, figures: dict[str, float]) -> None:
         now, step = self.clock(), self.steps.get(what)
         starts = step is None or done < step.done  # a method that trains several networks starts again under its name
         if step is None or starts:
-            step = _Step(now, done, done, now)
+            step = _Step(now, done, done, total, now)
         elif step.done == total:
             return
         prints = starts or done == total or now - step.printed >= EVERY
@@ -54,6 +69,21 @@ class PlainLines:
         if prints:
             parts = (f"{what}: {done}/{total}", _rate(done - step.first, now - step.began), _first(figures))
             self.write(", ".join(part for part in parts if part))
+
+    def watch(self, ended: Event) -> None:
+        """Call `beat` every second until `ended`."""
+        while not ended.wait(1):
+            self.beat()
+
+    def beat(self) -> None:
+        """Name the steps that are under way, where nothing was written for `EVERY` seconds."""
+        with self.lock:
+            now = self.clock()
+            if self.steps and now - max(step.printed for step in self.steps.values()) >= EVERY:
+                for what, step in self.steps.items():
+                    if step.done < step.total:
+                        self.steps[what] = step._replace(printed=now)
+                        self.write(f"{what}: {step.done}/{step.total}, under way for {now - step.began:.0f} s")
 
 
 @contextmanager
