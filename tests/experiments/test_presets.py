@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import mcdi
+from conftest import RECIPE, mcdi, with_methods
 from PIL import Image
 from tiny_models import make_models
 from transformers import ResNetConfig, ResNetModel
@@ -105,26 +105,7 @@ def test_the_preset_of_roberta(tmp_path: Path) -> None:
 
 
 def test_the_setting_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.toml").write_text("""
-        base = "paper"
-        methods = ["mc-di"]
-        [family]
-        way = 3
-        shots = [1]
-        queries = 5
-        limit = 30
-        backbone_steps = 4
-        backbone_way = 8
-        [preparation]
-        tasks = 24
-        epochs = 12
-        [generator]
-        options = { width = 16, depth = 1 }
-        training = { iterations = 8, learners = 2, tasks = 4 }
-        [evaluation]
-        tasks = 8
-        validation = 8
-    """)
+    (tmp_path / "tiny.toml").write_text('base = "paper"' + with_methods(RECIPE, "mc-di"))
     assert mcdi("run", tmp_path / "tiny.toml", "--out", tmp_path / "run", "--workers", 1) == 0
     lines = capsys.readouterr().err.splitlines()  # no terminal
     assert any(line.startswith("mc-di-0: 1/8, loss ") for line in lines) and "mc-di-0: evaluation: 1/1" in "\n".join(lines)

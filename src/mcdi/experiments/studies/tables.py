@@ -106,7 +106,7 @@ def as_markdown(table: Sequence[Line], against: tuple[str, Any] | None, family: 
         row += [_estimate(line.difference, factor, digits, "+")] if compared else []
         body.append([*row, *(_pair(line.figures.get(n), line.seeds) for n in figures)])
     notes = [RULE if scored else "Mean ± standard deviation over seeds.", *[DIFFERENCE][:compared]]
-    return "\n".join([*markdown_lines(header, body, left=len(factors)), "", *notes, ""])
+    return "\n".join([*markdown_lines(header, body, left=len(factors)), "", *(textwrap.fill(n, 120) for n in notes), ""])
 
 
 def _estimate(value: Estimate | None, factor: float, digits: int, sign: str = "") -> str:
