@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mcdi import __version__
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained, optional
 from mcdi.generator import exported
 from mcdi.generator.api import Generator
-from mcdi.generator.exported import CONFIDENCE, FILES, Exported, Feeds, Run, fingerprint, noise_for, one_error, quiet
+from mcdi.generator.exported import CONFIDENCE, FILES, Exported, Feeds, Run, fingerprint, noise_for, quiet
 from mcdi.methods import method_spec
 from mcdi.methods.base import all_methods
 from mcdi.methods.sampling import SupportsSampling
@@ -172,12 +172,10 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
 
 
 def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> Any:
-    try:
-        import onnx  # noqa: F401
+    for package in ("onnx", "onnxscript"):
+        optional(package, "onnx", "format onnx, unlike torch,")
+    from mcdi.generator.onnx_solve import SOLVE
 
-        from mcdi.generator.onnx_solve import SOLVE
-    except ImportError as error:
-        raise McdiError("ONNX needs the onnx package: pip install 'mcdi[onnx]', or choose format torch") from error
     with quiet(), _reported("translated to ONNX"):
         made = torch.onnx.export(
             program,
@@ -199,4 +197,4 @@ def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> An
 
 
 def _reported(what: str) -> AbstractContextManager[None]:
-    return one_error(f"this generator cannot be {what}", "use its folder with mcdi.load instead")
+    return explained(f"this generator cannot be {what}", "use its folder with mcdi.load instead")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained, optional
 from mcdi.generator.saving import MODEL
 from mcdi.methods.sampling import Generated
 from mcdi.networks.support import support_batch
@@ -51,7 +51,7 @@ class Exported:
                 raise McdiError(f"{path} holds no {' and no '.join(FILES.values())}: run mcdi export {path}")
             path = files[0]
         data = read_bytes(path)
-        with one_error(f"{path} is not a sampler that mcdi export wrote", "export again"):
+        with explained(f"{path} is not a sampler that mcdi export wrote", "export again"):
             if path.suffix == ".onnx":
                 session = onnx_session(data)
                 metadata, run = json.loads(session.get_modelmeta().custom_metadata_map["mcdi"]), onnx_run(session)
@@ -116,10 +116,7 @@ def noise_for(metadata: dict[str, Any], tasks: int, units: int, seed: Seed) -> T
 
 def onnx_session(data: bytes) -> Any:
     """An onnxruntime session on as many threads as torch uses."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise McdiError("an .onnx file needs the onnxruntime package: pip install 'mcdi[onnx]'") from error
+    onnxruntime = optional("onnxruntime", "onnx", "an .onnx file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -162,15 +159,3 @@ def quiet() -> Iterator[None]:
 def fingerprint(data: bytes | Path) -> str:
     """SHA-256 of a file's bytes."""
     return hashlib.sha256(data.read_bytes() if isinstance(data, Path) else data).hexdigest()
-
-
-@contextmanager
-def one_error(problem: str, cure: str) -> Iterator[None]:
-    """Raise one McdiError for any failure of onnxruntime, torch or json, which raise many kinds."""
-    try:
-        yield
-    except McdiError:
-        raise
-    except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise McdiError(f"{problem} ({reason[:200]}): {cure}") from error

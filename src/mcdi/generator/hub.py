@@ -4,11 +4,10 @@ import re
 import shutil
 from pathlib import Path
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained, optional
 from mcdi.generator.saving import FILES
 
 CARD = "README.md"
-INSTALL = "pip install 'mcdi[hub]'"
 
 
 def is_id(model: str | Path) -> bool:
@@ -26,18 +25,12 @@ def located(
     folder = Path(model)
     if folder.exists() or not is_id(model):
         return folder
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise McdiError(f"the folder {model} does not exist; to load it from the Hugging Face Hub: {INSTALL}") from error
-    try:
-        files = [*FILES, CARD]
-        snapshot = snapshot_download(str(model), revision=revision, token=token, cache_dir=cache_dir, allow_patterns=files)
-    except Exception as error:  # the network, the Hub and its client raise many kinds
-        raise McdiError(
-            f"{model} is not a local folder, and the Hugging Face Hub does not provide it ({_reason(error)}): check the path "
-            "or id, the revision, the network, and your token if the model is private"
-        ) from error
+    problem = f"{model} is not a local folder, and the Hugging Face Hub"
+    hub, files = optional("huggingface_hub", "hub", problem), [*FILES, CARD]
+    cure = "check the path or id, the revision, the network, and your token if the model is private"
+    with explained(f"{problem} does not provide it", cure):  # the network, the Hub and its client raise many kinds
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        snapshot = hub.snapshot_download(str(model), allow_patterns=files, **options)
     for name in FILES:
         if not (Path(snapshot) / name).exists():
             raise McdiError(f"{model} on the Hugging Face Hub has no {name}: choose a repository that mcdi push made")
@@ -62,12 +55,8 @@ def push(
     for name in FILES:
         if not (folder / name).exists():
             raise McdiError(f"{folder / name} does not exist: give the folder of a trained generator")
-    try:
-        from huggingface_hub import ModelHubMixin
-    except ImportError as error:
-        raise McdiError(f"the Hugging Face Hub needs the huggingface_hub package: {INSTALL}") from error
 
-    class Saved(ModelHubMixin):
+    class Saved(optional("huggingface_hub", "hub", "the Hugging Face Hub").ModelHubMixin):  # type: ignore[misc]
         """Defined here, not as a base of Generator, so that huggingface_hub stays optional."""
 
         def _save_pretrained(self, save_directory: Path) -> None:
@@ -76,16 +65,6 @@ def push(
                 if (folder / name).exists():
                     shutil.copyfile(folder / name, save_directory / name)
 
-    try:
-        url = Saved().push_to_hub(repo, commit_message=message, private=private, token=token, branch=revision)
-    except Exception as error:
-        raise McdiError(
-            f"the upload to {repo} on the Hugging Face Hub failed ({_reason(error)}): check the name, the network, and your "
-            "token (hf auth login)"
-        ) from error
-    return str(url)
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    cure = "check the name, the network, and your token (hf auth login)"
+    with explained(f"the upload to {repo} on the Hugging Face Hub failed", cure):
+        return str(Saved().push_to_hub(repo, commit_message=message, private=private, token=token, branch=revision))

@@ -1,7 +1,6 @@
 """The folder of a saved generator: config.json and model.safetensors, which hold one method and one network."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.methods import WeightGenerator, make_method
 from mcdi.networks.base import Network
 from mcdi.networks.registry import build
@@ -37,14 +36,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     }
 
 
-@contextmanager
-def _belonging(folder: Path) -> Iterator[None]:
-    """Raise one McdiError for any failure to build the generator from its two files."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise McdiError(f"{folder}: {CONFIG} and {MODEL} do not belong together ({reason}): restore both") from error
+def _belonging(folder: Path) -> AbstractContextManager[None]:
+    """One McdiError for any failure to build the generator from its two files."""
+    kinds = KeyError, TypeError, AttributeError, RuntimeError, SafetensorError
+    return explained(f"{folder}: {CONFIG} and {MODEL} do not belong together", "restore both", *kinds)
 
 
 def save(folder: Path, name: str, method: WeightGenerator, network: Network) -> None:

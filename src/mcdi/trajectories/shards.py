@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.utils.files import read_tensors
 from mcdi.utils.urls import read_url
 
@@ -46,10 +46,8 @@ def sealed_index(meta: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -
 
 
 def _checked_index(data: bytes, name: str) -> dict[str, Any]:
-    try:
+    with explained(f"{name} cannot be read as JSON", CURE, ValueError):
         index = json.loads(data.decode())
-    except ValueError as error:
-        raise McdiError(f"{name} cannot be read as JSON ({error}): {CURE}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise McdiError(f"{name} is not a trajectory index of format {FORMAT}: it is damaged or of another version; {CURE}")
     # Byte for byte what `index_bytes` writes: a flip that keeps the meaning (1e-05, 1E-05) is detected too.

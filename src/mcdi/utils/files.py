@@ -14,7 +14,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -103,12 +103,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """As `read_tensors`, from bytes in memory. where: what errors call them."""
-    try:
+    with explained(f"{where} is not a readable safetensors file", "restore it", SafetensorError, ValueError):
         tensors = load_bytes(data)  # refuses whatever has no such header
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tensors, {n: json.loads(v) for n, v in header.get("__metadata__", {}).items()}
-    except (SafetensorError, ValueError) as error:
-        raise McdiError(f"{where} is not a readable safetensors file ({error}): restore it") from error
 
 
 def remove_temporaries(folder: Path) -> None:

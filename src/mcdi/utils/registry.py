@@ -5,7 +5,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 
 S = TypeVar("S")
 
@@ -47,10 +47,8 @@ class Registry(Generic[S]):
             import_module(self._built_in[name])
             return
         for point in entry_points(group=self.group, name=name):
-            try:
-                point.load()
-            except Exception as error:  # code of another package may raise anything
-                raise McdiError(f"{self.kind} {name!r} cannot be imported from {point.value} ({error}): mend it") from error
+            with explained(f"{self.kind} {name!r} cannot be imported from {point.value}", "mend it"):
+                point.load()  # code of another package may raise anything
 
     def __contains__(self, name: object) -> bool:
         return name in self._specs or name in self._built_in or any(p.name == name for p in entry_points(group=self.group))

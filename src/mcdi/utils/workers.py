@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, optional
 
 # Called with (what is being done, steps done, steps in all, figures).
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -152,10 +152,7 @@ def _call(work: Any, shared: Any, job: Any) -> Any:
 
 
 def _ray(work: Any, shared: Any, jobs: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise McdiError("backend = 'ray' needs Ray: pip install 'mcdi[ray]'") from error
+    ray = optional("ray", "ray", "backend = 'ray'")
     own = not ray.is_initialized()
     if own:
         address = os.environ.get("RAY_ADDRESS")  # of a running cluster; else one is started

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained, optional
 from mcdi.types import Sentences
 from mcdi.utils.settings import check_choices
 
@@ -109,11 +109,7 @@ class Tail(nn.Module):
 
 def lora_libraries() -> tuple[Any, Any]:
     """(transformers, peft). Raises McdiError where they are not installed."""
-    try:
-        import peft
-        import transformers
-    except ImportError as error:
-        raise McdiError(f"adapters need transformers and peft ({error}): pip install 'mcdi[lora]'") from error
+    transformers, peft = (optional(name, "lora", "an adapter") for name in ("transformers", "peft"))
     return transformers, peft
 
 
@@ -154,15 +150,12 @@ class Encoder:
     def __init__(self, settings: LoraSettings, way: int) -> None:
         transformers, peft = lora_libraries()
         self.settings, self.source = settings, resolve(settings.model)
-        try:
-            with quiet(transformers), torch.random.fork_rng(devices=[]):
-                self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
-                torch.manual_seed(0)  # A of every pair is drawn: one start for all tasks
-                self.whole = self._adapted(transformers, peft, way)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            cure = "give a hub id or a folder of a sequence classifier, and targets that it has"
-            raise McdiError(f"model {settings.model!r} cannot be loaded or adapted ({reason}): {cure}") from error
+        problem = f"model {settings.model!r} cannot be loaded or adapted"
+        cure = "give a hub id or a folder of a sequence classifier, and targets that it has"
+        with explained(problem, cure, OSError, ValueError, KeyError), quiet(transformers), torch.random.fork_rng(devices=[]):
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
+            torch.manual_seed(0)  # A of every pair is drawn: one start for all tasks
+            self.whole = self._adapted(transformers, peft, way)
         self.inner = self.whole.get_base_model()
         self.stack = self._stack(self.inner.base_model)
         self.head = self._head(way)

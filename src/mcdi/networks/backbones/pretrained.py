@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained, optional
 from mcdi.networks.backbones.resnet import RESNETS, ResNet
 
 # What most models were trained with (ImageNet), where a folder does not say.
@@ -63,15 +63,11 @@ def fetch(name: str) -> Pretrained:
     """A backbone with its weights: hf:ID or hf:FOLDER (transformers), timm:NAME, or torchvision:resnet50=FILE, a checkpoint of
     its ResNets. Raises McdiError where it cannot be loaded."""
     library, _, model = name.partition(":")
-    try:
+    kinds = OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError
+    with explained(f"{name!r} cannot be loaded", "check the name, the folder or the network", *kinds):
         if library == "torchvision":
             return _of_torchvision(model)
         return _of_timm(name, model, pretrained=True) if library == "timm" else _of_transformers(name, model)
-    except McdiError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise McdiError(f"{name!r} cannot be loaded ({reason}): check the name, the folder or the network") from error
 
 
 def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
@@ -81,17 +77,10 @@ def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
         return Pretrained(f"torchvision:{kind}", ResNet(kind), described)
     if name.startswith("timm:"):
         return _of_timm(name, name.partition(":")[2], pretrained=False, pixels=described["pixels"])
-    transformers = _library("transformers", "lora")
+    transformers = optional("transformers", "lora", "this network")
     values = dict(described["config"])
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     return Pretrained(name, transformers.AutoModel.from_config(config), described)
-
-
-def _library(name: str, extra: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise McdiError(f"this network needs {name} ({error}): pip install 'mcdi[{extra}]'") from error
 
 
 def _of_torchvision(model: str) -> Pretrained:
@@ -105,7 +94,7 @@ def _of_torchvision(model: str) -> Pretrained:
 
 
 def _of_transformers(name: str, model: str) -> Pretrained:
-    transformers = _library("transformers", "lora")
+    transformers = optional("transformers", "lora", "this network")
     loaded = transformers.AutoModel.from_pretrained(model)
     described = {"pixels": _pixels(model), "config": json.loads(loaded.config.to_json_string(use_diff=False))}
     return Pretrained(name, loaded, described)
@@ -126,7 +115,7 @@ def _pixels(model: str) -> dict[str, Any]:
 
 
 def _of_timm(name: str, model: str, *, pretrained: bool, pixels: Mapping[str, Any] | None = None) -> Pretrained:
-    timm = _library("timm", "vision")
+    timm = optional("timm", "vision", "this network")
     made = timm.create_model(model, pretrained=pretrained, num_classes=0)
     if pixels is None:
         config = timm.data.resolve_model_data_config(made)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mcdi.errors import McdiError
+from mcdi.errors import explained
 from mcdi.tasks.images.class_images import ClassImages, alphabet, split_alphabets
 
 Pixels = NDArray[np.uint8]
@@ -66,11 +66,9 @@ class _Face:
 
     def __init__(self, name: str) -> None:
         path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
-        try:
+        with explained(f"the font {path} cannot be read", "reinstall matplotlib", OSError, RuntimeError):
             self.codes = frozenset(FT2Font(str(path)).get_charmap())
             self.font = ImageFont.truetype(str(path), 2 * SIDE, layout_engine=ImageFont.Layout.BASIC)
-        except (OSError, RuntimeError) as error:
-            raise McdiError(f"the font {path} cannot be read ({error}): reinstall matplotlib") from error
         self.missing = self._ink("\uffff")
 
     def _ink(self, char: str) -> Image.Image:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages, alphabet, read_image
 from mcdi.utils.files import write_bytes
 
@@ -96,14 +96,13 @@ def _read(folder: Path, part: str, size: int) -> ClassImages:
 
 def _files(source: Path) -> Iterator[tuple[str, bytes]]:
     """The PNGs of an archive or an unpacked folder: (name that starts with the part's, bytes)."""
-    try:
+    kinds = zipfile.BadZipFile, zlib.error, EOFError, OSError
+    with explained(f"{source} cannot be read", "delete it and fetch the archive anew", *kinds):
         if source.is_dir():
             yield from ((file.relative_to(source.parent).as_posix(), file.read_bytes()) for file in source.rglob("*.png"))
             return
         with zipfile.ZipFile(source) as archive:
             yield from ((name, archive.read(name)) for name in archive.namelist() if name.endswith(".png"))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise McdiError(f"{source} cannot be read ({error}): delete it and fetch the archive anew") from error
 
 
 def _download(part: str, folder: Path) -> None:
@@ -112,11 +111,9 @@ def _download(part: str, folder: Path) -> None:
     if target.exists():
         return
     cure = f"fetch it by hand into {folder}, or name a folder that holds it"
-    try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT) as response:
-            data = response.read()
-    except (OSError, HTTPException) as error:
-        raise McdiError(f"{address} cannot be downloaded ({error}): {cure}") from error
+    problem = explained(f"{address} cannot be downloaded", cure, OSError, HTTPException)
+    with problem, urllib.request.urlopen(address, timeout=TIMEOUT) as response:
+        data = response.read()
     checksum = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if checksum != CHECKSUMS[part]:
         raise McdiError(f"{address} has the md5 {checksum} instead of {CHECKSUMS[part]}: {cure}")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import IMAGE_SUFFIXES, ClassImages, read_image
 from mcdi.types import SPLITS
 
@@ -101,11 +101,10 @@ def npz_arrays(path: Path, keys: Sequence[str], plain: Sequence[str] = ()) -> di
     """The arrays `keys` of a `.npz`, with `encoded` cut into images; `plain` where it has the first of those instead.
 
     Raises McdiError naming the fault."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, Any] = {key: file[key] for key in (plain if plain and plain[0] in file.files else keys)}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise McdiError(f"{path} is no .npz of images ({error}): it needs {', '.join(keys)}, no pickles") from error
+    kinds = OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error
+    cure = f"it needs {', '.join(keys)}, no pickles"
+    with explained(f"{path} is no .npz of images", cure, *kinds), np.load(path, allow_pickle=False) as file:
+        arrays: dict[str, Any] = {key: file[key] for key in (plain if plain and plain[0] in file.files else keys)}
     if "encoded" in arrays:
         if fault := _fault(*(arrays[key] for key in KEYS)):
             raise McdiError(f"{path} is damaged: {fault}; make it again")
@@ -133,17 +132,15 @@ def _fault(encoded: NDArray[Any], offset: NDArray[Any], label: NDArray[Any], cla
 
 def _rows(table: Path, images: Path) -> Classes:
     rows: dict[str, list[Source]] = defaultdict(list)
-    try:
-        with table.open(newline="") as file:
-            for row in csv.DictReader(file):
-                name, label = row["filename"], row["label"]
-                if not (name and label):
-                    raise McdiError(f"{table} has a row without filename or label: complete it or remove it")
-                if not (images / name).is_file():
-                    raise McdiError(f"{table} names {name}, which {images} lacks: add it or remove the row")
-                rows[label].append(images / name)
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise McdiError(f"{table} cannot be read ({error}): it needs columns filename and label") from error
+    kinds = OSError, KeyError, UnicodeDecodeError, csv.Error
+    with explained(f"{table} cannot be read", "it needs columns filename and label", *kinds), table.open(newline="") as file:
+        for row in csv.DictReader(file):
+            name, label = row["filename"], row["label"]
+            if not (name and label):
+                raise McdiError(f"{table} has a row without filename or label: complete it or remove it")
+            if not (images / name).is_file():
+                raise McdiError(f"{table} names {name}, which {images} lacks: add it or remove the row")
+            rows[label].append(images / name)
     return rows
 
 

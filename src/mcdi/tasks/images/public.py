@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages
 from mcdi.tasks.images.photos import KEYS, Classes, Source, class_folders, files_of, npz_arrays, read_classes
 from mcdi.types import SPLITS
@@ -59,10 +59,8 @@ def _records(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def _names(path: Path) -> list[str]:
-    try:
+    with explained(f"{path}, the names of classes, cannot be read", "get it again", OSError, UnicodeDecodeError):
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise McdiError(f"{path}, the names of classes, cannot be read ({error}): get it again") from error
 
 
 def _named(names: list[str], label: int, path: Path) -> str:

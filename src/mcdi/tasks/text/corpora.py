@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained, optional
 from mcdi.tasks.text.labelled import SUFFIXES, Row, TextSet, classified, read_texts
 
 Splits = dict[str, TextSet]  # "train", "validation", "test": those that exist
@@ -78,11 +78,6 @@ def _rows(part: Any) -> Iterator[Row]:
 
 def _loaded(function: str, problem: str, cure: str, *arguments: str | None) -> Any:
     """What a function of `datasets` gives. Raises McdiError where it fails or is not installed."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise McdiError(f"data sets of Hugging Face need its package ({error}): pip install 'mcdi[datasets]'") from error
-    try:
+    datasets = optional("datasets", "datasets", "a data set of Hugging Face")
+    with explained(problem, cure):  # it raises whatever its many readers do
         return getattr(datasets, function)(*arguments)
-    except Exception as error:  # it raises whatever its many readers do
-        raise McdiError(f"{problem} ({str(error).partition(chr(10))[0]}): {cure}") from error

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.types import Sentences
 
 Row = tuple[int, Mapping[str, str]]  # its number in the file, {column: text}
@@ -89,12 +89,10 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
     """(row number, {column: text}) of a file; the number counts lines from 1, the header's included."""
     if path.suffix not in SUFFIXES:
         raise McdiError(f"{path.name} is no file of labelled text: give a {', '.join(SUFFIXES)} file")
-    try:
+    if not path.exists():
+        raise McdiError(f"{path} does not exist: check the path")
+    with explained(f"{path} cannot be read as UTF-8 text", "save it as UTF-8", OSError, UnicodeDecodeError):
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise McdiError(f"{path} does not exist: check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise McdiError(f"{path} cannot be read as UTF-8 text ({error}): save it as UTF-8") from error
     if path.suffix == ".jsonl":
         yield from _json_rows(path, text.split("\n"))
         return
