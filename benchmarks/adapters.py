@@ -31,14 +31,13 @@ from mcdi.generator.adapters import save_adapter
 from mcdi.generator.api import load
 from mcdi.networks.backbones.language import Encoder
 from mcdi.networks.lora import LoraClassifier
-from mcdi.tasks.text.corpora import read_sets
+from mcdi.tasks.text.labelled import read_sets
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import choose
 from mcdi.tasks.text.source import TextFamilySettings
 from mcdi.tasks.text.text_tasks import TextTasks
-from mcdi.trajectories.memory import LiveBytes
 from mcdi.trajectories.optimise import Optimisation
-from mcdi.trajectories.prepare import Preparation, tile_size, trajectories
+from mcdi.trajectories.prepare import LiveBytes, Preparation, tile_size, trajectories
 from mcdi.types import Sentences
 
 

@@ -23,7 +23,7 @@ from mcdi.experiments.evaluate import milliseconds
 from mcdi.experiments.run import provenance, read_run
 from mcdi.experiments.statistics import interval
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.sources import READERS
+from mcdi.tasks.images.features import READERS
 
 IMAGES, BATCH = 25, 64  # of a 5-way 5-shot request; tasks at once
 

@@ -12,8 +12,17 @@ from mcdi.generator.api import Generator
 from mcdi.methods import make_method
 from mcdi.methods.published import ghn3
 from mcdi.methods.published.ghn3 import smoothed_loss
-from mcdi.methods.published.graph import CUTOFF, Graph, graph_of
-from mcdi.methods.published.graphormer import Decoder, GraphHyperNetwork, GraphLayer, normalised, tiled, units_of
+from mcdi.methods.published.graphormer import (
+    CUTOFF,
+    Decoder,
+    Graph,
+    GraphHyperNetwork,
+    GraphLayer,
+    graph_of,
+    normalised,
+    tiled,
+    units_of,
+)
 from mcdi.networks.base import Network
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.film import FilmHead

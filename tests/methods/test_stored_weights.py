@@ -11,8 +11,8 @@ from mcdi.methods import make_method
 from mcdi.methods.baselines.maml import inner_steps
 from mcdi.methods.published.icis import PairedAutoencoders
 from mcdi.methods.published.metadiff import gradient_features
-from mcdi.methods.published.noise_prediction import NoisePredictionGenerator
 from mcdi.methods.published.ocd import ResidualOcd
+from mcdi.methods.published.stored_weights import NoisePredictionGenerator
 
 STORED = ("metadiff", "p-diff", "d2nwg", "ocd-residual", "icis", "vae")
 

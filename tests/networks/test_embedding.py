@@ -21,8 +21,7 @@ from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import read_run
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.calibration import support_log_odds
-from mcdi.networks.backbones.pretrained import fetch
-from mcdi.networks.backbones.resnet import ResNet
+from mcdi.networks.backbones.pretrained import ResNet, fetch
 from mcdi.networks.backbones.vision import Conv4, Embedder, ResNet8
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot

@@ -19,8 +19,7 @@ from mcdi.experiments.build import load_family
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import read_run
 from mcdi.networks.backbones import pretrained
-from mcdi.networks.backbones.pretrained import Pretrained, fetch, is_pretrained
-from mcdi.networks.backbones.resnet import RESNETS, ResNet
+from mcdi.networks.backbones.pretrained import RESNETS, Pretrained, ResNet, fetch, is_pretrained
 from mcdi.networks.backbones.vision import Embedder
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

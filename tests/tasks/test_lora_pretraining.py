@@ -6,9 +6,9 @@ import torch
 from tiny_models import drawn, lora
 
 from mcdi.networks.lora import LoraClassifier
-from mcdi.tasks.text.lora_pretraining import pretrain_lora, recompute_pooled
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import TextSettings, choose, pools_of
+from mcdi.tasks.text.source import pretrain_lora, recompute_pooled
 from mcdi.tasks.text.text_tasks import TextTasks
 
 

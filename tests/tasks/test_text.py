@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcdi.errors import McdiError
-from mcdi.tasks.text.corpora import read_sets
-from mcdi.tasks.text.labelled import TextSet, read_texts, read_unlabelled
+from mcdi.tasks.text.labelled import TextSet, read_sets, read_texts, read_unlabelled
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import TextSettings, choose, pools_of
 from mcdi.tasks.text.text_tasks import Pool, TextTasks

@@ -12,9 +12,8 @@ from mcdi.errors import McdiError
 from mcdi.networks import batched
 from mcdi.networks.base import Network
 from mcdi.networks.linear_head import LinearHead
-from mcdi.trajectories.batches import Tasks, dropout_keys, epoch_batches, view_generators
-from mcdi.trajectories.memory import LiveBytes, bytes_per_task
-from mcdi.trajectories.optimise import Optimisation, optimise
+from mcdi.trajectories.optimise import Optimisation, Tasks, dropout_keys, epoch_batches, optimise, view_generators
+from mcdi.trajectories.prepare import LiveBytes, bytes_per_task
 from mcdi.types import Examples
 
 N, S = 3, 13  # 13 is no multiple of the 3 classes: a bias whose gradient is exactly 0 would be moved by rounding errors

@@ -109,7 +109,7 @@ def push(
     Example: [bold]mcdi push runs/glyphs/methods/mc-di-0 me/letters --private[/]
     """
     from mcdi.generator import hub
-    from mcdi.generator.card import model_card
+    from mcdi.generator.hub import model_card
 
     url = hub.push(model, name, card=model_card(name, model), private=private or None)
     typer.echo(f"{url}: load it with mcdi.load({name!r})")

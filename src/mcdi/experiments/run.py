@@ -30,9 +30,8 @@ from mcdi.methods.base import Log, SupportsDevice
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.family import TaskFamily
-from mcdi.trajectories.data import Trajectories
 from mcdi.trajectories.prepare import prepare
-from mcdi.trajectories.store import TrajectoryStore
+from mcdi.trajectories.store import Trajectories, TrajectoryStore
 from mcdi.utils.files import read_json, write_json
 from mcdi.utils.workers import Backend, Progress, one_thread, work_through
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.generator import hub, saving
-from mcdi.generator.card import model_card
 from mcdi.generator.exported import Exported, squeeze_batch
+from mcdi.generator.hub import model_card
 from mcdi.methods import WeightGenerator, method_spec
 from mcdi.methods.base import SupportsDevice
 from mcdi.methods.baselines.finetune import adapt

@@ -15,8 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mcdi.errors import McdiError, explained
-from mcdi.utils.files import read_tensors
-from mcdi.utils.urls import read_url
+from mcdi.utils.files import read_tensors, read_url
 
 FORMAT = 2
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}

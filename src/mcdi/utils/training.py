@@ -1,13 +1,16 @@
-"""The learning-rate schedule of every training loop, and the tensors from which a stopped training is resumed."""
+"""What training loops share: the learning-rate schedule, and files from which a stopped training is resumed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mcdi.errors import McdiError
+from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.workers import Progress
 
 _PREFIX = "optimiser."  # of the optimiser's tensors: optimiser.{position of the parameter}.{name}
 
@@ -52,3 +55,28 @@ def restore_training(
 
 def _parameters(optimiser: Optimizer) -> list[Tensor]:
     return [p for group in optimiser.param_groups for p in group["params"]]
+
+
+BACKBONE, FEATURES = "backbone.safetensors", "features.safetensors"  # files of a family in the folder of a run
+
+
+def checkpoint_of(folder: Path, name: str) -> Path:
+    """Where the state of a training lies until what it makes is written."""
+    return folder / f"{name}.checkpoint.safetensors"
+
+
+def run_training(losses: Callable[..., Iterable[float]], steps: int, folder: Path, name: str, progress: Progress) -> None:
+    """Train to the end, from the checkpoint of a stopped run if there is one.
+
+    Args:
+        losses: (start=, checkpoint=) -> the loss of every step after those done; see train_backbone.
+        steps: in all.
+        folder, name: of the checkpoint; progress is reported under that name, with the loss.
+    """
+    path, start = checkpoint_of(folder, name), None
+    if path.exists():
+        state, metadata = read_tensors(path)
+        start = (int(metadata["step"]), state)
+    made = losses(start=start, checkpoint=lambda step, state: write_tensors(path, state, {"step": step}))
+    for step, loss in enumerate(made, 1 + (start[0] if start else 0)):
+        progress(name, step, steps, {"loss": loss})

@@ -24,8 +24,7 @@ from mcdi.methods.mcdi.denoiser import HasDenoiser
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
 from mcdi.tasks.family import TaskFamily
-from mcdi.trajectories.memory import LiveBytes
-from mcdi.trajectories.prepare import trajectories
+from mcdi.trajectories.prepare import LiveBytes, trajectories
 from mcdi.trajectories.store import Stored, TrajectoryStore
 from mcdi.types import TaskBatch
 from mcdi.utils.files import read_json

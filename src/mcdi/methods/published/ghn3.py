@@ -19,8 +19,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.episodes import by_learner, fresh_tasks
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
-from mcdi.methods.published.graph import Graph, graph_of
-from mcdi.methods.published.graphormer import GraphHyperNetwork
+from mcdi.methods.published.graphormer import Graph, GraphHyperNetwork, graph_of
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
-from mcdi.methods.published.noise_prediction import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings
-from mcdi.methods.published.stored_weights import Stage
+from mcdi.methods.published.stored_weights import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings, Stage
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples, TaskBatch

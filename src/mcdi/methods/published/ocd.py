@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from mcdi.core import Params
 from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
-from mcdi.methods.published.noise_prediction import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings
-from mcdi.methods.published.stored_weights import Stage, masked_mean
+from mcdi.methods.published.stored_weights import (
+    NOISE_PREDICTION,
+    NoisePredictionGenerator,
+    NoisePredictionSettings,
+    Stage,
+    masked_mean,
+)
 from mcdi.networks.base import Network
 from mcdi.networks.heads import Head
 from mcdi.trajectories.store import Stored

@@ -3,7 +3,7 @@
 Both lie in the folder of the run, `backbone.safetensors` and `features.safetensors`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,35 @@ from mcdi.errors import McdiError
 from mcdi.networks.backbones.pretrained import Pretrained, fetch, is_pretrained
 from mcdi.networks.backbones.vision import Backbone, Embedder, compute_features, make_backbone, train_backbone
 from mcdi.networks.registry import NETWORKS
-from mcdi.tasks.checkpoint import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.class_images import ClassImages
+from mcdi.tasks.images.class_images import ClassImages, with_rotations
+from mcdi.tasks.images.domains import domain_images
+from mcdi.tasks.images.glyphs import glyph_images
+from mcdi.tasks.images.omniglot import omniglot_images
+from mcdi.tasks.images.photos import natural_images
 from mcdi.tasks.images.settings import DomainSettings, ImageSettings, OmniglotSettings, PhotoSettings
-from mcdi.tasks.images.sources import READERS
 from mcdi.tasks.registry import FamilySpec, register_source
 from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.training import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.utils.workers import Progress
+
+Splits = dict[str, ClassImages]
+
+
+def _cut(images: Splits, settings: ImageSettings) -> Splits:
+    """The first `limit` classes of every split with `examples` images each; training classes also turned, where asked."""
+    few = settings.limit, settings.examples
+    out = {n: ClassImages(c.images[: few[0], : few[1]], c.names[: few[0]]) for n, c in images.items()}
+    return {n: with_rotations(c) if n == "train" and settings.rotations else c for n, c in out.items()}
+
+
+# (settings, --data, folder of the run for downloads) -> images by split, "train", "val" and "test".
+READERS: dict[str, Callable[[Any, Path | None, Path], Splits]] = {
+    "glyphs": lambda s, data, run: _cut(glyph_images(s.seed, size=s.side, limit=s.limit), s),
+    "omniglot": lambda s, data, run: _cut(omniglot_images(data, size=s.side, split=s.split, download_to=run / "downloads"), s),
+    "natural": lambda s, data, run: _cut(natural_images(data, size=s.side, limit=s.limit, examples=s.examples), s),
+    "domains": lambda s, data, run: domain_images(data, s.domain, size=s.side, limit=s.limit, examples=s.examples),
+}
 
 
 def few_shot(
