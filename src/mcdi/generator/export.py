@@ -1,7 +1,5 @@
-"""Export of a trained generator as one file, ONNX or torch.export, checked to give the same weights.
-
-It maps the features and labels of support sets to named parameters; prior, ridge blend and standardisation are included.
-"""
+"""Export of a trained generator as one file, ONNX or torch.export, checked to give the same weights. It maps the
+features and labels of support sets to named parameters; prior, ridge blend and standardisation are included."""
 
 import io
 import json
@@ -31,11 +29,9 @@ CHECKED = ((1, 0, 1), (2, 1, 5), (4, 2, 3), (7, 0, 2))  # tasks, classes beyond 
 
 
 class Sampler(nn.Module):
-    """The module that is exported.
-
-    Its inputs are x (B, S, ...), y (B, S), mask (B, U) for heads, and the noise (n, B, samples, U, D) of a stochastic chain;
-    its outputs are {name: (B, *shape), "confidence": (B,)}. Raises McdiError for what is not a pure function of features.
-    """
+    """The module that is exported. Its inputs are x (B, S, ...), y (B, S), mask (B, U) for heads, and the noise (n, B,
+    samples, U, D) of a stochastic chain; its outputs are {name: (B, *shape), "confidence": (B,)}. Raises McdiError for
+    what is not a pure function of features."""
 
     def __init__(self, generator: Generator, **options: float | None) -> None:
         super().__init__()

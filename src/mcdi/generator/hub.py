@@ -25,9 +25,7 @@ def located(
     model: str | Path, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
 ) -> Path:
     """The folder of a generator: `model` itself if it exists, otherwise a download from the Hub or its local cache.
-
-    Only FILES and the card are fetched, never pickles. Raises McdiError if neither exists.
-    """
+    Only FILES and the card are fetched, never pickles. Raises McdiError if neither exists."""
     folder = Path(model)
     if folder.exists() or not is_id(model):
         return folder

@@ -95,9 +95,8 @@ def register_source(spec: FamilySpec) -> None:
 
 
 def family_settings(values: Mapping[str, Any], where: str) -> FamilySettings:
-    """The settings of the source that `values["data"]` names, from a [family] table; they are not checked yet.
-    Raises McdiError: an unknown source, or everything wrong with keys and types; `where` is in front.
-    """
+    """The settings of the source that `values["data"]` names, from a [family] table; they are not checked yet. Raises
+    McdiError: an unknown source, or everything wrong with keys and types; `where` is in front."""
     data = values.get("data", FamilySettings.data)
     if data not in SOURCES:
         raise McdiError(f"{where}.data = {data!r} must be one of {', '.join(SOURCES)}")

@@ -16,10 +16,9 @@ from mcdi.weights import WeightSpace
 
 
 def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
-    """Merge stores into a new one: all tasks of `sources`, in that order. Everything is verified before anything is written.
-    Raises McdiError when `destination` exists, when the metas differ in more than `tasks`, when two stores contain the same
-    seed, or when a source is damaged.
-    """
+    """Merge stores into a new one: all tasks of `sources`, in that order. Everything is verified before anything is
+    written. Raises McdiError when `destination` exists, when the metas differ in more than `tasks`, when two stores
+    contain the same seed, or when a source is damaged."""
     if destination.exists():
         raise McdiError(f"{destination} exists already: choose another --out, or delete it")
     stores = [TrajectoryStore.open(source) for source in sources]
@@ -51,8 +50,7 @@ def merge(sources: Sequence[str | Path], destination: Path) -> TrajectoryStore:
 
 def export(source: str | Path, destination: str | Path) -> None:
     """Copy a store to a folder or to any URL that fsspec writes; every shard is verified, the index is written last.
-    Raises McdiError when `destination` holds a store or cannot be written, or when `source` is damaged.
-    """
+    Raises McdiError when `destination` holds a store or cannot be written, or when `source` is damaged."""
     store, target = TrajectoryStore.open(source), url_or_path(destination)
     last = within(target, "index.json")
     if url_exists(last) if isinstance(last, str) else last.exists():
@@ -64,11 +62,9 @@ def export(source: str | Path, destination: str | Path) -> None:
 
 
 def weights_of(store: TrajectoryStore, seed: int, target: int | None = None) -> dict[str, Tensor]:
-    """The weights of one task under their names, as load_state_dict takes them.
-
-    target: i of theta_{i d}, 1..k (None: k, the last). Raises McdiError when no task has that seed or that target, or the store
-    has no names of parameters.
-    """
+    """The weights of one task under their names, as load_state_dict takes them. target: i of theta_{i d}, 1..k (None:
+    k, the last). Raises McdiError when no task has that seed or that target, or the store has no names of
+    parameters."""
     if "space" not in store.meta:
         raise McdiError(f"{store.location} has no names of parameters: use a store made by `mcdi prepare`")
     space = WeightSpace.from_config(store.meta["space"])

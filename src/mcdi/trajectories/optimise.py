@@ -1,8 +1,6 @@
-"""Optimisation of N tasks at once: the recorded points of N optimiser runs, computed with batched tensors.
-
-The weights of N tasks are one tensor, so one torch.optim optimiser over them is N independent ones; the N gradients
-are one batched call. Every random number is decided by (split, seed, epoch): no task depends on the others of its batch.
-"""
+"""Optimisation of N tasks at once: the recorded points of N optimiser runs, computed with batched tensors. The weights
+of N tasks are one tensor, so one torch.optim optimiser over them is N independent ones; the N gradients are one batched
+call. Every random number is decided by (split, seed, epoch): no task depends on the others of its batch."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -109,11 +107,8 @@ class Recorded(NamedTuple):
 
 
 def optimise(net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation, augment: Augment | None = None) -> Recorded:
-    """Train N tasks, each as a plain loop with torch.optim would.
-
-    theta0: (U, D), the start of every task; augment: views of the examples, instead of the noise of `settings.augment`.
-    Raises McdiError when weights are not finite.
-    """
+    """Train N tasks, each as a plain loop with torch.optim would. theta0: (U, D), the start of every task; augment:
+    views of the examples, instead of the noise of `settings.augment`. Raises McdiError when weights are not finite."""
     if augment is None and settings.augment:
         augment = partial(_add_noise, settings.augment)
     with batched.training(net.module, list(net.space.spec)):

@@ -1,7 +1,5 @@
-"""Weight preparation: the optimiser's trajectories of all tasks of a family, written to a resumable store.
-
-A chunk of tasks becomes one shard, a pure function of (family, split, chunk): any worker may compute it, more than once.
-"""
+"""Weight preparation: the optimiser's trajectories of all tasks of a family, written to a resumable store. A chunk of
+tasks becomes one shard, a pure function of (family, split, chunk): any worker may compute it, more than once."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -111,10 +109,8 @@ def _sharpness(net: Network, weights: Tensor, tasks: Tasks, settings: Preparatio
 
 
 def tile_size(family: TaskFamily, split: str, settings: Preparation, device: str, augment: Augment | None = None) -> int:
-    """How many tasks run at once: as many as fit into `settings.memory`, and into the caches of a CPU.
-
-    The bytes of a task are measured in a short run.
-    """
+    """How many tasks run at once: as many as fit into `settings.memory`, and into the caches of a CPU. The bytes of a
+    task are measured in a short run."""
     short = replace(settings, epochs=settings.k, tasks=1)
     each = bytes_per_task(lambda n: _tile(family, split, range(n), settings=short, device=device, augment=augment))
     fitting = int(settings.memory * 2**30) * 3 // 4 // each

@@ -1,7 +1,5 @@
-"""The files of a store, and the checks that detect every change of one.
-
-A shard is a safetensors file of N tasks; index.json names the shards with their checksums, and contains its own checksum.
-"""
+"""The files of a store, and the checks that detect every change of one. A shard is a safetensors file of N tasks;
+index.json names the shards with their checksums, and contains its own checksum."""
 
 import hashlib
 import json
@@ -27,10 +25,8 @@ def checksum(data: bytes) -> str:
 
 
 def index_bytes(index: Mapping[str, Any]) -> bytes:
-    """JSON with one shard in a line, joined by hand because json's indenting is slow for thousands of shards.
-
-    Keys keep their order: that of the parameters in meta["space"] is the order of the numbers in a unit.
-    """
+    """JSON with one shard in a line, joined by hand because json's indenting is slow for thousands of shards. Keys keep
+    their order: that of the parameters in meta["space"] is the order of the numbers in a unit."""
 
     def text(value: Any) -> str:
         return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if isinstance(value, list) else json.dumps(value)
@@ -100,9 +96,8 @@ def shard_bytes(location: str | Path, shard: Mapping[str, Any]) -> bytes:
 
 
 def shard_tensors(location: str | Path, shard: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a verified shard as stored: a memory map of a file, or a copy of the bytes at a URL.
-    Raises McdiError when the shard is missing, changed, or holds NaN or infinite weights.
-    """
+    """The tensors of a verified shard as stored: a memory map of a file, or a copy of the bytes at a URL. Raises
+    McdiError when the shard is missing, changed, or holds NaN or infinite weights."""
     name, data = within(location, shard["file"]), shard_bytes(location, shard)
     tensors = load(data) if isinstance(name, str) else read_tensors(name)[0]
     if not all(map(math.isfinite, torch.aminmax(tensors["targets"]))):  # 20 times faster than isfinite().all()

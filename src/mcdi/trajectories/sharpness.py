@@ -1,8 +1,6 @@
-"""Sharpness of minima: Hessian spectra of many tasks at once, and the bound of Theorem 2.
-
-The parameters of N tasks are one tensor and the tasks are independent, so the gradient of sum_n g_n . v_n, g_n the gradient of
-task n, consists of the products H_n v_n: one double backward computes all of them.
-"""
+"""Sharpness of minima: Hessian spectra of many tasks at once, and the bound of Theorem 2. The parameters of N tasks are
+one tensor and the tasks are independent, so the gradient of sum_n g_n . v_n, g_n the gradient of task n, consists of
+the products H_n v_n: one double backward computes all of them."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -133,12 +131,10 @@ def _finite(values: Tensor, what: str) -> None:
 
 
 def _largest(hessian: _Hessian, start: Tensor, iterations: int) -> Tensor:
-    """(N,) largest Ritz values of the Krylov spaces of start (N, P); iterations <= P.
-
-    A task whose residual vanishes has reached an invariant space, which contains the wanted eigenvector because `start` has a
-    component along it. From that step on its tridiagonal matrix is padded with the first diagonal entry, a Rayleigh quotient
-    and hence no larger than the largest Ritz value, and its vectors are zero.
-    """
+    """(N,) largest Ritz values of the Krylov spaces of start (N, P); iterations <= P. A task whose residual vanishes
+    has reached an invariant space, which contains the wanted eigenvector because `start` has a component along it. From
+    that step on its tridiagonal matrix is padded with the first diagonal entry, a Rayleigh quotient and hence no larger
+    than the largest Ritz value, and its vectors are zero."""
     tolerance = 100 * torch.finfo(start.dtype).eps  # above the rounding error of a product, below the promised accuracy
     v = start / start.norm(dim=-1, keepdim=True)
     basis = v.new_zeros(len(v), iterations, v.shape[1])

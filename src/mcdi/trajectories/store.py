@@ -34,9 +34,8 @@ from mcdi.utils.files import only_writer, remove_temporaries, url_or_path, write
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """The recorded points of N tasks, in memory; weights are not standardised.
-    Raises McdiError when a column does not have N rows, or has the name of a field.
-    """
+    """The recorded points of N tasks, in memory; weights are not standardised. Raises McdiError when a column does not
+    have N rows, or has the name of a field."""
 
     targets: Tensor  # (N, k, U, D) float32: local targets theta_d .. theta_kd
     mask: Tensor  # (N, U) bool: which units exist
@@ -119,9 +118,7 @@ class TrajectoryStore:
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> "TrajectoryStore":
-        """A new store, or the existing one.
-        Raises McdiError when the existing one was made with another `meta`.
-        """
+        """A new store, or the existing one. Raises McdiError when the existing one was made with another `meta`."""
         meta = json.loads(json.dumps(meta))
         if meta.get("storage", "float32") not in STORAGE:
             raise McdiError(f"unknown storage {meta['storage']!r}: choose {' or '.join(STORAGE)}")
@@ -177,9 +174,8 @@ class TrajectoryStore:
 
     @contextmanager
     def writer(self) -> Iterator["TrajectoryStore"]:
-        """Hold the lock for writing; temporary files of a killed process are removed. May be nested.
-        Raises McdiError when another process holds the lock.
-        """
+        """Hold the lock for writing; temporary files of a killed process are removed. May be nested. Raises McdiError
+        when another process holds the lock."""
         if self._writing:
             yield self
             return
@@ -194,8 +190,7 @@ class TrajectoryStore:
 
     def write_shard(self, number: int, data: Trajectories) -> dict[str, Any]:
         """Write chunk `number` and return its entry for `commit`. Any process may call it: the index does not change.
-        Raises McdiError when the chunk is finished already, or `data` holds no tasks.
-        """
+        Raises McdiError when the chunk is finished already, or `data` holds no tasks."""
         if number in self.numbers():
             raise McdiError(f"{self.location} holds chunk {number} already: shards are never changed")
         if not len(data):
@@ -253,11 +248,8 @@ class TrajectoryStore:
         return problems
 
     def rows(self, index: Tensor) -> Trajectories:
-        """The tasks at `index` (B,) int64, in its order. A shard is verified when it is first read.
-
-        Its targets then stay mapped into memory, its other columns copied.
-        Raises IndexError outside 0..N-1.
-        """
+        """The tasks at `index` (B,) int64, in its order. A shard is verified when it is first read. Its targets then
+        stay mapped into memory, its other columns copied. Raises IndexError outside 0..N-1."""
         self._require_shards()
         at = torch.searchsorted(self._ends, index, right=True)
         shards = at.tolist()

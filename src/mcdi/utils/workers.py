@@ -1,7 +1,5 @@
 """Jobs on several processes of this machine or of a Ray cluster, with results that do not depend on how many there are.
-
-A job is a pure function of (shared, job). `shared` goes to every worker once. A job whose worker dies is done again.
-"""
+A job is a pure function of (shared, job). `shared` goes to every worker once. A job whose worker dies is done again."""
 
 import concurrent.futures
 import multiprocessing

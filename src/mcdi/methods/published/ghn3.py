@@ -66,11 +66,8 @@ def smoothed_loss(net: Network, weights: Tensor, data: Examples, mask: Tensor, s
 
 @register_method("ghn-3", settings=GhnSettings, label="GHN-3", colour="#0f766e", marker="s")
 class Ghn3:
-    """Weights in one pass over the graph.
-
-    Source:
-        Knyazev et al., Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?, 2303.04143.
-    """
+    """Weights in one pass over the graph. Source: Knyazev et al., Can We Scale Transformers to Predict Parameters of
+    Diverse ImageNet Models?, 2303.04143."""
 
     def __init__(self, settings: GhnSettings) -> None:
         self.settings = settings

@@ -1,8 +1,6 @@
-"""ICIS: classifier rows from class descriptors, by two autoencoders that share one latent space.
-
-The published one reads attributes or names of classes and no image; here a class's descriptor is its condition, computed from
-the support set.
-"""
+"""ICIS: classifier rows from class descriptors, by two autoencoders that share one latent space. The published one
+reads attributes or names of classes and no image; here a class's descriptor is its condition, computed from the support
+set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,11 +58,8 @@ class PairedAutoencoders(nn.Module):
 
 @register_method("icis", settings=IcisSettings, label="ICIS", colour="#d98cb3", marker="X", exportable=True, **STORED_WEIGHTS)
 class Icis(StoredWeightGenerator[IcisSettings, PairedAutoencoders]):
-    """A class's weights from its own descriptor in one pass. Cosines leave the length open: rows get that of training rows.
-
-    Source:
-        Christensen et al., Image-free Classifier Injection for Zero-Shot Classification, 2308.10599.
-    """
+    """A class's weights from its own descriptor in one pass. Cosines leave the length open: rows get that of training
+    rows. Source: Christensen et al., Image-free Classifier Injection for Zero-Shot Classification, 2308.10599."""
 
     def make_module(self, space: WeightSpace) -> PairedAutoencoders:
         return PairedAutoencoders(space.D, self.condition_size, self.settings.latent, self.settings.width)

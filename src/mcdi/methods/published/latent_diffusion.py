@@ -41,12 +41,9 @@ class LatentModules(nn.Module):
 
 @register_method("d2nwg", settings=LatentDiffusionSettings, label="D2NWG", colour="#444444", marker=">", **NOISE_PREDICTION)
 class D2nwg(NoisePredictionGenerator[LatentDiffusionSettings, LatentModules]):
-    """Stage one: an autoencoder of theta_M. Stage two: a diffusion of its latents, those of all units as one set. The denoiser
-    reads the condition of the support set, in place of the published encoder of data sets.
-
-    Source:
-        Soro et al., Diffusion-based Neural Network Weights Generation, 2402.18153.
-    """
+    """Stage one: an autoencoder of theta_M. Stage two: a diffusion of its latents, those of all units as one set. The
+    denoiser reads the condition of the support set, in place of the published encoder of data sets. Source: Soro et
+    al., Diffusion-based Neural Network Weights Generation, 2402.18153."""
 
     def make_module(self, space: WeightSpace) -> LatentModules:
         s = self.settings
@@ -93,11 +90,8 @@ class D2nwg(NoisePredictionGenerator[LatentDiffusionSettings, LatentModules]):
 
 @register_method("p-diff", settings=LatentDiffusionSettings, label="p-diff", colour="#a9a9a9", marker="<", **NOISE_PREDICTION)
 class PDiff(D2nwg):
-    """The denoiser reads zeros; the task decides only which of several draws is kept.
-
-    Source:
-        Wang et al., Neural Network Diffusion, 2402.13144.
-    """
+    """The denoiser reads zeros; the task decides only which of several draws is kept. Source: Wang et al., Neural
+    Network Diffusion, 2402.13144."""
 
     def condition(self, net: Network, support: Examples, units: int) -> Tensor:
         return torch.zeros_like(super().condition(net, support, units))

@@ -29,11 +29,8 @@ _FACTS: dict[str, Any] = {"colour": "#3f5b1a", "marker": "d", "gradient_free": F
 
 @register_method("meta-hypernetwork", settings=MetaHypernetworkSettings, label="Meta-Hypernetwork", **_FACTS)
 class MetaHypernetwork(Maml):
-    """Codes and hypernetwork for all tasks, and SGD on the codes.
-
-    Source:
-        Zhao et al., Meta-Learning via Hypernetworks, 2020.
-    """
+    """Codes and hypernetwork for all tasks, and SGD on the codes. Source: Zhao et al., Meta-Learning via Hypernetworks,
+    2020."""
 
     settings: MetaHypernetworkSettings
 

@@ -30,12 +30,9 @@ _FACTS: dict[str, Any] = {**NOISE_PREDICTION, "gradient_free": False}
 
 @register_method("metadiff", settings=NoisePredictionSettings, label="MetaDiff", colour="#b5651d", marker="H", **_FACTS)
 class MetaDiff(NoisePredictionGenerator[NoisePredictionSettings, nn.Module]):
-    """A learnt optimiser: every denoising step takes one gradient of the task's loss. T = 1000 and a network that predicts the
-    noise from x_t, t and the gradient are published; sizes and steps are ours.
-
-    Source:
-        Zhang et al., MetaDiff: Meta-Learning with Conditional Diffusion for Few-Shot Learning, 2307.16424.
-    """
+    """A learnt optimiser: every denoising step takes one gradient of the task's loss. T = 1000 and a network that
+    predicts the noise from x_t, t and the gradient are published; sizes and steps are ours. Source: Zhang et al.,
+    MetaDiff: Meta-Learning with Conditional Diffusion for Few-Shot Learning, 2307.16424."""
 
     def make_module(self, space: WeightSpace) -> nn.Module:
         return self.make_denoiser(space, space.D, space.D + 1)

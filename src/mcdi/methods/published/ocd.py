@@ -1,9 +1,7 @@
-"""OCD: a diffusion of the difference between a task's weights and those of a base model, and of the size of that difference.
-
-The published one overfits a layer to a single input. Here weights theta_M are fitted to a task, and the base model needs no
-training: the least-squares classifier of the support set where a network has a head, theta_0 otherwise. Its name is
-"ocd-residual": "ocd" is the single-level control of the paper's ablation.
-"""
+"""OCD: a diffusion of the difference between a task's weights and those of a base model, and of the size of that
+difference. The published one overfits a layer to a single input. Here weights theta_M are fitted to a task, and the
+base model needs no training: the least-squares classifier of the support set where a network has a head, theta_0
+otherwise. Its name is "ocd-residual": "ocd" is the single-level control of the paper's ablation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,10 +55,7 @@ class ResidualModules(nn.Module):
 @register_method("ocd-residual", settings=OcdSettings, label="OCD", colour="#6f4aa0", marker="^", **NOISE_PREDICTION)
 class ResidualOcd(NoisePredictionGenerator[OcdSettings, ResidualModules]):
     """theta = base + scale * residual; the residual is drawn by DDIM, the scale is predicted by a network of its own.
-
-    Source:
-        Lutati and Wolf, OCD: Learning to Overfit with Conditional Diffusion Models, 2210.00471.
-    """
+    Source: Lutati and Wolf, OCD: Learning to Overfit with Conditional Diffusion Models, 2210.00471."""
 
     floor = 6.7e-3  # of its betas, 1e-6 to 0.01 in a thousand steps
 

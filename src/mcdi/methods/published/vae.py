@@ -72,11 +72,8 @@ class VaeSettings(StoredWeightSettings):
 
 @register_method("vae", settings=VaeSettings, label="CVAE", colour="#5d3a9b", marker="8", exportable=True, **STORED_WEIGHTS)
 class Vae(StoredWeightGenerator[VaeSettings, Autoencoder]):
-    """Weights are decoded from z = 0, the mean of the prior, and the support set's condition.
-
-    Source:
-        Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015.
-    """
+    """Weights are decoded from z = 0, the mean of the prior, and the support set's condition. Source: Sohn, Lee and
+    Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015."""
 
     def make_module(self, space: WeightSpace) -> Autoencoder:
         return Autoencoder(space.D, self.condition_size, self.settings.latent, self.settings.width)

@@ -1,8 +1,6 @@
-"""A language model cut into a frozen trunk and a tail with LoRA pairs and a classifier.
-
-The trunk, all layers below the first adapted one, is computed once for every text. The tail is the same model with these
-layers taken out: with the trunk's states as its input it computes what the whole would (checked whenever one is loaded).
-"""
+"""A language model cut into a frozen trunk and a tail with LoRA pairs and a classifier. The trunk, all layers below the
+first adapted one, is computed once for every text. The tail is the same model with these layers taken out: with the
+trunk's states as its input it computes what the whole would (checked whenever one is loaded)."""
 
 import copy
 import importlib.util
@@ -141,11 +139,9 @@ def resolve(model: str) -> str:
 
 
 class Encoder:
-    """A sequence classifier of transformers with LoRA pairs of peft in its last layers, cut into trunk and tail.
-
-    way: classes of the template's head, whose rows are zero. Everything is frozen; `tail` holds what may be generated.
-    Raises McdiError where the model can't be loaded or its tail does not compute what the whole does.
-    """
+    """A sequence classifier of transformers with LoRA pairs of peft in its last layers, cut into trunk and tail. way:
+    classes of the template's head, whose rows are zero. Everything is frozen; `tail` holds what may be generated.
+    Raises McdiError where the model can't be loaded or its tail does not compute what the whole does."""
 
     def __init__(self, settings: LoraSettings, way: int) -> None:
         transformers, peft = lora_libraries()

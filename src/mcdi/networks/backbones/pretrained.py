@@ -80,10 +80,9 @@ AT_ONCE = 64  # images: a large network's maps fill memory
 
 
 class Pretrained(nn.Module):
-    """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as in the model's training; one channel is repeated.
-
-    kind: the name in recipes; described: `pixels` (size, mean, std), and what its library rebuilds it from without weights.
-    """
+    """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as in the model's training; one channel is
+    repeated. kind: the name in recipes; described: `pixels` (size, mean, std), and what its library rebuilds it from
+    without weights."""
 
     channels = 3
 

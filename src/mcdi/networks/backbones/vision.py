@@ -15,10 +15,8 @@ from mcdi.utils.training import cosine_rate, restore_training, training_state
 
 class Conv4(nn.Sequential):
     """Four blocks of 64 3x3 filters, averaged over what is left of the image; (N, C, H, W) in [0, 1] -> (N, 64).
-
     Max-pooling stands before the normalisation, not after it: the same receptive fields at a quarter of the memory
-    traffic, 2.5x faster on a CPU together with channels-last. An image needs a side of 2^blocks.
-    """
+    traffic, 2.5x faster on a CPU together with channels-last. An image needs a side of 2^blocks."""
 
     kind = "conv4"
 
@@ -75,10 +73,8 @@ def make_backbone(config: Mapping[str, Any]) -> Backbone:
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random affine view of each image (N, C, H, W): up to 10 degrees, 15 % scale, 20 % shear, 10 % shift.
-
-    Colour images are also mirrored and changed in brightness and contrast; theirs is reflected at the border, not black.
-    """
+    """A random affine view of each image (N, C, H, W): up to 10 degrees, 15 % scale, 20 % shear, 10 % shift. Colour
+    images are also mirrored and changed in brightness and contrast; theirs is reflected at the border, not black."""
     r = torch.rand(6, len(images), generator=generator, device=generator.device) * 2 - 1
     angle, shear, scale_x, scale_y = r[0] * math.radians(10), 0.2 * r[1], 1 + 0.15 * r[2], 1 + 0.15 * r[3]
     top = torch.stack([angle.cos() * scale_x, shear - angle.sin(), 0.1 * r[4]], -1)
@@ -98,9 +94,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def prototypical_loss(features: Tensor, shots: int) -> Tensor:
     """Cross-entropy of queries over squared distances to class means (Prototypical Networks, 1703.05175, eq. 2).
-
-    features (way, shots + queries, F); the first `shots` examples of every class make its prototype.
-    """
+    features (way, shots + queries, F); the first `shots` examples of every class make its prototype."""
     way, _, size = features.shape
     queries = features[:, shots:]
     distance = torch.cdist(queries.reshape(-1, size), features[:, :shots].mean(1)) ** 2
@@ -193,11 +187,9 @@ def train_backbone(
 
 @torch.no_grad()
 def compute_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Frozen features of uint8 images (..., channels, H, W) -> (..., F), in evaluation mode.
-
-    Weights are brought into channels-last order, which files do not keep: without it images of one channel are convolved five
-    times slower on a CPU. There, few images at once stay in cache.
-    """
+    """Frozen features of uint8 images (..., channels, H, W) -> (..., F), in evaluation mode. Weights are brought into
+    channels-last order, which files do not keep: without it images of one channel are convolved five times slower on a
+    CPU. There, few images at once stay in cache."""
     model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(model.parameters()).device
     flat, few = images.flatten(0, -4), 32 if device.type == "cpu" else 512
@@ -255,10 +247,8 @@ class Embedder(nn.Module):
         return cl2n(features, self.mean)
 
     def activations(self, images: Tensor) -> Tensor:
-        """Outputs of Conv4's last normalisation: uint8 images (..., channels, side, side) -> (..., P * F), pixel after pixel.
-
-        Their ReLU, averaged over the P pixels, is the backbone's feature.
-        """
+        """Outputs of Conv4's last normalisation: uint8 images (..., channels, side, side) -> (..., P * F), pixel after
+        pixel. Their ReLU, averaged over the P pixels, is the backbone's feature."""
         assert isinstance(self.backbone, Conv4)
         after = 3  # ReLU, average, flatten
         flat = self._features(nn.Sequential(*list(self.backbone)[:-after], nn.Flatten(2)), images)

@@ -20,11 +20,9 @@ DRAWING: Shape = (1, 28, 28)
 
 @dataclass(frozen=True)
 class ClassImages:
-    """C classes of M square images, uint8: drawings (C, M, H, H), 0 = paper, 255 = full ink, or colours (C, M, 3, H, H).
-
-    Names of drawings are "alphabet/character". Raises McdiError when the images have another shape or type, or when the
-    names are not C different ones.
-    """
+    """C classes of M square images, uint8: drawings (C, M, H, H), 0 = paper, 255 = full ink, or colours (C, M, 3, H,
+    H). Names of drawings are "alphabet/character". Raises McdiError when the images have another shape or type, or when
+    the names are not C different ones."""
 
     images: Tensor
     names: tuple[str, ...]
@@ -79,9 +77,7 @@ def with_rotations(classes: ClassImages) -> ClassImages:
 
 def split_alphabets(names: Sequence[str], counts: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     """Whole alphabets to splits, the largest first: the first split gets the counts[split] with most names, and so on.
-
-    Ties go by the alphabet's name. Raises McdiError when the counts do not add up to the number of alphabets.
-    """
+    Ties go by the alphabet's name. Raises McdiError when the counts do not add up to the number of alphabets."""
     sizes = Counter(alphabet(name) for name in names)
     order = sorted(sizes, key=lambda a: (-sizes[a], a))
     if min(counts.values(), default=0) < 0 or sum(counts.values()) != len(order):
@@ -91,11 +87,9 @@ def split_alphabets(names: Sequence[str], counts: Mapping[str, int]) -> dict[str
 
 
 def read_image(source: Path | memoryview, shape: Shape, where: str) -> Tensor:
-    """An image file, by path or by its bytes, as uint8 of `shape`: (1, side, side) or (3, side, side).
-
-    One channel: a drawing, ink = 255; a dark one on light paper is inverted. Three: a colour image, its shorter side resized,
-    the centre kept. What is transparent becomes white. Raises McdiError naming `where` for an unreadable file.
-    """
+    """An image file, by path or by its bytes, as uint8 of `shape`: (1, side, side) or (3, side, side). One channel: a
+    drawing, ink = 255; a dark one on light paper is inverted. Three: a colour image, its shorter side resized, the
+    centre kept. What is transparent becomes white. Raises McdiError naming `where` for an unreadable file."""
     channels, _, side = shape
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
@@ -127,10 +121,8 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def read_images(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, list[str]]:
-    """Every image file of `folder`, by name, as `read_image` makes it: uint8 (N, *shape), and the paths.
-
-    Raises McdiError naming a folder without images, or an unreadable file.
-    """
+    """Every image file of `folder`, by name, as `read_image` makes it: uint8 (N, *shape), and the paths. Raises
+    McdiError naming a folder without images, or an unreadable file."""
     if not folder.is_dir():
         raise McdiError(f"{folder} is not a folder: give one that holds image files")
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -140,10 +132,8 @@ def read_images(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, list[str]
 
 
 def read_folder(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, Tensor, list[str]]:
-    """A support set from one sub-folder of images a class: x uint8 (S, *shape), y (S,), class names.
-
-    Raises McdiError when there are fewer than two classes.
-    """
+    """A support set from one sub-folder of images a class: x uint8 (S, *shape), y (S,), class names. Raises McdiError
+    when there are fewer than two classes."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     if len(classes) < 2:
         raise McdiError(f"{folder} needs at least two sub-folders of example images, one a class; it has {len(classes)}")

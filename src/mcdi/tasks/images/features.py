@@ -1,7 +1,5 @@
 """Families of image tasks: a backbone is trained on the training classes, and the features of every image are kept.
-
-Both lie in the folder of the run, `backbone.safetensors` and `features.safetensors`.
-"""
+Both lie in the folder of the run, `backbone.safetensors` and `features.safetensors`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
-"""Handwriting-like glyphs of many scripts, which need no download.
-
-Every glyph of the fonts that matplotlib ships is thinned to the path of a pen, bent, and drawn again with a round pen.
-"""
+"""Handwriting-like glyphs of many scripts, which need no download. Every glyph of the fonts that matplotlib ships is
+thinned to the path of a pen, bent, and drawn again with a round pen."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -38,11 +36,9 @@ CHUNK = 64  # classes drawn at once, for memory
 
 
 def glyph_images(seed: int, *, size: int = 28, examples: int = 20, limit: int | None = None) -> dict[str, ClassImages]:
-    """Splits "train", "val", "test" of (C, examples, size, size) drawings; no script is in two of them.
-
-    A class's drawings depend on `seed` and its character alone; `limit` keeps that many classes of a split, spread evenly.
-    Raises McdiError when a font of matplotlib cannot be read.
-    """
+    """Splits "train", "val", "test" of (C, examples, size, size) drawings; no script is in two of them. A class's
+    drawings depend on `seed` and its character alone; `limit` keeps that many classes of a split, spread evenly. Raises
+    McdiError when a font of matplotlib cannot be read."""
     faces = [_Face(name) for name in FACES]
     candidates = _candidates(faces[0])
     splits = split_alphabets(list(candidates), ALPHABETS)
@@ -79,10 +75,8 @@ class _Face:
         return image.crop(image.getbbox() or (0, 0, 0, 0))
 
     def glyph(self, code: int, power: float = 1.0) -> Pixels | None:
-        """(SIDE, SIDE) of 0 and 1, the ink's box centred with its longer side BOX; None where the face has no such glyph.
-
-        The box's sides have the glyph's proportion to the `power`: 1 keeps it, 0 makes every box a square.
-        """
+        """(SIDE, SIDE) of 0 and 1, the ink's box centred with its longer side BOX; None where the face has no such
+        glyph. The box's sides have the glyph's proportion to the `power`: 1 keeps it, 0 makes every box a square."""
         image = self._ink(chr(code)) if code in self.codes else self.missing
         if min(image.size) == 0 or image == self.missing:
             return None

@@ -1,7 +1,5 @@
-"""The drawings of Omniglot, from its two official archives, in a folder or downloaded.
-
-Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction", 2015.
-"""
+"""The drawings of Omniglot, from its two official archives, in a folder or downloaded. Lake, Salakhutdinov and
+Tenenbaum, "Human-level concept learning through probabilistic program induction", 2015."""
 
 import hashlib
 import re

@@ -99,7 +99,6 @@ def _split(classes: Classes, path: Path) -> dict[str, Classes]:
 
 def npz_arrays(path: Path, keys: Sequence[str], plain: Sequence[str] = ()) -> dict[str, Any]:
     """The arrays `keys` of a `.npz`, with `encoded` cut into images; `plain` where it has the first of those instead.
-
     Raises McdiError naming the fault."""
     kinds = OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error
     cure = f"it needs {', '.join(keys)}, no pickles"

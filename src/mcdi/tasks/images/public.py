@@ -27,7 +27,6 @@ LAYOUTS = "CIFAR or STL-10 in binary form, FGVC-Aircraft, Oxford Pets, a folder 
 
 def public_images(path: Path, *, size: int, examples: int = 100) -> ClassImages:
     """All classes of a data set (C, M, 3, size, size), M the smallest number of images of a class, at most `examples`.
-
     Raises McdiError naming what is missing or broken."""
     if not path.exists():
         raise McdiError(f"{path} does not exist: a target is {LAYOUTS}")

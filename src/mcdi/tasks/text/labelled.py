@@ -33,10 +33,8 @@ class TextSet(NamedTuple):
 
 def read_texts(path: Path) -> TextSet:
     """The examples of a .tsv (no quoting), .csv or .jsonl file with a column label and one of SINGLE, or two of PAIRS.
-
-    More than 20 different labels that are numbers are a scale: its lowest and highest third become the classes "low" and
-    "high", the third between is left out. Raises McdiError naming the file, the row and the cure.
-    """
+    More than 20 different labels that are numbers are a scale: its lowest and highest third become the classes "low"
+    and "high", the third between is left out. Raises McdiError naming the file, the row and the cure."""
     return classified(path, path.stem, _rows(path))
 
 
@@ -66,9 +64,8 @@ def _columns(where: Path | str, rows: list[Row], *, labelled: bool, strict: bool
 
 
 def classified(where: Path | str, name: str, rows: Iterable[Row], *, strict: bool = True) -> TextSet:
-    """The set of these rows. where: their file, for errors. strict: an empty cell is an error, else its row is left out.
-
-    Raises McdiError as `read_texts` does."""
+    """The set of these rows. where: their file, for errors. strict: an empty cell is an error, else its row is left
+    out. Raises McdiError as `read_texts` does."""
     texts, labels = _columns(where, list(rows), labelled=True, strict=strict)
     classes = sorted(set(labels))
     if len(classes) > MOST_CLASSES:

@@ -40,7 +40,7 @@ class TextSettings:
         texts, test_texts: examples kept of a set, and of one for test; as many for its queries where it has a test or
             validation file.
         examples: texts a class that a training task is made of.
-        hub: further data sets of Hugging Face's hub (corpora.read_hub), "owner/name" or "owner/name:configuration".
+        hub: further data sets of Hugging Face's hub (labelled.read_hub), "owner/name" or "owner/name:configuration".
     """
 
     test: tuple[str, ...] = ("opinion", "same-opinion")

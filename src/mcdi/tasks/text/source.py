@@ -33,11 +33,9 @@ SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
 def pretrain_lora(
     tasks: TextTasks, *, steps: int, seed: int, lr: float = 2e-3, device: str = "cpu", **resume: Any
 ) -> Iterator[float]:
-    """Train the pairs of the network in place with the ProtoNet loss of training tasks; yields every step's loss.
-
-    What a head reads is centred and brought to one length first: the output of a pretrained pooler hardly differs from text to
-    text. resume: `start` and `checkpoint` of `train_adamw`.
-    """
+    """Train the pairs of the network in place with the ProtoNet loss of training tasks; yields every step's loss. What
+    a head reads is centred and brought to one length first: the output of a pretrained pooler hardly differs from text
+    to text. resume: `start` and `checkpoint` of `train_adamw`."""
     net, shots = tasks.downstream, min(SHOTS, *tasks.shots)
 
     def episodes(step: int) -> Tensor:
