@@ -242,7 +242,7 @@ class Generator:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "generator"
             self.save_pretrained(folder)
-            options: dict[str, Any] = {"private": private, "token": token, "revision": revision, "message": commit_message}
+            options: dict[str, Any] = {"private": private, "token": token, "branch": revision, "message": commit_message}
             return hub.push(folder, repo_id, card=model_card(repo_id, folder), **options)
 
     @classmethod

@@ -122,10 +122,8 @@ def export(generator: Generator, path: Path, kind: str, *, weights: Path | None 
             run = exported.torch_run(buffer.getvalue())
         difference = checked(sampler, run)
     if not difference <= LIMIT:
-        raise McdiError(
-            f"the {kind} export differs from this generator by {difference:.1e} of its weights, more than {LIMIT:.0e}: "
-            "nothing was written; export with fewer steps, or in the other format"
-        )
+        far = f"differs from this generator by {difference:.1e} of its weights, more than {LIMIT:.0e}"
+        raise McdiError(f"the {kind} export {far}: nothing was written; take fewer steps, or the other format")
     metadata["difference"] = difference
     if kind == "onnx":
         model.metadata_props.add(key="mcdi", value=json.dumps(metadata, sort_keys=True))

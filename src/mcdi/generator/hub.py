@@ -41,19 +41,10 @@ def located(
     return Path(snapshot)
 
 
-def push(
-    folder: Path,
-    repo: str,
-    *,
-    card: str,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    message: str = "Upload a generator of mcdi",
-) -> str:
-    """Upload a saved generator to the repository "user/name" of the Hub, in one commit, and return the URL of the commit. card:
-    the README.md, unless `folder` has its own. Raises McdiError for a wrong name, a folder without a generator, or a failed
-    upload."""
+def push(folder: Path, repo: str, *, card: str, message: str = "Upload a generator of mcdi", **options: Any) -> str:
+    """Upload a saved generator to the repository "user/name" of the Hub, in one commit, and return the commit's URL.
+    card: the README.md, unless `folder` has its own; options: `private`, `token` and `branch` of huggingface_hub.
+    Raises McdiError for a wrong name, a folder without a generator, or a failed upload."""
     if not is_id(repo):
         raise McdiError(f"{repo!r} is not a repository name of the Hugging Face Hub: give user/name")
     for name in FILES:
@@ -71,7 +62,7 @@ def push(
 
     cure = "check the name, the network, and your token (hf auth login)"
     with explained(f"the upload to {repo} on the Hugging Face Hub failed", cure):
-        return str(Saved().push_to_hub(repo, commit_message=message, private=private, token=token, branch=revision))
+        return str(Saved().push_to_hub(repo, commit_message=message, **options))
 
 
 CARD = """---

@@ -58,18 +58,10 @@ class LoraClassifier(Head):
         shared = self.adapted if lora.generate == "both" else []
         chosen = [n for n in names if n in shared or n.startswith(f"model.{self.encoder.head}.")]
         features = int(self.encoder.whole.config.hidden_size)
-        super().__init__(
-            tail,
-            features,
-            way,
-            condition=condition,
-            examples=examples,
-            heads=CLOSED_FORM_HEADS,
-            shared_statistics=POOLED * self.statistics * features,
-            select=_exactly(chosen),
-            start="module",
-            shared=_exactly(shared),
-        )
+        told: dict[str, Any] = {"condition": condition, "examples": examples, "heads": CLOSED_FORM_HEADS}
+        told["shared_statistics"] = POOLED * self.statistics * features
+        generated: dict[str, Any] = {"select": _exactly(chosen), "start": "module", "shared": _exactly(shared)}
+        super().__init__(tail, features, way, **told, **generated)
         self.input_size = features + 1
         self.centre, self.spread = torch.zeros(POOLED, features), torch.ones(POOLED, 1)
         self.feature_bank: Tensor | None = None

@@ -131,7 +131,10 @@ def _run(
     start = theta0.to(tasks.mask.device).expand(len(tasks.seeds), -1, -1)
     state = {m: v.clone() for m, v in net.space.unpack(start).items()}
     leaves = [state[m] for m in names]
-    optimiser = _optimiser(leaves, settings)
+    # Matrices decay; the first dimension of a leaf is the task.
+    kinds = ([p for p in leaves if p.ndim > 2], settings.weight_decay), ([p for p in leaves if p.ndim <= 2], 0.0)
+    groups = [{"params": params, "weight_decay": decay} for params, decay in kinds if params]
+    optimiser = torch.optim.Adam(groups, lr=settings.lr, fused=True)
     steps = settings.epochs * -(-examples // (settings.batch or examples))
     generators = view_generators(tasks) if augment is not None else []
     recorded = {round(i * settings.epochs / settings.k) for i in range(1, settings.k + 1)}
@@ -179,13 +182,6 @@ def _ascended(state: State, grads: State, rho: float) -> State:
     for m, g in grads.items():
         moved[m] += rho * g / norm.reshape(-1, *[1] * (g.ndim - 1))
     return moved
-
-
-def _optimiser(leaves: list[Tensor], settings: Optimisation) -> torch.optim.Optimizer:
-    # Matrices decay; the first dimension of a leaf is the task.
-    kinds = ([p for p in leaves if p.ndim > 2], settings.weight_decay), ([p for p in leaves if p.ndim <= 2], 0.0)
-    groups = [{"params": params, "weight_decay": decay} for params, decay in kinds if params]
-    return torch.optim.Adam(groups, lr=settings.lr, fused=True)
 
 
 def _with_cached_front(net: Network, tasks: Tasks, augment: Augment | None) -> tuple[Network, Tasks]:

@@ -46,7 +46,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise McdiError(f"cannot write {path}: {error.strerror or error}; free space or choose another --out") from error
+        reason = error.strerror or error
+        raise McdiError(f"cannot write to {path}: {reason}; free space or choose another --out") from error
 
 
 @contextmanager
@@ -119,11 +120,9 @@ def remove_temporaries(folder: Path) -> None:
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Lock `folder` for writing until the block or the process ends. Raises McdiError when another process has the lock."""
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise McdiError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,6 @@ A job is a pure function of (shared, job). `shared` goes to every worker once. A
 import concurrent.futures
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 import time
@@ -117,8 +116,8 @@ def _local(work: Any, shared: Any, jobs: Sequence[Any], workers: int, progress: 
             running = {pool.submit(_do, job): job for job in left}
             while running:
                 done, _ = concurrent.futures.wait(running, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
-                for message in _drain(messages):
-                    progress(*message)
+                while not messages.empty():  # this process alone reads
+                    progress(*messages.get())
                 for future in done:
                     job = running.pop(future)
                     result = future.result()
@@ -134,14 +133,6 @@ def _local(work: Any, shared: Any, jobs: Sequence[Any], workers: int, progress: 
             for child in multiprocessing.active_children():
                 child.terminate()
             pool.shutdown(cancel_futures=True)
-
-
-def _drain(messages: Any) -> Iterator[tuple[str, int, int, dict[str, float]]]:
-    while True:
-        try:
-            yield messages.get_nowait()
-        except queue.Empty:
-            return
 
 
 def _call(work: Any, shared: Any, job: Any) -> Any:

@@ -48,9 +48,8 @@ class GhnSettings:
         if self.heads < 1 or self.width % self.heads or self.width % 4:
             raise McdiError(f"width = {self.width} must be a multiple of heads = {self.heads} and of 4")
         if len(self.tile) != 2 or min(self.layers, *self.tile, self.width) < 1:
-            raise McdiError(
-                f"layers = {self.layers}, width = {self.width}, both of tile = {list(self.tile)} must be at least 1"
-            )
+            given = f"layers = {self.layers}, width = {self.width}, both of tile = {list(self.tile)}"
+            raise McdiError(f"{given} must be at least 1")
 
 
 def smoothed_loss(net: Network, weights: Tensor, data: Examples, mask: Tensor, smoothing: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The network of GHN-3, and the graph that it reads: the operations of a network, and the tensors that are generated."""
+"""The network of GHN-3, and the graph that it reads: operations of a network, and tensors that are generated."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -145,8 +145,7 @@ def normalised(raw: Tensor, shape: Sequence[int], name: str) -> Tensor:
 def tiled(tile: Tensor, shape: Sequence[int]) -> Tensor:
     """The tile (..., *smaller) repeated along each of the last sides, and cut to them: -> (..., *shape)."""
     for side, size in enumerate(shape, -len(shape)):
-        times = -(-size // tile.shape[side])
-        tile = torch.cat([tile] * times, side).narrow(side, 0, size)
+        tile = torch.cat([tile] * -(-size // tile.shape[side]), side).narrow(side, 0, size)
     return tile
 
 
@@ -268,10 +267,8 @@ class GraphHyperNetwork(nn.Module):
         """A task's nodes (N,), the row node once a class, and the unit (N,) that each holds, -1 for an operation."""
         pairs: list[tuple[int, int]] = []
         for node, unit in enumerate(self.unit):
-            rows = (
-                range(units - self.space.extra) if node == self.row else [-1 if unit is None else unit + units - self.space.U]
-            )
-            pairs += [(node, row) for row in rows]
+            held = -1 if unit is None else unit + units - self.space.U
+            pairs += [(node, row) for row in (range(units - self.space.extra) if node == self.row else [held])]
         index, unit_of = torch.tensor(pairs, device=self.kind.device).unbind(1)
         return index, unit_of
 

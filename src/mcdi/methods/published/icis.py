@@ -10,14 +10,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.core import Params
-from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.stored_weights import (
-    STORED_WEIGHTS,
     Stage,
     StoredWeightGenerator,
     StoredWeightSettings,
     masked_mean,
+    register,
 )
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
@@ -56,7 +55,7 @@ class PairedAutoencoders(nn.Module):
         return loss
 
 
-@register_method("icis", settings=IcisSettings, label="ICIS", colour="#d98cb3", marker="X", exportable=True, **STORED_WEIGHTS)
+@register("icis", settings=IcisSettings, label="ICIS", colour="#d98cb3", marker="X", exportable=True)
 class Icis(StoredWeightGenerator[IcisSettings, PairedAutoencoders]):
     """A class's weights from its own descriptor in one pass. Cosines leave the length open: rows get that of training
     rows. Source: Christensen et al., Image-free Classifier Injection for Zero-Shot Classification, 2308.10599."""

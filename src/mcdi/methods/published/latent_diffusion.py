@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
-from mcdi.methods.published.stored_weights import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings, Stage
+from mcdi.methods.published.stored_weights import NoisePredictionGenerator, NoisePredictionSettings, Stage, register
 from mcdi.methods.published.vae import Autoencoder, negative_elbo
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
@@ -39,7 +38,7 @@ class LatentModules(nn.Module):
         self.scale = nn.Buffer(torch.ones(()))
 
 
-@register_method("d2nwg", settings=LatentDiffusionSettings, label="D2NWG", colour="#444444", marker=">", **NOISE_PREDICTION)
+@register("d2nwg", settings=LatentDiffusionSettings, label="D2NWG", colour="#444444", marker=">", slow=True)
 class D2nwg(NoisePredictionGenerator[LatentDiffusionSettings, LatentModules]):
     """Stage one: an autoencoder of theta_M. Stage two: a diffusion of its latents, those of all units as one set. The
     denoiser reads the condition of the support set, in place of the published encoder of data sets. Source: Soro et
@@ -88,7 +87,7 @@ class D2nwg(NoisePredictionGenerator[LatentDiffusionSettings, LatentModules]):
         return parts.autoencoder.decode(z * parts.scale, z[..., :0]).unflatten(0, (-1, s.samples))
 
 
-@register_method("p-diff", settings=LatentDiffusionSettings, label="p-diff", colour="#a9a9a9", marker="<", **NOISE_PREDICTION)
+@register("p-diff", settings=LatentDiffusionSettings, label="p-diff", colour="#a9a9a9", marker="<", slow=True)
 class PDiff(D2nwg):
     """The denoiser reads zeros; the task decides only which of several draws is kept. Source: Wang et al., Neural
     Network Diffusion, 2402.13144."""

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
-from mcdi.methods.published.stored_weights import NOISE_PREDICTION, NoisePredictionGenerator, NoisePredictionSettings, Stage
+from mcdi.methods.published.stored_weights import NoisePredictionGenerator, NoisePredictionSettings, Stage, register
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples, TaskBatch
@@ -25,10 +24,10 @@ def gradient_features(net: Network, space: WeightSpace, x: Tensor, support: Exam
     return torch.cat([gradient / size, size.log().expand(-1, x.shape[1], 1)], -1)
 
 
-_FACTS: dict[str, Any] = {**NOISE_PREDICTION, "gradient_free": False}
+_FACTS: dict[str, Any] = {"slow": True, "gradient_free": False}
 
 
-@register_method("metadiff", settings=NoisePredictionSettings, label="MetaDiff", colour="#b5651d", marker="H", **_FACTS)
+@register("metadiff", settings=NoisePredictionSettings, label="MetaDiff", colour="#b5651d", marker="H", **_FACTS)
 class MetaDiff(NoisePredictionGenerator[NoisePredictionSettings, nn.Module]):
     """A learnt optimiser: every denoising step takes one gradient of the task's loss. T = 1000 and a network that
     predicts the noise from x_t, t and the gradient are published; sizes and steps are ours. Source: Zhang et al.,

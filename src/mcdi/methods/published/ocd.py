@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.core import Params
-from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.stored_weights import (
-    NOISE_PREDICTION,
     NoisePredictionGenerator,
     NoisePredictionSettings,
     Stage,
     masked_mean,
+    register,
 )
 from mcdi.networks.base import Network
 from mcdi.networks.heads import Head
@@ -52,7 +51,7 @@ class ResidualModules(nn.Module):
         return self.denoiser(x, t, cond, mask), self.log_scale(cond, mask)
 
 
-@register_method("ocd-residual", settings=OcdSettings, label="OCD", colour="#6f4aa0", marker="^", **NOISE_PREDICTION)
+@register("ocd-residual", settings=OcdSettings, label="OCD", colour="#6f4aa0", marker="^", slow=True)
 class ResidualOcd(NoisePredictionGenerator[OcdSettings, ResidualModules]):
     """theta = base + scale * residual; the residual is drawn by DDIM, the scale is predicted by a network of its own.
     Source: Lutati and Wolf, OCD: Learning to Overfit with Conditional Diffusion Models, 2210.00471."""

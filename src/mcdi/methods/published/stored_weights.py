@@ -1,4 +1,4 @@
-"""The bases of generators that learn from stored weights in one level: any of them, and diffusions that predict the noise."""
+"""The bases of generators that learn from stored weights in one level, and of diffusions that predict the noise."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mcdi import core
 from mcdi.errors import McdiError
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.episodes import by_learner, stored_tasks
 from mcdi.methods.mcdi.denoisers import make_denoiser
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
@@ -39,7 +39,7 @@ class StoredWeightSettings:
                 raise McdiError(f"{f.name} = {value} must be at least 1")
 
 
-STORED_WEIGHTS: dict[str, Any] = {"needs_trajectories": True, "seed_per_task": True}  # of the specs of all these methods
+register = partial(register_method, needs_trajectories=True, seed_per_task=True)  # all these methods
 S = TypeVar("S", bound=StoredWeightSettings)
 M = TypeVar("M", bound=nn.Module)
 
@@ -155,7 +155,6 @@ class NoisePredictionSettings(StoredWeightSettings):
         super().__post_init__()
 
 
-NOISE_PREDICTION: dict[str, Any] = {**STORED_WEIGHTS, "slow": True}  # of the specs of all these methods
 N = TypeVar("N", bound=NoisePredictionSettings)
 
 

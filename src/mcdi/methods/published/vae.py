@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.core import Params
-from mcdi.methods.base import register_method
 from mcdi.methods.meta_training import Batch
 from mcdi.methods.published.stored_weights import (
-    STORED_WEIGHTS,
     Stage,
     StoredWeightGenerator,
     StoredWeightSettings,
     masked_mean,
+    register,
 )
 from mcdi.networks.base import Network
 from mcdi.trajectories.store import Stored
@@ -70,7 +69,7 @@ class VaeSettings(StoredWeightSettings):
     width: int = 256
 
 
-@register_method("vae", settings=VaeSettings, label="CVAE", colour="#5d3a9b", marker="8", exportable=True, **STORED_WEIGHTS)
+@register("vae", settings=VaeSettings, label="CVAE", colour="#5d3a9b", marker="8", exportable=True)
 class Vae(StoredWeightGenerator[VaeSettings, Autoencoder]):
     """Weights are decoded from z = 0, the mean of the prior, and the support set's condition. Source: Sohn, Lee and
     Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015."""

@@ -59,11 +59,7 @@ class _Skipped(nn.Module):
 
 
 class _Reached(Exception):  # noqa: N818 - no error
-    """Raised at the first adapted layer, where the trunk ends."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+    """Raised, with its input, at the first adapted layer, where the trunk ends."""
 
 
 class _GivenStates(nn.Module):
@@ -107,8 +103,7 @@ class Tail(nn.Module):
 
 def lora_libraries() -> tuple[Any, Any]:
     """(transformers, peft). Raises McdiError where they are not installed."""
-    transformers, peft = (optional(name, "lora", "an adapter") for name in ("transformers", "peft"))
-    return transformers, peft
+    return optional("transformers", "lora", "an adapter"), optional("peft", "lora", "an adapter")
 
 
 @contextmanager
@@ -148,7 +143,8 @@ class Encoder:
         self.settings, self.source = settings, resolve(settings.model)
         problem = f"model {settings.model!r} cannot be loaded or adapted"
         cure = "give a hub id or a folder of a sequence classifier, and targets that it has"
-        with explained(problem, cure, OSError, ValueError, KeyError), quiet(transformers), torch.random.fork_rng(devices=[]):
+        loading = explained(problem, cure, OSError, ValueError, KeyError)
+        with loading, quiet(transformers), torch.random.fork_rng(devices=[]):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
             torch.manual_seed(0)  # A of every pair is drawn: one start for all tasks
             self.whole = self._adapted(transformers, peft, way)
@@ -262,5 +258,5 @@ class Encoder:
             with self.stack[self.first].register_forward_pre_hook(reached, with_kwargs=True):
                 self.inner.base_model(**tokens)
         except _Reached as end:
-            return end.hidden
+            return end.args[0]
         raise AssertionError("the first adapted layer was not called")

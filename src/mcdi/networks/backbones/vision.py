@@ -216,8 +216,7 @@ class Embedder(nn.Module):
     def __init__(self, backbone: Backbone, side: int = 28, embedding: "Embedder | None" = None) -> None:
         super().__init__()
         self.backbone, self.side, self.embedding = backbone, side, embedding
-        self.mean: Tensor
-        self.register_buffer("mean", torch.zeros(backbone.features))
+        self.mean = nn.Buffer(torch.zeros(backbone.features))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Embedder":

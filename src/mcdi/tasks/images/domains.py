@@ -29,7 +29,8 @@ def domain_images(
     """
     if path is None:
         raise McdiError(f"this family reads images of several domains: give --data, {LAYOUTS}")
-    domains = _npz(path) if path.suffix == ".npz" else _folders(path)
+    sources = _npz(path) if path.suffix == ".npz" else _folders(path)
+    domains = {style: {n: _split(f"{style}/{n}", files) for n, files in of.items()} for style, of in sources.items()}
     if domain not in domains:
         raise McdiError(f"the domain {domain!r} is not in {path}: set family.domain to one of {', '.join(domains)}")
     if len(domains) < 2:
@@ -54,27 +55,23 @@ def domain_images(
     return out
 
 
-def _npz(path: Path) -> dict[str, dict[str, Parts]]:
+def _npz(path: Path) -> dict[str, Classes]:
     encoded, _, label, classes, domain, domains = npz_arrays(path, (*KEYS, "domain", "domains")).values()
     if len(domain) != len(label) or (len(domain) and not (domain.min() >= 0 and domain.max() < len(domains))):
         raise McdiError(f"{path} is damaged: domain must name one of {len(domains)} domains for each of {len(label)} images")
-    ordered: dict[tuple[int, int], list[Source]] = {}
-    for style, of, source in zip(domain.tolist(), label.tolist(), encoded, strict=True):
-        ordered.setdefault((style, of), []).append(source)
-    out: dict[str, dict[str, Parts]] = {}
-    for (style, of), sources in sorted(ordered.items(), key=lambda item: item[0]):
-        out.setdefault(str(domains[style]), {})[str(classes[of])] = _split(f"{domains[style]}/{classes[of]}", sources)
+    out: dict[str, Classes] = {}
+    rows = zip(domain.tolist(), label.tolist(), encoded, strict=True)
+    for style, of, source in sorted(rows, key=lambda row: row[:2]):
+        out.setdefault(str(domains[style]), {}).setdefault(str(classes[of]), []).append(source)
     return out
 
 
-def _folders(path: Path) -> dict[str, dict[str, Parts]]:
+def _folders(path: Path) -> dict[str, Classes]:
     if not path.is_dir():
         raise McdiError(f"{path} does not exist or is no folder: check --data, which must be {LAYOUTS}")
-    out = {}
-    for style in sorted(p for p in path.iterdir() if p.is_dir()):
-        halves = {name: _split(f"{style.name}/{name}", files) for name, files in class_folders(style).items() if files}
-        if halves:
-            out[style.name] = halves
+    styles = {style.name: class_folders(style) for style in sorted(p for p in path.iterdir() if p.is_dir())}
+    held = {style: {name: files for name, files in classes.items() if files} for style, classes in styles.items()}
+    out = {style: classes for style, classes in held.items() if classes}
     if not out:
         raise McdiError(f"{path} holds no images: it must be {LAYOUTS}")
     return out

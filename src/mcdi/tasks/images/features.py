@@ -39,7 +39,7 @@ def _cut(images: Splits, settings: ImageSettings) -> Splits:
 # (settings, --data, folder of the run for downloads) -> images by split, "train", "val" and "test".
 READERS: dict[str, Callable[[Any, Path | None, Path], Splits]] = {
     "glyphs": lambda s, data, run: _cut(glyph_images(s.seed, size=s.side, limit=s.limit), s),
-    "omniglot": lambda s, data, run: _cut(omniglot_images(data, size=s.side, split=s.split, download_to=run / "downloads"), s),
+    "omniglot": lambda s, data, run: _cut(omniglot_images(data, run / "downloads", size=s.side, split=s.split), s),
     "natural": lambda s, data, run: _cut(natural_images(data, size=s.side, limit=s.limit, examples=s.examples), s),
     "domains": lambda s, data, run: domain_images(data, s.domain, size=s.side, limit=s.limit, examples=s.examples),
 }

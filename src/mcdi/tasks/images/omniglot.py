@@ -32,7 +32,7 @@ TIMEOUT = 60.0  # seconds without a byte
 
 
 def omniglot_images(
-    path: str | Path | None, *, size: int = 28, split: Split = "alphabets", download_to: Path | None = None
+    path: str | Path | None, download_to: Path | None = None, *, size: int = 28, split: Split = "alphabets"
 ) -> dict[str, ClassImages]:
     """Splits "train", "val", "test" of drawings (C, 20, size, size).
 

@@ -132,7 +132,8 @@ def _fault(encoded: NDArray[Any], offset: NDArray[Any], label: NDArray[Any], cla
 def _rows(table: Path, images: Path) -> Classes:
     rows: dict[str, list[Source]] = defaultdict(list)
     kinds = OSError, KeyError, UnicodeDecodeError, csv.Error
-    with explained(f"{table} cannot be read", "it needs columns filename and label", *kinds), table.open(newline="") as file:
+    reading = explained(f"{table} cannot be read", "it needs columns filename and label", *kinds)
+    with reading, table.open(newline="") as file:
         for row in csv.DictReader(file):
             name, label = row["filename"], row["label"]
             if not (name and label):

@@ -64,9 +64,6 @@ class ImageSettings(FamilySettings):
         for name, number in (("limit", self.limit), ("examples", self.examples)):
             if number is not None and number < 1:
                 raise McdiError(f"{name} = {number} must be at least 1, or left out for all there are")
-        self._check_embedding()
-
-    def _check_embedding(self) -> None:
         given = f"embedding = {self.embedding!r}"
         if self.embedding and is_pretrained(self.embedding):
             if self.embedding == self.backbone:

@@ -142,7 +142,9 @@ def read_sets(folder: Path) -> dict[str, Splits]:
     out: dict[str, Splits] = {}
     for path in sorted(folder.iterdir()):
         if any((path / mark).exists() for mark in SAVED):
-            out[path.name] = _read_saved(path)
+            problem, cure = f"the data set saved in {path} cannot be read", "save_to_disk it again"
+            parts = _loaded("load_from_disk", problem, cure, str(path))
+            out[path.name] = _splits(path, parts if isinstance(parts, Mapping) else {"train": parts})
         elif path.is_dir():
             parts = {p.stem: read_texts(p) for p in sorted(path.iterdir()) if p.suffix in SUFFIXES}
             if parts:
@@ -167,11 +169,6 @@ def read_hub(names: Sequence[str]) -> dict[str, Splits]:
             raise McdiError(f"two data sets of family.text.hub are called {short}: leave one out, or save one renamed")
         out[short] = _splits(name, parts)
     return out
-
-
-def _read_saved(path: Path) -> Splits:
-    parts = _loaded("load_from_disk", f"the data set saved in {path} cannot be read", "save_to_disk it again", str(path))
-    return _splits(path, parts if isinstance(parts, Mapping) else {"train": parts})
 
 
 def _splits(where: Path | str, parts: Mapping[str, Any]) -> Splits:

@@ -1,7 +1,6 @@
 """Generated sets of labelled sentences, for text tasks without data. All words are this package's own."""
 
 import random
-from collections.abc import Callable
 
 from mcdi.tasks.text.labelled import TextSet
 from mcdi.types import Sentences
@@ -71,14 +70,8 @@ def _same_opinion(r: random.Random) -> Row:
     return (first, second), "agree" if mood == other else "disagree"
 
 
-WRITERS: dict[str, Callable[[random.Random], Row]] = {
-    "topic": _topic,
-    "tense": _tense,
-    "form": _form,
-    "same-topic": _same_topic,
-    "opinion": _opinion,
-    "same-opinion": _same_opinion,
-}
+WRITERS = {"topic": _topic, "tense": _tense, "form": _form, "same-topic": _same_topic}
+WRITERS |= {"opinion": _opinion, "same-opinion": _same_opinion}
 
 
 def phrase_sets(seed: int, size: int = 2000) -> dict[str, dict[str, TextSet]]:
