@@ -10,7 +10,7 @@ from test_export import examples
 
 from mcdi import Generator, load
 from mcdi.errors import McdiError
-from mcdi.generator.hub import MINILM, base_model, model_card
+from mcdi.generator.saving import MINILM, base_model, model_card
 from mcdi.methods import make_method
 from mcdi.networks.linear_head import LinearHead
 

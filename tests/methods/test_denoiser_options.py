@@ -16,7 +16,7 @@ from mcdi.methods.sampling import Sampling
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.support import single_examples
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.settings import ImageSettings
+from mcdi.tasks.images.features import ImageSettings
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import Trajectories
 from mcdi.types import Examples

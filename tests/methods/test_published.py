@@ -15,8 +15,7 @@ from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.pixels import PixelNet
 from mcdi.networks.support import centre_of
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.features import few_shot
-from mcdi.tasks.images.settings import ImageSettings
+from mcdi.tasks.images.features import ImageSettings, few_shot
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.types import Examples
 

@@ -26,7 +26,7 @@ from mcdi.networks.backbones.vision import Conv4, Embedder, ResNet8
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images import features
-from mcdi.tasks.images.settings import PhotoSettings
+from mcdi.tasks.images.features import PhotoSettings
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.types import Examples

@@ -18,7 +18,7 @@ from mcdi.experiments.run import read_run
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images import features
-from mcdi.tasks.images.domains import domain_images
+from mcdi.tasks.images.photos import domain_images
 
 STYLES = {"ink": (10, 11, 15), "oil": (10, 12, 10), "photo": (11, 10, 12)}  # images of every class
 RECIPE = """

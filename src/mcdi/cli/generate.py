@@ -88,11 +88,10 @@ def export(
     Example: [bold]mcdi export runs/glyphs/methods/mc-di-0 --format onnx[/]
     """
     from mcdi.generator import export as exporting
-    from mcdi.generator import hub
     from mcdi.generator.api import load
-    from mcdi.generator.saving import MODEL
+    from mcdi.generator.saving import MODEL, located
 
-    folder = hub.located(model)
+    folder = located(model)
     # A generator of the Hub lies in its cache, to which nothing is added.
     path = out or (folder if folder == model else Path()) / exporting.FILES.get(kind, kind)
     difference = exporting.export(load(folder), path, kind, weights=folder / MODEL, steps=steps, temperature=temperature)
@@ -108,8 +107,7 @@ def push(
 
     Example: [bold]mcdi push runs/glyphs/methods/mc-di-0 me/letters --private[/]
     """
-    from mcdi.generator import hub
-    from mcdi.generator.hub import model_card
+    from mcdi.generator import saving
 
-    url = hub.push(model, name, card=model_card(name, model), private=private or None)
+    url = saving.push(model, name, card=saving.model_card(name, model), private=private or None)
     typer.echo(f"{url}: load it with mcdi.load({name!r})")

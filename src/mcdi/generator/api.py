@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.generator import hub, saving
+from mcdi.generator import saving
 from mcdi.generator.exported import Exported, squeeze_batch
-from mcdi.generator.hub import model_card
 from mcdi.methods import WeightGenerator, method_spec
 from mcdi.methods.base import SupportsDevice
 from mcdi.methods.baselines.finetune import adapt
@@ -243,7 +242,7 @@ class Generator:
             folder = Path(scratch) / "generator"
             self.save_pretrained(folder)
             options: dict[str, Any] = {"private": private, "token": token, "branch": revision, "message": commit_message}
-            return hub.push(folder, repo_id, card=model_card(repo_id, folder), **options)
+            return saving.push(folder, repo_id, card=saving.model_card(repo_id, folder), **options)
 
     @classmethod
     def from_pretrained(
@@ -270,7 +269,7 @@ class Generator:
         Raises:
             McdiError: files that are missing, corrupt or of another version.
         """
-        folder = hub.located(model, revision=revision, token=token, cache_dir=cache_dir)
+        folder = saving.located(model, revision=revision, token=token, cache_dir=cache_dir)
         return cls(*saving.load_saved(folder, module=module, loss=loss, describe=describe)).to(device)
 
     def to(self, device: str) -> "Generator":

