@@ -31,12 +31,9 @@ def plane(
     x, y = (torch.linspace(float(low[d] - margin[d]), float(high[d] + margin[d]), grid) for d in (0, 1))
     x, y = x.to(basis.device), y.to(basis.device)
     points = origin + x.repeat(grid)[:, None] * basis[0] + y.repeat_interleave(grid)[:, None] * basis[1]
-    weights = points.reshape(-1, *centre.shape)
-    loss = torch.cat([_loss(net, w, data, mask) for w in weights.split(200)])
-    surface = {"x": x.tolist(), "y": y.tolist(), "loss": loss.reshape(grid, grid).tolist()}
+    losses = []
+    for weights in points.reshape(-1, *centre.shape).split(200):
+        inputs, labels, units = (part.expand(len(weights), *part.shape[1:]) for part in (*data, mask))
+        losses.append(net.loss(weights, Examples(inputs, labels), units))
+    surface = {"x": x.tolist(), "y": y.tolist(), "loss": torch.cat(losses).reshape(grid, grid).tolist()}
     return surface, {n: p.tolist() for n, p in flat.items()}
-
-
-def _loss(net: Network, weights: Tensor, data: Examples, mask: Tensor) -> Tensor:
-    x, y, units = (part.expand(len(weights), *part.shape[1:]) for part in (*data, mask))
-    return net.loss(weights, Examples(x, y), units)

@@ -20,6 +20,7 @@ from mcdi.utils.files import read_bytes, read_json, tensors_of, write_json, writ
 
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
+README = "README.md"  # the card on the Hub
 
 
 def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -58,7 +59,7 @@ def load_saved(folder: Path, **code: Any) -> tuple[str, WeightGenerator, Network
     config, parts = _read_saved(folder)
     with _belonging(folder):
         network = build(config["network"], parts["network"], **code)
-        method = _method(config, parts)
+        method = make_method(config["method"], config["settings"]).restore(config, parts["method"])
     if config.get("space", network.space.config()) != network.space.config():
         raise McdiError(f"{folder}: the generator was trained for other weights than its network has: restore config.json")
     return config["method"], method, network
@@ -68,14 +69,7 @@ def load_method(folder: Path) -> WeightGenerator:
     """The method of a saved generator, without its network."""
     config, parts = _read_saved(folder)
     with _belonging(folder):
-        return _method(config, parts)
-
-
-def _method(config: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> WeightGenerator:
-    return make_method(config["method"], config["settings"]).restore(config, parts["method"])
-
-
-README = "README.md"
+        return make_method(config["method"], config["settings"]).restore(config, parts["method"])
 
 
 def is_id(model: str | Path) -> bool:
@@ -128,7 +122,13 @@ def push(folder: Path, repo: str, *, card: str, message: str = "Upload a generat
 
 
 CARD = """---
-{metadata}
+library_name: mcdi
+tags:
+- mcdi
+- weight-generation
+- meta-learning
+- {method}
+{base}# license: choose one
 ---
 # {title}
 
@@ -177,22 +177,15 @@ def model_card(repo: str, folder: Path) -> str:
     real = config["network"].get("regression", network.regression)
     x, y, extra = _inputs(network, config["network"], "values (S,)" if real else "class indices (S,), int64")
     load = repr(repo) + (", module=module" if network.needs_module else "")
-    head = {"metadata": _metadata(config), "title": repo.rpartition("/")[2], "summary": _summary(config), "load": load}
+    base = base_model(config)
+    head = {"method": config["method"], "base": "" if base is None else f"base_model: {json.dumps(base)}\n"}
+    head |= {"title": repo.rpartition("/")[2], "summary": _summary(config), "load": load}
     tables = {"training": _training(config, recipe, result), "figures": _figures(result, recipe, real)}
     return CARD.format(**head, x=x, y=y, extra=extra, **tables)
 
 
 def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
-
-
-def _metadata(config: Mapping[str, Any]) -> str:
-    tags = ["mcdi", "weight-generation", "meta-learning", config["method"]]
-    lines = ["library_name: mcdi", "tags:", *(f"- {tag}" for tag in tags)]
-    base = base_model(config)
-    if base is not None:
-        lines.append(f"base_model: {json.dumps(base)}")
-    return "\n".join([*lines, "# license: choose one"])
 
 
 def base_model(config: Mapping[str, Any]) -> str | None:

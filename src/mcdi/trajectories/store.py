@@ -91,9 +91,6 @@ class Stored(Protocol):
     def parts(self) -> Iterator[Trajectories]: ...
 
 
-__all__ = ["Stored", "Trajectories", "TrajectoryStore"]
-
-
 class TrajectoryStore:
     """A folder of trajectories that can be appended to and reopened, or a finished store at a URL, which is read-only.
 

@@ -124,14 +124,12 @@ def only_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            cure = "wait until it ends, stop it, or choose another --out"
-            raise McdiError(f"another process is writing to {folder}: {cure}") from error
-        except OSError as error:
-            problem = f"{folder} cannot be locked ({error.strerror or error})"
-            raise McdiError(f"{problem}: choose a folder on a local disk") from error
+        with explained(f"{folder} cannot be locked", "choose a folder on a local disk", OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                cure = "wait until it ends, stop it, or choose another --out"
+                raise McdiError(f"another process is writing to {folder}: {cure}") from error
         yield
     finally:
         os.close(handle)
@@ -148,15 +146,14 @@ def _file_at(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     protocol = url.partition("://")[0]
     if protocol not in fsspec.available_protocols():
         raise McdiError(f"unknown protocol {protocol!r} in {url}: choose a folder, file, memory, s3, hf or another of fsspec's")
-    try:
-        yield fsspec.url_to_fs(url)
-    except FileNotFoundError as error:
-        raise McdiError(f"{url} does not exist: check the address") from error
-    except ImportError as error:
-        raise McdiError(f"{url} needs a package that is not installed: {error}") from error
-    except Exception as error:  # every protocol's package has its own: no access, no network, no such bucket
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise McdiError(f"{url} cannot be used ({reason}): check the address and your access to it") from error
+    # Every protocol's package has errors of its own: no access, no network, no such bucket.
+    with explained(f"{url} cannot be used", "check the address and your access to it"):
+        try:
+            yield fsspec.url_to_fs(url)
+        except FileNotFoundError as error:
+            raise McdiError(f"{url} does not exist: check the address") from error
+        except ImportError as error:
+            raise McdiError(f"{url} needs a package that is not installed: {error}") from error
 
 
 def read_url(url: str) -> bytes:

@@ -193,20 +193,17 @@ class Encoder:
         stack = self._stack(inner.base_model)
         for i in range(self.first):
             stack[i] = _Skipped()
-        return Tail(inner, self.head, self._is_causal())
+        ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+        with torch.no_grad():
+            states = self.inner.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        causal = torch.equal(states[0, 0], states[1, 0])  # no token attends to the ones after it
+        return Tail(inner, self.head, causal)
 
     def tokens(self, texts: Sequence[Sentences]) -> Any:
         """Token ids, padded on the right to the longest text, whatever the tokenizer does by itself."""
         first, second = [t[0] for t in texts], [t[1] for t in texts] if len(texts[0]) == 2 else None
         options = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
         return self.tokenizer(first, second, truncation=True, max_length=self.settings.length, **options)
-
-    def _is_causal(self) -> bool:
-        """Whether no token attends to the ones after it."""
-        ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
-        with torch.no_grad():
-            first, second = self.inner.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
-        return torch.equal(first, second)
 
     def _check(self) -> None:
         texts: list[Sentences] = [("a short text",), ("a text of a few more words than the other one",)]

@@ -13,7 +13,7 @@ import random
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,17 @@ def natural_images(
     if not path.exists():
         raise McdiError(f"{path} does not exist: check --data, which must be {LAYOUTS}")
     splits = _npz(path) if path.suffix == ".npz" else _folders(path)
-    _check(splits, path)
+    seen: dict[str, str] = {}
+    for split, classes in splits.items():
+        if not classes:
+            raise McdiError(f"{path} holds no classes for the {split} split: it must be {LAYOUTS}")
+        for name, sources in classes.items():
+            if not sources:
+                raise McdiError(f"{path}: class {name} of the {split} split holds no image: add some or remove it")
+            if name in seen:
+                both = f"class {name} is in the {seen[name]} and the {split} split"
+                raise McdiError(f"{path}: {both}, but tasks are made of unseen classes: give every class to one split")
+            seen[name] = split
     return {split: read_classes(dict(sorted(classes.items())[:limit]), size, examples) for split, classes in splits.items()}
 
 
@@ -62,20 +72,6 @@ def read_classes(classes: Classes, size: int, examples: int | None) -> ClassImag
             where = str(source) if isinstance(source, Path) else f"image {i} of class {name}"
             of[i] = read_image(source, (3, size, size), where)
     return ClassImages(images, tuple(classes))
-
-
-def _check(splits: Mapping[str, Classes], path: Path) -> None:
-    seen: dict[str, str] = {}
-    for split, classes in splits.items():
-        if not classes:
-            raise McdiError(f"{path} holds no classes for the {split} split: it must be {LAYOUTS}")
-        for name, sources in classes.items():
-            if not sources:
-                raise McdiError(f"{path}: class {name} of the {split} split holds no image: add some or remove it")
-            if name in seen:
-                both = f"class {name} is in the {seen[name]} and the {split} split"
-                raise McdiError(f"{path}: {both}, but tasks are made of unseen classes: give every class to one split")
-            seen[name] = split
 
 
 def _npz(path: Path) -> dict[str, Classes]:

@@ -99,11 +99,6 @@ def _aircraft(path: Path) -> Labelled:
         yield variant, path / "images" / f"{number}.jpg"
 
 
-def _pets(path: Path) -> Labelled:
-    for file in files_of(path / "images"):
-        yield file.stem.rpartition("_")[0], file
-
-
 def _class_folders(path: Path) -> Iterator[tuple[str, Source]]:
     if not path.is_dir():
         raise McdiError(f"{path} is neither a folder nor a .npz: a target is {LAYOUTS}")
@@ -128,5 +123,5 @@ FOLDERS: dict[str, Callable[[Path], Labelled]] = {
     "train_X.bin": _stl,
     "images_variant_*.txt": _aircraft,
     "data/images_variant_*.txt": _aircraft,
-    "annotations/list.txt": _pets,
+    "annotations/list.txt": lambda path: ((file.stem.rpartition("_")[0], file) for file in files_of(path / "images")),
 }

@@ -26,14 +26,13 @@ def _noun(r: random.Random, topic: str) -> str:
 
 
 def _sentence(r: random.Random, topic: str, word: str) -> str:
-    return r.choice(
-        (
-            f"{r.choice(PEOPLE)} talked about the {word} {_noun(r, topic)} and the {_noun(r, topic)}",
-            f"near the {_noun(r, topic)} there is a {word} {_noun(r, topic)}",
-            f"the {_noun(r, topic)} was {word}, said {r.choice(PEOPLE)}",
-            f"{r.choice(PEOPLE)} found a {word} {_noun(r, topic)}",
-        )
+    forms = (
+        f"{r.choice(PEOPLE)} talked about the {word} {_noun(r, topic)} and the {_noun(r, topic)}",
+        f"near the {_noun(r, topic)} there is a {word} {_noun(r, topic)}",
+        f"the {_noun(r, topic)} was {word}, said {r.choice(PEOPLE)}",
+        f"{r.choice(PEOPLE)} found a {word} {_noun(r, topic)}",
     )
+    return r.choice(forms)
 
 
 def _topic(r: random.Random) -> Row:

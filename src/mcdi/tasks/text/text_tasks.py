@@ -140,8 +140,7 @@ class TextTasks:
 
 
 def _groups(classes: np.ndarray, way: int, u: np.ndarray, *, whole: bool, merge: bool) -> tuple[tuple[int, ...], ...]:
-    """`way` groups of classes: one each, and with `merge` the rest left out or added to a group; the order is drawn. whole: one
-    each, in their own order, so that tasks of a set with `way` classes are the set itself."""
+    """`way` groups of classes in a drawn order, the rest added to some if `merge`; one each, as they are, if `whole`."""
     if whole:
         return tuple((int(c),) for c in classes[:way])
     order = classes[u[: len(classes)].argsort(kind="stable")]
