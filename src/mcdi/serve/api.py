@@ -51,8 +51,7 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 
 def documented(body: type[BaseModel] | None, *statuses: int) -> dict[str, Any]:
-    """OpenAPI entries of a route: errors (by default all) and body. Service.body parses bodies, as FastAPI's parser is much
-    slower."""
+    """OpenAPI entries of a route: errors (default: all), and the body, which Service.body parses: FastAPI is slower."""
     responses = {s: {"model": wire.ErrorMessage, "description": REFUSALS[s]} for s in statuses or REFUSALS}
     entries: dict[str, Any] = {"responses": responses}
     if body is not None:

@@ -72,8 +72,7 @@ class Models:
         return ServedModel(generator, folder, stamp)
 
     def _load_exported(self, path: Path) -> Exported | None:
-        """The exported sampler in the folder of a model, if it gives the same weights as the model. Only ONNX is loaded:
-        a .pt2 file could run code."""
+        """The exported sampler, if it gives the model's weights. Only ONNX is loaded: a .pt2 file could run code."""
         try:
             if self.device != "cpu":
                 raise McdiError(f"it runs on cpu, and the server on {self.device}")
@@ -92,8 +91,7 @@ class Models:
         return self._served[name].generator
 
     def reload(self) -> dict[str, str]:
-        """Load every model whose files have changed and then replace it; keep the old one if loading fails. Returns {name:
-        "same", "new" or "failed"}."""
+        """Replace models whose files have changed, if loading succeeds. Returns {name: "same", "new" or "failed"}."""
         results = dict.fromkeys(self._served, "same")
         with self._reloading:
             for name, old in list(self._served.items()):

@@ -12,11 +12,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from mcdi.errors import McdiError
-from mcdi.serve.batching import Batcher
+from mcdi.serve.batching import Batcher, Job
 from mcdi.serve.handles import Handles
 from mcdi.serve.limits import Keys, Limits, Refused, busy
 from mcdi.serve.models import Models
-from mcdi.serve.work import Call
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
@@ -102,9 +101,9 @@ class Service:
         """Run a function in a decoder thread."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: function(*arguments))
 
-    async def compute(self, call: Call) -> Any:
-        """Run a call in the torch thread. Raises Refused after the timeout: 503 if it still waits, 504 if it runs."""
-        future = self.batcher.submit(*call)
+    async def compute(self, job: Job) -> Any:
+        """Run a job in the torch thread. Raises Refused after the timeout: 503 if it still waits, 504 if it runs."""
+        future = self.batcher.submit(job)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
         except TimeoutError as error:
