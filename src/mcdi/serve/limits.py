@@ -11,16 +11,11 @@ MIB = 2**20
 
 
 class Refused(McdiError):  # noqa: N818 - a refused request
-    """An error with its own HTTP status; any other McdiError has status 422."""
+    """An error with its own HTTP status; any other McdiError has 422. At 429 and 503 clients retry after a second."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.headers = status, dict(headers or {})
-
-
-def busy(status: int, message: str) -> Refused:
-    """A refusal that asks the client to retry after a second."""
-    return Refused(status, message, {"Retry-After": "1"})
+        self.status, self.headers = status, dict(headers or ({"Retry-After": "1"} if status in (429, 503) else {}))
 
 
 @dataclass(frozen=True)
