@@ -24,9 +24,8 @@ import torch.nn.functional as F  # noqa: N812
 from rich.console import Console
 from rich.table import Table
 
-from mcdi.experiments.build import make_family
 from mcdi.experiments.recipe import read_recipe
-from mcdi.experiments.run import provenance
+from mcdi.experiments.run import make_family, provenance
 from mcdi.generator.adapters import save_adapter
 from mcdi.generator.api import load
 from mcdi.networks.backbones.language import Encoder

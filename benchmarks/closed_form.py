@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.experiments.build import load_family
-from mcdi.experiments.run import provenance, read_run
+from mcdi.experiments.run import load_family, provenance, read_run
 from mcdi.methods.mcdi.prior import LinearPrior
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.support import least_squares_rows

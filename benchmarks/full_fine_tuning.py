@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mcdi.experiments.build import load_family
-from mcdi.experiments.run import provenance, read_run
+from mcdi.experiments.run import load_family, provenance, read_run
 from mcdi.experiments.statistics import interval
 from mcdi.generator.api import load
 from mcdi.networks.backbones.vision import Embedder, cl2n

@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mcdi import load
-from mcdi.experiments.build import load_family
 from mcdi.experiments.evaluate import milliseconds
-from mcdi.experiments.run import provenance, read_run
+from mcdi.experiments.run import load_family, provenance, read_run
 
 
 def main() -> None:

@@ -25,9 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mcdi.experiments.build import make_family
 from mcdi.experiments.recipe import read_recipe
-from mcdi.experiments.run import provenance
+from mcdi.experiments.run import make_family, provenance
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.method import Diffusion
 from mcdi.networks.lora import LoraClassifier

@@ -16,9 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, ResNetConfig, ResNet
 
 import mcdi as package
 from mcdi.errors import McdiError
-from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.recipe import read_recipe
-from mcdi.experiments.run import read_run
+from mcdi.experiments.run import load_family, make_family, read_run
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.calibration import support_log_odds
 from mcdi.networks.backbones.pretrained import ResNet, fetch

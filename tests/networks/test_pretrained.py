@@ -15,9 +15,8 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetM
 
 import mcdi as package
 from mcdi.errors import McdiError
-from mcdi.experiments.build import load_family
 from mcdi.experiments.recipe import read_recipe
-from mcdi.experiments.run import read_run
+from mcdi.experiments.run import load_family, read_run
 from mcdi.networks.backbones import pretrained
 from mcdi.networks.backbones.pretrained import RESNETS, Pretrained, ResNet, fetch, is_pretrained
 from mcdi.networks.backbones.vision import Embedder

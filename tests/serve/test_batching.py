@@ -12,7 +12,7 @@ from worlds import GENERATOR, SETTINGS
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.methods.sampling import Sampling
-from mcdi.serve.batching import Batcher
+from mcdi.serve.batching import Batcher, Job
 from mcdi.serve.decode import SupportSet
 from mcdi.serve.handles import StoredWeights
 from mcdi.serve.work import Options, generation, prediction
@@ -93,7 +93,7 @@ class TestSameAsSingle:
         generator = Generator("mc-di", world.method("mc-di"), world.family.downstream)
         good, bad = some_tasks(2)
         calls = [generation(generator, t, 0, Options()) for t in (good, bad._replace(x=bad.x * 1e30))]
-        finite, infinite = [batcher.submit(*call) for call in calls]
+        finite, infinite = [batcher.submit(call) for call in calls]
         assert finite.result(10).weights["weight"].isfinite().all()
         with pytest.raises(McdiError, match="not finite"):
             infinite.result(10)
@@ -138,10 +138,10 @@ def batcher():
 
 class TestBatcher:
     def test_queued_jobs_run_together_by_key_and_size(self, gate, batcher):
-        first = batcher.submit("other", gate, 0)
+        first = batcher.submit(Job("other", gate, 0))
         time.sleep(0.05)  # the thread runs it
-        futures = [batcher.submit("a", gate, n) for n in (1, 2)] + [batcher.submit("b", gate, 9)]
-        futures += [batcher.submit("a", gate, n) for n in (3, 4)] + [batcher.submit("a", gate, 5, size=7)]
+        futures = [batcher.submit(Job("a", gate, n)) for n in (1, 2)] + [batcher.submit(Job("b", gate, 9))]
+        futures += [batcher.submit(Job("a", gate, n)) for n in (3, 4)] + [batcher.submit(Job("a", gate, 5, size=7))]
         gate.open.set()
         assert [f.result(5) for f in [first, *futures]] == [0, 1, 2, 9, 3, 4, 5]
         assert gate.batches == [[0], [1, 2, 3], [9], [4], [5]]
@@ -150,20 +150,20 @@ class TestBatcher:
         gate.open.set()
         slow = Batcher(3, 0.2)
         start = time.monotonic()
-        assert [slow.submit("a", gate, n) for n in (1, 2, 3)][2].result(5) == 3
+        assert [slow.submit(Job("a", gate, n)) for n in (1, 2, 3)][2].result(5) == 3
         assert time.monotonic() - start < 0.15 and gate.batches == [[1, 2, 3]]
-        assert slow.submit("a", gate, 4).result(5) == 4 and time.monotonic() - start >= 0.2
+        assert slow.submit(Job("a", gate, 4)).result(5) == 4 and time.monotonic() - start >= 0.2
         slow.close()
 
     def test_a_single_request_is_not_delayed(self, gate):
         batcher, others = Batcher(8, 60.0, expects_more=lambda: bool(others)), []
-        assert batcher.submit("a", lambda jobs: jobs, 1).result(20) == 1
+        assert batcher.submit(Job("a", lambda jobs: jobs, 1)).result(20) == 1
         others.append(1)
-        waits = batcher.submit("a", lambda jobs: jobs, 2)
+        waits = batcher.submit(Job("a", lambda jobs: jobs, 2))
         time.sleep(0.2)
         assert not waits.done()
         others.clear()
-        assert batcher.submit("a", lambda jobs: jobs, 3).result(20) == 3 and waits.done()
+        assert batcher.submit(Job("a", lambda jobs: jobs, 3)).result(20) == 3 and waits.done()
         batcher.close()
 
     def test_a_failing_job_fails_only_itself(self, gate, batcher):
@@ -172,9 +172,9 @@ class TestBatcher:
                 raise RuntimeError("worse")
             return gate(payloads)
 
-        first = batcher.submit("other", gate, 0)
+        first = batcher.submit(Job("other", gate, 0))
         time.sleep(0.05)
-        bad, worse, good = (batcher.submit("a", fragile, p) for p in ("bad", "worse", "good"))
+        bad, worse, good = (batcher.submit(Job("a", fragile, p)) for p in ("bad", "worse", "good"))
         gate.open.set()
         assert first.result(5) == 0 and good.result(5) == "good"
         with pytest.raises(McdiError, match="bad"):
@@ -184,21 +184,21 @@ class TestBatcher:
 
     def test_cancelled_jobs_are_skipped_and_closing_finishes_the_rest(self, gate):
         batcher = Batcher(3, 0.0)
-        first = batcher.submit("other", gate, 0)
+        first = batcher.submit(Job("other", gate, 0))
         time.sleep(0.05)
-        cancelled, waiting = batcher.submit("a", gate, 1), batcher.submit("a", gate, 2)
+        cancelled, waiting = batcher.submit(Job("a", gate, 1)), batcher.submit(Job("a", gate, 2))
         assert cancelled.cancel() and not first.cancel()
         gate.open.set()
         batcher.close()
         assert waiting.result(0) == 2 and gate.batches == [[0], [2]]
         with pytest.raises(RuntimeError):
-            batcher.submit("a", gate, 3)
+            batcher.submit(Job("a", gate, 3))
 
 
 class TestOverload:
     def test_a_full_queue_refuses(self, folders, gate):
         with serving({"drawings": folders["drawings"]}, queue=3) as client, ThreadPoolExecutor(10) as pool:
-            blocked = client.service.batcher.submit("gate", gate, 0)
+            blocked = client.service.batcher.submit(Job("gate", gate, 0))
             answers = [pool.submit(client.post, "/v1/generate", json=task()) for _ in range(10)]
             while sum(a.done() for a in answers) < 7:
                 time.sleep(0.01)
@@ -213,7 +213,7 @@ class TestOverload:
 
     def test_timeouts_before_and_during_the_computation(self, folders, gate, monkeypatch):
         with serving({"drawings": folders["drawings"]}, timeout=0.2) as client:
-            client.service.batcher.submit("gate", gate, 0)
+            client.service.batcher.submit(Job("gate", gate, 0))
             waiting = client.post("/v1/generate", json=task())
             assert "did not start" in message(waiting, 503) and waiting.headers["retry-after"] == "1"
             gate.open.set()

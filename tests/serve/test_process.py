@@ -21,6 +21,7 @@ from mcdi.serve.client import Client
 from mcdi.serve.limits import Keys, Limits, Refused
 from mcdi.serve.models import Models, parse_models
 from mcdi.serve.run import serve
+from mcdi.serve.service import Service
 
 FILES = {"images": [png("ring"), png("ring", shift=1), png("stroke"), png("stroke", shift=1)]}
 LABELS = ["ring", "ring", "stroke", "stroke"]
@@ -91,11 +92,11 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
 def test_a_signal_during_the_start(folders, number):
     """The signal comes after the socket listens and before uvicorn installs its handlers."""
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    urls, options = [], {"host": "127.0.0.1", "port": 0, "device": "cpu", "bf16": True, "limits": Limits(), "keys": None}
+    urls, service = [], Service(Models({"closed": folders["closed"]}, bf16=True), Limits(), Keys())
     timeout = threading.Timer(60, os._exit, [1])
     timeout.start()
     try:
-        serve([str(folders["closed"])], **options, ready=lambda url: (urls.append(url), os.kill(os.getpid(), number)))
+        serve(service, "127.0.0.1", 0, ready=lambda url: (urls.append(url), os.kill(os.getpid(), number)))
     finally:
         timeout.cancel()
         for n, handler in before.items():

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mcdi.errors import McdiError
-from mcdi.experiments.build import make_family
+from mcdi.experiments.run import make_family
 from mcdi.tasks.text.labelled import read_hub, read_sets
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import TextSettings, choose

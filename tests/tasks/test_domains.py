@@ -13,8 +13,7 @@ from test_photos import arrays, images, photo
 from test_photos import as_folders as natural_folders
 
 from mcdi.errors import McdiError
-from mcdi.experiments.build import load_family
-from mcdi.experiments.run import read_run
+from mcdi.experiments.run import load_family, read_run
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images import features

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mcdi.errors import McdiError
-from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.recipe import checked, read_recipe
+from mcdi.experiments.run import load_family, make_family
 from mcdi.networks.registry import NETWORKS, build
 from mcdi.tasks.registry import SOURCES
 from mcdi.trajectories.prepare import Preparation, trajectories

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from tiny_models import TARGETS, drawn, lora, peft, transformers
 
 from mcdi.errors import McdiError
-from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.recipe import read_recipe
-from mcdi.experiments.run import Context, read_run
+from mcdi.experiments.run import Context, load_family, make_family, read_run
 from mcdi.experiments.studies import adapters
 from mcdi.experiments.studies.variants import Variant
 from mcdi.generator.adapters import peft_name

@@ -1,5 +1,6 @@
-"""What is done with a trained generator: `mcdi generate`, `mcdi export` to one file, `mcdi push` to the Hugging Face Hub."""
+"""What is done with a trained generator: `mcdi generate`, `serve`, `export` to a file, `push` to the Hugging Face Hub."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +8,8 @@ import typer
 
 from mcdi.cli.options import Device, Model, console
 from mcdi.errors import McdiError
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def generate(
@@ -111,3 +114,59 @@ def push(
 
     url = saving.push(model, name, card=saving.model_card(name, model), private=private or None)
     typer.echo(f"{url}: load it with mcdi.load({name!r})")
+
+
+def serve(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders of trained generators, e.g. runs/glyphs/methods/mc-di-0, or NAME=FOLDER.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 = all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = a free one.")] = 8000,
+    device: Device = "auto",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Backbones in bfloat16, for hardware that has it.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Largest batch of chains.")] = 32,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others to batch; 0 = none.")] = 2,
+    queue: Annotated[int, typer.Option(min=1, help="Requests at once; further ones are answered with 429.")] = 128,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 30,
+    body: Annotated[float, typer.Option(min=0.01, help="MiB of a request.")] = 8,
+    examples: Annotated[int, typer.Option(min=2, help="Of a support set, or of queries.")] = 1000,
+    classes: Annotated[int, typer.Option(min=2, help="Of a task.")] = 100,
+    handles: Annotated[int, typer.Option(min=1, help="Kept for each tenant; the least recently used go first.")] = 1000,
+    handle_mib: Annotated[float, typer.Option("--handle-mib", min=0.01, help="MiB of them for each tenant.")] = 256,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="Lines tenant:key; requests then need 'Authorization: Bearer KEY'.")
+    ] = None,
+) -> None:
+    """Generated weights over HTTP: POST /v1/generate, /v1/predict. SIGTERM ends it, all answered; SIGHUP loads new files.
+
+    Example: [bold]mcdi serve runs/glyphs/methods/mc-di-0[/]
+    """
+    from mcdi.utils.workers import pick_device
+
+    try:
+        from mcdi.serve.limits import MIB, Keys, Limits
+        from mcdi.serve.models import Models, parse_models
+        from mcdi.serve.run import serve as run_server
+        from mcdi.serve.service import Service
+    except ImportError as error:
+        raise McdiError(f"serving needs fastapi, uvicorn and prometheus-client ({error}): pip install 'mcdi[serve]'") from error
+    limits = Limits(
+        queue=queue,
+        batch=batch,
+        wait=wait / 1000,
+        timeout=timeout,
+        body=int(body * MIB),
+        examples=examples,
+        classes=classes,
+        handles=handles,
+        handle_bytes=int(handle_mib * MIB),
+    )
+
+    def ready(address: str) -> None:
+        if host not in LOCAL and api_key_file is None:
+            console.print("note: no --api-key-file is given: anybody who reaches this address can use it", soft_wrap=True)
+        console.print(f"{address} serves; GET /v1/models lists the models", soft_wrap=True, markup=False, highlight=False)
+
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    loaded = Models(parse_models(models), pick_device(device), bf16=bf16)
+    run_server(Service(loaded, limits, Keys(api_key_file)), host, port, ready)

@@ -9,23 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from mcdi import __version__
-from mcdi.cli.generate import export, generate, push
-from mcdi.cli.options import (
-    Data,
-    Device,
-    Out,
-    RecipeName,
-    Seed,
-    ShownRecipe,
-    TensorBoard,
-    Workers,
-    begin,
-    console,
-    recipe_of,
-    workers_of,
-)
+from mcdi.cli.generate import export, generate, push, serve
+from mcdi.cli.options import Data, Device, Out, RecipeName, ShownRecipe, Workers, begin, console, recipe_of, workers_of
 from mcdi.cli.progress import progress
-from mcdi.cli.serve import serve
 from mcdi.cli.store import app as store_app
 from mcdi.cli.studies import compare, report, reproduce, transfer
 from mcdi.errors import McdiError
@@ -48,8 +34,23 @@ app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 
+
+def _tensorboard(asked: bool) -> bool:
+    """A missing package is an error at the start, not after hours of preparation."""
+    if asked:
+        from mcdi.experiments.logs import summary_writer
+
+        summary_writer()
+    return asked
+
+
 Folder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Method = Annotated[list[str] | None, typer.Option("--method", help="Only this method (repeatable) (default: the recipe's).")]
+Seed = Annotated[int | None, typer.Option("--seed", help="First generator seed; the recipe's others follow it.")]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", callback=_tensorboard, help="Also write event files for it, under tensorboard/ of the run."),
+]
 
 
 def _print_version(asked: bool) -> None:

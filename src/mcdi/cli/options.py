@@ -20,15 +20,6 @@ def _recipe_names() -> list[str]:
     return recipe_names()
 
 
-def _tensorboard(asked: bool) -> bool:
-    """A missing package is an error at the start, not after hours of preparation."""
-    if asked:
-        from mcdi.experiments.logs import summary_writer
-
-        summary_writer()
-    return asked
-
-
 RecipeName = Annotated[
     str, typer.Argument(help="A recipe's name (see `mcdi recipes`) or the path of a TOML file.", autocompletion=_recipe_names)
 ]
@@ -41,14 +32,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (defa
 Data = Annotated[
     Path | None, typer.Option("--data", help="The data set, where a recipe reads one: a folder, or a .npz of images.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="First generator seed; the recipe's others follow it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes; results do not depend on it (default: all cores).")
-]
-TensorBoard = Annotated[
-    bool,
-    typer.Option("--tensorboard", callback=_tensorboard, help="Also write event files for it, under tensorboard/ of the run."),
 ]
 
 

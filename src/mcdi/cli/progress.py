@@ -55,20 +55,17 @@ class PlainLines:
 
     def __call__(self, what: str, done: int, total: int, figures: dict[str, float]) -> None:
         with self.lock:
-            self._report(what, done, total, figures)
-
-    def _report(self, what: str, done: int, total: int, figures: dict[str, float]) -> None:
-        now, step = self.clock(), self.steps.get(what)
-        starts = step is None or done < step.done  # a method that trains several networks starts again under its name
-        if step is None or starts:
-            step = _Step(now, done, done, total, now)
-        elif step.done == total:
-            return
-        prints = starts or done == total or now - step.printed >= EVERY
-        self.steps[what] = step._replace(done=done, printed=now if prints else step.printed)
-        if prints:
-            parts = (f"{what}: {done}/{total}", _rate(done - step.first, now - step.began), _first(figures))
-            self.write(", ".join(part for part in parts if part))
+            now, step = self.clock(), self.steps.get(what)
+            starts = step is None or done < step.done  # a method that trains several networks starts again under its name
+            if step is None or starts:
+                step = _Step(now, done, done, total, now)
+            elif step.done == total:
+                return
+            prints = starts or done == total or now - step.printed >= EVERY
+            self.steps[what] = step._replace(done=done, printed=now if prints else step.printed)
+            if prints:
+                parts = (f"{what}: {done}/{total}", _rate(done - step.first, now - step.began), _first(figures))
+                self.write(", ".join(part for part in parts if part))
 
     def watch(self, ended: Event) -> None:
         """Call `beat` every second until `ended`."""

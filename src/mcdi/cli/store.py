@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,9 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from mcdi.errors import McdiError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +38,7 @@ def info(store: Store) -> None:
     from mcdi.trajectories.store import TrajectoryStore
 
     opened = TrajectoryStore.open(store)
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Any] = {}  # tensors
     seeds: list[int] = []
     k = units = numbers = 0
     for part in opened.parts():

@@ -32,8 +32,7 @@ GENERATOR = {
 
 
 def run_demo(picture: Path, *, seed: int, progress: Progress) -> Table:
-    """Prepare, meta-train and measure on the sines, in about 15 s on a laptop: the table that `mcdi demo` prints, and some
-    curves in the PNG file `picture`."""
+    """Prepare, meta-train and measure on sines: the table that `mcdi demo` prints, and curves in `picture`, a PNG."""
     family = Sines()
     net = family.downstream
     preparation = Preparation(tasks=TASKS, epochs=100, lr=0.05)
@@ -56,9 +55,9 @@ def run_demo(picture: Path, *, seed: int, progress: Progress) -> Table:
         "theta_0, untrained": lambda tasks: start[: len(tasks.mask)],
     }
     title = f"{UNSEEN} unseen sine curves, {family.shots[0]} points each, {net.space.parameters} weights, seed {seed}"
-    table = Table(title=title)
-    for column in ("weights", "R^2 on unseen points", "ms a task"):
-        table.add_column(column, justify="left" if column == "weights" else "right")
+    table = Table("weights", title=title)
+    for column in ("R^2 on unseen points", "ms a task"):
+        table.add_column(column, justify="right")
     weights = {name: make(unseen) for name, make in rows.items()}
     for name, make in rows.items():
         score = interval(net.score(weights[name], unseen.query, unseen.mask))

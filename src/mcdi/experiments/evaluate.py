@@ -1,7 +1,7 @@
 """Evaluation: score and speed of a method on unseen tasks, its memory of training targets, its chain over a loss."""
 
 import statistics
-import time
+import timeit
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,13 +65,7 @@ def evaluate(
 
 def milliseconds(call: Callable[[], Any], repeats: int = 30) -> float:
     """Median wall time of `call` in ms, after three calls."""
-    times = []
-    for r in range(repeats + 3):
-        start = time.perf_counter()
-        call()
-        if r >= 3:
-            times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)
+    return 1000 * statistics.median(timeit.repeat(call, number=1, repeat=repeats + 3)[3:])
 
 
 def latency(method: WeightGenerator, family: TaskFamily) -> dict[str, float]:
@@ -97,7 +91,7 @@ def _nearest(points: Tensor, to: Tensor) -> list[float]:
 
 
 def novelty(generated: Tensor, real: Tensor, trained_on: Tensor, space: WeightSpace) -> dict[str, Any]:
-    """Distances to the nearest stored training target, per unit and standardised, which tell whether a generator memorises.
+    """Distances to the nearest stored training target, per unit and standardised: whether a generator memorises.
 
     Args:
         generated, real: (B, U, D) for the same unseen tasks, by the method and by the optimiser.

@@ -32,21 +32,17 @@ class Point(NamedTuple):
         values = self._replace(seconds=round(self.seconds, 3))._asdict()
         return (json.dumps(values | values.pop("figures")) + "\n").encode()
 
-    @classmethod
-    def of_line(cls, line: bytes) -> "Point":
-        values = json.loads(line)
-        stage, step, of, seconds = (values.pop(name) for name in ("stage", "step", "of", "seconds"))
-        return cls(int(stage), int(step), int(of), float(seconds), {n: float(v) for n, v in values.items()})
-
 
 def read_log(path: Path) -> list[Point]:
-    """The points of a log in order. A last line that a kill cut off is left out; a missing file has no points. Raises McdiError
-    for another line that cannot be read."""
+    """The points of a log, if there is one, but for a last line that a kill cut off. Raises McdiError for bad lines."""
     points: list[Point] = []
     *whole, _cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(whole, 1):
         try:
-            points.append(Point.of_line(line))
+            values = json.loads(line)
+            stage, step, of, seconds = (values.pop(name) for name in ("stage", "step", "of", "seconds"))
+            figures = {n: float(v) for n, v in values.items()}
+            points.append(Point(int(stage), int(step), int(of), float(seconds), figures))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise McdiError(f"{path}: line {number} is no point of a training: delete that file, only plots need it") from error
     return sorted(points, key=lambda p: p[:2])
@@ -87,7 +83,7 @@ class TrainingLog:
 
     def close(self) -> None:
         if self.board is not None:
-            self.board.close()
+            self.board.writer.close()
 
 
 def summary_writer() -> Any:
@@ -116,6 +112,3 @@ class EventFiles:
             for name, value in p.figures.items():
                 tag = f"stage-{p.stage}/{name}" if p.stage else name
                 self.writer.add_scalar(tag, value, p.step, walltime=self.start + p.seconds)
-
-    def close(self) -> None:
-        self.writer.close()

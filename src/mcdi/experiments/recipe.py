@@ -48,7 +48,21 @@ def read_recipe(name: str) -> Recipe:
 
 def checked(values: Mapping[str, Any], where: str) -> Recipe:
     """A recipe from plain values; `where` names them in errors. Every method is built, so that its settings are checked too."""
-    recipe = _parsed(values, where)
+    rest, problems = dict(values), []
+    table = rest.pop("family", {})  # the source of data decides what it holds
+    try:
+        if not isinstance(table, Mapping):
+            raise McdiError(f"{where}.family = {table!r} must be a table")
+        family = family_settings(table, f"{where}.family")
+    except McdiError as error:
+        problems.append(str(error))
+    try:
+        recipe = make(Recipe, rest, where)
+    except McdiError as error:
+        problems.append(str(error))
+    if problems:
+        raise McdiError("; ".join(problems))
+    recipe = replace(recipe, family=family)
     unknown = [m for m in (*recipe.methods, *recipe.method) if m not in METHODS]
     if unknown:
         raise McdiError(f"{where}: unknown method {unknown[0]!r}, choose {', '.join(METHODS)}")
@@ -68,22 +82,3 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
     if min(recipe.evaluation.tasks, recipe.evaluation.validation, recipe.preparation.tasks) < 1:
         raise McdiError(f"{where}: tasks and validation must be at least 1")
     return recipe
-
-
-def _parsed(values: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe before it is checked: the source of data decides what its [family] table holds."""
-    rest, problems = dict(values), []
-    table = rest.pop("family", {})
-    try:
-        if not isinstance(table, Mapping):
-            raise McdiError(f"{where}.family = {table!r} must be a table")
-        family = family_settings(table, f"{where}.family")
-    except McdiError as error:
-        problems.append(str(error))
-    try:
-        recipe = make(Recipe, rest, where)
-    except McdiError as error:
-        problems.append(str(error))
-    if problems:
-        raise McdiError("; ".join(problems))
-    return replace(recipe, family=family)

@@ -21,7 +21,6 @@ import torch
 from mcdi import __version__
 from mcdi.errors import McdiError
 from mcdi.experiments import evaluate
-from mcdi.experiments.build import load_family, make_family
 from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
 from mcdi.experiments.recipe import Recipe, checked
 from mcdi.generator.api import Generator
@@ -30,6 +29,7 @@ from mcdi.methods.base import Log, SupportsDevice
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.family import TaskFamily
+from mcdi.tasks.registry import SOURCES, FamilySettings
 from mcdi.trajectories.prepare import prepare
 from mcdi.trajectories.store import Trajectories, TrajectoryStore
 from mcdi.utils.files import read_json, write_json
@@ -58,9 +58,27 @@ def read_run(folder: Path) -> Recipe:
     return checked(read_json(folder / "recipe.json"), str(folder / "recipe.json"))
 
 
+def make_family(settings: FamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
+    """The family of a recipe and its logs, made in `folder` once. Raises McdiError for `data` that its source cannot use."""
+    spec, logs = SOURCES.get(settings.data), dict[str, TrainingLog]()
+    if data is not None and not spec.reads_data:
+        raise McdiError(f"data = {settings.data!r} is generated and reads no --data: leave it out, or choose another recipe")
+
+    def logged(name: str, done: int, total: int, figures: dict[str, float]) -> None:
+        if "loss" in figures:
+            logs.setdefault(name, TrainingLog(folder / "logs" / f"{name}.jsonl"))(done, total, figures)
+        progress(name, done, total, figures)
+
+    return spec.build(settings, folder, data=data, device=device, progress=logged)
+
+
+def load_family(settings: FamilySettings, folder: Path) -> TaskFamily:
+    """The family that `make_family` built in `folder`."""
+    return SOURCES.get(settings.data).load(settings, folder)
+
+
 class Context:
-    """A run that `open_run` began, and what its steps read: recipe, tasks, trajectories of training tasks and of test tasks. A
-    variant of it has another recipe, and maybe another `store` of training trajectories."""
+    """A run that `open_run` began, and what its steps read. A variant has another recipe, and maybe another `store`."""
 
     def __init__(self, folder: Path, recipe: Recipe | None = None, store: Path | None = None) -> None:
         self.folder, self.recipe, self.store = folder, recipe or read_run(folder), store or folder / "trajectories"
@@ -107,7 +125,7 @@ def train_method(
     """
     if (target / "config.json").exists():
         if events is not None and not events.exists():
-            EventFiles(events, read_log(target / LOG)).close()
+            EventFiles(events, read_log(target / LOG)).writer.close()
         return
     family, stored = context.family, TrajectoryStore.open(context.store)
     spec, settings = method_spec(name), context.recipe.settings_of(name)
@@ -146,18 +164,10 @@ def _evaluate(context: Context, name: str, seed: int, trained: Path, progress: P
     progress(f"{name}-{seed}: evaluation", 0, 1, {})
     targets = context.reference.targets[:, -1]
     figures = evaluate.evaluate(method, context.family, tasks=context.tasks, seed=seed, reference=targets)
-    result = {
-        "method": name,
-        "seed": seed,
-        "family": context.recipe.family.data,
-        "tasks": context.tasks,
-        "gradient_free": method_spec(name).gradient_free,
-        "parameters": sum(t.numel() for t in method.state().values()),
-        **read_json(trained / "training.json"),
-        **figures,
-        "provenance": provenance(),
-    }
-    write_json(path, result)
+    measured = {"method": name, "seed": seed, "family": context.recipe.family.data, "tasks": context.tasks}
+    learnt = {"parameters": sum(t.numel() for t in method.state().values()), **read_json(trained / "training.json")}
+    free = method_spec(name).gradient_free
+    write_json(path, {**measured, "gradient_free": free, **learnt, **figures, "provenance": provenance()})
     progress(f"{name}-{seed}: evaluation", 1, 1, {})
 
 

@@ -20,8 +20,7 @@ class Estimate(NamedTuple):
 
 @functools.cache
 def student_t(probability: float, degrees: float) -> float:
-    """The quantile of Student's t-distribution with a whole number of degrees of freedom, or infinity, for 0.5 <= probability <
-    1.
+    """The quantile of Student's t-distribution, for 0.5 <= probability < 1 and whole degrees of freedom, or infinity.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
     """

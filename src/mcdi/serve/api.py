@@ -15,7 +15,7 @@ from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
 from mcdi.serve.decode import SupportSet, decode_inputs, decode_support
 from mcdi.serve.handles import StoredWeights
-from mcdi.serve.limits import busy
+from mcdi.serve.limits import Refused
 from mcdi.serve.service import Service
 from mcdi.serve.work import Options, generation, prediction, trace_chain
 from mcdi.utils.files import tensor_bytes
@@ -51,8 +51,7 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 
 def documented(body: type[BaseModel] | None, *statuses: int) -> dict[str, Any]:
-    """OpenAPI entries of a route: errors (by default all) and body. Service.body parses bodies, as FastAPI's parser is much
-    slower."""
+    """OpenAPI entries of a route: errors (default: all), and the body, which Service.body parses: FastAPI is slower."""
     responses = {s: {"model": wire.ErrorMessage, "description": REFUSALS[s]} for s in statuses or REFUSALS}
     entries: dict[str, Any] = {"responses": responses}
     if body is not None:
@@ -70,8 +69,8 @@ def healthz() -> wire.Health:
 @router.get("/readyz", tags=["operation"], **documented(None, 503))
 async def readyz(service: Serving) -> wire.Health:
     """Readiness: the queue has room for another request."""
-    if not service.has_capacity:
-        raise busy(503, "the queue is full: retry later, or use another server")
+    if service.active >= service.limits.queue:
+        raise Refused(503, "the queue is full: retry later, or use another server")
     return wire.Health(status="ready", version=mcdi.__version__)
 
 

@@ -75,7 +75,8 @@ class ResponseMiddleware:
                 await _answer(500, "internal server error: see the log of the server")(scope, receive, send_with_headers)
         finally:
             if status:
-                self.service.metrics.answered(_route(scope), status, time.perf_counter() - start)
+                self.service.metrics.requests.labels(_route(scope), str(status)).inc()
+                self.service.metrics.seconds.labels(_route(scope)).observe(time.perf_counter() - start)
 
 
 def _route(scope: Scope) -> str:

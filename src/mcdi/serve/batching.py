@@ -13,7 +13,7 @@ Run = Callable[[list[Any]], list[Any]]
 
 @dataclass(eq=False)
 class Job:
-    """One request; `size` is its part of a batch."""
+    """One request; `size` is its part of a batch. Jobs with the same key can run together."""
 
     key: Hashable
     run: Run
@@ -44,9 +44,8 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, key: Hashable, run: Run, payload: Any, size: int = 1) -> Future[Any]:
+    def submit(self, job: Job) -> Future[Any]:
         """Queue a job. `run` maps payloads to as many results; an exception in their place is raised for its own job only."""
-        job = Job(key, run, payload, size)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
@@ -80,16 +79,13 @@ class Batcher:
                 if left <= 0 or not self.expects_more():
                     break
                 self._changed.wait(left)
-            return self._take(first)
-
-    def _take(self, first: Job) -> list[Job]:
-        taken, rest, room = deque[Job](), deque[Job](), max(self.max_size, first.size)
-        for job in self._waiting:
-            fits = job.key == first.key and job.size <= room
-            (taken if fits else rest).append(job)
-            room -= job.size if fits else 0
-        self._waiting = rest
-        return list(taken)
+            taken, rest, room = list[Job](), deque[Job](), max(self.max_size, first.size)
+            for job in self._waiting:
+                fits = job.key == first.key and job.size <= room
+                (taken if fits else rest).append(job)
+                room -= job.size if fits else 0
+            self._waiting = rest
+            return taken
 
 
 def _finish(jobs: list[Job]) -> None:

@@ -104,15 +104,11 @@ class Client(AbstractContextManager["Client"]):
                 raise McdiError(f"{self.url} does not answer ({error or type(error).__name__}): is it running?") from error
             return self._call(method, path, body)  # the server closed the idle connection
         if response.status >= 400:
-            raise Refused(response.status, _message(response, answer), dict(response.headers))
+            message = f"the server answered {response.status} {response.reason}"
+            with suppress(ValueError, KeyError, TypeError):
+                message = str(json.loads(answer)["error"])
+            raise Refused(response.status, message, dict(response.headers))
         return response, answer
-
-
-def _message(response: HTTPResponse, answer: bytes) -> str:
-    try:
-        return str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {response.status} {response.reason}"
 
 
 def _task(model: str, support: Inputs, labels: Sequence[Any]) -> dict[str, Any]:
@@ -121,12 +117,11 @@ def _task(model: str, support: Inputs, labels: Sequence[Any]) -> dict[str, Any]:
 
 
 def _inputs(inputs: Inputs) -> dict[str, Any]:
-    return {kind: _values(kind, values) for kind, values in inputs.items()}
-
-
-def _values(kind: str, values: Any) -> list[Any]:
-    if kind == "images":
-        return [base64.b64encode(v if isinstance(v, bytes) else Path(v).read_bytes()).decode() for v in values]
-    if isinstance(values, Tensor):
-        return list(values.tolist())
-    return [list(v) for v in values]
+    sent: dict[str, Any] = {}
+    for kind, values in inputs.items():
+        if kind == "images":
+            files = [v if isinstance(v, bytes) else Path(v).read_bytes() for v in values]
+            sent[kind] = [base64.b64encode(file).decode() for file in files]
+        else:
+            sent[kind] = values.tolist() if isinstance(values, Tensor) else [list(v) for v in values]
+    return sent

@@ -1,7 +1,6 @@
 """Conversion of untrusted requests to tensors; every limit is checked before the work that it bounds."""
 
 import base64
-import binascii
 import io
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.serve.limits import Limits
 from mcdi.serve.models import describe
-from mcdi.serve.wire import Inputs, Label, Labels, Task
+from mcdi.serve.wire import Inputs, Label, Task
 from mcdi.tasks.images.class_images import Shape, read_image
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
@@ -33,23 +32,19 @@ def decode_support(task: Task, generator: Generator, limits: Limits) -> SupportS
     x = decode_inputs(task.support, "support", generator, limits)
     if len(x) != len(task.labels):
         raise McdiError(f"support holds {len(x)} examples and labels {len(task.labels)}: give one label per example")
-    return SupportSet(x, *_labels(task.labels, generator, limits))
-
-
-def _labels(labels: Labels, generator: Generator, limits: Limits) -> tuple[Tensor, tuple[Label, ...]]:
     if generator.network.regression:
-        if any(isinstance(v, str) for v in labels):
+        if any(isinstance(v, str) for v in task.labels):
             raise McdiError("labels of a regression must be numbers, not names")
-        return _real([[float(v)] for v in labels], "labels")[:, 0], ()
-    if {type(v) for v in labels} not in ({int}, {str}):
+        return SupportSet(x, _real([[float(v)] for v in task.labels], "labels")[:, 0], ())
+    if {type(v) for v in task.labels} not in ({int}, {str}):
         raise McdiError("labels of a classifier must be all integers or all names")
-    classes: tuple[Label, ...] = tuple(sorted(set(labels)))  # type: ignore[arg-type]
+    classes: tuple[Label, ...] = tuple(sorted(set(task.labels)))  # type: ignore[arg-type]
     if not 2 <= len(classes) <= limits.classes:
         raise McdiError(f"labels contain {len(classes)} classes: give 2 to {limits.classes}")
     if any(isinstance(c, str) and len(c) > 200 for c in classes):
         raise McdiError("a class name has more than 200 characters: shorten it")
     index = {c: i for i, c in enumerate(classes)}
-    return torch.tensor([index[v] for v in labels]), classes  # type: ignore[index]
+    return SupportSet(x, torch.tensor([index[v] for v in task.labels]), classes)  # type: ignore[index]
 
 
 def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limits) -> Any:
@@ -59,17 +54,19 @@ def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limi
         raise McdiError(f"{where} holds {' and '.join(sent) or 'nothing'}: send exactly one of images, features and texts")
     ((kind, values),) = sent.items()
     model = describe("", generator, limits)
-    reads = [n for n, does in (("images", model.images), ("features", model.features), ("texts", model.texts)) if does]
-    if kind not in reads:
-        raise McdiError(f"this model reads {' or '.join(reads)}, not {kind}")
+    reads: dict[str, Any] = {"images": model.images, "features": model.features, "texts": model.texts}
+    if not reads[kind]:
+        raise McdiError(f"this model reads {' or '.join(n for n, does in reads.items() if does)}, not {kind}")
     if not 1 <= len(values) <= limits.examples:
         raise McdiError(f"{where} holds {len(values)} examples: give 1 to {limits.examples}")
     if kind == "texts":
-        return _texts(values, where, limits)
+        if len({len(v) for v in values}) > 1:
+            raise McdiError(f"{where} mixes single sentences and pairs: send one kind")
+        if any(len(s) > limits.text for v in values for s in v):
+            raise McdiError(f"{where} holds a sentence of more than {limits.text} characters: shorten it")
+        return tuple(tuple(v) for v in values)
     if kind == "images":
-        assert model.images is not None
-        return _images(values, where, model.images, limits)
-    assert model.features is not None
+        return _images(values, where, reads[kind], limits)
     widths = {len(row) for row in values}
     if widths != {model.features}:
         sizes = ", ".join(map(str, sorted(widths)[:3]))
@@ -84,31 +81,19 @@ def _real(rows: list[list[float]], where: str) -> Tensor:
     return values.float()
 
 
-def _texts(values: list[list[str]], where: str, limits: Limits) -> tuple[tuple[str, ...], ...]:
-    if len({len(v) for v in values}) > 1:
-        raise McdiError(f"{where} mixes single sentences and pairs: send one kind")
-    if any(len(s) > limits.text for v in values for s in v):
-        raise McdiError(f"{where} holds a sentence of more than {limits.text} characters: shorten it")
-    return tuple(tuple(v) for v in values)
-
-
 def _images(values: list[str], where: str, shape: Shape, limits: Limits) -> Tensor:
     files, total = [], 0
     for number, value in enumerate(values):
         name = f"{where}.images[{number}]"
-        data = _bytes(value, name)
+        try:
+            data = base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
+        except ValueError as error:
+            raise McdiError(f"{name} is not base64: encode the image file") from error
         total += _pixels(data, name, limits)
         if total > limits.all_pixels:
             raise McdiError(f"{where}: all images together have more than {limits.all_pixels} pixels: send smaller ones")
         files.append((name, data))
     return torch.stack([_read(data, shape, name) for name, data in files])
-
-
-def _bytes(value: str, name: str) -> bytes:
-    try:
-        return base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise McdiError(f"{name} is not base64: encode the image file") from error
 
 
 def _pixels(data: bytes, name: str, limits: Limits) -> int:

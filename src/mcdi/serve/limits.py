@@ -11,16 +11,11 @@ MIB = 2**20
 
 
 class Refused(McdiError):  # noqa: N818 - a refused request
-    """An error with its own HTTP status; any other McdiError has status 422."""
+    """An error with its own HTTP status; any other McdiError has 422. At 429 and 503 clients retry after a second."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.headers = status, dict(headers or {})
-
-
-def busy(status: int, message: str) -> Refused:
-    """A refusal that asks the client to retry after a second."""
-    return Refused(status, message, {"Retry-After": "1"})
+        self.status, self.headers = status, dict(headers or ({"Retry-After": "1"} if status in (429, 503) else {}))
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,23 @@ class Keys:
     """Tenants and their keys, from a file of lines `tenant:key`; without a file all requests belong to one tenant."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.keys = None if path is None else _lines(path)
+        self.keys: list[tuple[str, bytes]] | None = None
+        if path is None:
+            return
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise McdiError(f"{path} cannot be read ({error}): give a file of lines tenant:key") from error
+        self.keys = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            tenant, _, key = line.strip().partition(":")
+            if not tenant or len(key) < 16:
+                raise McdiError(f"{path}, line {number} must be tenant:key with a key of 16 characters or more: correct it")
+            self.keys.append((tenant, key.encode()))
+        if not self.keys:
+            raise McdiError(f"{path} holds no key: write lines tenant:key, or omit --api-key-file")
 
     def tenant(self, key: str | None) -> str:
         """The tenant of a key; all keys are compared, each in constant time. Raises Refused (401) for an unknown key."""
@@ -69,21 +80,3 @@ class Keys:
         if not tenants:
             raise Refused(401, "send an API key in the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
         return tenants[-1]
-
-
-def _lines(path: Path) -> list[tuple[str, bytes]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise McdiError(f"{path} cannot be read ({error}): give a file of lines tenant:key") from error
-    keys = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        tenant, _, key = line.strip().partition(":")
-        if not tenant or len(key) < 16:
-            raise McdiError(f"{path}, line {number} must be tenant:key with a key of 16 characters or more: correct it")
-        keys.append((tenant, key.encode()))
-    if not keys:
-        raise McdiError(f"{path} holds no key: write lines tenant:key, or omit --api-key-file")
-    return keys

@@ -4,7 +4,6 @@ import logging
 import re
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from mcdi.errors import McdiError
@@ -20,13 +19,6 @@ log = logging.getLogger("mcdi.serve")
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,99})=(.+)", re.DOTALL)
 SAMPLER = EXPORTED["onnx"]
 FileStamp = tuple[tuple[int, int, int], ...]  # inode, time and size of every file
-
-
-@dataclass
-class ServedModel:
-    generator: Generator
-    folder: Path
-    stamp: FileStamp
 
 
 def file_stamp(folder: Path) -> FileStamp:
@@ -58,22 +50,21 @@ class Models:
 
     def __init__(self, folders: Mapping[str, Path], device: str = "cpu", *, bf16: bool = False) -> None:
         """Load all models; with `bf16` their backbones compute in bfloat16."""
-        self.device, self.bf16 = device, bf16
+        self.folders, self.device, self.bf16 = folders, device, bf16
         self._served = {name: self._load(folder) for name, folder in folders.items()}
         self._reloading = threading.Lock()
 
-    def _load(self, folder: Path) -> ServedModel:
+    def _load(self, folder: Path) -> tuple[Generator, FileStamp]:
         stamp = file_stamp(folder)
         generator = load(folder, self.device)
         if self.bf16 and generator.network.embedder is not None:
             generator.network.embedder.in_bf16()
         if (folder / SAMPLER).exists():
             generator.exported = self._load_exported(folder / SAMPLER)
-        return ServedModel(generator, folder, stamp)
+        return generator, stamp
 
     def _load_exported(self, path: Path) -> Exported | None:
-        """The exported sampler in the folder of a model, if it gives the same weights as the model. Only ONNX is loaded:
-        a .pt2 file could run code."""
+        """The exported sampler, if it gives the model's weights. Only ONNX is loaded: a .pt2 file could run code."""
         try:
             if self.device != "cpu":
                 raise McdiError(f"it runs on cpu, and the server on {self.device}")
@@ -89,26 +80,25 @@ class Models:
     def get(self, name: str) -> Generator:
         if name not in self._served:
             raise Refused(404, f"there is no model of this name: choose {', '.join(self._served)}")
-        return self._served[name].generator
+        return self._served[name][0]
 
     def reload(self) -> dict[str, str]:
-        """Load every model whose files have changed and then replace it; keep the old one if loading fails. Returns {name:
-        "same", "new" or "failed"}."""
+        """Replace models whose files have changed, if loading succeeds. Returns {name: "same", "new" or "failed"}."""
         results = dict.fromkeys(self._served, "same")
         with self._reloading:
-            for name, old in list(self._served.items()):
+            for name, folder in self.folders.items():
                 try:
-                    if file_stamp(old.folder) != old.stamp:
-                        self._served[name] = self._load(old.folder)
+                    if file_stamp(folder) != self._served[name][1]:
+                        self._served[name] = self._load(folder)
                         results[name] = "new"
-                        log.warning("%s: new files of %s loaded", name, old.folder)
+                        log.warning("%s: new files of %s loaded", name, folder)
                 except McdiError as error:
                     results[name] = "failed"
                     log.error("%s: the old model stays in use, the new files cannot be loaded: %s", name, error)
         return results
 
     def info(self, limits: Limits) -> list[ModelInfo]:
-        return [describe(name, served.generator, limits) for name, served in self._served.items()]
+        return [describe(name, generator, limits) for name, (generator, _) in self._served.items()]
 
 
 def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:

@@ -1,42 +1,25 @@
 """The server process: socket, uvicorn and signals."""
 
-import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from mcdi.errors import McdiError
 from mcdi.serve.app import create_app
-from mcdi.serve.limits import Keys, Limits
-from mcdi.serve.models import Models, parse_models
 from mcdi.serve.service import Service
 
 
-def serve(
-    models: Sequence[str],
-    *,
-    host: str,
-    port: int,
-    device: str,
-    bf16: bool,
-    limits: Limits,
-    keys: Path | None,
-    ready: Callable[[str], None],
-) -> None:
+def serve(service: Service, host: str, port: int, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then finish running requests. SIGHUP reloads models whose files have changed.
 
     Args:
-        models: FOLDER or NAME=FOLDER each.
         port: 0 takes a free port.
         ready: called with the URL once the socket listens.
     """
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    service = Service(Models(parse_models(models), device, bf16=bf16), limits, Keys(keys))
     listening = _socket(host, port)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload, daemon=True).start())
     config = uvicorn.Config(
@@ -44,7 +27,7 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(2 * limits.timeout) + 1,
+        timeout_graceful_shutdown=int(2 * service.limits.timeout) + 1,
     )
     server = uvicorn.Server(config)
 

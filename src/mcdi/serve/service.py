@@ -12,11 +12,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from mcdi.errors import McdiError
-from mcdi.serve.batching import Batcher
+from mcdi.serve.batching import Batcher, Job
 from mcdi.serve.handles import Handles
-from mcdi.serve.limits import Keys, Limits, Refused, busy
+from mcdi.serve.limits import Keys, Limits, Refused
 from mcdi.serve.models import Models
-from mcdi.serve.work import Call
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
@@ -38,10 +37,6 @@ class Metrics:
         Gauge("queue_length", "Requests that wait for the torch thread.", **common).set_function(queue)
         Gauge("handles", "Handles in memory.", **common).set_function(handles)
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
-
 
 class Service:
     """The state of one server; call `close` after the last request."""
@@ -59,15 +54,11 @@ class Service:
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="mcdi-decode")
         self.active = 0
 
-    @property
-    def has_capacity(self) -> bool:
-        return self.active < self.limits.queue
-
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """Count a request as active, before its body is read. Raises Refused (429) if the queue is full."""
-        if not self.has_capacity:
-            raise busy(429, f"{self.limits.queue} requests are active already: try again in a second")
+        if self.active >= self.limits.queue:
+            raise Refused(429, f"{self.limits.queue} requests are active already: try again in a second")
         self.active += 1
         try:
             yield
@@ -102,15 +93,15 @@ class Service:
         """Run a function in a decoder thread."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: function(*arguments))
 
-    async def compute(self, call: Call) -> Any:
-        """Run a call in the torch thread. Raises Refused after the timeout: 503 if it still waits, 504 if it runs."""
-        future = self.batcher.submit(*call)
+    async def compute(self, job: Job) -> Any:
+        """Run a job in the torch thread. Raises Refused after the timeout: 503 if it still waits, 504 if it runs."""
+        future = self.batcher.submit(job)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.timeout)
         except TimeoutError as error:
             seconds = f"{self.limits.timeout:g} seconds"
             if future.cancelled():
-                raise busy(503, f"the computation did not start within {seconds}: try again later") from error
+                raise Refused(503, f"the computation did not start within {seconds}: try again later") from error
             raise Refused(504, f"the computation took more than {seconds}: use fewer steps, samples or examples") from error
 
     def reload(self) -> None:

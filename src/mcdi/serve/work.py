@@ -1,7 +1,8 @@
 """Computations of the torch thread: weights of many tasks at once, predictions, and traced chains."""
 
 import time
-from collections.abc import Hashable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from mcdi.generator.api import Generator, Weights
 from mcdi.generator.landscape import plane
 from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
-from mcdi.serve.batching import Run
+from mcdi.serve.batching import Job
 from mcdi.serve.decode import SupportSet
 from mcdi.serve.handles import StoredWeights
 
@@ -31,32 +32,22 @@ class Options(NamedTuple):
     samples: int | None = None
 
 
-class Call(NamedTuple):
-    """The arguments of `Batcher.submit`; calls with the same key can run in one batch."""
-
-    key: Hashable
-    run: Run
-    payload: Any
-    size: int = 1
-
-
-def generation(generator: Generator, support: SupportSet, seed: int, options: Options) -> Call:
-    """A call that returns Generated weights. Tasks with equal shapes and options can run in one batch."""
+def generation(generator: Generator, support: SupportSet, seed: int, options: Options) -> Job:
+    """A job that returns Generated weights. Tasks with equal shapes and options can run in one batch."""
     seed_key = None if generator.seed_per_task else seed
     key = ("generate", id(generator), _shape(support.x), len(support.classes), options, seed_key)
-    run = _guard_singular(partial(_generate, generator, options))
-    return Call(key, run, (support, seed), options.samples or 1)
+    return Job(key, partial(_generate, generator, options), (support, seed), options.samples or 1)
 
 
-def prediction(stored: StoredWeights, x: Any) -> Call:
-    """A call that returns probabilities (Q, classes), or values of a regression (Q,)."""
+def prediction(stored: StoredWeights, x: Any) -> Job:
+    """A job that returns probabilities (Q, classes), or values of a regression (Q,)."""
     shapes = tuple((n, tuple(w.shape)) for n, w in stored.weights.items())
-    return Call(("predict", id(stored.generator), _shape(x), shapes), partial(_predict, stored.generator), (stored, x))
+    return Job(("predict", id(stored.generator), _shape(x), shapes), partial(_predict, stored.generator), (stored, x))
 
 
-def trace_chain(generator: Generator, support: SupportSet, seed: int, options: Options, grid: int | None) -> Call:
-    """A call that returns a Chain, or with a grid a Landscape; it never shares a batch."""
-    return Call(object(), _guard_singular(partial(_trace, generator, options, grid)), (support, seed))
+def trace_chain(generator: Generator, support: SupportSet, seed: int, options: Options, grid: int | None) -> Job:
+    """A job that returns a Chain, or with a grid a Landscape; it never shares a batch."""
+    return Job(object(), partial(_trace, generator, options, grid), (support, seed))
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -67,16 +58,13 @@ def _not_finite() -> McdiError:
     return McdiError("these examples lead to numbers that are not finite: scale them like the examples of training")
 
 
-def _guard_singular(run: Run) -> Run:
+@contextmanager
+def _refusing_singular() -> Iterator[None]:
     """Singular systems of equations come from the sender's numbers, too."""
-
-    def guarded(jobs: list[Any]) -> list[Any]:
-        try:
-            return run(jobs)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise _not_finite() from error
-
-    return guarded
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise _not_finite() from error
 
 
 def _stack(generator: Generator, inputs: list[Any]) -> Any:
@@ -86,6 +74,7 @@ def _stack(generator: Generator, inputs: list[Any]) -> Any:
     return generator.network.read([text for texts in inputs for text in texts]).unflatten(0, (len(inputs), -1))
 
 
+@_refusing_singular()
 def _generate(generator: Generator, options: Options, jobs: list[Task]) -> list[Generated[Weights] | McdiError]:
     x = _stack(generator, [support.x for support, _ in jobs])
     y = torch.stack([support.y for support, _ in jobs])
@@ -107,6 +96,7 @@ def _finite(*tensors: Tensor) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
+@_refusing_singular()
 def _trace(generator: Generator, options: Options, grid: int | None, jobs: list[Task]) -> list[Any]:
     """[a Chain, or with a grid a Landscape, or an McdiError] of the only job."""
     start = time.perf_counter()
@@ -117,9 +107,10 @@ def _trace(generator: Generator, options: Options, grid: int | None, jobs: list[
     if grid is None:
         _, rows, columns = chain.weights.shape
         shown = F.adaptive_avg_pool2d(chain.weights, (min(rows, MAX_SHAPE[0]), min(columns, MAX_SHAPE[1])))
+        shown = shown.double().round(decimals=4)
         count = len(chain.times)
         states = sorted({round(i) for i in torch.linspace(0, count - 1, min(count, MAX_STATES)).tolist()})
-        steps = [wire.Step(t=chain.times[i], weights=_rounded(shown[i]), loss=float(chain.losses[i])) for i in states]
+        steps = [wire.Step(t=chain.times[i], weights=shown[i].tolist(), loss=float(chain.losses[i])) for i in states]
         return [wire.Chain(steps=steps, shape=(rows, columns), milliseconds=1000 * (time.perf_counter() - start))]
     with torch.no_grad():
         surface, paths = plane(generator.network, {"chain": chain.weights}, chain.weights[-1], chain.support, chain.mask, grid)
@@ -127,7 +118,3 @@ def _trace(generator: Generator, options: Options, grid: int | None, jobs: list[
         return [_not_finite()]
     milliseconds, losses = 1000 * (time.perf_counter() - start), chain.losses.tolist()
     return [wire.Landscape(**surface, path=paths["chain"], times=chain.times, losses=losses, milliseconds=milliseconds)]
-
-
-def _rounded(rows: Tensor) -> list[list[float]]:
-    return [[round(v, 4) for v in row] for row in rows.tolist()]

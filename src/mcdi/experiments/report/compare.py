@@ -15,7 +15,7 @@ from mcdi.experiments.logs import LOG, Point, read_log
 from mcdi.experiments.report.plots import POINTS, dots, losses, scores
 from mcdi.experiments.report.render import html_page, html_table
 from mcdi.experiments.report.results import PARTS, RecipeFile, Row, read_checked, rows, shot_numbers
-from mcdi.experiments.report.style import is_proposed, label_of, plot_style, styles_of
+from mcdi.experiments.report.style import label_of, labels_of, plot_style, styles_of
 from mcdi.experiments.report.summary import at, metric
 from mcdi.experiments.report.table import RULE, csv_text, score_headings, show, terminal_table, without
 from mcdi.utils.files import write_bytes
@@ -54,8 +54,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in `folders`, once each, named after them. Raises McdiError for a folder that holds no run, where no run has
-    results or the log of a training, and as `rows` does."""
+    """The runs in `folders`, once each. Raises McdiError for a folder without a run, without figures, and as `rows`."""
     folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
         if not (folder / "recipe.json").exists():
@@ -177,11 +176,7 @@ def rich_comparison(runs: Sequence[Run]) -> "Table":
     """The table for a terminal of 80 columns, and below it what is still to be done."""
     left = "\n".join(f"{method} of {run}: {state}" for method, run, state in states(runs))
     header, body = without(*cells(runs), PAGE_ONLY)
-    return terminal_table(about(runs), header, body, left, marked=_marked(runs), left=2, needed=len(header))
-
-
-def _marked(runs: Sequence[Run]) -> set[str]:
-    return {label_of(e.method) for _, e in entries(runs) if is_proposed(e.method)}
+    return terminal_table(about(runs), header, body, left, left=2, needed=len(header))
 
 
 def about(runs: Sequence[Run]) -> str:
@@ -248,7 +243,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> list[Path]:
     names = [run.name for run in runs]
     settings = html_table(["setting", *names], [[key, *values] for key, values in differences(runs).items()], "text")
     sections = {
-        "Results": html_table(*cells(runs), "runs", note=RULE, marked=_marked(runs)),
+        "Results": html_table(*cells(runs), "runs", note=RULE, marked=labels_of("proposed")),
         "Under way": html_table(["method", "run", "state"], states(runs), "text") if states(runs) else "",
         "Scores": accuracies(runs),
         "Settings that differ": settings if differences(runs) else "",

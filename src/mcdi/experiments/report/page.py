@@ -10,9 +10,9 @@ from typing import Any
 from mcdi.experiments.report.plots import curves, landscape, latency, losses, novelty, samplers, scores
 from mcdi.experiments.report.render import html_page, html_table, render
 from mcdi.experiments.report.results import RecipeFile, Row, read_checked, rows
-from mcdi.experiments.report.style import plot_style
+from mcdi.experiments.report.style import labels_of, plot_style
 from mcdi.experiments.report.summary import metric, summary, takeaway
-from mcdi.experiments.report.table import RULE, cells, markdown, marked
+from mcdi.experiments.report.table import RULE, cells, markdown
 from mcdi.utils.files import write_bytes, write_json
 
 
@@ -35,13 +35,12 @@ def _losses(rows: Sequence[Row]) -> str:
 
 
 def write_report(folder: Path) -> Path:
-    """Write `table.json`, `table.md` and `report.html` into the run folder; returns the path of the page. Raises McdiError as
-    `rows` does, and for a `recipe.json`, `novelty.json` or `landscape.json` that is corrupt or incomplete."""
+    """Write table.json, table.md and the page, which is returned. Raises McdiError for corrupt or incomplete files."""
     table = rows(folder)
     path = folder / "recipe.json"
     recipe: dict[str, Any] = read_checked(path, RecipeFile) if path.exists() else {}
     sections = {
-        "Results": html_table(*cells(table), note=RULE, marked=marked(table)),
+        "Results": html_table(*cells(table), note=RULE, marked=labels_of("proposed")),
         metric(table[0].family)[0].capitalize(): scores(table),
         "Samplers": samplers(table),
         "Along the chain": curves(table),

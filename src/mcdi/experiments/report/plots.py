@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from markupsafe import Markup
 from pydantic import Field, FiniteFloat
 from typing_extensions import TypedDict
@@ -168,7 +169,6 @@ class _Landscape(TypedDict):
 
 
 def draw_landscape(figure: "Figure", data: Mapping[str, Any]) -> None:
-    import numpy as np
     from matplotlib.colors import LogNorm
 
     axes, x, y, loss = figure.subplots(), data["x"], data["y"], data["loss"]
@@ -240,8 +240,6 @@ def novelty(folder: Path) -> str:
     data = read_checked(path, _Novelty)
 
     def draw(figure: "Figure") -> None:
-        import numpy as np
-
         distances = {"generated": "generated", "targets": "real, held out", "noised": "noised copies"}
         norms = {"scale_generated": "generated", "scale_real": "real, held out"}
         styles = styles_of(distances.values())

@@ -1,9 +1,8 @@
 """HTML of reports: templates, plots as inline SVG, and tables. A page needs nothing from outside."""
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from io import StringIO
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
@@ -13,18 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+_TEMPLATES = Environment(loader=PackageLoader("mcdi.experiments.report"), autoescape=True, trim_blocks=True)
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}  # of all plots
 _INK = "#010203"  # replaced by the page's text colour in plots, so that they follow light and dark
 
 
-@functools.cache
-def _templates() -> Environment:
-    return Environment(loader=PackageLoader("mcdi.experiments.report"), autoescape=True, trim_blocks=True)
-
-
 def render(template: str, **values: Any) -> Markup:
     """A template of this folder with values, which are escaped unless they are markup."""
-    return Markup(_templates().get_template(f"{template}.html").render(values))
+    return Markup(_TEMPLATES.get_template(f"{template}.html").render(values))
 
 
 def html_page(title: str, about: Sequence[str], sections: Mapping[str, str]) -> bytes:
@@ -37,20 +32,26 @@ def html_table(header: Sequence[str], body: Sequence[Sequence[str]], kind: str =
     return render("table", header=header, body=body, kind=kind, **more)
 
 
-def html_figure(alt: str, note: str, height: float, draw: Callable[["Figure"], None]) -> Markup:
-    """What `draw` puts on an empty figure, as inline SVG with a sentence below it; `height` in inches, of a width of 4.8."""
-    import matplotlib
+def drawn(draw: Callable[["Figure"], None], size: tuple[float, float], style: Any, **options: Any) -> bytes:
+    """What `draw` puts on an empty figure of `size` inches, in a style (matplotlib's rc), saved with these options."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    with rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        buffer = BytesIO()
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
+
+
+def html_figure(alt: str, note: str, height: float, draw: Callable[["Figure"], None]) -> Markup:
+    """What `draw` puts on an empty figure, as inline SVG with a sentence below it; `height` in inches, of a width of 4.8."""
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
     salt = {"svg.fonttype": "none", "svg.hashsalt": alt}  # text stays text; ids of one figure differ from those of the next
     style: Any = {**ink, **salt, **STYLE, "axes.axisbelow": True, "text.parse_math": False}  # names from files are not formulae
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.8, height), layout="constrained")
-        draw(figure)
-        buffer = StringIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    svg = drawn(draw, (4.8, height), style, format="svg", transparent=True).decode()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])  # the same ids come back in every figure of the page
     svg = svg.replace(_INK, "currentColor").removeprefix("<svg")
     return render("figure", alt=alt, note=note, svg=Markup(svg))

@@ -193,9 +193,8 @@ def shot_numbers(rows: Sequence[Row]) -> list[int]:
 
 
 def rows(folder: Path, *, finished: bool = True) -> list[Row]:
-    """Results of a run aggregated over seeds, best score at the lowest shot number first. finished: results and latencies must
-    exist. Raises McdiError for a file that is corrupt, incomplete or of another family (it names the file and the key), or no
-    results."""
+    """Results of a run over seeds, best score at the lowest shot number first. finished: results and latencies must
+    exist. Raises McdiError for a file that is corrupt, incomplete or of another family, or no results."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in sorted(_results(folder, finished), key=lambda r: int(r["seed"])):
         groups.setdefault(result["method"], []).append(result)

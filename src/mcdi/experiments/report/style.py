@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
+from typing import Literal
 
 from mcdi.methods import all_methods
 
@@ -14,12 +15,9 @@ def label_of(method: str) -> str:
     return all_methods()[method].label if method in all_methods() else method
 
 
-def is_proposed(method: str) -> bool:
-    return method in all_methods() and all_methods()[method].proposed
-
-
-def is_baseline(method: str) -> bool:
-    return method in all_methods() and all_methods()[method].baseline
+def labels_of(trait: Literal["proposed", "baseline"]) -> set[str]:
+    """The labels of the methods whose specs say so."""
+    return {spec.label for spec in all_methods().values() if getattr(spec, trait)}
 
 
 def plot_style(method: str) -> Style:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from mcdi.experiments.report.results import Row, shot_numbers
-from mcdi.experiments.report.style import is_baseline, is_proposed
+from mcdi.experiments.report.style import labels_of
 from mcdi.experiments.statistics import paired
 
 NOT_ACCURACY = {"sines"}  # families whose score is not a fraction of right answers
@@ -37,8 +37,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def takeaway(rows: Sequence[Row]) -> str:
     """How each proposed method compares with what a user would take instead; without either, which method is best."""
-    baselines = [row for row in rows if is_baseline(row.method)]
-    proposed = [row for row in rows if is_proposed(row.method)]
+    proposed, baselines = ([row for row in rows if row.label in labels_of(trait)] for trait in ("proposed", "baseline"))
     if proposed and baselines:
         return " ".join(_standing(row, baselines) for row in proposed)
     best = {s: max((r for r in rows if s in r.shots), key=lambda r: r.shots[s].mean).label for s in shot_numbers(rows)}

@@ -3,11 +3,11 @@
 import csv
 import html
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mcdi.experiments.report.results import Row, Score, shot_numbers
-from mcdi.experiments.report.style import is_proposed
+from mcdi.experiments.report.style import labels_of
 from mcdi.experiments.report.summary import at, metric, takeaway
 
 if TYPE_CHECKING:
@@ -54,16 +54,10 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["method", *headings(rows), *times], body
 
 
-def marked(rows: Sequence[Row]) -> list[str]:
-    """Labels of the proposed methods."""
-    return [row.label for row in rows if is_proposed(row.method)]
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, the proposed method bold, with what to take from it and the rule for its intervals below it."""
     header, body = cells(rows)
-    own = marked(rows)
-    shown = [[f"**{first}**" if first in own else first, *rest] for first, *rest in body]
+    shown = [[f"**{first}**" if first in labels_of("proposed") else first, *rest] for first, *rest in body]
     return "\n".join([*markdown_lines(header, shown, left=1), "", takeaway(rows), "", RULE, ""])
 
 
@@ -87,7 +81,7 @@ def rich_table(rows: Sequence[Row]) -> "Table":
     """The table for a terminal: as many columns as fit, the proposed method marked, and below it what to take from it."""
     title, scores = f"{rows[0].family}: {rows[0].tasks} unseen tasks", len(shot_numbers(rows))
     header, body = without(*cells(rows), ("MSE", "total", "training"))
-    return terminal_table(title, header, body, takeaway(rows), marked=marked(rows), left=1, needed=1 + scores)
+    return terminal_table(title, header, body, takeaway(rows), left=1, needed=1 + scores)
 
 
 def without(header: Sequence[str], body: Body, columns: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
@@ -96,19 +90,15 @@ def without(header: Sequence[str], body: Body, columns: tuple[str, ...]) -> tupl
     return [header[i] for i in kept], [[line[i] for i in kept] for line in body]
 
 
-def terminal_table(
-    title: str, header: Sequence[str], body: Body, note: str, *, marked: Collection[str], left: int, needed: int
-) -> "Table":
+def terminal_table(title: str, header: Sequence[str], body: Body, note: str, *, left: int, needed: int) -> "Table":
     """A table of WIDTH characters: columns after the `needed` first ones only where they fit; `left` columns are names.
-
-    Lines whose first cell is in `marked` are bold, with a star. Names that are too long go on in the next line.
-    """
+    Proposed methods are bold, with a star. Names that are too long go on in the next line."""
     from rich.table import Table
     from rich.text import Text
 
     titles = [name.replace(", ", ",\n").replace(" (", "\n(").replace("gradient-", "gradient\n") for name in header]
     titles = [name.replace("parameters", "params") for name in titles]
-    own = [line[0] in marked for line in body]
+    own = [line[0] in labels_of("proposed") for line in body]
     body = [[f"{line[0]} *" if mark else line[0], *line[1:]] for mark, line in zip(own, body, strict=True)]
     columns, used = [], 0
     for i, name in enumerate(titles):

@@ -9,9 +9,9 @@ from typing import Any
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import Recipe
 from mcdi.experiments.run import Context
-from mcdi.experiments.studies.studies import ABOUT, STUDIES, Study, find_study, fitting_methods
+from mcdi.experiments.studies.studies import ABOUT, STUDIES, find_study, fitting_methods
 from mcdi.experiments.studies.tables import as_csv, as_markdown, draw, lines
-from mcdi.experiments.studies.transfer import add_targets, named_targets, on_targets
+from mcdi.experiments.studies.transfer import add_targets, named_targets
 from mcdi.experiments.studies.variants import run_variants
 from mcdi.methods import all_methods
 from mcdi.methods.baselines.finetune import FineTuneSettings
@@ -88,26 +88,22 @@ def reproduce(
     variants = study.variants(recipe)
     if targets:
         add_targets(context, targets, progress)
-        variants = on_targets(variants, list(targets))
+        variants = [replace(v, factors={**v.factors, "target": target}) for target in targets for v in variants]
     measured = run_variants(context, name, variants, study.measure, workers=1 if study.timed else workers, progress=progress)
     table = lines([(seed, rows) for seed, rows, _ in measured], study.against)
     stem = results / f"{name}-{recipe.name}"
     paths = [stem.with_suffix(suffix) for suffix in (".csv", ".md", ".png")]
     write_bytes(paths[0], as_csv(table).encode())
-    head = _head(name, study, recipe, [p for _, _, p in measured])
+    # What a reader needs to judge or repeat the table.
+    commits, last = sorted({str(p["commit"]) for _, _, p in measured}), measured[-1][2]
+    seeds = ", ".join(map(str, recipe.evaluation.seeds))
+    about = f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {seeds}"
+    source = f"commit {', '.join(commits)}, {last['date']}, {last['hardware']}, torch {last['torch']}"
+    command = f"mcdi {'' if study.command else 'reproduce '}{name} {recipe.name}"
+    head = f"# {name}: {ABOUT[name]}\n\n{about}; `{command}`, {source}.\n\n"
     write_bytes(paths[1], (head + as_markdown(table, study.against, recipe.family.data)).encode())
     draw(study.chart, table, paths[2], f"{recipe.name}: {ABOUT[name]}", recipe.family.data)
     if study.picture is not None:
         paths.append(stem.with_name(f"{stem.name}-picture.png"))
         study.picture(context, variants, paths[-1], progress)
     return paths
-
-
-def _head(name: str, study: Study, recipe: Recipe, made: Sequence[Mapping[str, Any]]) -> str:
-    """What a reader needs to judge or repeat the table."""
-    commits, last = sorted({str(p["commit"]) for p in made}), made[-1]
-    seeds = ", ".join(map(str, recipe.evaluation.seeds))
-    about = f"Recipe {recipe.name}, {recipe.evaluation.tasks} unseen tasks, seeds {seeds}"
-    source = f"commit {', '.join(commits)}, {last['date']}, {last['hardware']}, torch {last['torch']}"
-    command = f"mcdi {'' if study.command else 'reproduce '}{name} {recipe.name}"
-    return f"# {name}: {ABOUT[name]}\n\n{about}; `{command}`, {source}.\n\n"

@@ -18,7 +18,7 @@ from mcdi.methods.base import SupportsFineTuning, nearest_shots
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.networks.backbones.language import LoraSettings
 from mcdi.networks.lora import LoraClassifier
-from mcdi.networks.support import least_squares
+from mcdi.networks.support import least_squares_rows
 from mcdi.tasks.text.text_tasks import TextTasks
 from mcdi.types import Examples, TaskBatch
 
@@ -47,8 +47,7 @@ class Answer(NamedTuple):
 
 
 def variants(recipe: Recipe) -> list[Variant]:
-    """The methods of the recipe, and what works without mcdi: the linear probe, and fine-tuning of rows and pairs from where
-    peft draws them."""
+    """The recipe's methods, and what works without mcdi: the linear probe, and fine-tuning from peft's start."""
     lora = getattr(recipe.family, "lora", None)
     if not isinstance(lora, LoraSettings):
         raise McdiError(f"the study adapters is for text, not for {recipe.family.data}: choose a recipe such as text-lora")
@@ -90,8 +89,7 @@ def unseen_sets(context: Context, variant: Variant, method: WeightGenerator, see
 
 
 def _one_by_one(net: LoraClassifier, answer: Answer, batch: TaskBatch, *, whole: bool) -> tuple[Tensor, float]:
-    """The classes of all queries, and the mean CPU seconds of a task. whole: all support sets are nearly one, so that it is
-    the first that is asked for all queries."""
+    """The classes of all queries, and CPU seconds a task. whole: sets are nearly one, and the first answers all."""
     parts = [_part(batch, n, n + 1) for n in range(len(batch.seeds))]
     if whole:
         query = Examples(batch.query.x.flatten(0, 1)[None], batch.query.y.flatten()[None])
@@ -103,8 +101,7 @@ def _one_by_one(net: LoraClassifier, answer: Answer, batch: TaskBatch, *, whole:
 
 
 def _together(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Tensor, float]:
-    """The classes of all queries, and the CPU seconds of the second call for one task; what is pooled in the feature cache,
-    support and queries, costs as much as it did when it was read."""
+    """The classes of all queries, and the CPU seconds of a second call for one task, with pooling of cached texts."""
     one = _part(batch, 0, 1)
     answer.classes(one)
     start = time.process_time()
@@ -116,8 +113,7 @@ def _together(net: LoraClassifier, answer: Answer, batch: TaskBatch) -> tuple[Te
 
 @torch.no_grad()
 def _pooling(net: LoraClassifier, *x: Tensor) -> float:
-    """CPU seconds to pool the texts of a task, READ at once; of many, some are timed: their cost is one of each text. None
-    where pairs are generated too: states are all that is read."""
+    """CPU seconds to pool the texts of a task, READ at once, timed on some; 0 if generated pairs read only states."""
     if net.space.extra:
         return 0.0
     texts = torch.cat([t.flatten() for t in x])
@@ -199,6 +195,5 @@ def _classes(net: LoraClassifier, weights: Tensor, batch: TaskBatch) -> Tensor:
 def _probe(net: LoraClassifier, part: TaskBatch, *, way: int, ridge: float) -> Tensor:
     """Classes by ridge regression on both pooled features of the frozen model."""
     support, query = (net.pooled(x).flatten(2) for x in (part.support.x, part.query.x))
-    rows = least_squares(support, part.support.y, way, ridge)
-    weight, bias = rows[..., :-1] / support.shape[-1], rows[..., -1]
-    return (query @ weight.transpose(1, 2) + bias[:, None]).argmax(-1)
+    rows = least_squares_rows(support, part.support.y, way, ridge)
+    return (query @ rows[..., :-1].transpose(1, 2) + rows[:, None, :, -1]).argmax(-1)

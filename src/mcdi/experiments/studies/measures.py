@@ -1,7 +1,6 @@
-"""Measures of a trained method: every public function but `scored` and `distil` is a `variants.Measure`."""
+"""Measures of a trained method: everything public but `scored` and `distil` is a `variants.Measure`."""
 
 import copy
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,9 +30,9 @@ from mcdi.utils.files import read_json
 from mcdi.utils.workers import one_thread
 
 G = TypeVar("G", bound=HasDenoiser)
-Factors = dict[str, Any]
 Samplings = Mapping[str, Sampling | None]  # by name; None is the method's own
 _Samplings = Mapping[tuple[tuple[str, Any], ...], Sampling | None]  # by factors
+_OWN: _Samplings = {(): None}
 REFINED = (0, 1, 2, 5, 10, 20, 50)  # Adam steps
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 FIRST = 600  # test tasks of a slow method
@@ -70,11 +69,13 @@ def _of_chain(variant: Variant, method: WeightGenerator) -> SupportsSampling:
     return method
 
 
-def _measured(
-    context: Context, method: WeightGenerator, seed: int, samplings: _Samplings, split: str = "test", most: int = sys.maxsize
+def accuracy(
+    context: Context, variant: Variant, method: WeightGenerator, seed: int, samplings: _Samplings = _OWN, split: str = "test"
 ) -> list[Measured]:
-    """A row for every shot number and every {factors: sampling}. most: only so many first tasks."""
-    rows, count = [], min(most, context.tasks if split == "test" else context.recipe.evaluation.validation)
+    """A row for every shot number and every {factors: sampling}; by default as a user would run it, with the sampler
+    that validation tasks chose. A slow method is measured on the first tasks."""
+    rows, count = [], context.tasks if split == "test" else context.recipe.evaluation.validation
+    count = min(count, FIRST) if variant.spec.slow else count
     for shots in context.family.shots:
         batch = context.family.sample(split, range(count), shots=shots)
         for factors, sampling in samplings.items():
@@ -88,34 +89,23 @@ def _by(factor: str, samplings: Samplings) -> _Samplings:
     return {((factor, name),): sampling for name, sampling in samplings.items()}
 
 
-def accuracy(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """As a user would run it: the sampler that validation tasks chose. A slow method is measured on the first tasks."""
-    return _measured(context, method, seed, {(): None}, most=FIRST if variant.spec.slow else sys.maxsize)
-
-
-def samplers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Every sampler, the validated one first."""
-    return _measured(context, method, seed, _by("sampler", {**VALIDATED, **SAMPLERS, **OTHER_SAMPLERS}))
+# Every sampler, the validated one first; and the validated one, with DDPM and DDIM in T steps.
+samplers = partial(accuracy, samplings=_by("sampler", {**VALIDATED, **SAMPLERS, **OTHER_SAMPLERS}))
+three_samplers = partial(accuracy, samplings=_by("sampler", {**VALIDATED, **{n: SAMPLERS[n] for n in ("ddpm", "ddim")}}))
 
 
 def mixing_weights(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """The mixing weight that validation chose, with the fallback to ridge regression for tasks of low confidence and without;
-    and the same weight for all tasks: all of the generated head, half, a quarter."""
+    """The validated mixing weight, with and without the fallback to ridge regression; and one weight for all tasks."""
     own = replace(_of_chain(variant, method).sampling, calibration_quantiles={})
     samplings: dict[str, Sampling | None] = {AS_USED: None, NO_FALLBACK: own}
     samplings |= {str(weight): replace(own, mixing_weight=weight) for weight in (1.0, 0.5, 0.25)}
-    return _measured(context, method, seed, _by("mixing weight", samplings))
-
-
-def three_samplers(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """The validated sampler, and DDPM and DDIM in T steps."""
-    return _measured(context, method, seed, _by("sampler", {**VALIDATED, **{n: SAMPLERS[n] for n in ("ddpm", "ddim")}}))
+    return accuracy(context, variant, method, seed, _by("mixing weight", samplings))
 
 
 def ablated(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """As three_samplers, and the validated sampler on the validation tasks, which decide what is kept."""
     rows = three_samplers(context, variant, method, seed)
-    return rows + _measured(context, method, seed, _by("sampler", {"validated, on validation tasks": None}), "val")
+    return rows + accuracy(context, variant, method, seed, _by("sampler", {"validated, on validation tasks": None}), "val")
 
 
 def steps(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
@@ -124,7 +114,7 @@ def steps(context: Context, variant: Variant, method: WeightGenerator, seed: int
     numbers = [n for n in (1, 2, 3, 5, 7, 10, 15, 20) if n <= most]
     names = ("ddpm", "ddim", "deterministic")
     samplings: _Samplings = {(("sampler", s), ("steps", n)): replace(SAMPLERS[s], steps=n) for s in names for n in numbers}
-    return _measured(context, method, seed, samplings)
+    return accuracy(context, variant, method, seed, samplings)
 
 
 def boundaries(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
@@ -156,7 +146,10 @@ def refined(context: Context, variant: Variant, method: WeightGenerator, seed: i
     for shots in family.shots:
         val = family.sample("val", range(min(context.tasks, 300)), shots=shots)
         test = family.sample("test", range(context.tasks), shots=shots)
-        starts = [_start(method, context, b, seed) for b in (val, test)]
+        if isinstance(method, SupportsFineTuning):  # its own start, before any step
+            starts = [method.initial(net, b.mask.shape[1]).expand(len(b.mask), -1, -1) for b in (val, test)]
+        else:
+            starts = [method.generate(net, b.support, b.mask, seed=seed) for b in (val, test)]
         for s in REFINED:
             tried = {lr: adapt(net, starts[0], val.support, val.mask, s, lr) for lr in RATES}
             best = max(RATES, key=lambda lr: float(net.score(tried[lr], val.query, val.mask).mean()))
@@ -164,12 +157,6 @@ def refined(context: Context, variant: Variant, method: WeightGenerator, seed: i
             figures = {"loss": float(net.loss(weights, test.query, test.mask).mean()), "rate": best if s else 0.0}
             rows.append(Measured({"shots": shots, "steps": s}, figures, net.score(weights, test.query, test.mask)))
     return rows
-
-
-def _start(method: WeightGenerator, context: Context, batch: TaskBatch, seed: int) -> Tensor:
-    if isinstance(method, SupportsFineTuning):  # its own start, before any step
-        return method.initial(context.family.downstream, batch.mask.shape[1]).expand(len(batch.mask), -1, -1)
-    return method.generate(context.family.downstream, batch.support, batch.mask, seed=seed)
 
 
 def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
@@ -187,8 +174,7 @@ def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: 
 
 
 def compared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
-    """Accuracy and what it costs: milliseconds of one thread and MiB at the peak for the weights of one task from features;
-    seconds of meta-training and tuning, trajectories left out; numbers that are learnt."""
+    """Accuracy and what it costs: one thread's time and peak memory for one task, training without trajectories."""
     rows = []
     training = read_json(model_folder(context, variant, seed) / "training.json")
     learnt = {"training (s)": training["fit_seconds"], "parameters": sum(t.numel() for t in method.state().values())}
@@ -210,7 +196,7 @@ def _call(
     return partial(method.generate, context.family.downstream, batch.support, batch.mask, seed=0, **_extra(sampling))
 
 
-def _extra(sampling: Sampling | None) -> Factors:
+def _extra(sampling: Sampling | None) -> dict[str, Any]:
     """The argument of `generate`, which only methods with a chain take."""
     return {} if sampling is None else {"sampling": sampling}
 
@@ -223,7 +209,7 @@ def latency(context: Context, variant: Variant, method: WeightGenerator, seed: i
         own = replace(SAMPLERS["deterministic"], mixing_weight=method.sampling.mixing_weight)
         samplings = {AS_USED: None} | {f"{n} steps" if n > 1 else "1 step": replace(own, steps=n) for n in numbers}
     rows = []
-    for row in _measured(context, method, seed, _by("sampler", samplings)):
+    for row in accuracy(context, variant, method, seed, _by("sampler", samplings)):
         figures = {}
         for count, repeats in ((1, 30), (256, 5)):
             call = _call(context, method, count, row.factors["shots"], samplings[row.factors["sampler"]])

@@ -203,9 +203,7 @@ STUDIES: dict[str, Study] = {
         against=None,
         picture=_landscape,
     ),
-    "adapters": Study(
-        adapters.variants, adapters.unseen_sets, Chart("shots", series=("method",), panel="set", log=True), timed=True
-    ),
+    "adapters": Study(adapters.variants, adapters.unseen_sets, Chart("shots", panel="set", log=True), timed=True),
     "latency": Study(
         _methods("prototypes", "adam", "hypernetwork", also="proposed"),
         measures.latency,

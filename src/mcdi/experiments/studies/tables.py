@@ -1,6 +1,5 @@
 """Tables and charts of studies: the rows of many seeds in CSV for a program, in Markdown for a reader, as lines and points."""
 
-import io
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcdi.experiments.report.render import STYLE
+from mcdi.experiments.report.render import STYLE, drawn
 from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.report.summary import metric
 from mcdi.experiments.report.table import RULE, csv_text, markdown_lines
@@ -32,8 +31,7 @@ DIFFERENCE = (
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a study over its seeds: the score, the difference to the row it is compared with, and mean and standard
-    deviation of every other figure."""
+    """A row of a study over its seeds. difference: to the row to compare with. figures: mean and standard deviation."""
 
     factors: dict[str, Any]
     seeds: int
@@ -43,8 +41,7 @@ class Line:
 
 
 def lines(measured: Sequence[tuple[int, list[Measured]]], against: tuple[str, Any] | None) -> list[Line]:
-    """The rows of every (seed, rows) as lines, seeds of the same factors together. against: (factor, value) of the lines that
-    others are compared with."""
+    """(seed, rows) as lines, seeds of the same factors together. against: (factor, value) of lines to compare with."""
     groups: dict[tuple[tuple[str, Any], ...], dict[int, Measured]] = {}
     for seed, rows in measured:
         for row in rows:
@@ -56,7 +53,10 @@ def lines(measured: Sequence[tuple[int, list[Measured]]], against: tuple[str, An
             rival = groups.get(tuple((n, against[1] if n == against[0] else v) for n, v in key))
         values = {n: [r.figures[n] for r in rows] for n in rows[0].figures}
         figures = {n: (fmean(v), stdev(v) if len(v) > 1 else 0.0) for n, v in values.items()}
-        out.append(Line(dict(key), len(rows), _score(rows), _difference(seeds, rival) if rival else None, figures))
+        both = [seeds, rival or {}]
+        a, b = ({s: (r.scores, r.first) for s, r in side.items() if r.scores is not None} for side in both)
+        difference = paired(a, b) if rival and [len(a), len(b)] == [*map(len, both)] else None
+        out.append(Line(dict(key), len(rows), _score(rows), difference, figures))
     return out
 
 
@@ -67,11 +67,6 @@ def _score(rows: Sequence[Measured]) -> Estimate | None:
     own_tasks = len({r.first for r in rows}) > 1  # every seed has tasks of its own
     within = interval(torch.cat(scores))["ci95"] if own_tasks else fmean(interval(s)["ci95"] for s in scores)
     return over_seeds([float(s.mean()) for s in scores], within)
-
-
-def _difference(mine: dict[int, Measured], rival: dict[int, Measured]) -> Estimate | None:
-    a, b = ({n: (row.scores, row.first) for n, row in side.items() if row.scores is not None} for side in (mine, rival))
-    return paired(a, b) if len(a) == len(mine) and len(b) == len(rival) else None
 
 
 def _names(table: Sequence[Line], part: str) -> list[str]:
@@ -135,15 +130,7 @@ class Chart:
 
 def draw_png(path: Path, size: tuple[float, float], put: Callable[["Figure"], None]) -> None:
     """What `put` puts on a figure of this size in inches, as PNG."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained", dpi=130)
-        put(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, drawn(put, size, {**STYLE, "figure.dpi": 130}, format="png", metadata={"Software": None}))
 
 
 def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: str) -> None:
@@ -164,13 +151,9 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: st
         if len(labels) > 1 and chart.x not in chart.series:  # otherwise the axis names them
             figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9)
 
-    names = {line.factors.get(chart.x) for line in shown if _is_name(line, chart)}
+    names = {x for line in shown if isinstance(x := line.factors.get(chart.x), str)}
     height = max(3.6, 0.25 * len(names))  # a line of text for every name
     draw_png(path, (5.2 * len(panels), height * len(chart.y)), put)
-
-
-def _is_name(line: Line, chart: Chart) -> bool:
-    return isinstance(line.factors.get(chart.x), str)
 
 
 def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: str) -> None:
@@ -198,7 +181,7 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
             x, height, error = zip(*points, strict=True)
             axes.errorbar(height, list(map(str, x)), xerr=error, linestyle="none", capsize=3, **style)
     label = f"{score}{unit and ' (%)'}" if y == "score" else y
-    if any(_is_name(line, chart) for line in table):
+    if any(isinstance(line.factors.get(chart.x), str) for line in table):
         axes.set_xlabel(label)
         axes.invert_yaxis()
     else:

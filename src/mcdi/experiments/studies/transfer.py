@@ -2,7 +2,6 @@
 a gradient step, from a few labelled images, for five of their classes and for all of them, by one model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,8 +39,7 @@ def _path(context: Context, name: str) -> Path:
 
 
 def add_targets(context: Context, targets: Mapping[str, Path], progress: Progress) -> None:
-    """Embed every target's images with the run's frozen backbone, unless that has been done. Raises McdiError where there is no
-    backbone of colour images, and for a name that is taken by other data."""
+    """Embed targets with the run's backbone, once. Raises McdiError without one of colour images, or for a taken name."""
     network = context.family.downstream
     if network.embedder is None or network.embedder.shape[0] != 3:
         raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")
@@ -54,11 +52,6 @@ def add_targets(context: Context, targets: Mapping[str, Path], progress: Progres
             progress(f"target {name}", 1, 1, {"classes": float(len(images.names))})
         elif (embedded := read_tensors(target)[1]["source"]) != source:
             raise McdiError(f"the target {name} of this run is {embedded}: give {path} another name")
-
-
-def on_targets(variants: Sequence[Variant], targets: Sequence[str]) -> list[Variant]:
-    """Every variant on every target, which becomes a factor."""
-    return [replace(variant, factors={**variant.factors, "target": name}) for name in targets for variant in variants]
 
 
 @torch.no_grad()

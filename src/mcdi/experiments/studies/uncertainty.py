@@ -49,7 +49,7 @@ def ensembles(context: Context, variant: Variant, method: WeightGenerator, seed:
     for shots in family.shots:
         val = family.sample("val", range(min(context.tasks, 300)), shots=shots)
         test = family.sample("test", range(context.tasks), shots=shots)
-        for name, (for_val, for_test) in _answers(net, method, val, test, seed).items():
+        for name, (for_val, for_test) in _answers(net, method, (val, test), seed).items():
             on_val = torch.stack([net.logits(w, val.query.x, val.mask) for w in for_val])
             x, y = test.query
             on_test, on_unknown = (torch.stack([net.logits(w, q, test.mask) for w in for_test]) for q in (x, x[other]))
@@ -64,30 +64,29 @@ def ensembles(context: Context, variant: Variant, method: WeightGenerator, seed:
                 "AUROC, entropy": 100 * auroc(_entropy(mean).flatten(), _entropy(unknown).flatten()),
             }
             if len(on_test) > 1:
-                information = [_information(o, temperature).flatten() for o in (on_test, on_unknown)]
+                # Mutual information: entropy of the mean prediction minus mean entropy of the predictions.
+                single = [_entropy((logits / temperature).softmax(-1)).mean(0) for logits in (on_test, on_unknown)]
+                information = [(_entropy(p) - h).flatten() for p, h in zip((mean, unknown), single, strict=True)]
                 figures["AUROC, information"] = 100 * auroc(*information)
             rows.append(Measured({"shots": shots, "answer": name}, figures, (mean.argmax(-1) == y).float().mean(1)))
     return rows
 
 
-def _answers(
-    net: Network, method: WeightGenerator, val: TaskBatch, test: TaskBatch, seed: int
-) -> dict[str, tuple[Tensor, ...]]:
+def _answers(net: Network, method: WeightGenerator, tasks: tuple[TaskBatch, ...], seed: int) -> dict[str, list[Tensor]]:
     """Every kind of answer: the weights (samples, B, U, D) of the validation and of the test tasks."""
-    answers = {"as used": tuple(method.generate(net, b.support, b.mask, seed=seed)[None] for b in (val, test))}
+    answers = {"as used": [method.generate(net, b.support, b.mask, seed=seed)[None] for b in tasks]}
     if isinstance(method, SupportsSampling) and method.is_chain:
         ask = partial(method.sample, seed=seed, sampling=replace(SAMPLERS["ddpm"], samples=max(SAMPLES)))
-        drawn = [ask(net, b.support, b.mask).weights.transpose(0, 1) for b in (val, test)]
+        drawn = [ask(net, b.support, b.mask).weights.transpose(0, 1) for b in tasks]
         for n in SAMPLES:
-            answers[f"{n} samples, mean prediction" if n > 1 else "1 sample"] = tuple(w[:n] for w in drawn)
+            answers[f"{n} samples, mean prediction" if n > 1 else "1 sample"] = [w[:n] for w in drawn]
             if n > 1:
-                answers[f"{n} samples, mean weights"] = tuple(w[:n].mean(0, keepdim=True) for w in drawn)
+                answers[f"{n} samples, mean weights"] = [w[:n].mean(0, keepdim=True) for w in drawn]
     return answers
 
 
 def disjoint_tasks(context: Context) -> Tensor:
-    """For every test task another that shares no class with it, the next one in cyclic order: (B,). Raises McdiError for tasks
-    without classes, and where a task shares a class with every other."""
+    """For every test task the next one, cyclically, without a common class: (B,). Raises McdiError if there is none."""
     count = context.tasks
     columns = context.family.columns("test", range(count))
     if "classes" not in columns:
@@ -111,8 +110,3 @@ def _nll(logits: Tensor, labels: Tensor, temperature: float) -> float:
 
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp(min=1e-12).log()).sum(-1)
-
-
-def _information(logits: Tensor, temperature: float) -> Tensor:
-    """Mutual information: entropy of the mean prediction minus mean entropy of the predictions."""
-    return _entropy(_mean(logits, temperature)) - _entropy((logits / temperature).softmax(-1)).mean(0)

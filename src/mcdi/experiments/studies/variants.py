@@ -112,8 +112,7 @@ def _result_path(context: Context, study: str, variant: Variant, seed: int) -> P
 def run_variants(
     context: Context, study: str, variants: Sequence[Variant], measure: Measure, *, workers: int, progress: Progress
 ) -> list[tuple[int, list[Measured], dict[str, Any]]]:
-    """Train and measure every variant with its seeds: [(seed, rows, provenance)]; what is on disk already is not done again.
-    Raises McdiError where there are no variants."""
+    """[(seed, rows, provenance)] of variants with their seeds, made or read. Raises McdiError if there are no variants."""
     if not variants:
         raise McdiError(f"study {study!r} has nothing to measure on this recipe: choose another recipe")
     changed = [on_variant(context, variant) for variant in variants]
