@@ -19,13 +19,13 @@ from mcdi.experiments import evaluate
 from mcdi.experiments.studies import measures
 from mcdi.tasks.curves import Sines
 
-# Files that take long, the longest first: a worker of pytest-xdist that began one of them last would keep all others waiting.
+TESTS = Path(__file__).parent
+# What takes long, the longest first: a worker of pytest-xdist that began one of them last would keep all others waiting. Files
+# of `methods` belong together, because they share the methods that `worlds` has fitted.
 LONG = (
-    "experiments/test_studies.py",
-    "test_extensions.py",
-    "test_docs.py",
-    "experiments/test_presets.py",
-    "tasks/test_text_lora.py",
+    *("experiments/test_studies.py", "methods/", "test_extensions.py", "test_docs.py", "experiments/test_presets.py"),
+    *("cli/test_cli.py", "tasks/test_text_lora.py", "serve/test_page.py", "serve/test_hostile.py", "utils/test_workers.py"),
+    *("test_site.py", "generator/test_export.py"),
 )
 
 
@@ -34,16 +34,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With -n: a file's tests in one worker, because fixtures of a module are then made once; files in our order."""
     from xdist.scheduler import LoadFileScheduling
 
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((part for part in LONG if part.endswith("/") and file.startswith(f"tests/{part}")), file)
+
     if config.getvalue("dist") != "load":  # somebody asked for another way
         return None
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return Files(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
-        name = str(item.path.relative_to(Path(__file__).parent)) if item.path.is_relative_to(Path(__file__).parent) else ""
-        return LONG.index(name) if name in LONG else len(LONG)
+        name = str(item.path.relative_to(TESTS)) if item.path.is_relative_to(TESTS) else ""
+        return next((n for n, part in enumerate(LONG) if name.startswith(part)), len(LONG))
 
     items.sort(key=place)
 
