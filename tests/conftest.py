@@ -1,9 +1,11 @@
 """What tests share: one thread, the toy family, and one finished tiny run."""
 
+import fcntl
+import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,67 @@ from PIL import Image, ImageDraw
 from worlds import World, both
 
 from mcdi.cli import main
+from mcdi.experiments import evaluate
+from mcdi.experiments.studies import measures
 from mcdi.tasks.curves import Sines
+
+TESTS = Path(__file__).parent
+# What takes long, the longest first: a worker of pytest-xdist that began one of them last would keep all others waiting. Files
+# of `methods` belong together, because they share the methods that `worlds` has fitted.
+LONG = (
+    *("experiments/test_studies.py", "methods/", "test_extensions.py", "test_docs.py", "experiments/test_presets.py"),
+    *("cli/test_cli.py", "tasks/test_text_lora.py", "serve/test_page.py", "serve/test_hostile.py", "utils/test_workers.py"),
+    *("test_site.py", "generator/test_export.py"),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With -n: a file's tests in one worker, because fixtures of a module are then made once; files in our order."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((part for part in LONG if part.endswith("/") and file.startswith(f"tests/{part}")), file)
+
+    if config.getvalue("dist") != "load":  # somebody asked for another way
+        return None
+    config.option.loadscopereorder = False
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = str(item.path.relative_to(TESTS)) if item.path.is_relative_to(TESTS) else ""
+        return next((n for n, part in enumerate(LONG) if name.startswith(part)), len(LONG))
+
+    items.sort(key=place)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills, made by the first worker of pytest-xdist that asks: do not write to it."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, complete = root / f"once-{name}", root / f"once-{name}.complete"
+    with (root / f"once-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            complete.touch()
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _times_are_measured_once() -> Iterator[None]:
+    """Medians of thirty calls are for figures that are published."""
+    milliseconds = evaluate.milliseconds
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (evaluate, measures):
+            patch.setattr(module, "milliseconds", lambda call, repeats=1: milliseconds(call, repeats=1))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -104,10 +166,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def done(recipe: Path) -> Path:
+def done(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of RECIPE by one worker; copy it before you break it."""
-    assert mcdi("run", recipe, "--out", recipe.parent / "done", "--workers", 1) == 0
-    return recipe.parent / "done"
+
+    def run(folder: Path) -> None:
+        assert mcdi("run", recipe, "--out", folder / "done", "--workers", 1) == 0
+
+    return made_once(tmp_path_factory, "done", run) / "done"
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +206,7 @@ def support(tmp_path: Path) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tiny_models import make_models  # skips its tests where transformers or peft are not installed
 
-    return make_models(tmp_path_factory.mktemp("models"))
+    return {p.name: p for p in made_once(tmp_path_factory, "models", make_models).iterdir()}
 
 
 @pytest.fixture(scope="session")

@@ -164,7 +164,7 @@ class TestRun:
         wait_for(None, lambda: not alive(process.pid))
 
     def test_the_parts_give_the_same(self, done, recipe, tmp_path, capsys):
-        assert mcdi("prepare", recipe, "--out", tmp_path / "run") == 0
+        assert mcdi("prepare", recipe, "--out", tmp_path / "run", "--workers", 1) == 0
         assert "next: mcdi train" in capsys.readouterr().err
         assert mcdi("train", tmp_path / "run", "--method", "mc-di", "--workers", 1) == 0
         assert [p.name for p in (tmp_path / "run" / "methods").iterdir()] == ["mc-di-0"]

@@ -59,19 +59,29 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As DomainNet lies on disk, a folder a domain."""
+    folder = tmp_path_factory.mktemp("domains")
+    for number, domain in enumerate(("clipart", "quickdraw", "real", "sketch")):
+        put(folder / domain, 24, 64, 10_000 * number)
+    return folder
+
+
 @pytest.mark.parametrize("name", ["imagenet", "mini-imagenet", "domainnet-sketch", "domainnet-sketch-20way"])
-def test_image_presets(name: str, resnets: dict[str, Path], tmp_path: Path) -> None:
+def test_image_presets(name: str, resnets: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     data = tmp_path / "data"
     if name.startswith("domainnet"):
-        for number, domain in enumerate(("clipart", "quickdraw", "real", "sketch")):
-            put(data / domain, 24, 64, 10_000 * number)
+        data = request.getfixturevalue("domains")
     elif name == "mini-imagenet":
         for number, split in enumerate(("train", "val", "test")):
             put(data / split, 6, 21, 10_000 * number, split)
     else:
         put(data, 75, 16, 0)
-    changes = {"side = 84": "side = 16"} if name == "mini-imagenet" else {"side = 224": "side = 16"}
-    if name != "mini-imagenet":
+    if name == "mini-imagenet":
+        changes = {"side = 84": "side = 16", "width = 128": "width = 32"}
+    else:
+        changes = {"side = 224": "side = 16", "width = 256": "width = 32", "depth = 3": "depth = 1"}
         changes |= {model: str(folder) for model, folder in resnets.items()}
     recipe = preset(name, tmp_path, changes)
     out = ("--out", tmp_path / "run", "--results", tmp_path / "results", "--workers", 1)

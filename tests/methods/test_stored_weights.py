@@ -14,6 +14,7 @@ from mcdi.methods.published.metadiff import gradient_features
 from mcdi.methods.published.ocd import ResidualOcd
 from mcdi.methods.published.stored_weights import NoisePredictionGenerator
 
+SHORT = {**ONE_LEVEL, "iterations": 10}  # where weights need not be good
 STORED = ("metadiff", "p-diff", "d2nwg", "ocd-residual", "icis", "vae")
 
 
@@ -83,7 +84,7 @@ class TestLatent:
     @pytest.mark.parametrize("name", ["p-diff", "d2nwg"])
     def test_a_perfect_denoiser_decodes_the_code_of_the_weights(self, worlds, name):
         world = worlds["gauss"]
-        method = make_method(name, settings(name, samples=1)).fit(world.family, world.data, seed=0)
+        method = make_method(name, settings(name, samples=1, training=SHORT)).fit(world.family, world.data, seed=0)
         theta = method.space.standardise(world.data.targets[:40, -1])
         z, _ = method.net.autoencoder.encode(theta, theta[..., :0])
         method.net.denoiser = Oracle((z / method.net.scale).clamp(-4, 4), method.schedule)
@@ -102,7 +103,7 @@ class TestLatent:
         world = worlds["gauss"]
         other = world.family.sample("test", range(40), draw=1)
         for name, same in (("p-diff", True), ("d2nwg", False)):
-            method = make_method(name, settings(name, samples=1)).fit(world.family, world.data, seed=0)
+            method = make_method(name, settings(name, samples=1, training=SHORT)).fit(world.family, world.data, seed=0)
             assert torch.equal(world.weights(method), world.weights(method, other)) == same
 
     def test_the_draw_with_the_lowest_support_loss_is_kept(self, worlds):
@@ -140,7 +141,7 @@ class TestOcd:
     def test_weights_are_the_base_and_a_scaled_residual(self, worlds):
         world = worlds["gauss"]
         net, (support, _, mask, _) = world.family.downstream, world.batch
-        method = make_method("ocd-residual", settings("ocd-residual")).fit(world.family, world.data, seed=0)
+        method = make_method("ocd-residual", settings("ocd-residual", training=SHORT)).fit(world.family, world.data, seed=0)
         residual = torch.randn(40, 3, 7, generator=torch.Generator().manual_seed(0))
         method.net.denoiser = Oracle(residual.clamp(-4, 4), method.schedule)
         base = method.space.standardise(net.closed_form(support, 3))

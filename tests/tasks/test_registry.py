@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib import invalidate_caches
+from importlib.metadata import entry_points
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mcdi.experiments.run import load_family, make_family
 from mcdi.networks.registry import NETWORKS, build
 from mcdi.tasks.registry import SOURCES
 from mcdi.trajectories.prepare import Preparation, trajectories
+from mcdi.utils import registry
 from mcdi.utils.workers import silent
 
 MODULE = '''
@@ -97,8 +99,8 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(site)
     invalidate_caches()
     yield
-    for registry, name in ((SOURCES, "rings"), (NETWORKS, "two-layers")):
-        registry._specs.pop(name, None)
+    for of, name in ((SOURCES, "rings"), (NETWORKS, "two-layers")):
+        of._specs.pop(name, None)
     sys.modules.pop("rings", None)
 
 
@@ -145,6 +147,21 @@ def test_a_built_in_network_takes_its_vectors(installed):
 def test_what_is_wrong_with_a_recipe(installed, family, message):
     with pytest.raises(McdiError, match=message):
         checked({"name": "x", "family": family}, "x")
+
+
+def test_entry_points_are_read_once_and_again_after_an_installation(tmp_path, monkeypatch):
+    read, site = [], tmp_path / "site"
+    monkeypatch.setattr(registry, "entry_points", lambda **group: read.append(group) or entry_points(**group))
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    for _ in range(3):
+        assert "late" not in list(NETWORKS) and "late" not in NETWORKS
+    assert read == [{"group": "mcdi.networks"}]
+    (site / "late-1.0.dist-info").mkdir()
+    (site / "late-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (site / "late-1.0.dist-info" / "entry_points.txt").write_text("[mcdi.networks]\nlate = late\n")
+    invalidate_caches()
+    assert "late" in NETWORKS and list(NETWORKS)[-1] == "late"
 
 
 def test_a_name_is_taken_once(installed):

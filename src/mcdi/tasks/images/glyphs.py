@@ -3,6 +3,7 @@ thinned to the path of a pen, bent, and drawn again with a round pen."""
 
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -40,12 +41,7 @@ def glyph_images(seed: int, *, size: int = 28, examples: int = 20, limit: int | 
     drawings depend on `seed` and its character alone; `limit` keeps that many classes of a split, spread evenly. Raises
     McdiError when a font of matplotlib cannot be read."""
     faces = [_Face(name) for name in FACES]
-    candidates = _candidates(faces[0])
-    splits = split_alphabets(list(candidates), ALPHABETS)
-    # Train first: of characters that look alike in two scripts the one in training stays, and none is met again in a test.
-    order = {script: i for i, script in enumerate(s for scripts in splits.values() for s in scripts)}
-    names = sorted(candidates, key=lambda n: (order[alphabet(n)], candidates[n]))
-    kept = _different(names, candidates, faces[0])
+    candidates, splits, kept = _characters()
     out = {}
     for split, scripts in splits.items():
         names = [n for n in kept if alphabet(n) in scripts]
@@ -55,6 +51,18 @@ def glyph_images(seed: int, *, size: int = 28, examples: int = 20, limit: int | 
         drawn = [_draw([candidates[n] for n in chunk], faces, seed, size, examples) for chunk in chunks]
         out[split] = ClassImages(torch.cat(drawn), tuple(names))
     return out
+
+
+@cache
+def _characters() -> tuple[dict[str, int], dict[str, tuple[str, ...]], list[str]]:
+    """Code points by name, scripts of the splits, and the names that are kept: no seed, size or limit changes them."""
+    face = _Face(FACES[0])
+    candidates = _candidates(face)
+    splits = split_alphabets(list(candidates), ALPHABETS)
+    # Train first: of characters that look alike in two scripts the one in training stays, and none is met again in a test.
+    order = {script: i for i, script in enumerate(s for scripts in splits.values() for s in scripts)}
+    names = sorted(candidates, key=lambda n: (order[alphabet(n)], candidates[n]))
+    return candidates, splits, _different(names, candidates, face)
 
 
 class _Face:
