@@ -13,6 +13,9 @@ import mcdi
 from mcdi.cli.main import app
 from mcdi.experiments.recipe_files import recipe_names
 from mcdi.experiments.studies import STUDIES
+from mcdi.methods import METHODS
+from mcdi.networks.registry import NETWORKS
+from mcdi.tasks.registry import SOURCES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")) if p.exists())
@@ -80,6 +83,16 @@ def fit_once():
     return remembered
 
 
+@pytest.fixture
+def _registries():
+    """What a page registers is gone for other tests."""
+    yield
+    for registry in (METHODS, NETWORKS, SOURCES):
+        for name in set(registry._specs) - set(registry._built_in):
+            del registry._specs[name]
+
+
+@pytest.mark.usefixtures("_registries")
 @pytest.mark.parametrize("page", named(p for p in PAGES if blocks(p, "python")))
 def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, fit_once):
     monkeypatch.chdir(tmp_path)
