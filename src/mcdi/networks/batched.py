@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mcdi.errors import McdiError
-
-State = dict[str, Tensor]
+from mcdi.networks.grouped import State as State
+from mcdi.networks.grouped import channels_last, run, runs
 
 OTHER_DROPOUTS = ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 
@@ -31,6 +31,9 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
     Returns:
         (N, S, ...). Raises McdiError for a module that draws random numbers otherwise than by dropout.
     """
+    if keys is None and runs(module):
+        assert isinstance(module, nn.Sequential)
+        return run(module, state, x)
     names = list(state)
 
     def one(key: Tensor | None, inputs: Tensor, *values: Tensor) -> Tensor:
@@ -38,10 +41,11 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
             return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (inputs,))
 
     refused = f"{type(module).__name__} draws random numbers that are no function of the task: only nn.Dropout may draw"
-    if x.device.type == "cpu" and (len(x) == 1 or one_by_one(state, x)):
+    # On a CPU the grouped convolution that vmap makes is slower than N plain ones.
+    if x.device.type == "cpu" and (len(x) == 1 or any(p.ndim >= 4 for p in state.values())):
         before = torch.get_rng_state()
         own = [None] * len(x) if keys is None else keys
-        each = [one(own[n], *(_channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))]
+        each = [one(own[n], *(channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))]
         if not torch.equal(before, torch.get_rng_state()):
             raise McdiError(refused)
         return torch.stack(each)
@@ -53,22 +57,10 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
         raise
 
 
-def one_by_one(state: State, x: Tensor) -> bool:
-    """Whether tasks run one at a time: on a CPU the grouped convolution that vmap makes is slower than N plain ones."""
-    return x.device.type == "cpu" and any(p.ndim >= 4 for p in state.values())
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Images and the weights of 2-D convolutions in the layout that pooling and norms are fast in.
-
-    A copy: `contiguous` leaves tensors with one channel as they are, and the layout of what follows with them.
-    """
-    if x.ndim != 4:
-        return x
-    try:
-        return x.clone(memory_format=torch.channels_last)
-    except RuntimeError:  # inside vmap (meta-training of a start), which has this layout neither here nor in norms
-        return x
+def tasks_at_once(state: State, x: Tensor) -> int:
+    """How many tasks' graphs should be in memory at once: on a CPU few, where images are convolved; they stay in cache."""
+    convolves = x.device.type == "cpu" and any(p.ndim >= 4 for p in state.values())
+    return max(1, 800 // x.shape[1]) if convolves else len(x)
 
 
 class SeededDropout(TorchFunctionMode):

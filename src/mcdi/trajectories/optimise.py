@@ -166,13 +166,11 @@ def _add_noise(std: float, x: Tensor, generator: torch.Generator) -> Tensor:
 def _gradients(net: Network, state: State, batch: Examples, tasks: Tasks, passed: int) -> State:
     """passed: number of the forward pass, which decides dropout."""
     keys = dropout_keys(tasks, passed) if batched.draws(net.module) else None
-    if not batched.one_by_one(state, batch.x):
-        return net.gradients(state, batch, tasks.mask, keys)
-    each = []
-    for one in (slice(n, n + 1) for n in range(len(tasks.mask))):  # one task at a time, so that only one graph is in memory
-        own, data = {m: v[one] for m, v in state.items()}, Examples(batch.x[one], batch.y[one])
-        each.append(net.gradients(own, data, tasks.mask[one], None if keys is None else keys[one]))
-    return {m: torch.cat([g[m] for g in each]) for m in each[0]}
+    each, count, size = [], len(tasks.mask), batched.tasks_at_once(state, batch.x)
+    for some in (slice(n, n + size) for n in range(0, count, size)):
+        own, data = {m: v[some] for m, v in state.items()}, Examples(batch.x[some], batch.y[some])
+        each.append(net.gradients(own, data, tasks.mask[some], None if keys is None else keys[some]))
+    return each[0] if len(each) == 1 else {m: torch.cat([g[m] for g in each]) for m in each[0]}
 
 
 def _ascended(state: State, grads: State, rho: float) -> State:
