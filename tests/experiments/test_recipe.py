@@ -40,6 +40,7 @@ class TestRecipes:
                 "shift-film",
                 "sines",
                 "styles-20way",
+                "symbols",
                 "text-lora",
             ),
         ]
@@ -179,6 +180,6 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, styles-20way, text-lora, or give",
+                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, styles-20way, symbols, text-lora, or give",
             ):
                 read_recipe(name)

@@ -169,7 +169,7 @@ class TestTensors:
     def test_of_any_network_every_tensor_has_its_shape(self):
         """Batch norm with its statistics, convolutions, FiLM with rows for more classes than the template has."""
         normed = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
-        for net, way in ((Network(normed), 1), (ConvNet(2, 3), 1), (FilmHead(4, 3), 5)):
+        for net, way in ((Network(normed), 1), (ConvNet(2, 3), 3), (FilmHead(4, 3), 5)):
             space = net.space
             hypernetwork = GraphHyperNetwork(graph_of(net.module, space), space, 6, 16, 1, 4, (4, 4))
             mask = torch.ones(2, space.units(way), dtype=torch.bool)

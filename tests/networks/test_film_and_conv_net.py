@@ -214,7 +214,9 @@ class TestConvNet:
         state = net.space.unpack(net.theta0(0, net.space.U)[None])
         norms = [n for n in state if isinstance(net.module.get_submodule(n.rpartition(".")[0]), torch.nn.GroupNorm)]
         assert len(norms) == 8 and all(bool((state[n] == float(n.endswith("weight"))).all()) for n in norms)
-        assert all(float(state[n].std()) > 0.01 for n in state if n not in norms)
+        *layers, weight, bias = (state[n][0] for n in state if n not in norms)
+        assert all(float(p.std()) > 0.01 for p in layers)
+        assert float(weight.std()) > 0.01 and bool((weight == weight[0]).all()) and bool((bias == bias[0]).all())  # of classes
 
     def test_every_gradient_arrives(self):
         net = ConvNet(2, 3)
@@ -232,7 +234,12 @@ class TestSettings:
                 {"network": "conv-net", "side": 32},
                 "conv-net reads drawings of a side that is a multiple of 14, not data = 'glyphs'",
             ),
-            ({"network": "conv-net", "data": "natural"}, "conv-net reads drawings .*, not data = 'natural', side = 28"),
+            ({"network": "pixel-net", "data": "natural"}, "pixel-net reads drawings .*, not data = 'natural', side = 28"),
+            ({"network": "pixel-net", "filters": 16}, "filters = 16 is for network = 'conv-net', not 'pixel-net'"),
+            ({"network": "conv-net", "filters": 7}, "filters = 7 must be even"),
+            ({"backbone": "none", "backbone_steps": 0}, "backbone = 'none' goes with conv-net and pixel-net"),
+            ({"network": "conv-net", "backbone": "none"}, "0 steps and no embedding, not .* backbone_steps = 400"),
+            ({"training_queries": 0}, "training_queries = 0 must be at least 1"),
             ({"network": "film-head", "backbone": "resnet8"}, "film-head adapts .* of conv4, not of backbone = 'resnet8'; use"),
             (
                 {"backbone_data": "glyphs"},
@@ -250,7 +257,7 @@ class TestSettings:
             checked({"name": "x", "family": family}, "x")
 
     def test_film_head_is_a_row_network_with_two_more_units(self):
-        assert Network.classes(FilmHead(6, 4), 9) == 7 and Network.classes(ConvNet(6, 4), 1) == 4
+        assert Network.classes(FilmHead(6, 4), 9) == 7 and Network.classes(ConvNet(6, 4), 4 * 8 + 4) == 4
 
 
 @pytest.mark.parametrize("network", ["film-head", "conv-net"])

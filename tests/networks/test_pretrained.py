@@ -184,7 +184,7 @@ class TestRefused:
             ('backbone = "hf:x"\nbackbone_steps = 0', "does not go with data = 'glyphs'"),
             (
                 'backbone = "resnet9"',
-                "unknown backbone 'resnet9': choose conv4, resnet8, hf:ID, timm:NAME, torchvision:KIND=FILE",
+                "unknown backbone 'resnet9': choose conv4, resnet8, none, hf:ID, timm:NAME, torchvision:KIND=FILE",
             ),
         ],
     )

@@ -82,7 +82,7 @@ class Generator:
 
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
         net, labels = self.network, torch.as_tensor(support[1]).to(self.device)
-        kind: dict[str, Any] = {"any_way": net.space.unit == "row", "regression": net.regression, "target": net.target_shape}
+        kind: dict[str, Any] = {"any_way": net.space.any_rows, "regression": net.regression, "target": net.target_shape}
         x, y, way, single = support_batch(net.read(support[0]), labels, way=net.way, **kind)
         mask = torch.ones(len(y), net.space.units(way), dtype=torch.bool, device=self.device)
         return Examples(self.embed(x), y), mask, single
@@ -281,6 +281,6 @@ class Generator:
 
 
 def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:
-    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`, or `user/name` on the Hugging Face Hub; options
-    are those of `Generator.from_pretrained`."""
+    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`; or a ready-made one, "symbols"; or `user/name` on
+    the Hugging Face Hub. Options are those of `Generator.from_pretrained`."""
     return Generator.from_pretrained(model, device, **options)

@@ -58,7 +58,7 @@ class Sampler(nn.Module):
     @property
     def any_way(self) -> bool:
         """Whether it generates for any number of classes: rows do, unless the denoiser reads all rows as one vector."""
-        return self.generator.network.space.unit == "row" and getattr(self.generator.method, "any_units", True)
+        return self.generator.network.space.any_rows and getattr(self.generator.method, "any_units", True)
 
     def metadata(self) -> dict[str, Any]:
         """What `Exported` needs to call the exported function."""

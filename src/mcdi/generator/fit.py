@@ -24,6 +24,23 @@ SMALL: dict[str, Any] = {
     "options": {"width": 128, "depth": 2},
     "training": {"meta": "none", "iterations": 500, "learners": 2, "tasks": 16, "outer_lr": 0.006},
 }
+# Where units are filters: single examples are read, as single tasks are new at every step.
+FILTERS: dict[str, Any] = {
+    "denoiser": "filters",
+    "prior": False,
+    "functional": 10.0,
+    "functional_tasks": "fresh",
+    "options": {"width": 64, "depth": 2},
+    "training": {
+        "meta": "none",
+        "iterations": 500,
+        "inner_steps": 1,
+        "learners": 1,
+        "tasks": 16,
+        "outer_lr": 0.003,
+        "warmup": 0.05,
+    },
+}
 ADAM = Preparation(epochs=60, lr=0.03)
 
 
@@ -44,14 +61,15 @@ def fit(
         method: its name.
         preparation: the optimiser whose trajectories are learnt from, and k of its points; its `tasks` is not read.
         stored: trajectories that exist already, for instance of `prepare(tasks, folder, preparation)`.
-        settings: of the method, over `SMALL` for a diffusion: {"training": {"iterations": 2000}} trains longer,
-            {"training": {"meta": "reptile"}} is the paper's bi-level training.
+        settings: of the method, over `SMALL` for a diffusion, or `FILTERS` where unit = "filter": {"training": {"iterations":
+            2000}} trains longer, {"training": {"meta": "reptile"}} is the paper's bi-level training.
         seed: decides the result.
         log: hears of every step.
     """
     data = trajectories(tasks, "train", range(len(tasks)), preparation) if stored is None else stored
     spec = method_spec(method)
-    values = merged(SMALL if spec.shared_settings else {}, settings or {})
+    own = FILTERS if tasks.downstream.space.unit == "filter" else SMALL
+    values = merged(own if spec.shared_settings else {}, settings or {})
     trained = spec.build(values).fit(tasks, data, seed=seed, log=log)
     if isinstance(trained, SupportsSampling) and "sampling" not in values:
         trained = choose_sampler(trained, tasks, tasks=VALIDATION, seed=seed)[1]

@@ -109,7 +109,8 @@ class MethodSpec:
         gradient_free: whether weights come without a gradient step.
         exportable: whether `generate` is a pure function of features that ONNX and torch.export can hold.
         seed_per_task: whether each task of a batch may have a seed of its own.
-        networks: "heads" for formulas that exist for linear heads only.
+        networks: "heads" for formulas that exist for linear heads only, "last layer" for whole networks whose last layer can be
+            solved in closed form.
         unit_features: whether it needs features of one length, as image embeddings have.
         proposed: whether tables mark it, and say how it compares with the baselines.
         baseline: whether it is what a user would take instead of a proposed method.
@@ -129,12 +130,17 @@ class MethodSpec:
     gradient_free: bool = True
     exportable: bool = False
     seed_per_task: bool = False
-    networks: Literal["any", "heads"] = "any"
+    networks: Literal["any", "heads", "last layer"] = "any"
     unit_features: bool = False
     proposed: bool = False
     baseline: bool = False
     shared_settings: bool = False
     in_landscape: bool = False
+
+    def serves(self, traits: NetworkTraits) -> bool:
+        """Whether it can make the weights of such a network."""
+        fits = {"any": True, "heads": traits.closed_form, "last layer": traits.last_layer}[self.networks]
+        return fits and (traits.equal_lengths or not self.unit_features)
 
 
 _MCDI = "mcdi.methods.mcdi.method"
@@ -145,6 +151,7 @@ METHODS: Registry[MethodSpec] = Registry(
     {
         **dict.fromkeys(("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork"), _MCDI),
         **dict.fromkeys(("prototypes", "linear-probe", "meta-baseline"), f"{_BASELINES}.closed_form"),
+        **dict.fromkeys(("protonet", "r2-d2"), f"{_BASELINES}.shared_body"),
         "adam": f"{_BASELINES}.finetune",
         "reptile": f"{_BASELINES}.reptile",
         "maml": f"{_BASELINES}.maml",

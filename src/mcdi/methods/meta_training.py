@@ -25,7 +25,8 @@ class MetaTraining:
 
     meta "reptile": `learners` = B copies of phi, each on a batch of `tasks` tasks of its own, K steps of the `inner`
     optimiser, then the outer step. "none": single level, Adam on the same B * K * tasks examples at once, so that both
-    see the same data. The outer rate falls to zero along a cosine; `ema` averages phi over the iterations, and the
+    see the same data. The outer rate falls to zero along a cosine, after a linear rise over a fraction `warmup` of the
+    iterations; `ema` averages phi over the iterations, and the
     average is kept.
     """
 
@@ -38,6 +39,7 @@ class MetaTraining:
     tasks: int = 24
     outer: Literal["adam", "literal"] = "adam"
     outer_lr: float = 0.001
+    warmup: float = 0.0
     ema: float = 0.995
     checkpoint_every: int = 100
 
@@ -48,6 +50,8 @@ class MetaTraining:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if not 0 <= self.warmup < 1:
+            raise McdiError(f"warmup = {self.warmup} is a fraction of the iterations: choose 0 <= warmup < 1")
         if min(self.inner_lr, self.outer_lr) <= 0 or not 0 <= self.ema < 1:
             raise McdiError(
                 f"inner_lr = {self.inner_lr} and outer_lr = {self.outer_lr} must be positive, ema = {self.ema} in [0, 1)"
@@ -85,7 +89,7 @@ def meta_train(
     for step in range(done, settings.iterations):
         batch = batch_at(step)
         loss_of, values = _by_position(loss_fn, tuple(batch)), tuple(batch.values())
-        lr = cosine_rate(step, settings.iterations, settings.outer_lr)
+        lr = cosine_rate(step, settings.iterations, settings.outer_lr, warmup=settings.warmup)
         outer.optimiser.param_groups[0]["lr"] = lr
         if settings.meta == "reptile":
             displacement, losses = reptile_displacement(phi, loss_of, values, settings.inner_lr, settings.inner)

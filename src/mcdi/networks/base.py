@@ -1,5 +1,6 @@
 """The base class of downstream networks, in three parts: what it reads of examples, how it is saved, what it computes."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple, Self
@@ -12,11 +13,17 @@ from mcdi.errors import McdiError
 from mcdi.networks import batched
 from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.batched import State
+from mcdi.networks.support import members
 from mcdi.types import Examples
 from mcdi.weights import WeightSpace
 
 Start = Literal["gaussian", "module"]
-HEAD_OPTIONS = ("condition", "centred", "embedding")  # settings of a family that only some networks use
+LastLayer = Literal["generated", "prototypes", "ridge"]
+# Settings of a family that only some networks use, and the network that has them.
+OPTIONS = {
+    **dict.fromkeys(("condition", "centred", "embedding"), "linear-head"),
+    **dict.fromkeys(("filters", "pixels", "head"), "conv-net"),
+}
 
 
 class NetworkTraits(NamedTuple):
@@ -24,6 +31,7 @@ class NetworkTraits(NamedTuple):
 
     closed_form: it ends in a linear head. condition_heads: closed-form heads in its condition. rows_only: rows of a linear head
     are all its weights. embedding: tasks are embedded by another network's features. equal_lengths: its features have one norm.
+    last_layer: it can solve its last layer on the features of a generated body.
     """
 
     kind: str
@@ -32,6 +40,7 @@ class NetworkTraits(NamedTuple):
     rows_only: bool = False
     embedding: bool = False
     equal_lengths: bool = True
+    last_layer: bool = False
 
 
 class TaskEmbedding:
@@ -73,6 +82,18 @@ class TaskEmbedding:
     def condition(self, support: Examples, units: int) -> Tensor:
         """Support sets (B, S, input_size), (B, S) -> (B, units, condition_size)."""
         raise NotImplementedError
+
+    @property
+    def set_shape(self) -> tuple[int, ...]:
+        """Of one example in `support_set`."""
+        return self.example_shape or (self.input_size,)
+
+    def support_set(self, support: Examples, way: int) -> Tensor:
+        """The examples one by one, for generators that attend to them: (B, S, X + Y). The first X numbers are an example of
+        `set_shape`, the last Y its class, one-hot, or its target."""
+        x, y = support.x.flatten(2), support.y
+        labels = y.reshape(*y.shape[:2], -1) if self.regression else members(y, way)
+        return torch.cat([x, labels.to(x.dtype)], -1)
 
 
 class SavedNetwork(TaskEmbedding):
@@ -130,8 +151,10 @@ class Network(SavedNetwork):
     supports_closed_form = False  # whether it is a `heads.Head`: a formula gives a linear head of it
     supports_ridge_blend = False  # whether generated heads can be blended with ridge regression
     supports_adapters = False  # whether generated weights can be saved as a peft adapter
+    supports_solved = False  # whether it has `solved`, its last layer in closed form on its own features
+    solves_last_layer = False  # whether generated weights are completed by it
     exportable = True  # whether `condition` is a pure function of features, which a file can hold
-    head_options: tuple[str, ...] = ()  # which of HEAD_OPTIONS it uses
+    options: tuple[str, ...] = ()  # which of OPTIONS it uses
 
     def __init__(self, module: nn.Module, embedder: Embedder | None = None, *, start: Start = "gaussian", **space: Any) -> None:
         self.module, self.embedder, self.start = module.requires_grad_(False).eval(), embedder, start
@@ -147,13 +170,14 @@ class Network(SavedNetwork):
         """Raises McdiError for settings of a family that this network does not go with."""
         for field in fields(settings):
             value = getattr(settings, field.name)
-            if field.name in HEAD_OPTIONS and field.name not in cls.head_options and value != field.default:
-                raise McdiError(f"{field.name} = {value!r} is for network = 'linear-head', not {cls.kind!r}: leave it out")
+            if field.name in OPTIONS and field.name not in cls.options and value != field.default:
+                fitting = OPTIONS[field.name]
+                raise McdiError(f"{field.name} = {value!r} is for network = {fitting!r}, not {cls.kind!r}: leave it out")
 
     @classmethod
     def traits(cls, settings: Any) -> NetworkTraits:
         """What methods ask of the network that a family's settings describe."""
-        return NetworkTraits(cls.kind, cls.supports_closed_form, cls.condition_heads)
+        return NetworkTraits(cls.kind, cls.supports_closed_form, cls.condition_heads, last_layer=cls.supports_solved)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         """(units, D): one start for all tasks of a family, which removes most of the weight-space symmetry."""
@@ -162,6 +186,8 @@ class Network(SavedNetwork):
         drawn = () if self.start == "module" else self.space.parameter_names
         start = {n: self._start(n, state[n], generator) if n in drawn else state[n] for n in self.space.spec}
         packed = self.space.pack({n: p[None] for n, p in start.items()})[0]
+        if self.space.unit == "filter" and self.space.any_rows:  # the order of classes means nothing
+            return torch.cat([packed[: self.space.fixed], packed[-1:].expand(self.classes(units), -1)])
         return packed.expand(units, -1) if self.space.unit == "row" else packed
 
     def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
@@ -170,7 +196,8 @@ class Network(SavedNetwork):
 
     def classes(self, units: int) -> int:
         """How many classes a task of so many units has."""
-        return units - self.space.extra if self.space.unit == "row" else self.way
+        classes = self.space.classes(units)
+        return self.way if classes is None else classes
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Every task's own outputs: {name: (B, *shape)}, (B, S, ...) -> (B, S, ...); keys as in batched.apply."""
@@ -192,6 +219,35 @@ class Network(SavedNetwork):
         with torch.enable_grad():
             total = self.losses({**state, **leaves}, data, mask, keys).sum()
         return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+    def solved(self, weights: Tensor, support: Examples, how: LastLayer | None = None) -> Tensor:
+        """Weights (B, U, D) with the last layer in closed form on the support set, differentiable in the others.
+
+        how: None is the network's own choice. Raises McdiError for networks without it (`supports_solved`).
+        """
+        raise McdiError(f"the last layer of a {self.kind} cannot be solved: set head = 'generated', or network = 'conv-net'")
+
+    def standalone(self, state: State) -> nn.Module:
+        """The network of one task, {name: (*shape)}, as a module that needs nothing else. Raises McdiError for networks that
+        read features of a backbone."""
+        if self.embedder is not None:
+            raise McdiError(f"a {self.kind} reads features of its backbone: use `mcdi export`, or generate a conv-net")
+        return self.with_state(state)
+
+    def with_state(self, state: State) -> nn.Module:
+        """A copy of the module with the weights of one task, which may have another number of classes."""
+        module = copy.deepcopy(self.module)
+        for name, value in state.items():
+            owner, _, own = name.rpartition(".")
+            getattr(module.get_submodule(owner), own).data = value
+        return module
+
+    response_size = 0  # numbers that `response` gives of an example
+
+    def response(self, weights: Tensor, support: Examples) -> Tensor:
+        """What networks do on their own support sets, for chains that see it: (B, U, D) -> (B, S, response_size), the same
+        however classes are numbered."""
+        raise McdiError(f"a {self.kind} does not say what its weights do: set response = false")
 
     def predict(self, weights: Tensor, x: Tensor) -> Tensor:
         """Outputs from packed weights: (B, U, D), (B, S, ...) -> (B, S, ...)."""

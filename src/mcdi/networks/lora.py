@@ -42,7 +42,7 @@ class LoraClassifier(Head):
     exportable = False
     reads_texts = supports_adapters = True
     condition_heads = CLOSED_FORM_HEADS
-    head_options = ("condition",)
+    options = ("condition",)
 
     def __init__(
         self, lora: LoraSettings, way: int, base: int | None = None, condition: Condition = "means", examples: int = 0

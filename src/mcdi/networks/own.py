@@ -1,6 +1,7 @@
 """A module of the user's as a downstream network; tasks/own.py holds the tasks that go with it."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -9,8 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.networks.base import Network
+from mcdi.networks.base import LastLayer
 from mcdi.networks.batched import State
+from mcdi.networks.last_layer import EndsInLinear, ends_in_linear
 from mcdi.networks.registry import register_network
 from mcdi.types import Examples
 from mcdi.weights import Unit
@@ -22,7 +24,7 @@ NOISE = 0.1  # of y in its standard deviations, that the description allows for
 
 
 @register_network("own")
-class OwnNetwork(Network):
+class OwnNetwork(EndsInLinear):
     """A copy of the user's module; theta_0 is its weights, the condition is an estimate of y at fixed probe inputs.
 
     Probes are inputs of training tasks. The condition there is the kernel ridge estimate of y (of the probability of every
@@ -37,6 +39,7 @@ class OwnNetwork(Network):
         loss: of one task; the default is cross-entropy or the mean square.
         describe: makes the condition in place of the probes: x (B, S, ...), y (B, S, ...) -> (B, C).
         select, unit: which parameters are generated, see WeightSpace.
+        head: how the last layer of a classifier is made, see `EndsInLinear`; for a Sequential that ends in a Linear layer.
     """
 
     needs_module, exportable = True, False
@@ -55,13 +58,23 @@ class OwnNetwork(Network):
         describe: Describe | None = None,
         select: str = ".*",
         unit: Unit = "whole",
+        head: LastLayer = "generated",
     ) -> None:
         if unit == "row":
             raise McdiError("unit = 'row' is for heads of any number of classes: choose whole, layer or a chunk width")
         if (describe is None) != (described is None):
             own, yours = "at its own probe inputs: leave describe out", "by a function of yours: give it as `describe`"
             raise McdiError(f"this generator describes support sets {own if described is None else yours}")
-        super().__init__(copy.deepcopy(module), unit=unit, select=select, start="module")
+        generated = tuple(n for n, _ in module.named_parameters() if re.search(select, n))
+        self.supports_solved = not regression and ends_in_linear(module, way, generated)
+        if head != "generated" and not self.supports_solved:
+            raise McdiError(
+                f"head = {head!r} is for a classifier that ends in a generated Linear layer with a bias: leave it out"
+            )
+        classes = unit == "filter" and self.supports_solved
+        super().__init__(copy.deepcopy(module), unit=unit, select=select, start="module", classes=classes)
+        if self.supports_solved:
+            self.set_head(head)
         self.example_shape, self.target_shape = tuple(example), tuple(target)
         self.input_size = torch.Size(self.example_shape).numel()
         self.way, self.regression, self.squeeze, self.described = way, regression, squeeze, described
@@ -109,7 +122,7 @@ class OwnNetwork(Network):
     def config(self) -> dict[str, Any]:
         shapes = {"example": list(self.example_shape or ()), "target": list(self.target_shape)}
         sizes = {"way": self.way, "regression": self.regression, "squeeze": self.squeeze, "described": self.described}
-        return {"kind": self.kind, **shapes, **sizes, "select": self.select, "unit": self.space.unit}
+        return {"kind": self.kind, **shapes, **sizes, "select": self.select, "unit": self.space.unit, "head": self.head}
 
     def state(self) -> dict[str, Tensor]:
         own = {f"module.{n}": t.contiguous() for n, t in self.module.state_dict().items()}

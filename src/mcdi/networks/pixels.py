@@ -17,27 +17,36 @@ from mcdi.weights import Unit
 
 
 class PixelNetwork(Network):
-    """Base of networks on 14 x 14 pixels of which ALL weights are generated; the condition is every class's mean feature.
+    """Base of networks on few pixels of which ALL weights are generated; the condition is every class's mean feature, or its
+    mean image where there is no backbone.
 
-    An embedded image is its 196 pixels followed by the backbone's features: the network reads the pixels, the task
-    embedding the features.
+    An embedded image is its pixels followed by the backbone's features: the network reads the pixels, the task embedding the
+    features.
     """
 
-    side = 14
-    pixels = side**2
+    side, channels = 14, 1
 
     def __init__(self, module: nn.Module, features: int, way: int, embedder: Embedder | None, unit: Unit) -> None:
-        super().__init__(module, embedder, unit=unit)
+        super().__init__(module, embedder, unit=unit, classes=unit == "filter")
         self.features, self.way = features, way
+        self.pixels = self.channels * self.side**2
         self.input_size = self.pixels + features
-        self.condition_size = way * (features + 1)
+        self.condition_size = way * ((features or self.pixels) + 1)
 
     @classmethod
     def check_family(cls, settings: Any) -> None:
         super().check_family(settings)
-        if settings.channels > 1 or settings.side % cls.side:
+        side = getattr(settings, "pixels", cls.side) if "pixels" in cls.options else cls.side
+        if (settings.channels > 1 and "pixels" not in cls.options) or settings.side % side:
             given = f"data = {settings.data!r}, side = {settings.side}; use linear-head"
-            raise McdiError(f"{cls.kind} reads drawings of a side that is a multiple of {cls.side}, not {given}")
+            raise McdiError(f"{cls.kind} reads drawings of a side that is a multiple of {side}, not {given}")
+
+    @property
+    def set_shape(self) -> tuple[int, ...]:
+        return self.channels, self.side, self.side
+
+    def support_set(self, support: Examples, way: int) -> Tensor:
+        return super().support_set(support._replace(x=support.x[..., : self.pixels]), way)
 
     def embed(self, x: Tensor) -> Tensor:
         if self.embedder is None:
@@ -47,9 +56,18 @@ class PixelNetwork(Network):
         return torch.cat([small.reshape(*x.shape[:-3], self.pixels), features], -1)
 
     def condition(self, support: Examples, units: int) -> Tensor:
-        mean, count = class_means(support.x[..., self.pixels :], support.y, self.way)
+        if (way := self.classes(units)) != self.way:
+            raise McdiError(f"this generator makes networks for {self.way} classes, not {way}")
+        read = support.x[..., self.pixels :] if self.features else support.x
+        mean, count = class_means(read, support.y, self.way)
         flat = torch.cat([mean, count.clamp(min=1).log()[..., None]], -1).flatten(1)
         return flat[:, None].expand(-1, units, -1)
+
+    def standalone(self, state: State) -> nn.Module:
+        """From images (N, channels, H, H) in [0, 1], of the side that the generator reads."""
+        module = self.with_state(state)
+        assert self.embedder is not None
+        return nn.Sequential(nn.AvgPool2d(self.embedder.side // self.side), nn.Flatten(), module)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         return super().forward(state, x[..., : self.pixels], keys)
@@ -65,7 +83,7 @@ class PixelNet(PixelNetwork):
     def __init__(
         self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"
     ) -> None:
-        module = nn.Sequential(nn.Linear(self.pixels, hidden), nn.ReLU(), nn.Linear(hidden, way))
+        module = nn.Sequential(nn.Linear(self.side**2, hidden), nn.ReLU(), nn.Linear(hidden, way))
         super().__init__(module, features, way, embedder, unit)
         self.hidden = hidden
 

@@ -24,6 +24,7 @@ class FewShot:
         examples: {split: (C, M, ...)}.
         shots: numbers of examples a class of support sets.
         queries: examples a class of query sets.
+        training_queries: of those of training tasks, where they are fewer.
         groups: {split: a number of every class}, its domain say: the classes of a task are of one group, each as often as any.
 
     Raises:
@@ -39,10 +40,12 @@ class FewShot:
         way: int,
         shots: Sequence[int],
         queries: int = 15,
+        training_queries: int | None = None,
         groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.name, self.downstream, self.examples = name, downstream, dict(examples)
         self.way, self.shots, self.queries = way, tuple(shots), queries
+        self.training_queries = training_queries or queries
         self.groups = {split: torch.as_tensor(numbers) for split, numbers in (groups or {}).items()}
         for split, x in examples.items():
             if len(x) < way:
@@ -81,7 +84,8 @@ class FewShot:
         drawn = uniform(split, seeds, 1, draw, count=self.way * examples.shape[1])
         keys = torch.from_numpy(drawn).reshape(len(seeds), self.way, -1)
         # topk is sorted: the head of a full sort, in a third of its time.
-        chosen = keys.topk(shots + self.queries, largest=False).indices
+        queries = self.training_queries if split == "train" else self.queries
+        chosen = keys.topk(shots + queries, largest=False).indices
         x = examples[classes[..., None], chosen]
         mask = torch.ones(len(seeds), self.downstream.space.units(self.way), dtype=torch.bool)
         support, query = self._labelled(x[:, :, :shots], x[:, :, shots:])

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
+from mcdi.networks.base import LastLayer
 from mcdi.networks.own import Describe, Loss, OwnNetwork
 from mcdi.types import Examples, TaskBatch
 from mcdi.utils.random import uniform
@@ -29,7 +30,8 @@ class OwnTasks:
             preparation trains on all. One task in ten is held out.
         loss: of one task, outputs (S, ...) and y -> (); the default is cross-entropy for labels, the mean square otherwise.
         describe: what the generator is told of support sets, x (B, S, ...) and y -> (B, C), in place of OwnNetwork's estimate.
-        select, unit: which parameters are generated, see WeightSpace.
+        select, unit: which parameters are generated, see WeightSpace; "filter" for networks of convolutions.
+        head: "prototypes" or "ridge": the last layer of a classifier is solved in closed form, see networks.last_layer.
 
     Raises:
         McdiError: data that do not fit the module or are too few.
@@ -46,11 +48,12 @@ class OwnTasks:
         describe: Describe | None = None,
         select: str = ".*",
         unit: Unit = "whole",
+        head: LastLayer = "generated",
     ) -> None:
         x, y = (t.float() if t.is_floating_point() else t.long() for t in (torch.as_tensor(x), torch.as_tensor(y)))
         self.shots: tuple[int, ...] = (shots,)
         kind = _fitting(module, x, y, shots, describe)
-        self.downstream = OwnNetwork(module, **kind, loss=loss, describe=describe, select=select, unit=unit)
+        self.downstream = OwnNetwork(module, **kind, loss=loss, describe=describe, select=select, unit=unit, head=head)
         last = -(-len(y) // HELD_OUT)
         self.parts = {"train": Examples(x[:-last], y[:-last]), "val": Examples(x[-last:], y[-last:])}
         if describe is None:

@@ -138,10 +138,9 @@ def _landscape(context: Context, variants: Sequence[Variant], path: Path, progre
 
 
 def fitting_methods(recipe: Recipe) -> tuple[str, ...]:
-    """The methods that can generate a recipe's network: some are for linear heads, or for features of one length."""
-    traits, specs = recipe.family.traits, all_methods().values()
-    fitting = [s.name for s in specs if traits.closed_form or s.networks == "any"]
-    return tuple(n for n in fitting if traits.equal_lengths or not method_spec(n).unit_features)
+    """The methods that can generate a recipe's network: some are for linear heads, for whole networks, or for
+    features of one length."""
+    return tuple(spec.name for spec in all_methods().values() if spec.serves(recipe.family.traits))
 
 
 ABOUT = {

@@ -31,6 +31,9 @@ def start_for_units(net: Network, start: Tensor, units: int) -> Tensor:
     if len(start) == units:
         return start
     extra = net.space.extra
+    if net.space.unit == "filter":
+        fixed = start[: net.space.fixed]
+        return torch.cat([fixed, start[len(fixed) :].mean(0).expand(units - len(fixed), -1)])
     rows, shared = start.split([len(start) - extra, extra])
     return torch.cat([rows.mean(0).expand(units - extra, -1), shared])
 

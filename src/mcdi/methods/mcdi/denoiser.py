@@ -1,5 +1,6 @@
 """The denoiser f(x_t, t, c) of the paper as one module: a network, the linear prior under it, and the schedule."""
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -14,21 +15,29 @@ from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.networks.base import Network
 from mcdi.networks.support import prototype_rows
+from mcdi.types import Examples
 from mcdi.weights import WeightSpace
 
 
 class ConditionSizes(NamedTuple):
     """Of what a downstream network tells of a support set: numbers a unit, how many of them a linear map may read, closed-form
-    heads at its beginning, single examples at its end."""
+    heads at its beginning, single examples at its end. Of its `support_set`: an example's shape, and classes, or 0 and numbers
+    of a target."""
 
     condition_size: int
     summary_size: int
     heads: int
     examples: int
+    shape: tuple[int, ...] = ()
+    way: int = 0
+    target: int = 0
+    response: int = 0
 
     @classmethod
     def of(cls, net: Network) -> "ConditionSizes":
-        return cls(net.condition_size, net.summary_size, net.condition_heads, net.condition_examples)
+        sizes = net.condition_size, net.summary_size, net.condition_heads, net.condition_examples
+        labels = (0, math.prod(net.target_shape)) if net.regression else (net.way, 0)
+        return cls(*sizes, tuple(net.set_shape), *labels, net.response_size)
 
 
 class Denoiser(nn.Module):
@@ -57,10 +66,26 @@ class Denoiser(nn.Module):
             options = {"ordered": True, **options}
         if s.denoiser == "cross":
             options |= {"summary": sizes.summary_size, "examples": sizes.examples}
+        if s.denoiser == "filters":
+            if space.unit != "filter":
+                raise McdiError(
+                    f"denoiser 'filters' makes whole networks, not weights in units of {space.unit!r}: choose another"
+                )
+            # Without rows of classes labels have no unit of their own: they are read as numbers.
+            options |= {"blocks": space.blocks, "shape": sizes.shape, "way": sizes.way if space.any_rows else 0}
+            options["response"] = sizes.response if s.response else 0
         self.head_size = sizes.heads * space.D
         reads = self.head_size if s.combines_heads else sizes.condition_size
+        if s.reads_examples:
+            reads = math.prod(sizes.shape) + (sizes.way or sizes.target)
         self.network = make_denoiser(s.denoiser, space.D, reads, space.U, **options)
         self.row_size = space.D
+
+    def condition(self, net: Network, support: Examples, units: int) -> Tensor:
+        """What this denoiser reads of support sets: (B, U, C), or (B, S, C) where it attends to examples one by one."""
+        if self.settings.reads_examples:
+            return net.support_set(support, net.classes(units))
+        return net.condition(support, units)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -82,15 +107,33 @@ class Denoiser(nn.Module):
             raise McdiError("only linear heads have prototypes: set prior_input = 'summary'")
         return prototype_rows(cond[..., : self.row_size - 1])
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor, prior_mean: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def response(self, net: Network, space: WeightSpace, x: Tensor, cond: Tensor) -> Tensor | None:
+        """What the networks of standardised weights x (B, U, D) do on the support sets of `cond`, (B, S, R); None where the
+        settings do not ask for it."""
+        if not self.settings.response:
+            return None
+        size = math.prod(self.sizes.shape)
+        return net.response(space.restore(x), Examples(cond[..., :size], cond[..., size:].argmax(-1)))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor,
+        mask: Tensor,
+        prior_mean: Tensor | None = None,
+        response: Tensor | None = None,
+    ) -> Tensor:
         """f(x_t, t, c).
 
         Args:
             x: (B, U, D), standardised weights at t.
             t: (B,), in [0, T).
-            cond: (B, U, C).
+            cond: of `condition`.
             mask: (B, U), which units exist.
             prior_mean: `prior_mean` of the condition, where it is known already.
+            response: of `response`.
 
         Returns:
             (B, U, D), the noise estimate of the global chain.
@@ -99,7 +142,8 @@ class Denoiser(nn.Module):
         if self.settings.combines_heads:
             assert isinstance(self.prior, HeadPrior)
             reads = self.prior.directions(self.prior_input(cond))
-        output = self.network(x, t / self.schedule.T, reads, mask)
+        more = () if response is None else (response,)
+        output = self.network(x, t / self.schedule.T, reads, mask, *more)
         if self.prior is not None:
             # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
             mean = self.prior_mean(cond, mask) if prior_mean is None else prior_mean

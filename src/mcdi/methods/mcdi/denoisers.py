@@ -1,6 +1,5 @@
 """Networks that denoise weights, by name: all map (x (B, U, D), t (B,), cond (B, U, C), mask (B, U)) -> (B, U, D)."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,37 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-
-
-def time_features(t: Tensor, size: int, horizon: float = 1000.0) -> Tensor:
-    """(B,) times in [0, 1] -> (B, size) sines and cosines of geometrically spaced frequencies."""
-    frequency = torch.exp(torch.arange(size // 2, device=t.device) * (-math.log(horizon) / (size // 2 - 1)))
-    angle = t[:, None] * horizon * frequency
-    return torch.cat([angle.sin(), angle.cos()], -1)
-
-
-def _perceptron(inputs: int, width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
-
-
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A last layer that begins at zero, so that a denoiser begins at what its output is added to."""
-    last = nn.Linear(inputs, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return last
-
-
-class Residual(nn.Module):
-    """Pre-norm perceptron with a residual, shifted by the context."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.context = nn.Linear(width, width)
-
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
-        return h + self.down(F.silu(self.up(self.norm(h) + self.context(context))))
+from mcdi.methods.mcdi.filters import FilterTransformer
+from mcdi.methods.mcdi.layers import Block, Residual, SetAttentionBlock, attend, perceptron_of, time_features, zero_linear
 
 
 class MLP(nn.Module):
@@ -49,8 +19,8 @@ class MLP(nn.Module):
     def __init__(self, size: int, cond_size: int, units: int, *, width: int = 256, depth: int = 3) -> None:
         super().__init__()
         self.width, self.shape = width, (units, size)
-        self.time, self.condition = _perceptron(width, width), _perceptron(cond_size * units, width)
-        self.first, self.last = nn.Linear(size * units, width), _zero_linear(width, size * units)
+        self.time, self.condition = perceptron_of(width, width), perceptron_of(cond_size * units, width)
+        self.first, self.last = nn.Linear(size * units, width), zero_linear(width, size * units)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
@@ -64,46 +34,6 @@ class MLP(nn.Module):
         return self.last(h).reshape(x.shape)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, exists: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-    """Attention of queries (B, heads, Q, w) to the keys and values (B, heads, K, w) that exist (B, 1, 1, K): (B, Q, heads * w).
-
-    Written out: units are few (5 to 100), and unlike the fused kernel this runs under vmap on every device.
-    """
-    logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
-    return (logits.masked_fill(~exists, -1e9).softmax(-1) @ v).transpose(1, 2).flatten(2)
-
-
-class AttentionBlock(nn.Module):
-    """The layers of a block of self-attention and a two-layer perceptron; `forward` puts them together."""
-
-    def __init__(self, width: int, heads: int, *, affine: bool = True) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=affine) for _ in range(2))
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-
-    def attended(self, h: Tensor, exists: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(attend(q, k, v, exists, bias))
-
-    def perceptron(self, h: Tensor) -> Tensor:
-        return self.down(F.silu(self.up(h)))
-
-
-class Block(AttentionBlock):
-    """Pre-norm attention over units and a perceptron, both scaled and shifted by the time (adaLN, 2212.09748)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads, affine=False)
-        self.modulate = nn.Linear(width, 4 * width)
-
-    def forward(self, h: Tensor, time: Tensor, mask: Tensor) -> Tensor:
-        scale1, shift1, scale2, shift2 = self.modulate(time)[:, None].chunk(4, -1)
-        h = h + self.attended(self.norm1(h) * (1 + scale1) + shift1, mask[:, None, None])
-        return h + self.perceptron(self.norm2(h) * (1 + scale2) + shift2)
-
-
 class UnitTransformer(nn.Module):
     """A token a unit. Equivariant to the order of units, unless `ordered` gives each its own embedding (chunks, layers)."""
 
@@ -113,12 +43,12 @@ class UnitTransformer(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width = {width} is no multiple of heads = {heads}")
-        self.width, self.heads = width, heads
+        self.width, self.heads, self.any_units = width, heads, not ordered
         self.weights, self.condition = nn.Linear(size, width), nn.Linear(cond_size, width)
         self.order = nn.Parameter(torch.randn(units, width) * 0.02) if ordered else None
-        self.time = _perceptron(width, width)
+        self.time = perceptron_of(width, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm, self.head = nn.LayerNorm(width), _zero_linear(width, size)
+        self.norm, self.head = nn.LayerNorm(width), zero_linear(width, size)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         h = self.weights(x) + self.condition(cond)
@@ -128,18 +58,6 @@ class UnitTransformer(nn.Module):
         for block in self.blocks:
             h = block(h, time, mask)
         return self.head(self.norm(h))
-
-
-class SetAttentionBlock(AttentionBlock):
-    """Pre-norm self-attention of examples, a learnt bias for those of one class, and a perceptron (SAB of 1810.00825)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__(width, heads)
-        self.same_class = nn.Parameter(torch.zeros(heads))
-
-    def forward(self, h: Tensor, exists: Tensor, same: Tensor) -> Tensor:
-        h = h + self.attended(self.norm1(h), exists, self.same_class[:, None, None] * same)
-        return h + self.perceptron(self.norm2(h))
 
 
 class CrossTransformer(UnitTransformer):
@@ -200,9 +118,9 @@ class HeadCombiner(nn.Module):
         self.width = width
         count = 2 * (cond_size // size + 1)
         self.inputs = nn.Linear(count + count * (count - 1) // 2, width)
-        self.time = _perceptron(width, width)
+        self.time = perceptron_of(width, width)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
-        self.last = _zero_linear(width, count)
+        self.last = zero_linear(width, count)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         own = torch.cat([x[..., None, :], cond.unflatten(-1, (-1, x.shape[-1]))], -2)
@@ -224,6 +142,7 @@ DENOISERS: dict[str, type[nn.Module]] = {
     "transformer": UnitTransformer,
     "cross": CrossTransformer,
     "head-combiner": HeadCombiner,
+    "filters": FilterTransformer,
     "mlp": MLP,
 }
 

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mcdi import core
-from mcdi.methods.episodes import by_learner, stored_tasks
+from mcdi.methods.episodes import by_learner, fresh_tasks, stored_tasks
 from mcdi.methods.mcdi.denoiser import Denoiser
 from mcdi.methods.meta_training import Batch
 from mcdi.tasks.family import TaskFamily
@@ -45,16 +46,24 @@ class DenoisingLoss:
         rows, tasks = stored_tasks(self.family, self.data, n, step, g)
         t, i = core.draw(n, self.schedule, g)
         target = i if s.objective == "local" else torch.randint(1, s.k + 1, (n,), generator=g)
-        cond = net.condition(tasks.support, tasks.mask.shape[1])
+        cond = self.denoiser.condition(net, tasks.support, tasks.mask.shape[1])
         clean = self.space.standardise(rows.targets[torch.arange(n), target * self.stride - 1])
         eps = torch.randn(clean.shape, generator=g)
         batch = {"clean": clean, "eps": eps, "t": t, "i": i, "cond": cond, "mask": tasks.mask}
         if s.functional:
+            if s.functional_tasks == "fresh":
+                tasks = fresh_tasks(self.family, n, step, self.seed)
+                cond = self.denoiser.condition(net, tasks.support, tasks.mask.shape[1])
+            batch |= {"task_cond": cond, "task_mask": tasks.mask}
+            if net.solves_last_layer:
+                batch |= {"support_x": net.inputs(tasks.support.x), "support_y": tasks.support.y}
             batch |= {"query_x": net.inputs(tasks.query.x), "query_y": tasks.query.y}
+            steps = int(torch.randint(1, s.functional_steps + 1, (), generator=g))
+            batch["chain"] = torch.empty(n, steps)  # its size tells a vmapped loss the number of steps
         return by_learner(self.shape, **{name: part.to(self.device) for name, part in batch.items()})
 
     def loss(
-        self, params: core.Params, clean: Tensor, eps: Tensor, t: Tensor, i: Tensor, cond: Tensor, mask: Tensor, **query: Tensor
+        self, params: core.Params, clean: Tensor, eps: Tensor, t: Tensor, i: Tensor, cond: Tensor, mask: Tensor, **task: Tensor
     ) -> Tensor:
         """The local consistency loss, or the square of a regression's error, and the functional term: -> ().
 
@@ -62,17 +71,19 @@ class DenoisingLoss:
             params: of the denoiser.
             clean, eps: (B, U, D), standardised targets theta_{i d}, and noise.
             t, i: (B,), times and segments.
-            cond, mask: (B, U, C), (B, U).
-            query: query_x (B, Q, ...) and query_y (B, Q), for the functional term.
+            cond, mask: of `Denoiser.condition`; (B, U).
+            task: of the functional term: chain (B, steps), whose size counts, task_cond, task_mask, query_x (B, Q, ...),
+                query_y (B, Q) and, for networks with a solved last layer, support_x (B, S, ...), support_y (B, S).
         """
-        s, schedule = self.denoiser.settings, self.denoiser.schedule
+        s, schedule, net = self.denoiser.settings, self.denoiser.schedule, self.family.downstream
 
-        def f(x: Tensor, t: Tensor) -> Tensor:
-            return torch.func.functional_call(self.denoiser, params, (x, t, cond, mask))
+        def f(x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+            response = self.denoiser.response(net, self.space, x, cond)
+            return torch.func.functional_call(self.denoiser, params, (x, t, cond, mask, None, response))
 
-        regression, origin = s.objective == "regression", (torch.zeros_like(clean), torch.zeros_like(t))
-        x, t = origin if regression else (core.noised(clean, eps, t, i, schedule), t)
-        estimate = f(x, t)
+        regression, start = s.objective == "regression", torch.zeros_like(clean)
+        x, t = (start, torch.zeros_like(t)) if regression else (core.noised(clean, eps, t, i, schedule), t)
+        estimate = f(x, t, cond, mask)
         if regression:
             each = (core.to_x0(estimate, x, t, schedule) - clean) ** 2
         else:
@@ -81,11 +92,18 @@ class DenoisingLoss:
         loss = (each * weight).sum() / (weight.sum() * x.shape[-1])
         if not s.functional:
             return loss
-        if not regression:
-            # One step without noise. In mid-chain x_t holds theta itself: there the term would only sharpen the
+        if regression and s.functional_tasks == "stored":
+            answer = core.to_x0(estimate, x, t, schedule)
+        else:
+            # A chain without noise. At a noised target x_t would hold theta itself: there the term would only sharpen the
             # estimate, and later steps would stand where training never was.
-            x, t = origin
-            estimate = f(x, t)
-        answer = self.space.restore(core.to_x0(estimate, x, t, schedule))
-        examples = Examples(query["query_x"], query["query_y"])
-        return loss + s.functional * self.family.downstream.loss(answer, examples, mask).mean()
+            told, steps = {"cond": task["task_cond"], "mask": task["task_mask"]}, task["chain"].shape[-1]
+            chain = core.sample(partial(f, **told), start, schedule, steps=steps, noise=0.0)
+            for step in range(steps):
+                with torch.set_grad_enabled(step == steps - 1):
+                    _, answer = next(chain)
+        answer = self.space.restore(answer)
+        if net.solves_last_layer:
+            answer = net.solved(answer, Examples(task["support_x"], task["support_y"]))
+        query = Examples(task["query_x"], task["query_y"])
+        return loss + s.functional * net.loss(answer, query, task["task_mask"]).mean()

@@ -50,7 +50,9 @@ class Diffusion:
     def __init__(self, settings: DiffusionSettings) -> None:
         self.settings, self.local_targets, self.is_chain = settings, settings.k, settings.objective != "regression"
         with torch.device("meta"):  # a wrong denoiser or option is told now, not after the preparation
-            extra = {"summary": 8, "examples": 1} if settings.denoiser == "cross" else {}
+            extra: dict[str, Any] = {"cross": {"summary": 8, "examples": 1}}.get(settings.denoiser, {})
+            if settings.reads_examples:
+                extra = {"blocks": ((2, 8),), "shape": (14,), "way": 2}
             make_denoiser(settings.denoiser, 8, 16, 2, **extra, **settings.options)
         core.make_schedule(settings.schedule, settings.T, settings.segments, settings.floor)
         self.denoiser: Denoiser | None = None
@@ -124,15 +126,15 @@ class Diffusion:
     ) -> Iterator[tuple[int, Tensor]]:
         """(t, x (samples * B, U, D)) along the chain, standardised; the samples of a task lie side by side."""
         denoiser, space = self._trained()
-        cond = net.condition(support, mask.shape[1]).repeat_interleave(sampling.samples, 0)
+        cond = denoiser.condition(net, support, mask.shape[1]).repeat_interleave(sampling.samples, 0)
         mask = mask.repeat_interleave(sampling.samples, 0)
         noise = noise_streams(seed, cond.device)
-        start = cond.new_zeros(*cond.shape[:2], space.D)
+        start = cond.new_zeros(*mask.shape, space.D)
         x = sampling.temperature * normal(start.shape, noise, start) if sampling.temperature else start
         yield 0, x
         prior_mean = denoiser.prior_mean(cond, mask)  # the same at every step
         yield from core.sample(
-            lambda x, t: denoiser(x, t, cond, mask, prior_mean),
+            lambda x, t: denoiser(x, t, cond, mask, prior_mean, denoiser.response(net, space, x, cond)),
             x,
             denoiser.schedule,
             steps=sampling.steps,
@@ -158,7 +160,10 @@ class Diffusion:
         confidence (B,). Raises McdiError for a mixing weight below 1 where the network has no head."""
         sampling = sampling or self.sampling
         *_, (_, last) = self._states(net, support, mask, seed, sampling)
-        drawn = self._trained()[1].restore(last).unflatten(0, (-1, sampling.samples))
+        drawn = self._trained()[1].restore(last)
+        if net.solves_last_layer:
+            drawn = net.solved(drawn, Examples(*(part.repeat_interleave(sampling.samples, 0) for part in support)))
+        drawn = drawn.unflatten(0, (-1, sampling.samples))
         weight: float | Tensor = sampling.mixing_weight
         calibrated = torch.ones(mask.shape[0], device=mask.device)
         if sampling.calibration_quantiles:

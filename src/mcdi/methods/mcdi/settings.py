@@ -26,6 +26,12 @@ class DiffusionSettings:
         weight: of the loss, see `core.local_consistency_loss`.
         functional: weight of the task loss of the one-step answer from x = 0 at t = 0, on examples of the training task that
             are not in its support set. 0 = off, as in the paper.
+        functional_tasks: the tasks of that term: the "stored" ones of the batch, or as many "fresh" ones, which no other step
+            sees.
+        functional_steps: the term is paid after 1 to this many steps of the chain from x = 0, a number for every training step;
+            the states before the last are the chain's own, without a gradient.
+        response: whether every step sees what its current weights do on the support set, see `Network.response`; for denoiser
+            "filters".
         prior: whether an x0 network is added to the posterior mean under a fixed linear map from the condition to the
             weights. Ours, not the paper's; every row of the ablation shares it.
         prior_input: what that map reads of a class: its "summary", the head that its "prototypes" make, or the closed-form
@@ -42,6 +48,9 @@ class DiffusionSettings:
     parameterisation: core.Parameterisation = "x0"
     weight: Literal["paper", "x0"] = "paper"
     functional: float = 0.0
+    functional_tasks: Literal["stored", "fresh"] = "stored"
+    functional_steps: int = 1
+    response: bool = False
     prior: bool = True
     prior_input: Literal["summary", "prototypes", "heads"] = "summary"
     denoiser: str = "transformer"
@@ -60,6 +69,12 @@ class DiffusionSettings:
             raise McdiError("a network that predicts eps does not learn under weight = 'x0': set weight = 'paper'")
         if self.sampling.steps is not None and not 1 <= self.sampling.steps <= self.T:
             raise McdiError(f"sampling.steps = {self.sampling.steps} is outside 1..T = {self.T}")
+        if self.response and not self.reads_examples:
+            raise McdiError("response = true is for denoiser = 'filters', which attends to examples: leave it out")
+        if not 1 <= self.functional_steps <= self.T:
+            raise McdiError(f"functional_steps = {self.functional_steps} is outside 1..T = {self.T}")
+        if self.reads_examples and self.prior:
+            raise McdiError("denoiser 'filters' has a learnt base network in place of the linear prior: set prior = false")
         if self.combines_heads and not (self.prior and self.prior_input == "heads" and self.parameterisation == "x0"):
             raise McdiError(
                 "denoiser 'head-combiner' adds up closed-form heads: set prior_input = 'heads', prior = true and "
@@ -70,6 +85,11 @@ class DiffusionSettings:
     def combines_heads(self) -> bool:
         """Whether the denoiser reads closed-form heads alone."""
         return self.denoiser == "head-combiner"
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether the denoiser attends to the support set itself, and not to a condition of every unit."""
+        return self.denoiser == "filters"
 
     @property
     def segments(self) -> int:

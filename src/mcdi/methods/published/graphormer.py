@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 
+from mcdi.errors import McdiError
 from mcdi.weights import WeightSpace
 
 CUTOFF = 50  # the longest path that counts, as published
@@ -274,6 +275,8 @@ class GraphHyperNetwork(nn.Module):
 
     def forward(self, cond: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """cond (B, U, C), mask (B, U) -> {name: (B, *shape)}, of rows as many as classes."""
+        if self.row is None and mask.shape[1] != self.space.U:
+            raise McdiError("ghn-3 makes whole networks for as many classes as it was trained with: give a task of as many")
         index, unit = self._task_nodes(mask.shape[1])
         has_unit = unit >= 0
         x = self.features()[index].expand(len(mask), -1, -1)

@@ -1,5 +1,6 @@
 """Image backbones: small ones that are trained here on the training classes, and the frozen Embedder around any of them."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -56,10 +57,24 @@ class ResNet8(nn.Sequential):
         self.channels, self.features = channels, widths[-1]
 
 
+class NoBackbone(nn.Module):
+    """For networks that read pixels alone: no features, (N, C, H, W) -> (N, 0)."""
+
+    kind, features = "none", 0
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("device", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), 0)
+
+
 SHOTS, QUERIES = 1, 5  # of a class in an episode
-Backbone = Conv4 | ResNet8 | Pretrained
+Backbone = Conv4 | ResNet8 | NoBackbone | Pretrained
 Objective = Literal["prototypes", "classes", "both"]
-BACKBONES: dict[str, type[Conv4] | type[ResNet8]] = {Conv4.kind: Conv4, ResNet8.kind: ResNet8}
+BACKBONES: dict[str, type[Conv4 | ResNet8 | NoBackbone]] = {b.kind: b for b in (Conv4, ResNet8, NoBackbone)}
 
 
 def make_backbone(config: Mapping[str, Any]) -> Backbone:
@@ -191,7 +206,7 @@ def compute_features(model: nn.Module, images: Tensor) -> Tensor:
     channels-last order, which files do not keep: without it images of one channel are convolved five times slower on a
     CPU. There, few images at once stay in cache."""
     model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    device = next(model.parameters()).device
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
     flat, few = images.flatten(0, -4), 32 if device.type == "cpu" else 512
     out = [model((part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)) for part in flat.split(few)]
     return torch.cat(out).reshape(*images.shape[:-3], -1)

@@ -21,6 +21,7 @@ from mcdi.networks.backbones.vision import (
     make_backbone,
     train_backbone,
 )
+from mcdi.networks.base import LastLayer
 from mcdi.networks.heads import Condition
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.episodes import FewShot
@@ -46,12 +47,15 @@ class ImageSettings(FamilySettings):
         rotations: training classes also come turned by 90, 180 and 270 degrees, as classes of their own.
         limit, examples: at most so many classes a split, images a class.
         side: pixels of an image's side.
-        backbone: "conv4" or "resnet8", trained here; or pretrained on colour images, with backbone_steps = 0: "hf:ID" (or a
-            folder) of transformers, "timm:NAME", "torchvision:resnet50=FILE".
+        backbone: "conv4" or "resnet8", trained here; "none" for networks that read pixels alone; or pretrained on colour
+            images, with backbone_steps = 0: "hf:ID" (or a folder), "timm:NAME", "torchvision:resnet50=FILE".
         backbone_data: images that the backbone is trained on: training classes of the "same" data, or of "glyphs" drawn at
             that side, a shift of domain.
         backbone_loss: of ProtoNet, of a classifier of all training classes, or both.
+        training_queries: examples a class of the query sets of training tasks; None: as many as of others.
         backbone_steps, backbone_way: episodes of its training, and classes of one.
+        filters, pixels, head: of conv-net, see networks.conv_net.ConvNet: filters a layer, pixels of a side that it reads, and
+            how its last layer is made.
         embedding: a second backbone, by whose features tasks are embedded while the head reads the first's (linear heads). One
             that is trained here is trained as the backbone is, with the next seed. "": none.
     """
@@ -64,6 +68,7 @@ class ImageSettings(FamilySettings):
     rotations: bool = False
     limit: int | None = None
     examples: int | None = None
+    training_queries: int | None = None
     side: int = 28
     backbone: str = "conv4"
     backbone_data: Literal["same", "glyphs"] = "same"
@@ -71,6 +76,9 @@ class ImageSettings(FamilySettings):
     backbone_steps: int = 400
     backbone_way: int = 60
     embedding: str = ""
+    filters: int = 8
+    pixels: int = 14
+    head: LastLayer = "generated"
 
     def check(self) -> None:
         super().check()
@@ -80,20 +88,27 @@ class ImageSettings(FamilySettings):
             if self.channels != 3 or self.backbone_steps:
                 given = f"data = {self.data!r}, backbone_steps = {self.backbone_steps}"
                 raise McdiError(f"{self.backbone} is pretrained on colour images, it does not go with {given}: set 0 steps")
+        elif self.backbone == "none":
+            if self.network not in ("conv-net", "pixel-net") or self.backbone_steps or self.embedding:
+                given = f"network = {self.network!r}, backbone_steps = {self.backbone_steps}, embedding = {self.embedding!r}"
+                raise McdiError(f"backbone = 'none' goes with conv-net and pixel-net, 0 steps and no embedding, not {given}")
         elif self.backbone not in BACKBONES:
             raise McdiError(f"unknown backbone {self.backbone!r}: choose {NAMES}")
         smallest = 16 if "conv4" in (self.backbone, self.embedding) else 1
         if self.side < smallest:
             raise McdiError(f"side = {self.side} is too small for conv4: give at least {smallest}")
-        for name, number in (("limit", self.limit), ("examples", self.examples)):
+        if self.filters < 2 or self.filters % 2 or self.pixels < 6:
+            raise McdiError(f"filters = {self.filters} must be even, and pixels = {self.pixels} at least 6")
+        for name in ("limit", "examples", "training_queries"):
+            number = getattr(self, name)
             if number is not None and number < 1:
-                raise McdiError(f"{name} = {number} must be at least 1, or left out for all there are")
+                raise McdiError(f"{name} = {number} must be at least 1, or left out")
         given = f"embedding = {self.embedding!r}"
         if self.embedding and is_pretrained(self.embedding):
             if self.embedding == self.backbone:
                 raise McdiError(f"{given} is the backbone already: leave it out")
-        elif self.embedding and self.embedding not in BACKBONES:
-            raise McdiError(f"{given} is unknown: choose {NAMES}, or leave it out for the backbone")
+        elif self.embedding and self.embedding not in set(BACKBONES) - {"none"}:
+            raise McdiError(f"{given} is unknown: choose {NAMES.replace('none, ', '')}, or leave it out for the backbone")
         elif self.embedding and not self.backbone_steps:
             raise McdiError(f"{given} is trained here, and backbone_steps = 0: choose a pretrained one, such as hf:ID")
 
@@ -156,7 +171,7 @@ def few_shot(
     """Tasks over features by split (C, M, X); of images, only the numbers of classes and examples are checked."""
     kind = NETWORKS.get(settings.network).network
     network = kind.for_family(settings, features=embedder.backbone.features, embedder=embedder)
-    counts: dict[str, Any] = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
+    counts: dict[str, Any] = {n: getattr(settings, n) for n in ("way", "shots", "queries", "training_queries")}
     return FewShot(settings.data, network, examples, groups=groups, **counts)
 
 
@@ -192,7 +207,8 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
     for seed, (name, reader) in enumerate(readers.items(), settings.seed):
         steps = 0 if isinstance(reader.backbone, Pretrained) else settings.backbone_steps
         losses = partial(train_backbone, reader.backbone.to(device), training, steps=steps, seed=seed, **options)
-        run_training(losses, steps, folder, name, progress)
+        if steps:
+            run_training(losses, steps, folder, name, progress)
         reader.fit(compute_features(reader.backbone.cpu(), images["train"]))
     described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
     write_tensors(folder / BACKBONE, embedder.state_dict(), described)

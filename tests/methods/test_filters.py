@@ -1,0 +1,124 @@
+"""The denoiser with a token a filter: its symmetries, and what it makes of them in a whole network."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+from mcdi.methods.mcdi.filters import FilterTransformer
+from mcdi.networks.conv_net import ConvNet
+from mcdi.types import Examples
+
+WAY, SHOTS = 3, 2
+
+
+def network(head: str = "prototypes") -> ConvNet:
+    return ConvNet(0, WAY, filters=4, side=8, head=head)  # type: ignore[arg-type]
+
+
+def denoiser(net: ConvNet) -> FilterTransformer:
+    torch.manual_seed(0)
+    made = FilterTransformer(
+        net.space.D, 64 + WAY, net.space.U, blocks=net.space.blocks, shape=net.set_shape, way=WAY, width=16, heads=2
+    )
+    with torch.no_grad():
+        for p in made.parameters():  # nothing is zero, or a symmetry would hold for nothing
+            p.add_(0.1 * torch.randn_like(p))
+    return made.eval()
+
+
+def support(way: int = WAY) -> Examples:
+    x = torch.rand(2, way * SHOTS, 64, generator=torch.Generator().manual_seed(1))
+    return Examples(x, torch.arange(way).repeat_interleave(SHOTS).expand(2, -1))
+
+
+def answer(made: FilterTransformer, net: ConvNet, examples: Examples, x: Tensor) -> Tensor:
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    return made(x, torch.tensor([0.0, 0.5]), net.support_set(examples, net.classes(x.shape[1])), mask)
+
+
+def test_examples_may_be_reordered() -> None:
+    net, examples = network(), support()
+    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    order = torch.randperm(WAY * SHOTS)
+    moved = Examples(examples.x[:, order], examples.y[:, order])
+    torch.testing.assert_close(answer(made, net, moved, x), answer(made, net, examples, x), rtol=1e-4, atol=1e-5)
+
+
+def test_classes_may_be_renumbered() -> None:
+    """Filters stay, and rows of the classifier move with their classes."""
+    net, examples = network(), support()
+    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    new = torch.tensor([2, 0, 1])  # class c is called new[c]
+    rows = torch.arange(net.space.U)
+    rows[-WAY:] = rows[-WAY:][new.argsort()]
+    renumbered = answer(made, net, Examples(examples.x, new[examples.y]), x[:, rows])
+    torch.testing.assert_close(renumbered, answer(made, net, examples, x)[:, rows], rtol=1e-4, atol=1e-5)
+
+
+def test_another_example_or_label_changes_every_filter() -> None:
+    net, examples = network(), support()
+    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    before = answer(made, net, examples, x)
+    swapped = examples.y.clone()
+    swapped[:, [0, -1]] = swapped[:, [-1, 0]]
+    other = examples.x.clone()
+    other[:, 0] += 0.5
+    for changed in (Examples(examples.x, swapped), Examples(other, examples.y)):
+        assert bool(((answer(made, net, changed, x) - before).abs().amax(-1) > 1e-6).all())
+
+
+@pytest.mark.parametrize("way", [2, 7])
+def test_a_task_may_have_any_number_of_classes(way: int) -> None:
+    net, examples = network(), support(way)
+    x = torch.randn(2, net.space.units(way), net.space.D)
+    answered = answer(denoiser(net), net, examples, x)
+    state = net.space.unpack(net.solved(answered, examples))
+    assert list(state.values())[-1].shape == (2, way)
+    again = net.space.unpack(net.space.pack(state))
+    assert all(torch.equal(again[n], t) for n, t in state.items())
+    module = net.with_state({n: t[1] for n, t in state.items()})
+    expected = net.predict(net.space.pack(state), examples.x)[1]
+    torch.testing.assert_close(module(examples.x[1]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_regression_reads_targets() -> None:
+    made = FilterTransformer(4, 3, 5, blocks=((3, 4), (2, 2)), shape=(2,), way=0, width=16, heads=2)
+    nn.init.normal_(made.writes[0].weight)
+    cond = torch.randn(2, 6, 3)
+    x, t, mask = torch.zeros(2, 5, 4), torch.zeros(2), torch.ones(2, 5, dtype=torch.bool)
+    out = made(x, t, cond, mask)
+    assert out.shape == (2, 5, 4)
+    assert bool((out[:, 3:, 2:] == 0).all())  # the padding of short filters
+    cond[..., -1] += 1
+    assert not torch.allclose(made(x, t, cond, mask), out)
+
+
+@pytest.mark.parametrize("head", ["prototypes", "ridge"])
+def test_the_last_layer_is_solved_on_the_networks_own_features(head: str) -> None:
+    net, examples = network(head), support()
+    weights = torch.randn(2, net.space.U, net.space.D) * net.space.pack(
+        {n: torch.ones(1, *shape) for n, (shape, _) in net.space.spec.items()}
+    )
+    solved = net.solved(weights, examples)
+    state, before = net.space.unpack(solved), net.space.unpack(weights)
+    name = f"{len(net.module) - 1}"  # type: ignore[arg-type]
+    assert all(torch.equal(state[n], before[n]) for n in state if not n.startswith(f"{name}."))
+    # A task's network as a plain module answers as the packed weights do.
+    net.module.load_state_dict({n: t[0] for n, t in state.items()})
+    torch.testing.assert_close(net.module(examples.x[0]), net.predict(solved, examples.x)[0], rtol=1e-4, atol=1e-5)
+    if head == "prototypes":
+        features = net.features_of(state, examples.x)[0]
+        means = torch.stack([features[examples.y[0] == c].mean(0) for c in range(WAY)])
+        nearest = torch.cdist(features, means).square()
+        logits = net.predict(solved, examples.x)[0]
+        torch.testing.assert_close(
+            logits - logits.mean(1, keepdim=True), nearest.mean(1, keepdim=True) - nearest, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_other_networks_say_that_they_cannot() -> None:
+    from mcdi.networks.curve import Curve
+
+    with pytest.raises(McdiError, match="cannot be solved"):
+        Curve().solved(torch.zeros(1, 1, 73), support())
