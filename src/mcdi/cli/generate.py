@@ -22,6 +22,13 @@ def generate(
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="For language models: a peft adapter folder, instead of --out.")
     ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(
+            "--network", help="Also the whole network as a file that needs no mcdi: .onnx, .pt2, .safetensors, or .h (C99)."
+        ),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights in a .h file.")] = False,
     query: Annotated[
         Path | None, typer.Option("--query", help="What to classify with the weights: a folder of images, or a file of text.")
     ] = None,
@@ -40,6 +47,7 @@ def generate(
 
     from mcdi.generator.adapters import save_adapter
     from mcdi.generator.api import load
+    from mcdi.generator.network_files import write_network
     from mcdi.networks.lora import LoraClassifier
     from mcdi.tasks.images.class_images import read_folder, read_images
     from mcdi.tasks.text.labelled import read_texts, read_unlabelled
@@ -47,10 +55,10 @@ def generate(
     from mcdi.utils.workers import pick_device
 
     generator = load(model, pick_device(device))
-    network = generator.network
-    texts = isinstance(network, LoraClassifier)
+    made = generator.network
+    texts = isinstance(made, LoraClassifier)
     if adapter is not None and not texts:
-        raise McdiError(f"--adapter is for language models, and {model} generates a {network.kind}: use --out")
+        raise McdiError(f"--adapter is for language models, and {model} generates a {made.kind}: use --out")
     x: Any
     if texts:
         labelled = read_texts(support)
@@ -62,13 +70,18 @@ def generate(
         blend = "are blended with those of ridge regression" if confidence else "are those of ridge regression"
         note = f"note: confidence {float(confidence):.0%}: these examples are unlike the training tasks, the weights {blend}"
         console.print(note, soft_wrap=True, markup=False)
-    if adapter is not None and isinstance(network, LoraClassifier):
-        save_adapter(network, weights, adapter, classes=names, examples=len(y))
+    if adapter is not None and isinstance(made, LoraClassifier):
+        save_adapter(made, weights, adapter, classes=names, examples=len(y))
         written = f"{adapter}: adapter"
     else:
         write_tensors(out, weights, {"classes": names})
         written = f"{out}: " + ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())
     console.print(f"{written} for {len(names)} classes: {', '.join(names)}", soft_wrap=True, markup=False)
+    if network is not None:
+        write_network(generator, weights, names, network, int8=int8)
+        console.print(f"{network}: the network, {network.stat().st_size:,} bytes", soft_wrap=True, markup=False)
+    elif int8:
+        raise McdiError("--int8 is for a C header: give --network NAME.h, or leave it out")
     if query is not None:
         new: Any
         new, labels = (read_unlabelled(query), None) if texts else read_images(query, generator.image_shape)

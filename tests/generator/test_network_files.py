@@ -1,0 +1,127 @@
+"""One generated network as a file: what it answers elsewhere is what it answers here."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import mcdi
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+from mcdi.generator.api import Generator
+from mcdi.generator.c_header import c_header, rounded
+from mcdi.generator.network_files import write_network
+from mcdi.methods import make_method
+from mcdi.networks.backbones.vision import Embedder, NoBackbone
+from mcdi.networks.conv_net import ConvNet
+from mcdi.networks.linear_head import LinearHead
+
+CLASSES = ["a", 'b "quoted"', "ß"]
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+def generator(channels: int = 1, pixels: int = 14, way: int = 3) -> tuple[Generator, dict[str, Tensor]]:
+    net = ConvNet(0, way, Embedder(NoBackbone(channels), 28), filters=4, side=pixels, channels=channels, head="prototypes")
+    g = torch.Generator().manual_seed(0)
+    weights = {n: torch.randn(*shape, generator=g) for n, (shape, _) in net.space.spec.items()}
+    return Generator("protonet", make_method("protonet", {}), net), weights
+
+
+def images(channels: int = 1) -> Tensor:
+    return (torch.rand(5, channels, 28, 28, generator=torch.Generator().manual_seed(1)) * 255).to(torch.uint8)
+
+
+def run_c(header: str, x: Tensor, folder: Path) -> Tensor:
+    """Logits of uint8 images (N, ...) by the compiled header."""
+    (folder / "network.h").write_text(header)
+    (folder / "main.c").write_text(
+        '#include <stdio.h>\n#include "network.h"\n'
+        "int main(void) { static unsigned char x[MCDI_PIXELS]; float out[MCDI_CLASSES];\n"
+        "while (fread(x, 1, MCDI_PIXELS, stdin) == MCDI_PIXELS) { mcdi_logits(x, out);\n"
+        'for (int i = 0; i < MCDI_CLASSES; i++) printf("%.9g ", out[i]);\n'
+        'printf("%d\\n", mcdi_classify(x)); } return 0; }\n'
+    )
+    flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    subprocess.run(["cc", *flags, "main.c", "-o", "main", "-lm"], cwd=folder, check=True)
+    out = subprocess.run([folder / "main"], input=x.numpy().tobytes(), capture_output=True, check=True).stdout.decode()
+    rows = torch.tensor([[float(v) for v in line.split()] for line in out.splitlines()])
+    assert rows[:, -1].tolist() == rows[:, :-1].argmax(1).tolist()
+    return rows[:, :-1]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("channels", "pixels"), [(1, 14), (3, 7), (1, 28)])
+def test_the_header_answers_as_the_network(channels: int, pixels: int, tmp_path: Path) -> None:
+    made, weights = generator(channels, pixels)
+    module = write_network(made, weights, CLASSES, tmp_path / "network.h")
+    x = images(channels)
+    expected = module(x.float() / 255)
+    torch.testing.assert_close(expected, made.predict(weights, x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run_c((tmp_path / "network.h").read_text(), x, tmp_path), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_eight_bits_are_the_rounded_network_in_a_quarter_of_the_bytes(tmp_path: Path) -> None:
+    made, weights = generator()
+    coarse = {
+        n: integers.float() * scale.reshape(-1, *[1] * (w.ndim - 1))
+        for n, w in weights.items()
+        if w.ndim > 1
+        for integers, scale in [rounded(w)]
+    }
+    expected = made.network.standalone({**weights, **coarse})(images().float() / 255)
+    write_network(made, weights, CLASSES, tmp_path / "small.h", int8=True)
+    torch.testing.assert_close(run_c((tmp_path / "small.h").read_text(), images(), tmp_path), expected, rtol=1e-3, atol=1e-3)
+    assert all(bool((coarse[n] - weights[n]).abs().max() <= weights[n].abs().max() / 254 + 1e-6) for n in coarse)
+
+
+def test_other_files_answer_as_the_network(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made, weights = generator()
+    x = images().float() / 255
+    for name in ("network.onnx", "network.pt2", "network.safetensors"):
+        expected = write_network(made, weights, CLASSES, tmp_path / name)(x)
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == CLASSES
+    torch.testing.assert_close(torch.export.load(tmp_path / "network.pt2").module()(x), expected, rtol=1e-4, atol=1e-4)
+    with safe_open(tmp_path / "network.safetensors", "pt") as file:
+        assert all(torch.equal(file.get_tensor(n), w) for n, w in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "int8", "match"), [("network.bin", False, "no kind of network file"), ("network.onnx", True, "8-bit weights")]
+)
+def test_what_cannot_be_written_is_said(name: str, int8: bool, match: str, tmp_path: Path) -> None:
+    made, weights = generator()
+    with pytest.raises(McdiError, match=match):
+        write_network(made, weights, CLASSES, tmp_path / name, int8=int8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_need_their_backbone_say_so(tmp_path: Path) -> None:
+    from mcdi.networks.backbones.vision import Conv4
+
+    net = LinearHead(64, 3, Embedder(Conv4(), 28))
+    with pytest.raises(McdiError, match="features of its backbone"):
+        write_network(Generator("prototypes", make_method("prototypes", {}), net), {}, CLASSES, tmp_path / "network.pt2")
+    with pytest.raises(McdiError, match="no code for"):
+        c_header(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh()), (1, 6, 6), CLASSES)
+
+
+@needs_compiler
+def test_from_drawings_to_a_program(tmp_path: Path, support: Path) -> None:
+    """`mcdi generate --network`: from image files to a header that classifies them."""
+    made, _ = generator(way=2)
+    method = make_method("protonet", {})
+    method.start = made.network.theta0(0, made.network.space.U)  # type: ignore[attr-defined]
+    Generator("protonet", method, made.network).save_pretrained(tmp_path / "model")
+    header = tmp_path / "network.h"
+    out = tmp_path / "weights.safetensors"
+    assert mcdi("generate", tmp_path / "model", "--support", support, "--network", header, "--int8", "--out", out) == 0
+    assert "mcdi_names" in header.read_text()
+    assert mcdi("generate", tmp_path / "model", "--support", support, "--int8", "--out", out) == 1
