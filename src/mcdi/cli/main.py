@@ -165,14 +165,20 @@ for command in (reproduce, compare, transfer, generate, export, push, report, se
 
 @app.command()
 def demo(
+    what: Annotated[str, typer.Argument(help="sines, or symbols: the ready-made generator of whole networks.")] = "sines",
     out: Annotated[Path, typer.Option("--out", help="Where the picture goes.")] = Path("mcdi-demo.png"),
     seed: Annotated[int, typer.Option(help="Decides everything.")] = 0,
 ) -> None:
-    """A proof of concept in seconds: all weights of a small network generated for unseen curves, compared with trained ones."""
+    """A proof of concept in seconds: all weights of a small network generated for unseen curves or symbols, compared with
+    trained ones."""
     from mcdi.experiments.demo import run_demo
+    from mcdi.experiments.symbols import run_symbols
 
+    shown = {"sines": run_demo, "symbols": run_symbols}
+    if what not in shown:
+        raise McdiError(f"there is no demo {what!r}: choose {' or '.join(shown)}")
     with progress(console) as show:
-        table = run_demo(out, seed=seed, progress=show)
+        table = shown[what](out, seed=seed, progress=show)
     Console().print(table)
     typer.echo(f"picture: {out}")
 

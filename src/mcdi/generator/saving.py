@@ -21,6 +21,7 @@ from mcdi.utils.files import read_bytes, read_json, tensors_of, write_json, writ
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
 README = "README.md"  # the card on the Hub
+READY_MADE = Path(__file__).parent / "ready_made"  # generators that come with the package, a folder each
 
 
 def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -80,9 +81,12 @@ def is_id(model: str | Path) -> bool:
 def located(
     model: str | Path, *, revision: str | None = None, token: str | bool | None = None, cache_dir: str | Path | None = None
 ) -> Path:
-    """The folder of a generator: `model` itself if it exists, otherwise a download from the Hub or its local cache.
+    """The folder of a generator: `model` itself if it exists, otherwise one of the package by its name ("symbols"), or a
+    download from the Hub or its local cache.
     Only FILES and the card are fetched, never pickles. Raises McdiError if neither exists."""
     folder = Path(model)
+    if not folder.exists() and len(folder.parts) == 1 and (READY_MADE / folder / CONFIG).exists():
+        return READY_MADE / folder
     if folder.exists() or not is_id(model):
         return folder
     problem = f"{model} is not a local folder, and the Hugging Face Hub"
@@ -203,7 +207,7 @@ def _summary(config: Mapping[str, Any]) -> str:
     more = len(space.get("parameters", {})) - 6
     text = f"Generates the weights of a {network['kind']} network from a few examples, without a gradient step"
     text += f": {shapes}{f' and {more} more' if more > 0 else ''}." if shapes else "."
-    if space.get("unit") == "row":
+    if space.get("unit") == "row" or space.get("classes"):
         text += f" Trained with {network.get('way')} classes; it generates for any number of classes."
     base = base_model(config)
     return text + (f" The language model is {base}; its other weights stay frozen." if base else "")
