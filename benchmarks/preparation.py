@@ -2,9 +2,9 @@
 
     python benchmarks/preparation.py [--device cuda]
 
-Three networks, all of whose weights are trained: a linear head on 64 features, 100 examples a task; a three-layer MLP
-(64-64-64-5), 25 and 100 examples; Conv-4 with 64 channels, 25 images of 28 x 28. 5 classes, 60 full-batch Adam steps, 3
-snapshots. Prints
+Four networks, all of whose weights are trained: a linear head on 64 features, 100 examples a task; a three-layer MLP
+(64-64-64-5), 25 and 100 examples; Conv-4 with 64 channels, 25 images of 28 x 28; Conv-4 with 8 filters, 25 images of
+14 x 14. 5 classes, 60 full-batch Adam steps, 3 snapshots. Prints
 
 1. tasks a second, side by side in one run: a plain PyTorch loop over tasks (a module, torch.optim.Adam, backward, step),
    the same through `higher` if it is installed (pip install higher), `trajectories` with one thread, and `prepare` with one
@@ -42,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mcdi.experiments.run import provenance
 from mcdi.networks.base import Network
+from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
 from mcdi.trajectories.prepare import Preparation, prepare, tile_size, trajectories
 from mcdi.types import Examples, TaskBatch
@@ -90,10 +91,11 @@ CASES: dict[str, Callable[[], Pool]] = {
     "deep": lambda: Pool("3-layer MLP", Network(mlp(64, 64, 64, 5)), (64,), 25),
     "deep on more": lambda: Pool("the same, 100 examples", Network(mlp(64, 64, 64, 5)), (64,), 100),
     "conv": lambda: Pool("Conv-4", Network(conv4()), (1, 28, 28), 25),
+    "small conv": lambda: Pool("Conv-4, 8 filters, 14 pixels", ConvNet(0, 5), (196,), 25),
     "wide": lambda: Pool("MLP of 203,530 weights", Network(mlp(784, 256, 10)), (784,), 25, way=10),
 }
 # A chunk of `prepare` and how many there are, and the tasks of a loop: so that every contender takes seconds.
-SIZES = {"head": (500, 40, 10), "deep": (500, 16, 6), "deep on more": (250, 16, 6), "conv": (1, 8, 1)}
+SIZES = {"head": (500, 40, 10), "deep": (500, 16, 6), "deep on more": (250, 16, 6), "conv": (1, 8, 1), "small conv": (64, 8, 4)}
 GROWTH = {"head": (0.1, 5000), "wide": (0.25, 40)}  # budget in GiB, fewest tasks
 SPEEDS = ("plain loop", "higher", "batched, 1 thread", "prepare, all cores", "1 thread: / plain", "all cores: / plain")
 COLUMNS = ("network", *SPEEDS, "/ higher", "of peak: plain", "of peak: batched", "start-up (s)")
@@ -274,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--grow", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.grow:
@@ -282,7 +285,7 @@ def main() -> None:
     console = Console(width=170)
     console.print(f"preparation: {provenance()}")
     console.print(f"a matrix product reaches {peak() / 1e9:.1f} GFLOP/s on one thread")
-    rows = (speed(case, arguments.rounds, arguments.device) for case in SIZES)
+    rows = (speed(case, arguments.rounds, arguments.device) for case in arguments.networks)
     console.print(table_of(f"tasks a second, {EPOCHS} Adam steps each; {arguments.device}", COLUMNS, rows))
     if arguments.device != "cpu":
         return
