@@ -40,7 +40,7 @@ def run_symbols(picture: Path, *, seed: int, progress: Progress) -> Table:
         "Adam on the five drawings, 20 steps": partial(_adam, generator, steps=20),
         "Adam on the five drawings, 100 steps": partial(_adam, generator, steps=100),
     }
-    title = f"{UNSEEN} tasks of {WAY} unseen symbols, {SHOTS} drawings each; networks of {net.space.parameters} weights"
+    title = f"{UNSEEN} tasks: {WAY} unseen symbols, {SHOTS} drawings each, {net.space.parameters:,} weights"
     table = Table(title=title)
     for column in ("network", "accuracy (%)", "ms a task"):
         table.add_column(column, justify="left" if column == "network" else "right")
