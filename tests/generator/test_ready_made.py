@@ -1,6 +1,7 @@
 """The generators that come with the package: small, made by their recipes, and good on symbols of unseen scripts."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import mcdi
 from mcdi.experiments.recipe import read_recipe
 from mcdi.generator.saving import READY_MADE
 from mcdi.methods import make_method
+from mcdi.serve.models import parse_models
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.glyphs import glyph_images
 
@@ -38,3 +40,10 @@ def test_it_makes_networks_for_unseen_symbols(way: int, least: float) -> None:
     assert float(net.score(weights, batch.query, batch.mask).mean()) > least
     one = generator.generate((images.pixels[:way, :3].flatten(0, 1), torch.arange(way).repeat_interleave(3)))
     assert next(reversed(one.values())).shape == (way,)
+
+
+def test_it_is_served_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_models(["symbols", "mine=symbols"]) == dict.fromkeys(("symbols", "mine"), READY_MADE / "symbols")
+    monkeypatch.chdir(tmp_path)
+    Path("symbols").mkdir()  # a folder of that name comes first
+    assert parse_models(["symbols"]) == {"symbols": Path("symbols")}

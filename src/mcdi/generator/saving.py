@@ -73,6 +73,13 @@ def load_method(folder: Path) -> WeightGenerator:
         return make_method(config["method"], config["settings"]).restore(config, parts["method"])
 
 
+def ready_made(model: str | Path) -> Path | None:
+    """The folder of a generator of the package, by its name; None for all else, and where there is a folder of that name."""
+    folder = Path(model)
+    known = not folder.exists() and len(folder.parts) == 1 and (READY_MADE / folder / CONFIG).exists()
+    return READY_MADE / folder if known else None
+
+
 def is_id(model: str | Path) -> bool:
     """Whether this can be "user/name" on the Hub."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(model)) is not None
@@ -85,8 +92,8 @@ def located(
     download from the Hub or its local cache.
     Only FILES and the card are fetched, never pickles. Raises McdiError if neither exists."""
     folder = Path(model)
-    if not folder.exists() and len(folder.parts) == 1 and (READY_MADE / folder / CONFIG).exists():
-        return READY_MADE / folder
+    if (own := ready_made(model)) is not None:
+        return own
     if folder.exists() or not is_id(model):
         return folder
     problem = f"{model} is not a local folder, and the Hugging Face Hub"

@@ -10,7 +10,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.api import Generator, load
 from mcdi.generator.exported import FILES as EXPORTED
 from mcdi.generator.exported import Exported
-from mcdi.generator.saving import FILES
+from mcdi.generator.saving import FILES, ready_made
 from mcdi.methods.sampling import Sampling, SupportsSampling
 from mcdi.serve.limits import Limits, Refused
 from mcdi.serve.wire import ModelInfo
@@ -34,14 +34,15 @@ def file_stamp(folder: Path) -> FileStamp:
 
 
 def parse_models(models: Iterable[str]) -> dict[str, Path]:
-    """Folders by name, from FOLDER or NAME=FOLDER; the default name is that of the folder."""
+    """Folders by name, from FOLDER or NAME=FOLDER, or the name of a ready-made generator; the default name is that of the
+    folder."""
     folders: dict[str, Path] = {}
     for text in models:
         match = NAMED.fullmatch(text)
         name, folder = (match[1], Path(match[2])) if match else (Path(text).resolve().name, Path(text))
         if name in folders:
             raise McdiError(f"two models are called {name!r}: rename one with NAME=FOLDER")
-        folders[name] = folder
+        folders[name] = ready_made(folder) or folder
     return folders
 
 
