@@ -66,6 +66,21 @@ def test_many_networks_are_computed_as_each_alone(made, training, limit, some_sh
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+def hooked() -> nn.Conv2d:
+    layer = nn.Conv2d(1, 2, 3)
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer
+
+
+def test_an_activation_that_stands_twice_runs_twice() -> None:
+    relu = nn.ReLU()
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), relu, nn.Conv2d(2, 2, 3), relu).requires_grad_(False)
+    state = {n: torch.randn(TASKS, *p.shape) for n, p in module.named_parameters()}
+    x = torch.randn(TASKS, EXAMPLES, 1, 6, 6)
+    assert grouped.runs(module)
+    torch.testing.assert_close(grouped.run(module, state, x), alone(module, state, x))
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -75,6 +90,9 @@ def test_many_networks_are_computed_as_each_alone(made, training, limit, some_sh
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout()),
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(2)),
         nn.Conv2d(1, 2, 3),
+        nn.Sequential(*[nn.Conv2d(1, 1, 3)] * 2),  # one layer twice: its weights have one name
+        nn.Sequential(nn.Conv2d(1, 2, 3), type("Doubled", (nn.ReLU,), {"forward": lambda self, x: 2 * x})()),
+        nn.Sequential(hooked()),
     ],
 )
 def test_other_networks_go_the_general_way(module: nn.Module) -> None:

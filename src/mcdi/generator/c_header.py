@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mcdi import __version__
 from mcdi.errors import McdiError
+from mcdi.networks.grouped import layers_of
 
 SWAP = "swap = x, x = y, y = swap;"
 
@@ -33,9 +34,8 @@ def c_header(module: nn.Sequential, shape: Sequence[int], classes: Sequence[str]
         McdiError: a layer that the header has no code for.
     """
     writer = _Writer(tuple(shape), int8)
-    for layer in module.modules():
-        if not isinstance(layer, nn.Sequential):
-            writer.add(layer)
+    for _, layer in layers_of(module):
+        writer.add(layer)
     names = [json.dumps(name, ensure_ascii=False)[1:-1] for name in classes]
     facts = {"classes": names, "channels": shape[0], "side": shape[1], "int8": int8, "version": __version__}
     template = Environment(
@@ -69,7 +69,7 @@ class _Writer:
             size = self._size() // self.shape[0]
             arrays = f"{self._array(layer.weight)}, {self._array(layer.bias)}, {layer.eps!r}f"
             self._call("normalise", f"x, {self.shape[0]}, {size}, {layer.num_groups}, {arrays}", swaps=False)
-        elif isinstance(layer, nn.ReLU):
+        elif type(layer) is nn.ReLU:
             self.calls.append(f"for (int i = 0; i < {self._size()}; i++) x[i] = x[i] > 0 ? x[i] : 0;")
         elif isinstance(layer, nn.Linear):
             weights = f"{self._weights(layer.weight)}, {self._array(layer.bias)}"

@@ -1,8 +1,10 @@
 """One Sequential with the weights of N tasks as a single network: the tasks lie side by side in the channels.
 
-Convolutions become grouped ones, norms get N times the groups. On a CPU that takes a half to a sixth of the time of N networks
-where images are small; where they are large, every task is convolved alone.
+Convolutions become grouped ones, norms get N times the groups. On a CPU that is faster than N networks where images are small;
+where they are large, every task is convolved alone.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -10,22 +12,33 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
-# Pixels times channels of a task up to which one grouped convolution is faster than N plain ones, forward and backward
-# (benchmarks/preparation.py measures both).
+# Pixels times channels of a task up to which one grouped convolution was faster than N plain ones when we timed both, forward
+# and backward, for 8 to 64 channels and 3 to 28 pixels.
 GROUPED_UP_TO = 1600
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity)
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
+def layers_of(module: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
+    """The layers in the order in which they run, those of Sequentials inside it too; one that stands twice comes twice."""
+    for name, layer in module.named_modules(remove_duplicate=False):
+        if type(layer) is not nn.Sequential:
+            yield name, layer
+
+
 def runs(module: nn.Module) -> bool:
     """Whether `run` knows every layer of `module`, and one of them is a convolution: without one, vmap is as fast."""
-    layers = list(module.modules())
-    known = isinstance(module, nn.Sequential) and all(type(layer) is nn.Sequential or _knows(layer) for layer in layers)
-    return known and any(type(layer) is nn.Conv2d for layer in layers)
+    if type(module) is not nn.Sequential:
+        return False
+    layers = [layer for _, layer in layers_of(module)]
+    tied = len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))  # under two names
+    return not tied and all(map(_knows, layers)) and any(type(layer) is nn.Conv2d for layer in layers)
 
 
 def _knows(layer: nn.Module) -> bool:
+    if layer._forward_hooks or layer._forward_pre_hooks or getattr(layer, "return_indices", False):
+        return False
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros"
     if type(layer) is nn.BatchNorm2d:
@@ -36,7 +49,7 @@ def _knows(layer: nn.Module) -> bool:
         return layer.dim in (1, -1) and len(layer.unflattened_size) == 3
     if type(layer) is nn.Dropout:
         return not layer.training
-    return type(layer) in (nn.Linear, nn.GroupNorm) or isinstance(layer, (*_ELEMENTWISE, *_POOLS))
+    return type(layer) in (nn.Linear, nn.GroupNorm, *_ELEMENTWISE, *_POOLS)  # a subclass may compute anything
 
 
 def run(module: nn.Sequential, state: State, x: Tensor) -> Tensor:
@@ -53,9 +66,7 @@ def run(module: nn.Sequential, state: State, x: Tensor) -> Tensor:
     """
     parts = [x] if x.device.type != "cpu" else list(x.split(1))  # of one task each, until their images are small
     parts = [_beside(part) for part in parts] if x.ndim == 5 else parts
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Sequential):
-            continue
+    for name, layer in layers_of(module):
         if isinstance(layer, nn.Conv2d) and len(parts) > 1 and parts[0][0].numel() <= GROUPED_UP_TO:
             parts = [torch.cat(parts, 1)]
         own = _tensors(layer, name, state, len(x))
