@@ -21,7 +21,7 @@ def explained(problem: str, cure: str, *kinds: type[Exception]) -> Iterator[None
     except caught as error:
         text = getattr(error, "strerror", None) or str(error)
         reason = next((line.strip() for line in text.splitlines() if line.strip()), "")
-        name = type(error).__name__  # worth saying where anything may go wrong, or where nothing else is said
+        name = type(error).__name__  # shown where any kind is caught, or the error has no text
         reason = reason[:200] if kinds and reason else f"{name}: {reason[:200]}" if reason else name
         raise McdiError(f"{problem} ({reason}): {cure}") from error
 

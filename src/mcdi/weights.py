@@ -100,8 +100,7 @@ class WeightSpace:
                 raise McdiError(f"unit = 'row' needs a common first dimension, not {sorted(map(str, rows))}: narrow `select`")
             first = next(r for r in rows if r is not None)
             self.D = sum(size // first for n, size in sizes.items() if n not in shared) if first else 0
-            self.extra = sum(self._chunks(n) for n in shared)
-            self.fixed = self.extra
+            self.extra = self.fixed = sum(self._chunks(n) for n in shared)
             self.U = first + self.extra
         elif unit == "filter":
             self._blocks = _filter_blocks(spec)
@@ -206,6 +205,15 @@ class WeightSpace:
         """Inverse of `units`; None where classes are no units."""
         return units - self.fixed if self.any_rows else None
 
+    def parted(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Units (..., U, D), or their kinds, as those in front of the classes, the classes, and those behind them."""
+        return flat.split([self.fixed - self.extra, flat.shape[-2] - self.fixed, self.extra], -2)
+
+    def for_units(self, start: Tensor, units: int) -> Tensor:
+        """A start (U, D) for a task of so many units: of another number of classes every class begins at their mean."""
+        front, rows, behind = self.parted(start)
+        return start if len(start) == units else torch.cat([front, rows.mean(0).expand(units - self.fixed, -1), behind])
+
     @property
     def kinds(self) -> int:
         """Number of kinds of units: exchangeable rows are one kind, every other unit is a kind of its own."""
@@ -234,21 +242,18 @@ class WeightSpace:
         return self.with_statistics(mean.float(), torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std)).float())
 
     def _pooled(self, values: Tensor) -> Tensor:
-        """Sums over tasks, and over rows: (N, U, n) -> (n,) or (kinds, n)."""
-        total = values.sum(0)
+        """Sums over tasks, and over classes: (N, U, n) -> (n,) or (kinds, n)."""
         if not self.any_rows:
-            return total
-        if self.unit == "filter":
-            return torch.cat([total[: self.fixed], total[self.fixed :].sum(0, keepdim=True)])
-        rows = total[: len(total) - self.extra].sum(0)
-        return torch.cat([rows[None], total[len(total) - self.extra :]]) if self.extra else rows
+            return values.sum(0)
+        front, rows, behind = self.parted(values.sum(0))
+        pooled = torch.cat([front, rows.sum(0, keepdim=True), behind])
+        return pooled[0] if self.unit == "row" and not self.extra else pooled
 
     def _spread(self, statistic: Tensor, flat: Tensor) -> Tensor:
         """A statistic for every unit of flat (..., U, D): all classes have the same."""
-        if self.unit == "filter" and self.any_rows:
-            statistic = torch.cat([statistic[:-1], statistic[-1:].expand(flat.shape[-2] - self.fixed, -1)])
-        elif self.extra:
-            statistic = torch.cat([statistic[:1].expand(flat.shape[-2] - self.extra, -1), statistic[1:]])
+        if self.any_rows and statistic.ndim > 1:
+            front, row, behind = self.parted(statistic)
+            statistic = torch.cat([front, row.expand(flat.shape[-2] - self.fixed, -1), behind])
         return statistic.to(flat)
 
     def with_statistics(self, mean: Tensor, std: Tensor) -> "WeightSpace":

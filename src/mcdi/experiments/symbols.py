@@ -54,7 +54,7 @@ def run_symbols(picture: Path, *, seed: int, progress: Progress) -> Table:
         ms = milliseconds(partial(make, one), repeats=3)
         add(name, net.score(weights, unseen.query, unseen.mask), ms)
         if name == GENERATED:
-            write_bytes(picture, _draw(generator, images.pixels, weights, unseen))
+            write_bytes(picture, _draw(generator, weights, unseen))
     means, _ = class_means(unseen.support.x, unseen.support.y, WAY)
     heads = prototype_rows(means)
     logits = unseen.query.x @ heads[..., :-1].transpose(1, 2) + heads[:, None, :, -1]
@@ -70,8 +70,8 @@ def _adam(generator: Generator, tasks: TaskBatch, steps: int) -> Tensor:
     return adapt(net, start, tasks.support, tasks.mask, steps, RATE)
 
 
-def _draw(generator: Generator, images: Tensor, weights: Tensor, tasks: TaskBatch) -> bytes:
-    """The drawings of the first task, the filters that were made of them, and what the network says of new drawings, as PNG."""
+def _draw(generator: Generator, weights: Tensor, tasks: TaskBatch) -> bytes:
+    """The drawings of the first task, the filters made of them, and the classes that the network gives new drawings, as PNG."""
     from matplotlib.figure import Figure
 
     net, side = generator.network, int(tasks.support.x.shape[-1] ** 0.5)
@@ -89,11 +89,11 @@ def _draw(generator: Generator, images: Tensor, weights: Tensor, tasks: TaskBatc
             for axes, cell in zip(row, cells, strict=True):
                 axes.imshow(cell.numpy(), cmap="gray_r" if cell.min() >= 0 else "RdBu")
                 axes.axis("off")
-    parts[2].suptitle("new drawings, and what the generated network says")
+    parts[2].suptitle("new drawings, and the class that the generated network gives them")
     new = query.reshape(WAY, -1, side, side)[:, :SHOTS]
-    said = choices.reshape(WAY, -1)[:, :SHOTS]
+    predicted = choices.reshape(WAY, -1)[:, :SHOTS]
     for label, row in enumerate(parts[2].subplots(WAY, SHOTS)):
-        for axes, cell, choice in zip(row, new[label], said[label], strict=True):
+        for axes, cell, choice in zip(row, new[label], predicted[label], strict=True):
             axes.imshow(cell.numpy(), cmap="gray_r")
             axes.set_title(f"row {int(choice) + 1}", color="green" if int(choice) == label else "red", fontsize=8)
             axes.axis("off")

@@ -52,6 +52,11 @@ class Generator:
             raise McdiError(f"this generator's {self.network.kind} reads no images: give it tensors, from Python")
         return self.network.embedder.shape
 
+    @property
+    def any_way(self) -> bool:
+        """Whether it makes networks for any number of classes: some denoisers read the weights of all classes as one vector."""
+        return self.network.space.any_rows and getattr(self.method, "any_units", True)
+
     def embed(self, x: Tensor, *, query: bool = False) -> Tensor:
         """Features (..., X) of inputs.
 
@@ -82,7 +87,7 @@ class Generator:
 
     def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
         net, labels = self.network, torch.as_tensor(support[1]).to(self.device)
-        kind: dict[str, Any] = {"any_way": net.space.any_rows, "regression": net.regression, "target": net.target_shape}
+        kind: dict[str, Any] = {"any_way": self.any_way, "regression": net.regression, "target": net.target_shape}
         x, y, way, single = support_batch(net.read(support[0]), labels, way=net.way, **kind)
         mask = torch.ones(len(y), net.space.units(way), dtype=torch.bool, device=self.device)
         return Examples(self.embed(x), y), mask, single

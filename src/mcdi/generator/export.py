@@ -55,11 +55,6 @@ class Sampler(nn.Module):
         packed, confidence = self.generator.sample_packed(Examples(x, y), mask, self.sampling, seed)
         return {**net.space.unpack(packed), CONFIDENCE: confidence}
 
-    @property
-    def any_way(self) -> bool:
-        """Whether it generates for any number of classes: rows do, unless the denoiser reads all rows as one vector."""
-        return self.generator.network.space.any_rows and getattr(self.generator.method, "any_units", True)
-
     def metadata(self) -> dict[str, Any]:
         """What `Exported` needs to call the exported function."""
         net, method, sampling = self.generator.network, self.generator.method, self.sampling
@@ -72,7 +67,7 @@ class Sampler(nn.Module):
         shape = {"way": net.way, "units": net.space.U, "extra": net.space.extra, "numbers": net.space.D}
         kind = {"network": net.kind, "features": net.input_size, "rows": net.space.unit == "row", "real": net.regression}
         origin = {"version": __version__, "method": self.generator.name, "options": self.options, "parameters": parameters}
-        return {**origin, **shape, **kind, "any_way": self.any_way, **chain}
+        return {**origin, **shape, **kind, "any_way": self.generator.any_way, **chain}
 
     def random_inputs(self, tasks: int, way: int, shots: int, seed: int) -> Feeds:
         """Random support sets whose classes are a little apart."""
@@ -138,7 +133,8 @@ def checked(sampler: Sampler, run: Run) -> float:
     """The largest relative difference on support sets of several sizes, see `export`."""
     worst = 0.0
     for seed, (tasks, more, shots) in enumerate(CHECKED):
-        feeds = sampler.random_inputs(tasks, sampler.generator.network.way + (more if sampler.any_way else 0), shots, seed)
+        way = sampler.generator.network.way + (more if sampler.generator.any_way else 0)
+        feeds = sampler.random_inputs(tasks, way, shots, seed)
         got = run(feeds)
         for name, want in sampler(**feeds).items():
             if got[name].shape != want.shape:
@@ -151,7 +147,7 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
     tasks, shots = TRACED
     feeds = sampler.random_inputs(tasks, sampler.generator.network.way, shots, seed=0)
     size = torch.export.Dim.DYNAMIC
-    units = size if sampler.any_way else None
+    units = size if sampler.generator.any_way else None
     sizes: dict[str, Any] = {"x": {0: size, 1: size}, "y": {0: size, 1: size}, "mask": {0: size, 1: units}}
     sizes["noise"] = {1: size, 3: units}
     with quiet(), _reported("traced"):

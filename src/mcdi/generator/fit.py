@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "options": {"width": 128, "depth": 2},
     "training": {"meta": "none", "iterations": 500, "learners": 2, "tasks": 16, "outer_lr": 0.006},
 }
-# Where units are filters: single examples are read, as single tasks are new at every step.
+# Where units are filters: the denoiser attends to single examples, and every step draws other ones of a task.
 FILTERS: dict[str, Any] = {
     "denoiser": "filters",
     "prior": False,

@@ -1,5 +1,6 @@
 """Batches of training tasks: rows of a trajectory store with new support sets, or new tasks that no store holds."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,3 +28,11 @@ def fresh_tasks(family: TaskFamily, count: int, step: int, seed: int) -> TaskBat
 def by_learner(shape: Sequence[int], **batch: Tensor) -> Batch:
     """A batch of tensors (K * B * tasks, ...) as (K, B, tasks, ...), see `MetaTraining.shape`."""
     return {name: part.unflatten(0, shape) for name, part in batch.items()}
+
+
+def fresh_batch(family: TaskFamily, shape: Sequence[int], step: int, seed: int) -> Batch:
+    """Fresh tasks for a loss of queries: x, y, mask, query_x and query_y, see `MetaTraining.shape`."""
+    support, query, mask, _ = fresh_tasks(family, math.prod(shape), step, seed)
+    inputs = family.downstream.inputs
+    queries = {"query_x": inputs(query.x), "query_y": query.y}
+    return by_learner(shape, x=inputs(support.x), y=support.y, mask=mask, **queries)

@@ -187,7 +187,8 @@ class Network(SavedNetwork):
         start = {n: self._start(n, state[n], generator) if n in drawn else state[n] for n in self.space.spec}
         packed = self.space.pack({n: p[None] for n, p in start.items()})[0]
         if self.space.unit == "filter" and self.space.any_rows:  # the order of classes means nothing
-            return torch.cat([packed[: self.space.fixed], packed[-1:].expand(self.classes(units), -1)])
+            front, rows, _ = self.space.parted(packed)
+            return torch.cat([front, rows[-1:].expand(self.classes(units), -1)])
         return packed.expand(units, -1) if self.space.unit == "row" else packed
 
     def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
@@ -230,7 +231,7 @@ class Network(SavedNetwork):
     def standalone(self, state: State) -> nn.Module:
         """The network of one task, {name: (*shape)}, as a module that needs nothing else. Raises McdiError for networks that
         read features of a backbone."""
-        if self.embedder is not None:
+        if self.embedder is not None or self.reads_texts:
             raise McdiError(f"a {self.kind} reads features of its backbone: use `mcdi export`, or generate a conv-net")
         return self.with_state(state)
 

@@ -57,8 +57,9 @@ class ConvNet(EndsInLinear, PixelNetwork):
 
     @classmethod
     def for_family(cls, settings: Any, **parts: Any) -> Self:
-        read = {"filters": settings.filters, "side": settings.pixels, "channels": settings.channels, "head": settings.head}
-        return cls(**{"way": settings.way, **read, **parts})
+        names = {"filters": "filters", "pixels": "side", "channels": "channels", "head": "head"}
+        given = {name: getattr(settings, key) for key, name in names.items() if hasattr(settings, key)}  # not of every source
+        return super().for_family(settings, **given, **parts)
 
     def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
         # A normalisation starts at one and zero, where it stands; a drawn scale would turn half of the channels over.

@@ -36,8 +36,9 @@ class PixelNetwork(Network):
     @classmethod
     def check_family(cls, settings: Any) -> None:
         super().check_family(settings)
-        side = getattr(settings, "pixels", cls.side) if "pixels" in cls.options else cls.side
-        if (settings.channels > 1 and "pixels" not in cls.options) or settings.side % side:
+        chooses = "pixels" in cls.options  # its size, and so its channels too
+        side = getattr(settings, "pixels", cls.side) if chooses else cls.side
+        if (settings.channels > 1 and not chooses) or settings.side % side:
             given = f"data = {settings.data!r}, side = {settings.side}; use linear-head"
             raise McdiError(f"{cls.kind} reads drawings of a side that is a multiple of {side}, not {given}")
 

@@ -115,7 +115,7 @@ def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
         features=None if network.reads_texts else network.input_size,
         texts=network.reads_texts,
         labels="numbers" if network.regression else "classes",
-        classes=None if network.regression else [2, limits.classes] if network.space.any_rows else [network.way] * 2,
+        classes=None if network.regression else [2, limits.classes] if generator.any_way else [network.way] * 2,
         chain=chain is not None,
         steps=None if chain is None else chain.sampling.steps or T,
         T=T,

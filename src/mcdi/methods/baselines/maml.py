@@ -3,7 +3,6 @@
 On a head over frozen features this is ANIL (1909.09157), whose inner loop moves the head only.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from mcdi.core import Params
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, nearest_shots, register_method, silent
-from mcdi.methods.baselines.reptile import start_for_units
-from mcdi.methods.episodes import by_learner, fresh_tasks
+from mcdi.methods.episodes import fresh_batch
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
@@ -91,12 +89,9 @@ class Maml:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.meta = meta = self._make_meta(net.theta0(0, units).expand(units, -1))
-        shape = s.training.shape
 
         def batch_at(step: int) -> Batch:
-            support, query, mask, _ = fresh_tasks(family, math.prod(shape), step, seed)
-            queries = {"query_x": net.inputs(query.x), "query_y": query.y}
-            return by_learner(shape, x=net.inputs(support.x), y=support.y, mask=mask, **queries)
+            return fresh_batch(family, s.training.shape, step, seed)
 
         def loss_fn(params: Params, x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor, mask: Tensor) -> Tensor:
             weights = partial(torch.func.functional_call, meta, params)
@@ -116,7 +111,7 @@ class Maml:
     def _adapted(self, net: Network, support: Examples, mask: Tensor, steps: int) -> Tensor:
         assert self.meta is not None
         meta = self.meta.to(mask.device)
-        start = start_for_units(net, meta.start, mask.shape[1]).expand(len(mask), -1, -1)
+        start = net.space.for_units(meta.start, mask.shape[1]).expand(len(mask), -1, -1)
         return meta(inner_steps(net, start, meta.log_rate.exp(), support, mask, steps, meta))
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:

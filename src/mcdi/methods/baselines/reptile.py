@@ -25,19 +25,6 @@ class ReptileSettings:
     tuning: FineTuneSettings = FineTuneSettings()
 
 
-def start_for_units(net: Network, start: Tensor, units: int) -> Tensor:
-    """A start (U, D) for a task of `units` units. In a head for another number of classes than in training every class begins
-    at the mean of the learnt rows."""
-    if len(start) == units:
-        return start
-    extra = net.space.extra
-    if net.space.unit == "filter":
-        fixed = start[: net.space.fixed]
-        return torch.cat([fixed, start[len(fixed) :].mean(0).expand(units - len(fixed), -1)])
-    rows, shared = start.split([len(start) - extra, extra])
-    return torch.cat([rows.mean(0).expand(units - extra, -1), shared])
-
-
 @register_method("reptile", settings=ReptileSettings, label="REPTILE", colour="#1fa3b5", marker="*", gradient_free=False)
 class Reptile(FineTune):
     """Fine-tuning from the meta-learnt start instead of theta_0; everything else, the tuning included, is the same.
@@ -51,7 +38,7 @@ class Reptile(FineTune):
         self.meta = settings
 
     def initial(self, net: Network, units: int) -> Tensor:
-        return super().initial(net, units) if self.start is None else start_for_units(net, self.start, units)
+        return super().initial(net, units) if self.start is None else net.space.for_units(self.start, units)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net, training = family.downstream, self.meta.training

@@ -1,7 +1,6 @@
 """One learnt network for all tasks, of which only the last layer is each task's own, in closed form: what a generated network
 has to beat. ProtoNet and R2-D2 of the network whose weights are generated."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from mcdi.core import Params
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log, register_method, silent
-from mcdi.methods.baselines.reptile import start_for_units
-from mcdi.methods.episodes import by_learner, fresh_tasks
+from mcdi.methods.episodes import fresh_batch
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.networks.base import Network, NetworkTraits
 from mcdi.tasks.family import TaskFamily
@@ -53,9 +51,7 @@ class SharedBody:
         shared = nn.ParameterDict({"weights": net.theta0(seed, net.space.U).clone()})
 
         def batch_at(step: int) -> Batch:
-            support, query, mask, _ = fresh_tasks(family, math.prod(s.training.shape), step, seed)
-            queries = {"query_x": net.inputs(query.x), "query_y": query.y}
-            return by_learner(s.training.shape, x=net.inputs(support.x), y=support.y, mask=mask, **queries)
+            return fresh_batch(family, s.training.shape, step, seed)
 
         def loss(params: Params, x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor, mask: Tensor) -> Tensor:
             weights = params["weights"].expand(len(mask), -1, -1)
@@ -68,7 +64,7 @@ class SharedBody:
     @torch.no_grad()
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         assert self.start is not None
-        start = start_for_units(net, self.start.to(mask.device), mask.shape[1])
+        start = net.space.for_units(self.start.to(mask.device), mask.shape[1])
         return net.solved(start.expand(len(mask), -1, -1), support, self.settings.head)
 
     def config(self) -> dict[str, Any]:

@@ -66,7 +66,9 @@ class Denoiser(nn.Module):
             options = {"ordered": True, **options}
         if s.denoiser == "cross":
             options |= {"summary": sizes.summary_size, "examples": sizes.examples}
-        if s.denoiser == "filters":
+        self.head_size = sizes.heads * space.D
+        reads = self.head_size if s.combines_heads else sizes.condition_size
+        if s.reads_examples:
             if space.unit != "filter":
                 raise McdiError(
                     f"denoiser 'filters' makes whole networks, not weights in units of {space.unit!r}: choose another"
@@ -74,9 +76,6 @@ class Denoiser(nn.Module):
             # Without rows of classes labels have no unit of their own: they are read as numbers.
             options |= {"blocks": space.blocks, "shape": sizes.shape, "way": sizes.way if space.any_rows else 0}
             options["response"] = sizes.response if s.response else 0
-        self.head_size = sizes.heads * space.D
-        reads = self.head_size if s.combines_heads else sizes.condition_size
-        if s.reads_examples:
             reads = math.prod(sizes.shape) + (sizes.way or sizes.target)
         self.network = make_denoiser(s.denoiser, space.D, reads, space.U, **options)
         self.row_size = space.D
