@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.methods.mcdi.filters import FilterTransformer
+from mcdi.methods.mcdi.filters import OWN_CLASS, SAME_CLASS, FilterTransformer
 from mcdi.networks.conv_net import ConvNet
+from mcdi.networks.last_layer import RIDGE_SCALE
 from mcdi.types import Examples
 
 WAY, SHOTS = 3, 2
@@ -80,6 +81,45 @@ def test_a_task_may_have_any_number_of_classes(way: int) -> None:
     module = net.with_state({n: t[1] for n, t in state.items()})
     expected = net.predict(net.space.pack(state), examples.x)[1]
     torch.testing.assert_close(module(examples.x[1]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("relation", [SAME_CLASS, OWN_CLASS])
+def test_attention_depends_on_which_examples_are_of_one_class(relation: int) -> None:
+    net, examples = network(), support()
+    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    before = answer(made, net, examples, x)
+    with torch.no_grad():
+        made.relations[:, relation] += 2
+    assert bool(((answer(made, net, examples, x) - before).abs().amax(-1) > 1e-6).all())
+
+
+def test_the_ridge_layer_is_regression_of_the_classes() -> None:
+    """By the normal equations, in the primal, where the package solves the dual."""
+    net, examples = network("ridge"), support()
+    weights = torch.randn(2, net.space.U, net.space.D)
+    state = net.space.unpack(net.solved(weights, examples))
+    x = net.features_of(net.space.unpack(weights), examples.x)[0]
+    size = x.shape[1]
+    y = torch.nn.functional.one_hot(examples.y[0], WAY).float()
+    centred, frequency = x - x.mean(0), y.mean(0)
+    rows = torch.linalg.solve(centred.T @ centred / size + torch.eye(size), centred.T @ (y - frequency)).T / size
+    weight, bias = (list(state.values())[n][0] for n in (-2, -1))
+    torch.testing.assert_close(weight, RIDGE_SCALE * rows, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(bias, RIDGE_SCALE * (frequency - rows @ x.mean(0)), rtol=1e-3, atol=1e-4)
+
+
+def test_numbers_of_a_layer_have_means_of_their_own_and_one_spread() -> None:
+    net = network()
+    flat = torch.randn(50, net.space.U, net.space.D) * torch.linspace(0.1, 2, net.space.U)[:, None]
+    space = net.space.fitted([(flat, torch.ones(50, net.space.U, dtype=torch.bool))])
+    mean, std = space.statistics()
+    (filters, size), fixed = net.space.blocks[0], net.space.fixed
+    assert len(mean) == len(std) == fixed + 1  # classes have one
+    torch.testing.assert_close(mean[:fixed], flat[:, :fixed].mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mean[fixed], flat[:, fixed:].mean((0, 1)), rtol=1e-4, atol=1e-5)
+    spread = (flat[:, :filters, :size] - mean[:filters, :size]).square().mean().sqrt()
+    torch.testing.assert_close(std[:filters], spread.expand(filters, net.space.D), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(space.restore(space.standardise(flat)), flat, rtol=1e-4, atol=1e-4)
 
 
 def test_regression_reads_targets() -> None:

@@ -51,6 +51,13 @@ class TestMetaTrain:
             self.train(MetaTraining(meta=meta, iterations=200, outer_lr=0.05), log=lambda d, t, f: losses.append(f["loss"]))
             assert losses[-1] < 0.5 * losses[0]
 
+    def test_the_rate_rises_over_the_warmup_and_then_falls(self):
+        rates = []
+        training = MetaTraining(meta="none", iterations=20, outer_lr=0.1, warmup=0.25)
+        self.train(training, log=lambda done, total, figures: rates.append(figures["lr"]))
+        assert rates[:5] == sorted(rates[:5]) and rates[4:] == sorted(rates[4:], reverse=True)
+        assert rates[0] == pytest.approx(0.1 / 5) and 0.08 < rates[4] < 0.1
+
     def test_the_inner_optimiser_is_the_one_that_is_asked_for(self):
         """One step of Adam inside, and the outer step as printed at full rate: every weight moves by eta."""
         training = MetaTraining(outer="literal", outer_lr=1.0, iterations=1, learners=1, inner_steps=1, inner_lr=0.01, ema=0.0)

@@ -232,13 +232,18 @@ def test_settings_that_do_not_go_together(values: dict[str, object], match: str)
         make_method("mc-di", values)
 
 
-def test_a_head_has_no_filters(run: Path) -> None:
+def test_a_head_has_no_filters(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = RECIPE.replace('network = "conv-net"', 'network = "linear-head"')
     for line in ("filters = 4", "pixels = 7", 'head = "prototypes"', 'backbone = "none"', "backbone_steps = 0"):
         text = text.replace(line + "\n", "")
     recipe = run.parent / "head.toml"
     recipe.write_text(text)
     assert mcdi("run", recipe, "--out", run.parent / "head") == 1
+    assert "cannot be solved" in " ".join(capsys.readouterr().err.split())
+    recipe.write_text(text.replace('"protonet", "r2-d2", ', ""))
+    assert mcdi("run", recipe, "--out", run.parent / "head") == 1
+    assert "not a linear-head" in " ".join(capsys.readouterr().err.split())
+    assert not (run.parent / "head").exists()  # told before any work
 
 
 class TestOwnModules:

@@ -31,7 +31,7 @@ class NetworkTraits(NamedTuple):
 
     closed_form: it ends in a linear head. condition_heads: closed-form heads in its condition. rows_only: rows of a linear head
     are all its weights. embedding: tasks are embedded by another network's features. equal_lengths: its features have one norm.
-    last_layer: it can solve its last layer on the features of a generated body.
+    last_layer: it can solve its last layer on the features of a generated body. filters: its units are filters.
     """
 
     kind: str
@@ -41,6 +41,7 @@ class NetworkTraits(NamedTuple):
     embedding: bool = False
     equal_lengths: bool = True
     last_layer: bool = False
+    filters: bool = False
 
 
 class TaskEmbedding:
@@ -152,6 +153,7 @@ class Network(SavedNetwork):
     supports_ridge_blend = False  # whether generated heads can be blended with ridge regression
     supports_adapters = False  # whether generated weights can be saved as a peft adapter
     supports_solved = False  # whether it has `solved`, its last layer in closed form on its own features
+    has_filters = False  # whether its units are filters, where a recipe names it
     solves_last_layer = False  # whether generated weights are completed by it
     exportable = True  # whether `condition` is a pure function of features, which a file can hold
     options: tuple[str, ...] = ()  # which of OPTIONS it uses
@@ -177,7 +179,8 @@ class Network(SavedNetwork):
     @classmethod
     def traits(cls, settings: Any) -> NetworkTraits:
         """What methods ask of the network that a family's settings describe."""
-        return NetworkTraits(cls.kind, cls.supports_closed_form, cls.condition_heads, last_layer=cls.supports_solved)
+        has = {"last_layer": cls.supports_solved, "filters": cls.has_filters}
+        return NetworkTraits(cls.kind, cls.supports_closed_form, cls.condition_heads, **has)
 
     def theta0(self, seed: int, units: int) -> Tensor:
         """(units, D): one start for all tasks of a family, which removes most of the weight-space symmetry."""

@@ -28,6 +28,7 @@ class ConvNet(EndsInLinear, PixelNetwork):
     """
 
     groups, blocks, smallest = 2, 4, 6  # halved as long as `smallest` pixels are left to halve
+    has_filters = True
     options = ("filters", "pixels", "head")
 
     def __init__(

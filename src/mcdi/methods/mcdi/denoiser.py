@@ -69,10 +69,6 @@ class Denoiser(nn.Module):
         self.head_size = sizes.heads * space.D
         reads = self.head_size if s.combines_heads else sizes.condition_size
         if s.reads_examples:
-            if space.unit != "filter":
-                raise McdiError(
-                    f"denoiser 'filters' makes whole networks, not weights in units of {space.unit!r}: choose another"
-                )
             # Without rows of classes labels have no unit of their own: they are read as numbers.
             options |= {"blocks": space.blocks, "shape": sizes.shape, "way": sizes.way if space.any_rows else 0}
             options["response"] = sizes.response if s.response else 0

@@ -102,7 +102,8 @@ class Diffusion:
         if stored % s.k:
             raise McdiError(f"k = {s.k} targets cannot be taken evenly from {stored} stored ones: prepare with k = {s.k}")
         rows_only = net.space.unit == "row" and not net.space.extra
-        traits = NetworkTraits(net.kind, condition_heads=net.condition_heads, rows_only=rows_only)
+        filters = net.space.unit == "filter"
+        traits = NetworkTraits(net.kind, condition_heads=net.condition_heads, rows_only=rows_only, filters=filters)
         s.check_network(traits._replace(embedding=bool(net.embedding_size)))
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
