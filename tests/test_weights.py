@@ -14,6 +14,17 @@ DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.fl
 SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=5)
 
 
+@pytest.mark.parametrize("unit", ["row", "filter"])
+def test_new_classes_begin_at_the_mean_of_the_known(unit):
+    module = nn.Linear(2, 3) if unit == "row" else nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    space = WeightSpace(module, unit=unit, classes=unit == "filter")
+    start = torch.randn(space.U, space.D)
+    more = space.for_units(start, space.units(5))
+    assert torch.equal(space.for_units(start, space.U), start)
+    assert torch.equal(more[: space.fixed], start[: space.fixed])
+    torch.testing.assert_close(more[space.fixed :], start[space.fixed :].mean(0).expand(5, -1))
+
+
 class Bag(nn.Module):
     def __init__(self, parts):
         super().__init__()

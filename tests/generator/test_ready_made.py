@@ -10,7 +10,8 @@ import mcdi
 from mcdi.experiments.recipe import read_recipe
 from mcdi.generator.saving import READY_MADE
 from mcdi.methods import make_method
-from mcdi.serve.models import parse_models
+from mcdi.serve.limits import Limits
+from mcdi.serve.models import describe, parse_models
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.glyphs import glyph_images
 
@@ -47,3 +48,11 @@ def test_it_is_served_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     Path("symbols").mkdir()  # a folder of that name comes first
     assert parse_models(["symbols"]) == {"symbols": Path("symbols")}
+
+
+def test_a_server_tells_for_how_many_classes_it_answers() -> None:
+    """Any, unless the denoiser reads the weights of all classes as one vector."""
+    generator = mcdi.load("symbols")
+    assert generator.any_way and describe("symbols", generator, Limits()).classes == [2, Limits().classes]
+    generator.method.denoiser.network.any_units = False  # type: ignore[attr-defined]
+    assert not generator.any_way and describe("symbols", generator, Limits()).classes == [5, 5]

@@ -101,6 +101,14 @@ def test_tasks_may_have_other_numbers_of_classes(run: Path, way: int) -> None:
         assert generator.predict(weights, images(way, 3)[0]).shape == (3 * way, way)
 
 
+@pytest.mark.parametrize("name", ["hypernetwork", "mc-di", "protonet"])
+def test_the_last_layer_of_what_is_generated_is_the_solved_one(run: Path, name: str) -> None:
+    method, family = package.load(run / "methods" / f"{name}-0").method, Context(run).family
+    net, tasks = family.downstream, family.sample("test", range(3))
+    weights = method.generate(net, tasks.support, tasks.mask, seed=0)
+    torch.testing.assert_close(weights, net.solved(weights, tasks.support), rtol=1e-4, atol=1e-5)
+
+
 def test_training_makes_a_better_body(run: Path) -> None:
     """The closed form alone, on a random body, is above chance: what counts is what training adds."""
     family = Context(run).family
