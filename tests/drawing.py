@@ -9,7 +9,8 @@ import torch
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, compute_features, train_backbone
+from mcdi.networks.backbones.vision import Conv4, Embedder, NoBackbone, compute_features, train_backbone
+from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.glyphs import glyph_images
@@ -33,11 +34,19 @@ def trained(root):
     generators = {
         "letters": Generator("mc-di", make_method("mc-di", SETTINGS).fit(family, data, seed=0), network),
         "means": Generator("prototypes", make_method("prototypes", {}), network),
+        "whole": whole_network(),
         "vectors": Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)),
     }
     for name, generator in generators.items():
         generator.save_pretrained(root / name)
     return [root / name for name in generators]
+
+
+def whole_network():
+    """A generator of whole networks with one untrained body, of which a task's own are the prototypes in the last layer."""
+    method, net = make_method("protonet", {}), ConvNet(0, 5, Embedder(NoBackbone(1), 28), head="prototypes")
+    method.start = net.theta0(0, net.space.U)
+    return Generator("protonet", method, net)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import mcdi
+from hypothesis import HealthCheck, given, settings
+from random_networks import plain_networks
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -15,11 +17,13 @@ from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.generator.c_header import c_header, rounded
 from mcdi.generator.network_files import write_network
+from mcdi.generator.plain import operations
 from mcdi.methods import make_method
 from mcdi.networks.backbones.vision import Embedder, NoBackbone
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
 
+Drawn = tuple[nn.Sequential, tuple[int, ...], Tensor]
 CLASSES = ["a", 'b "quoted"', "ß"]
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -79,6 +83,47 @@ def test_eight_bits_are_the_rounded_network_in_a_quarter_of_the_bytes(tmp_path: 
     assert all(bool((coarse[n] - weights[n]).abs().max() <= weights[n].abs().max() / 254 + 1e-6) for n in coarse)
 
 
+@needs_compiler
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=plain_networks())
+def test_every_plain_network_answers_as_its_header(
+    drawn: tuple[nn.Sequential, tuple[int, ...], Tensor], tmp_path: Path
+) -> None:
+    module, shape, x = drawn
+    header = c_header(operations(module, shape), CLASSES)
+    torch.testing.assert_close(run_c(header, x, tmp_path), module(x.float() / 255), rtol=1e-3, atol=1e-4)
+
+
+class Twice(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Tanh(),
+        Twice(),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(3, stride=1),
+        nn.MaxPool2d(2, dilation=2),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.Conv2d(2, 2, 3, groups=2),
+        nn.Conv2d(2, 2, 3, dilation=2),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 2, (1, 3)),
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.GroupNorm(1, 2, affine=False),
+        nn.Flatten(2),
+        nn.Linear(6, 2),
+    ],
+    ids=str,
+)
+def test_layers_without_plain_code_are_refused(layer: nn.Module) -> None:
+    with pytest.raises(McdiError, match="there is no plain code for"):
+        operations(nn.Sequential(layer), (2, 6, 6))
+
+
 def test_other_files_answer_as_the_network(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     made, weights = generator()
@@ -109,8 +154,6 @@ def test_networks_that_need_their_backbone_say_so(tmp_path: Path) -> None:
     net = LinearHead(64, 3, Embedder(Conv4(), 28))
     with pytest.raises(McdiError, match="features of its backbone"):
         write_network(Generator("prototypes", make_method("prototypes", {}), net), {}, CLASSES, tmp_path / "network.pt2")
-    with pytest.raises(McdiError, match="no code for"):
-        c_header(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh()), (1, 6, 6), CLASSES)
 
 
 @needs_compiler

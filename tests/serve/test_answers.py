@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from drawing import whole_network
 from safetensors.torch import load as load_bytes
-from serving import images, message, png, task, vectors
+from serving import images, message, png, serving, task, vectors
 from torch import nn
 
 import mcdi as package
@@ -39,6 +40,21 @@ class TestGenerate:
         assert json.loads(header["classes"]) == ["ring", "stroke"] and json.loads(header["model"]) == "drawings"
         assert response.headers["content-type"] == "application/octet-stream"
         assert float(response.headers["x-mcdi-milliseconds"]) > 0 and float(response.headers["x-mcdi-confidence"]) == 1
+
+    def test_only_whole_networks_of_plain_layers_are_sent_as_networks(self, client, tmp_path):
+        names = {m["name"] for m in client.get("/v1/models").json()["models"] if m["runs_anywhere"]}
+        assert not names
+        assert "reads features of its backbone" in message(client.post("/v1/generate", json=task(format="network")), 422)
+        whole_network().save_pretrained(tmp_path / "whole")
+        with serving({"whole": tmp_path / "whole"}) as other:
+            assert other.get("/v1/models").json()["models"][0]["runs_anywhere"]
+            body = task("whole", support=images("ring", "stroke", "ring"), labels=["a", "b", "c"])
+            answer = other.post("/v1/generate", json={**body, "format": "network"}).json()
+            weights = weights_of(other.post("/v1/generate", json={**body, "format": "safetensors"}))
+        last = answer["operations"][-1]
+        assert (last["kind"], last["shape"], answer["classes"]) == ("multiply", [3], ["a", "b", "c"]) and answer["handle"]
+        (rows,) = (w for w in weights.values() if w.shape == (3, 8))
+        torch.testing.assert_close(torch.tensor(last["weight"]).reshape(3, 8), rows, atol=1e-6, rtol=0)
 
     def test_a_handle_predicts_like_the_weights(self, client, folders):
         stored = client.post("/v1/generate", json=task()).json()

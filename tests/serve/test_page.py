@@ -5,11 +5,15 @@ import importlib.resources
 import json
 import re
 import shutil
+import subprocess
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from random_networks import plain_networks
 from safetensors.torch import load_file
 
+from mcdi.generator.plain import operations
 from mcdi.tasks.images.class_images import DRAWING, read_image
 from mcdi.tasks.images.glyphs import glyph_images
 
@@ -28,6 +32,28 @@ class TestFiles:
     def test_hold_no_script_or_style_that_the_security_policy_forbids(self):
         html = (PAGE / "index.html").read_text()
         assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:", html)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js: apt-get install nodejs")
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=plain_networks())
+def test_javascript_answers_as_the_network(drawn, tmp_path):
+    module, shape, x = drawn
+    steps = [{**vars(s), "weight": numbers(s.weight), "bias": numbers(s.bias)} for s in operations(module, shape)]
+    (tmp_path / "network.mjs").write_text((PAGE / "network.js").read_text())
+    (tmp_path / "main.mjs").write_text(
+        'import { activations } from "./network.mjs"; import { readFileSync } from "node:fs";\n'
+        'const [steps, images] = JSON.parse(readFileSync("task.json"));\n'
+        "console.log(JSON.stringify(images.map((x) => Array.from(activations(steps, x).at(-1)))));\n"
+    )
+    inputs = x.float() / 255
+    (tmp_path / "task.json").write_text(json.dumps([steps, inputs.flatten(1).tolist()]))
+    made = subprocess.run(["node", "main.mjs"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    torch.testing.assert_close(torch.tensor(json.loads(made)), module(inputs), rtol=1e-3, atol=1e-4)
+
+
+def numbers(values):
+    return [] if values is None else values.flatten().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +267,57 @@ def test_fits_a_phone(visit, scheme):
     assert page.evaluate(width) == 360
 
 
+class TestNetworkInTheBrowser:
+    def test_it_predicts_what_the_server_predicts(self, visit, address):
+        page = visit()
+        page.select_option("#model", "whole")
+        with page.expect_response("**/v1/generate") as response:
+            fill(page)
+        task = response.value.request.post_data_json
+        assert task["format"] == "network"
+        query = page.evaluate("""async () => {
+          const [{ png }, { drawSymbol }] = await Promise.all([import("/page/ink.js"), import("/page/symbols.js")]);
+          return png(drawSymbol("spiral", 2), 28);
+        }""")
+        handle = response.value.json()["handle"]
+        answer = page.request.post(f"{address}/v1/predict", data={"handle": handle, "queries": {"images": [query]}}).json()
+        shown = [float(t.removesuffix(" %")) for t in page.locator(".bars .probability").all_inner_texts()]
+        expected = dict(zip(answer["classes"], answer["probabilities"][0], strict=True))
+        labels = page.locator(".bars .name").all_inner_texts()
+        assert shown == pytest.approx([100 * expected[label] for label in labels], abs=0.6)
+
+    def test_predictions_go_on_when_the_server_is_gone(self, visit):
+        from drawing import draw
+
+        page = visit()
+        page.select_option("#model", "whole")
+        fill(page)
+        shows(page, "#weights-status", "predictions need no server")
+        page.route("**/*", lambda route: route.abort())
+        page.click("#test-clear")
+        shows(page, "#prediction", "Draw here")
+        draw(page, page.locator("#test"), "plus")
+        shows(page, "#prediction", "Prediction:")
+        assert page.inner_text("[role=alert]") == ""
+
+    def test_filters_and_what_they_make_of_the_drawing_are_shown(self, visit):
+        from drawing import draw
+
+        page = visit()
+        page.select_option("#model", "whole")
+        fill(page)
+        assert page.locator("#layers li").count() == 4
+        before = page.locator("#layers canvas.maps").nth(0).evaluate("c => c.toDataURL()")
+        page.click("#test-clear")
+        page.locator("#layers canvas.maps").nth(0).wait_for(state="hidden")
+        draw(page, page.locator("#test"), "plus")
+        shows(page, "#prediction", "Prediction:")
+        assert page.locator("#layers canvas.maps").nth(0).evaluate("c => c.toDataURL()") != before
+        assert "8 filters of 1 x 3 x 3" in page.locator("#layers canvas").nth(0).get_attribute("aria-label")
+        page.select_option("#model", "letters")
+        assert not page.is_visible("#filters")
+
+
 class TestMessages:
     def test_an_error_of_the_server_is_shown_until_the_next_success(self, visit):
         page = visit()
@@ -250,7 +327,7 @@ class TestMessages:
 
         page.route("**/v1/generate", other)
         page.click("#fill")
-        shows(page, "[role=alert]", "there is no model of this name: choose letters, means, vectors")
+        shows(page, "[role=alert]", "there is no model of this name: choose letters, means, whole, vectors")
         page.unroute("**/v1/generate")
         page.click("#resample")
         shows(page, "#prediction", "Prediction:")

@@ -12,6 +12,7 @@ from mcdi.errors import McdiError, explained, optional
 from mcdi.generator.api import Generator, Weights
 from mcdi.generator.c_header import c_header
 from mcdi.generator.exported import onnx_run, onnx_session, quiet
+from mcdi.generator.plain import plain_network
 from mcdi.utils.files import write_bytes, write_tensors
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors", ".h")
@@ -47,9 +48,7 @@ def write_network(
     if path.suffix == ".safetensors":
         write_tensors(path, weights, {"classes": list(classes)})
     elif path.suffix == ".h":
-        if not isinstance(module, nn.Sequential) or len(shape) != 3:
-            raise McdiError(f"a C header is for networks of images, not for a {net.kind}: write .onnx, .pt2 or .safetensors")
-        write_bytes(path, c_header(module, shape, classes, int8=int8).encode())
+        write_bytes(path, c_header(plain_network(generator, weights), classes, int8=int8).encode())
     else:
         with quiet(), explained(f"this {net.kind} cannot be written to {path}", "write it as .safetensors"):
             batch = {0: torch.export.Dim.DYNAMIC}

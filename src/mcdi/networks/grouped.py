@@ -33,10 +33,11 @@ def runs(module: nn.Module) -> bool:
         return False
     layers = [layer for _, layer in layers_of(module)]
     tied = len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))  # under two names
-    return not tied and all(map(_knows, layers)) and any(type(layer) is nn.Conv2d for layer in layers)
+    return not tied and all(map(knows, layers)) and any(type(layer) is nn.Conv2d for layer in layers)
 
 
-def _knows(layer: nn.Module) -> bool:
+def knows(layer: nn.Module) -> bool:
+    """Whether a layer is what its class says: no subclass, no hook, no setting that other code than its own ignores."""
     if layer._forward_hooks or layer._forward_pre_hooks or getattr(layer, "return_indices", False):
         return False
     if type(layer) is nn.Conv2d:

@@ -7,10 +7,12 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import generate_latest
 from pydantic import BaseModel
+from torch import Tensor
 
 import mcdi
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator, Weights
+from mcdi.generator.plain import Operation, plain_network
 from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
 from mcdi.serve.decode import SupportSet, decode_inputs, decode_support
@@ -86,21 +88,29 @@ def models(service: Serving, tenant: Tenant) -> wire.Models:
     return wire.Models(models=service.models.info(service.limits))
 
 
-@router.post("/v1/generate", tags=["weights"], response_model=wire.Generated, **documented(wire.GenerateBody))
+@router.post(
+    "/v1/generate",
+    tags=["weights"],
+    response_model=wire.GeneratedNetwork | wire.Generated,
+    **documented(wire.GenerateBody),
+)
 async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
-    """Weights for a task. With format "handle" the server keeps the weights and answers JSON. With "safetensors" it sends
-    the file, whose metadata name model and classes, and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence."""
+    """Weights for a task. With format "handle" the server keeps the weights and answers JSON; with "network" the answer also
+    holds the network as a list of operations. With "safetensors" it sends the file, whose metadata name model and classes,
+    and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence."""
     start = time.perf_counter()
     with service.admitted():
         body = await service.body(request, wire.GenerateBody)
         if (body.samples or 1) > service.limits.samples:
             raise McdiError(f"samples = {body.samples}: ask for at most {service.limits.samples}")
         generator, support, (weights, confidence) = await _generate(service, body, body.samples)
-        if body.format == "handle":
+        if body.format != "safetensors":
+            plain = await service.in_decoder(plain_network, generator, weights) if body.format == "network" else None
             handle = service.handles.add(tenant, StoredWeights(generator, weights, support.classes))
             shapes = {n: list(w.shape) for n, w in weights.items()}
             content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes}
-            return wire.Generated(**content, milliseconds=_since(start), confidence=float(confidence))
+            content |= {"milliseconds": _since(start), "confidence": float(confidence)}
+            return wire.Generated(**content) if plain is None else wire.GeneratedNetwork(**content, operations=_wired(plain))
         data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})
     headers = {"X-Mcdi-Milliseconds": f"{_since(start):.3f}", "X-Mcdi-Confidence": f"{float(confidence):.4f}"}
     return Response(data, media_type="application/octet-stream", headers=headers)
@@ -155,6 +165,14 @@ async def _generate(service: Service, task: wire.Task, samples: int | None) -> t
 async def _trace(service: Service, task: wire.Task, grid: int | None) -> Any:
     generator, support = await _decode(service, task)
     return await service.compute(trace_chain(generator, support, task.seed, Options(task.steps, task.temperature), grid))
+
+
+def _wired(plain: list[Operation]) -> list[wire.Operation]:
+    def numbers(values: Tensor | None) -> list[float]:
+        return [] if values is None else values.double().flatten().round(decimals=7).tolist()
+
+    tensors = [{"weight": numbers(step.weight), "bias": numbers(step.bias)} for step in plain]
+    return [wire.Operation.model_validate({**vars(step), **more}) for step, more in zip(plain, tensors, strict=True)]
 
 
 def _since(start: float) -> float:

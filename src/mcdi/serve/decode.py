@@ -11,7 +11,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.serve.limits import Limits
-from mcdi.serve.models import describe
+from mcdi.serve.models import inputs_of
 from mcdi.serve.wire import Inputs, Label, Task
 from mcdi.tasks.images.class_images import Shape, read_image
 
@@ -53,8 +53,7 @@ def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limi
     if len(sent) != 1:
         raise McdiError(f"{where} holds {' and '.join(sent) or 'nothing'}: send exactly one of images, features and texts")
     ((kind, values),) = sent.items()
-    model = describe("", generator, limits)
-    reads: dict[str, Any] = {"images": model.images, "features": model.features, "texts": model.texts}
+    reads: dict[str, Any] = dict(zip(("images", "features", "texts"), inputs_of(generator), strict=True))
     if not reads[kind]:
         raise McdiError(f"this model reads {' or '.join(n for n, does in reads.items() if does)}, not {kind}")
     if not 1 <= len(values) <= limits.examples:
@@ -68,9 +67,9 @@ def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limi
     if kind == "images":
         return _images(values, where, reads[kind], limits)
     widths = {len(row) for row in values}
-    if widths != {model.features}:
+    if widths != {reads[kind]}:
         sizes = ", ".join(map(str, sorted(widths)[:3]))
-        raise McdiError(f"{where}: features have {sizes} numbers, this model reads {model.features}")
+        raise McdiError(f"{where}: features have {sizes} numbers, this model reads {reads[kind]}")
     return _real(values, where)
 
 

@@ -6,14 +6,18 @@ import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
+
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator, load
 from mcdi.generator.exported import FILES as EXPORTED
 from mcdi.generator.exported import Exported
+from mcdi.generator.plain import plain_network
 from mcdi.generator.saving import FILES, ready_made
 from mcdi.methods.sampling import Sampling, SupportsSampling
 from mcdi.serve.limits import Limits, Refused
 from mcdi.serve.wire import ModelInfo
+from mcdi.tasks.images.class_images import Shape
 
 log = logging.getLogger("mcdi.serve")
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]{0,99})=(.+)", re.DOTALL)
@@ -105,19 +109,38 @@ class Models:
 def describe(name: str, generator: Generator, limits: Limits) -> ModelInfo:
     """What GET /v1/models says of a generator."""
     network, method = generator.network, generator.method
+    images, features, texts = inputs_of(generator)
     chain = method if isinstance(method, SupportsSampling) and method.is_chain else None
     T = None if chain is None else chain.chain_steps(Sampling())
     return ModelInfo(
         name=name,
         method=generator.name,
         network=network.kind,
-        images=None if network.embedder is None else network.embedder.shape,
-        features=None if network.reads_texts else network.input_size,
-        texts=network.reads_texts,
+        images=images,
+        features=features,
+        texts=texts,
         labels="numbers" if network.regression else "classes",
         classes=None if network.regression else [2, limits.classes] if generator.any_way else [network.way] * 2,
         chain=chain is not None,
         steps=None if chain is None else chain.sampling.steps or T,
         T=T,
+        runs_anywhere=_runs_anywhere(generator),
         exported=generator.exported is not None,
     )
+
+
+def inputs_of(generator: Generator) -> tuple[Shape | None, int | None, bool]:
+    """Which examples it reads: the shape of images, the width of features, and whether texts."""
+    network = generator.network
+    images = None if network.embedder is None else network.embedder.shape
+    return images, None if network.reads_texts else network.input_size, network.reads_texts
+
+
+def _runs_anywhere(generator: Generator) -> bool:
+    """Whether a network of it is a list of plain operations."""
+    weights = generator.network.space.unpack(torch.zeros(1, generator.network.space.U, generator.network.space.D))
+    try:
+        plain_network(generator, {n: w[0] for n, w in weights.items()})
+    except McdiError:
+        return False
+    return True

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
 
+from mcdi.generator.plain import Kind
+
 Label = int | str
 Labels = list[Annotated[StrictInt, Field(ge=-(2**53), le=2**53)] | StrictStr | StrictFloat]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -42,7 +44,9 @@ class Task(SamplingOptions):
 
 class GenerateBody(Task):
     samples: int | None = Field(None, ge=1, le=1000, description="Chains to average (default: as trained).")
-    format: Literal["safetensors", "handle"] = Field("handle", description="The weights, or a handle: the server keeps them.")
+    format: Literal["safetensors", "handle", "network"] = Field(
+        "handle", description="The weights; a handle: the server keeps them; or a handle and the network, to be run elsewhere."
+    )
 
 
 class PredictBody(SamplingOptions):
@@ -81,6 +85,20 @@ class Generated(BaseModel):
     names: dict[str, list[int]] = Field(description="The shape of every tensor.")
     milliseconds: float
     confidence: float = Field(description="From 1, in-distribution, to 0, replaced by ridge regression.")
+
+
+class Operation(BaseModel):
+    kind: Kind
+    inputs: list[int] = Field(description="Shape of what it reads: channels, height and width, or numbers.")
+    shape: list[int] = Field(description="Shape of what it makes.")
+    sizes: dict[str, int]
+    weight: list[float] = Field(description="Output after output, each as (inputs, kernel, kernel).")
+    bias: list[float]
+    eps: float
+
+
+class GeneratedNetwork(Generated):
+    operations: list[Operation] = Field(description="They turn an image, ink or colour in 0..1, into one number per class.")
 
 
 class Predicted(BaseModel):
@@ -125,6 +143,7 @@ class ModelInfo(BaseModel):
     chain: bool = Field(description="Whether it accepts steps, temperature and samples, and POST /v1/chain.")
     steps: int | None = Field(description="Default number of denoising steps.")
     T: int | None = Field(description="Largest number of denoising steps.")
+    runs_anywhere: bool = Field(description="Whether format 'network' is answered: it needs no backbone and only plain layers.")
     exported: bool = Field(description="Whether requests without sampling options use an exported sampler.")
 
 

@@ -3,7 +3,9 @@
 import { debounced, models, newest, post, send, setKey } from "./api.js";
 import { Card, MAX_CLASSES, element, labels } from "./cards.js";
 import { ChainView } from "./chain.js";
-import { loadPicture, png } from "./ink.js";
+import { FilterView } from "./filters.js";
+import { ink, loadPicture, png } from "./ink.js";
+import { activations, softmax } from "./network.js";
 import { Pad } from "./pad.js";
 import { NAMES, drawSymbol } from "./symbols.js";
 
@@ -14,6 +16,7 @@ const state = { models: [], model: null, cards: [], cardCount: 0, seed: 0, steps
 const narrow = window.matchMedia("(max-width: 56rem)"); // as in style.css
 const NO_WEIGHTS = "Generate weights first: two classes with one drawing each.";
 const view = new ChainView();
+const filters = new FilterView();
 
 function showError(error) {
   if (error.status === 401) $("key-form").hidden = false;
@@ -52,13 +55,14 @@ const weights = newest(async () => {
   $("download").disabled = !task;
   if (!task) return reset();
   const start = performance.now();
-  const answer = await post("/v1/generate", { ...task.body, format: "handle" });
+  const answer = await post("/v1/generate", { ...task.body, format: local() ? "network" : "handle" });
   clearError();
-  state.task = { ...task, handle: answer.handle, classes: answer.classes };
+  state.task = { ...task, handle: answer.handle, classes: answer.classes, operations: answer.operations };
   const numbers = Object.values(answer.names).reduce((sum, shape) => sum + shape.reduce((a, b) => a * b, 1), 0);
   const [server, total] = [answer.milliseconds, performance.now() - start].map((ms) => ms.toFixed(ms < 10 ? 1 : 0));
   const low = answer.confidence < 0.995 ? ` Confidence ${answer.confidence.toFixed(2)}: blended with ridge regression.` : "";
-  $("weights-status").textContent = `${numbers} weights for ${answer.classes.length} classes in ${server} ms (${total} ms round trip).${low}`;
+  const here = answer.operations ? " Your browser holds the network: predictions need no server." : "";
+  $("weights-status").textContent = `${numbers} weights for ${answer.classes.length} classes in ${server} ms (${total} ms round trip).${low}${here}`;
   predict();
   chainLater();
 }, failed);
@@ -73,13 +77,20 @@ function failed(error) {
 
 function reset() {
   state.task = null;
+  filters.hide();
   noPrediction("");
   view.hide(NO_WEIGHTS);
 }
 
 const predict = newest(async (stale) => {
   const { task } = state;
+  if (task?.operations) filters.show(task.operations, null);
   if (!task || test.empty) return noPrediction(task ? "Draw here to get a prediction." : "");
+  if (task.operations) {
+    const made = activations(task.operations, ink(test.drawing, side()));
+    filters.show(task.operations, made);
+    return showBars(task, softmax(made.at(-1)));
+  }
   let answer;
   try {
     answer = await post("/v1/predict", { handle: task.handle, queries: { images: [png(test.drawing, side())] } });
@@ -89,7 +100,7 @@ const predict = newest(async (stale) => {
     return weights();
   }
   state.retried = false;
-  if (!stale() && task === state.task && !test.empty) showBars(task, answer);
+  if (!stale() && task === state.task && !test.empty) showBars(task, answer.probabilities[0]);
 }, showError);
 
 function noPrediction(text) {
@@ -98,9 +109,10 @@ function noPrediction(text) {
   test.label("Test pad. There is no prediction yet.");
 }
 
-function showBars(task, { labels: [best], probabilities: [probabilities], classes }) {
+function showBars(task, probabilities) {
   const name = (label) => task.cards.get(label)?.name ?? label;
-  const order = [...task.cards.keys()].map((label) => [label, probabilities[classes.indexOf(label)]]);
+  const best = task.classes[probabilities.indexOf(Math.max(...probabilities))];
+  const order = [...task.cards.keys()].map((label) => [label, probabilities[task.classes.indexOf(label)]]);
   if ($("bars").children.length !== order.length) $("bars").replaceChildren(...order.map(bar));
   order.forEach(([label, p], i) => {
     const row = $("bars").children[i];
@@ -145,6 +157,7 @@ async function download() {
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
+const local = () => state.model.runs_anywhere && !colour();
 const usable = () => Boolean(state.model?.images) && state.model.labels === "classes";
 
 function choose(model) {

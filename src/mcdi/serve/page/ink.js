@@ -48,6 +48,26 @@ export function render(drawing, side) {
   return canvas;
 }
 
+// The ink in 0..1 at side x side, as the server reads a drawing: grey, the mean of every box of pixels, dark ink inverted.
+export function ink(drawing, side) {
+  const canvas = render(drawing, side);
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const grey = new Float64Array(width * height).map((_, i) => 0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
+  const small = new Float64Array(side * side).map((_, i) => mean(grey, width, span(i % side, width / side), span(Math.floor(i / side), height / side)));
+  const light = small.reduce((a, b) => a + b, 0) / small.length > 127;
+  return small.map((v) => (light ? 255 - v : v) / 255);
+}
+
+// The pixels that box number i covers, of `size` pixels each: at least one.
+const span = (i, size) => [Math.floor(i * size + 0.5), Math.max(Math.floor(i * size + 0.5) + 1, Math.floor((i + 1) * size + 0.5))];
+
+function mean(grey, width, [left, right], [top, bottom]) {
+  let sum = 0;
+  for (let y = top; y < bottom; y += 1) for (let x = left; x < right; x += 1) sum += grey[y * width + x];
+  return sum / ((right - left) * (bottom - top));
+}
+
 export const png = (drawing, side) => render(drawing, side).toDataURL("image/png").split(",")[1];
 
 // An image file as a square picture: cropped for colour models, otherwise padded with the colour of its corner.

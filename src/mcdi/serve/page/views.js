@@ -93,6 +93,15 @@ export class Landscape {
   }
 }
 
+// value -> a colour between those of -scale and scale.
+export function signed(scale) {
+  const { zero, negative, positive } = window.matchMedia("(prefers-color-scheme: dark)").matches ? DARK : LIGHT;
+  return (value) => {
+    const v = Math.max(-1, Math.min(1, value / (scale || 1)));
+    return `rgb(${mix(zero, v < 0 ? negative : positive, Math.abs(v)).map(Math.round).join(",")})`;
+  };
+}
+
 // The weights of every state as a heat map: rows are units, with one colour scale for all states.
 export class Matrix {
   constructor(canvas) {
@@ -108,13 +117,11 @@ export class Matrix {
   draw(t) {
     const [context, width, height] = resize(this.canvas);
     const rows = this.weights.get(t);
-    const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-    const { zero, negative, positive } = dark ? DARK : LIGHT;
+    const colour = signed(this.scale);
     const [high, wide] = [height / rows.length, width / rows[0].length];
     rows.forEach((row, i) =>
       row.forEach((value, j) => {
-        const v = Math.max(-1, Math.min(1, value / this.scale));
-        context.fillStyle = `rgb(${mix(zero, v < 0 ? negative : positive, Math.abs(v)).map(Math.round).join(",")})`;
+        context.fillStyle = colour(value);
         const [x, y] = [Math.floor(j * wide), Math.floor(i * high)];
         context.fillRect(x, y, Math.floor((j + 1) * wide) - x, Math.floor((i + 1) * high) - y);
       }),
