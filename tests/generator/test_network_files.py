@@ -167,4 +167,7 @@ def test_from_drawings_to_a_program(tmp_path: Path, support: Path) -> None:
     out = tmp_path / "weights.safetensors"
     assert mcdi("generate", tmp_path / "model", "--support", support, "--network", header, "--int8", "--out", out) == 0
     assert "mcdi_names" in header.read_text()
-    assert mcdi("generate", tmp_path / "model", "--support", support, "--int8", "--out", out) == 1
+    for wrong in (["--int8"], ["--network", "network.bin"], ["--network", "a.onnx", "--int8"], ["--query", tmp_path / "none"]):
+        out.unlink(missing_ok=True)
+        assert mcdi("generate", tmp_path / "model", "--support", support, "--out", out, *wrong) == 1
+        assert not out.exists()

@@ -47,13 +47,18 @@ def generate(
 
     from mcdi.generator.adapters import save_adapter
     from mcdi.generator.api import load
-    from mcdi.generator.network_files import write_network
+    from mcdi.generator.network_files import check_name, write_network
     from mcdi.networks.lora import LoraClassifier
     from mcdi.tasks.images.class_images import read_folder, read_images
     from mcdi.tasks.text.labelled import read_texts, read_unlabelled
     from mcdi.utils.files import write_tensors
     from mcdi.utils.workers import pick_device
 
+    # What is wrong with the command is told before anything is written.
+    if network is not None:
+        check_name(network, int8=int8)
+    elif int8:
+        raise McdiError("--int8 is for a C header: give --network NAME.h, or leave it out")
     generator = load(model, pick_device(device))
     made = generator.network
     texts = isinstance(made, LoraClassifier)
@@ -65,6 +70,13 @@ def generate(
         x, y, names = labelled.texts, torch.tensor(labelled.labels), list(labelled.classes)
     else:
         x, y, names = read_folder(support, generator.image_shape)
+    new: Any = None
+    shown: list[str] = []
+    if query is not None and texts:
+        new = read_unlabelled(query)
+        shown = ["\t".join(sentences) for sentences in new]
+    elif query is not None:
+        new, shown = read_images(query, generator.image_shape)
     weights, confidence = generator.sample((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
     if confidence < 1:
         blend = "are blended with those of ridge regression" if confidence else "are those of ridge regression"
@@ -80,12 +92,7 @@ def generate(
     if network is not None:
         write_network(generator, weights, names, network, int8=int8)
         console.print(f"{network}: the network, {network.stat().st_size:,} bytes", soft_wrap=True, markup=False)
-    elif int8:
-        raise McdiError("--int8 is for a C header: give --network NAME.h, or leave it out")
     if query is not None:
-        new: Any
-        new, labels = (read_unlabelled(query), None) if texts else read_images(query, generator.image_shape)
-        shown = labels or ["\t".join(sentences) for sentences in new]
         for label, choice in zip(shown, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
             typer.echo(f"{label}\t{names[choice]}")
 

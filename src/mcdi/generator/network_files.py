@@ -19,6 +19,14 @@ SUFFIXES = (".onnx", ".pt2", ".safetensors", ".h")
 LIMIT = 1e-4  # largest difference of an ONNX file's outputs from the network's
 
 
+def check_name(path: Path, *, int8: bool = False) -> None:
+    """Raises McdiError for a suffix that names no kind of network file, or one that has no 8-bit weights."""
+    if path.suffix not in SUFFIXES:
+        raise McdiError(f"{path} names no kind of network file: end it with {', '.join(SUFFIXES)}")
+    if int8 and path.suffix != ".h":
+        raise McdiError(f"8-bit weights are for C headers: give a name that ends in .h, not {path.name}, or leave int8 out")
+
+
 def write_network(
     generator: Generator, weights: Weights, classes: Sequence[str], path: Path, *, int8: bool = False
 ) -> nn.Module:
@@ -37,10 +45,7 @@ def write_network(
     Raises:
         McdiError: another suffix, int8 where there is no such code, or a network that cannot do without its backbone.
     """
-    if path.suffix not in SUFFIXES:
-        raise McdiError(f"{path} names no kind of network file: end it with {', '.join(SUFFIXES)}")
-    if int8 and path.suffix != ".h":
-        raise McdiError(f"8-bit weights are for C headers: give a name that ends in .h, not {path.name}, or leave int8 out")
+    check_name(path, int8=int8)
     net = generator.to("cpu").network
     module = net.standalone({n: w.cpu() for n, w in weights.items()}).eval()
     shape = generator.image_shape if net.embedder is not None else net.example_shape or (net.input_size,)
