@@ -123,6 +123,7 @@ def _refine(names):
 def _own_module(names):
     scores = [names["accuracy"](names[which]) for which in ("generated", "trained", "start")]
     assert scores[0] > 0.93 > 0.9 > scores[1] > scores[2], scores
+    assert names["read"]["generated"] > 0.84 > names["read"]["Adam"], names["read"]
     assert (Path("tutorial.png")).stat().st_size > 10_000
 
 

@@ -146,7 +146,7 @@ class TestFineTune:
         method = make_method("adam", TUNING).fit(family, None, seed=0)
         method.tuned = {"1": (0.1, 1, 0.0), "3": (0.1, 3, 0.0)}
         net, (support, _, mask, _) = family.downstream, family.sample("test", [0], shots=1)
-        start = net.theta0(0, 1)[None]
+        start = net.theta0(0, net.space.U)[None]
         assert torch.equal(method.generate(net, support, mask, seed=0), adapt(net, start, support, mask, 1, 0.1))
 
     def test_reptile_has_a_start_of_its_own(self, worlds):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
+from mcdi.generator.c_header import rounded
 from mcdi.methods.mcdi.filters import OWN_CLASS, SAME_CLASS, FilterTransformer
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.last_layer import RIDGE_SCALE
@@ -104,8 +105,25 @@ def test_the_ridge_layer_is_regression_of_the_classes() -> None:
     centred, frequency = x - x.mean(0), y.mean(0)
     rows = torch.linalg.solve(centred.T @ centred / size + torch.eye(size), centred.T @ (y - frequency)).T / size
     weight, bias = (list(state.values())[n][0] for n in (-2, -1))
-    torch.testing.assert_close(weight, RIDGE_SCALE * rows, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(bias, RIDGE_SCALE * (frequency - rows @ x.mean(0)), rtol=1e-3, atol=1e-4)
+    expected = RIDGE_SCALE * (x @ rows.T + frequency - rows @ x.mean(0))
+    torch.testing.assert_close((x @ weight.T + bias).softmax(-1), expected.softmax(-1), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["prototypes", "ridge"])
+def test_a_solved_layer_survives_eight_bits(head: str) -> None:
+    """Also where all classes have a large part of their features in common."""
+    net, examples = network(head), support()
+    weights = torch.randn(2, net.space.U, net.space.D)
+    state = net.space.unpack(weights)
+    norms = [n for n in state if n.endswith(".bias")][-2]  # of the last norm: it moves all features
+    weights = net.space.pack({**state, norms: state[norms] + 20})
+    solved = net.space.unpack(net.solved(weights, examples))
+    exact = net.predict(net.space.pack(solved), examples.x).softmax(-1)
+    name = list(solved)[-2]
+    integers, scale = rounded(solved[name].flatten(0, 1))
+    coarse = {**solved, name: (integers * scale[:, None]).reshape(solved[name].shape)}
+    difference = (net.predict(net.space.pack(coarse), examples.x).softmax(-1) - exact).abs()
+    assert float(difference.mean()) < 0.1
 
 
 def test_numbers_of_a_layer_have_means_of_their_own_and_one_spread() -> None:

@@ -58,6 +58,19 @@ class TestMetaTrain:
         assert rates[:5] == sorted(rates[:5]) and rates[4:] == sorted(rates[4:], reverse=True)
         assert rates[0] == pytest.approx(0.1 / 5) and 0.08 < rates[4] < 0.1
 
+    @pytest.mark.parametrize("meta", ["reptile", "none"])
+    def test_a_clipped_gradient_is_no_longer_than_asked(self, meta, monkeypatch):
+        """Nor another direction, and one that is shorter stays as it is."""
+        given = []
+        monkeypatch.setattr(
+            "mcdi.core.OuterStep.__call__", lambda self, d, lr, steps: given.append([-v / (lr * steps) for v in d])
+        )
+        for clip in (0.0, 0.01, 1e6):
+            self.train(MetaTraining(meta=meta, iterations=1, learners=1, inner_lr=0.01, clip=clip))
+        whole, clipped, short = (torch.cat([g.flatten() for g in gradient]) for gradient in given)
+        torch.testing.assert_close(clipped, 0.01 * whole / whole.norm())
+        torch.testing.assert_close(short, whole)
+
     def test_the_inner_optimiser_is_the_one_that_is_asked_for(self):
         """One step of Adam inside, and the outer step as printed at full rate: every weight moves by eta."""
         training = MetaTraining(outer="literal", outer_lr=1.0, iterations=1, learners=1, inner_steps=1, inner_lr=0.01, ema=0.0)

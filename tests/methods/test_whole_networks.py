@@ -43,7 +43,7 @@ epochs = 6
 denoiser = "filters"
 prior = false
 functional = 10.0
-functional_tasks = "fresh"
+fresh_tasks = 4
 options = { width = 16, depth = 1 }
 training = { meta = "none", iterations = 8, inner_steps = 1, learners = 1, tasks = 6, warmup = 0.2, checkpoint_every = 3 }
 [method.mc-di]
@@ -179,7 +179,7 @@ class TestFunctionalTerm:
     def test_fresh_tasks_are_of_no_store_and_of_no_other_step(self, run: Path) -> None:
         loss, _ = self.made(run)
         batches = [self.flat(loss, step) for step in range(3)]
-        assert not torch.equal(batches[0]["task_cond"], batches[0]["cond"])
+        assert len(batches[0]["task_cond"]) == 4 and len(batches[0]["cond"]) == 6
         assert not torch.equal(batches[0]["task_cond"], batches[1]["task_cond"])
         assert torch.equal(self.flat(loss, 1)["task_cond"], batches[1]["task_cond"])
         assert {b["chain"].shape[-1] for b in (self.flat(loss, s) for s in range(12))} == {1, 2, 3}
@@ -194,7 +194,7 @@ class TestFunctionalTerm:
             paid = loss.loss(params, **batch)
             loss.denoiser.settings = replace(denoiser.settings, functional=0.0)
             local = loss.loss(params, **batch)
-            start, t = torch.zeros_like(batch["clean"]), torch.zeros_like(batch["t"])
+            start, t = torch.zeros_like(batch["clean"])[:4], torch.zeros_like(batch["t"])[:4]
             f = denoiser(start, t, batch["task_cond"], batch["task_mask"])
             x0 = core.to_x0(f, start, t, denoiser.schedule)
             net = loss.family.downstream
@@ -232,7 +232,9 @@ class TestFunctionalTerm:
         ({"denoiser": "filters"}, "set prior = false"),
         ({"response": True}, "response = true is for denoiser = 'filters'"),
         ({"functional_steps": 0}, "functional_steps = 0 is outside 1..T"),
+        ({"fresh_tasks": -1}, "fresh_tasks = -1 is a number of tasks"),
         ({"training": {"warmup": 1.0}}, "warmup = 1.0 is a fraction"),
+        ({"training": {"clip": -1.0}}, "clip = -1.0 is a norm"),
     ],
 )
 def test_settings_that_do_not_go_together(values: dict[str, object], match: str) -> None:

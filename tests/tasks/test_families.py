@@ -160,11 +160,16 @@ class TestNetworks:
         assert x.shape == (2, 6, 196 + 64)
         assert float(x[0, 0, 0]) == pytest.approx(float(images[0, 0, 0, :2, :2].float().mean()) / 255)
         support = Examples(x, torch.arange(3).repeat(2, 2))
-        cond = net.condition(support, 1)
-        assert cond.shape == (2, 1, net.condition_size)
-        weights = net.theta0(0, 1).expand(2, -1, -1)
-        assert net.predict(weights, x).shape == (2, 6, 3) and net.space.D == 196 * 16 + 16 + 16 * 3 + 3
-        assert net.loss(weights, support, torch.ones(2, 1, dtype=torch.bool)).shape == (2,)
+        units = net.space.U
+        assert (units, net.space.D) == (
+            16 + 3,
+            196 + 1,
+        )  # hidden units and classes; weights and a bias
+        cond = net.condition(support, units)
+        assert cond.shape == (2, units, net.condition_size)
+        weights = net.theta0(0, units).expand(2, -1, -1)
+        assert net.predict(weights, x).shape == (2, 6, 3)
+        assert net.loss(weights, support, torch.ones(2, units, dtype=torch.bool)).shape == (2,)
         with pytest.raises(McdiError, match="needs its image backbone"):
             PixelNet(64, 3).embed(images)
 

@@ -28,17 +28,18 @@ SMALL: dict[str, Any] = {
 FILTERS: dict[str, Any] = {
     "denoiser": "filters",
     "prior": False,
-    "functional": 10.0,
-    "functional_tasks": "fresh",
+    "functional": 100.0,
+    "fresh_tasks": 16,
     "options": {"width": 64, "depth": 2},
     "training": {
         "meta": "none",
         "iterations": 500,
         "inner_steps": 1,
         "learners": 1,
-        "tasks": 16,
+        "tasks": 8,
         "outer_lr": 0.003,
         "warmup": 0.05,
+        "clip": 1.0,
     },
 }
 ADAM = Preparation(epochs=60, lr=0.03)

@@ -1,7 +1,7 @@
 """The meta-training of a generator's parameters phi: one loop for every generator, REPTILE or single level."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,8 @@ class MetaTraining:
     meta "reptile": `learners` = B copies of phi, each on a batch of `tasks` tasks of its own, K steps of the `inner`
     optimiser, then the outer step. "none": single level, Adam on the same B * K * tasks examples at once, so that both
     see the same data. The outer rate falls to zero along a cosine, after a linear rise over a fraction `warmup` of the
-    iterations; `ema` averages phi over the iterations, and the
-    average is kept.
+    iterations. `clip` is the largest norm of the (meta-)gradient, longer ones are shortened to it; 0 takes them as they are.
+    `ema` averages phi over the iterations, and the average is kept.
     """
 
     meta: Literal["reptile", "none"] = "reptile"
@@ -40,6 +40,7 @@ class MetaTraining:
     outer: Literal["adam", "literal"] = "adam"
     outer_lr: float = 0.001
     warmup: float = 0.0
+    clip: float = 0.0
     ema: float = 0.995
     checkpoint_every: int = 100
 
@@ -52,6 +53,8 @@ class MetaTraining:
         check_choices(self)
         if not 0 <= self.warmup < 1:
             raise McdiError(f"warmup = {self.warmup} is a fraction of the iterations: choose 0 <= warmup < 1")
+        if self.clip < 0:
+            raise McdiError(f"clip = {self.clip} is a norm: choose 0 or more, 0 to clip nothing")
         if min(self.inner_lr, self.outer_lr) <= 0 or not 0 <= self.ema < 1:
             raise McdiError(
                 f"inner_lr = {self.inner_lr} and outer_lr = {self.outer_lr} must be positive, ema = {self.ema} in [0, 1)"
@@ -93,10 +96,11 @@ def meta_train(
         outer.optimiser.param_groups[0]["lr"] = lr
         if settings.meta == "reptile":
             displacement, losses = reptile_displacement(phi, loss_of, values, settings.inner_lr, settings.inner)
-            outer(list(displacement.values()), settings.inner_lr, settings.inner_steps)
+            clip = settings.clip * settings.inner_lr * settings.inner_steps  # the meta-gradient is the displacement over these
+            outer(_clipped(displacement.values(), clip), settings.inner_lr, settings.inner_steps)
         else:
             grads, losses = torch.func.grad_and_value(loss_of)(phi, *(b.flatten(0, 2) for b in values))
-            outer([-g for g in grads.values()], 1.0, 1)
+            outer(_clipped([-g for g in grads.values()], settings.clip), 1.0, 1)
         loss = float(losses.detach().mean())
         if not math.isfinite(loss):
             rates = f"outer_lr = {settings.outer_lr} or inner_lr = {settings.inner_lr}"
@@ -110,6 +114,15 @@ def meta_train(
     with torch.no_grad():
         for n, p in net.named_parameters():
             p.copy_(average[n])
+
+
+def _clipped(tensors: Iterable[Tensor], norm: float) -> list[Tensor]:
+    """The tensors, together no longer than `norm`; 0: as they are."""
+    whole = list(tensors)
+    if norm:
+        factor = (norm / torch.nn.utils.get_total_norm(whole)).clamp(max=1)
+        whole = [t * factor for t in whole]
+    return whole
 
 
 def _by_position(loss_fn: Callable[..., Tensor], names: tuple[str, ...]) -> Callable[..., Tensor]:

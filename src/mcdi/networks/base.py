@@ -22,7 +22,8 @@ LastLayer = Literal["generated", "prototypes", "ridge"]
 # Settings of a family that only some networks use, and the network that has them.
 OPTIONS = {
     **dict.fromkeys(("condition", "centred", "embedding"), "linear-head"),
-    **dict.fromkeys(("filters", "pixels", "head"), "conv-net"),
+    **dict.fromkeys(("filters", "pixels"), "conv-net"),
+    "head": "conv-net' or 'pixel-net",
 }
 
 

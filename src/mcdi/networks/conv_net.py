@@ -67,9 +67,6 @@ class ConvNet(EndsInLinear, PixelNetwork):
         norm = isinstance(self.module.get_submodule(name.rpartition(".")[0]), nn.GroupNorm)
         return p if norm else super()._start(name, p, generator)
 
-    def body_input(self, x: Tensor) -> Tensor:
-        return x[..., : self.pixels]
-
     def config(self) -> dict[str, Any]:
         sizes = {"filters": self.filters, "side": self.side, "channels": self.channels, "head": self.head}
         return {**super().config(), **sizes}

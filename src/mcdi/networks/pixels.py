@@ -1,6 +1,6 @@
 """Networks that read small images and of which all weights are generated: the base class, and a two-layer perceptron."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.vision import Embedder
-from mcdi.networks.base import Network
+from mcdi.networks.base import LastLayer, Network
 from mcdi.networks.batched import State
+from mcdi.networks.last_layer import EndsInLinear
 from mcdi.networks.registry import register_network
 from mcdi.networks.support import class_means
 from mcdi.types import Examples
@@ -70,6 +71,9 @@ class PixelNetwork(Network):
         assert self.embedder is not None
         return nn.Sequential(nn.AvgPool2d(self.embedder.side // self.side), nn.Flatten(), module)
 
+    def body_input(self, x: Tensor) -> Tensor:
+        return x[..., : self.pixels]
+
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         return super().forward(state, x[..., : self.pixels], keys)
 
@@ -78,15 +82,33 @@ class PixelNetwork(Network):
 
 
 @register_network("pixel-net", "images")
-class PixelNet(PixelNetwork):
-    """Two layers, generated as one unit."""
+class PixelNet(EndsInLinear, PixelNetwork):
+    """Two layers: 3,237 weights with 16 hidden units for 5 classes.
+
+    head: how the last layer is made, see `EndsInLinear`.
+    """
+
+    has_filters = True
+    options = ("head",)
 
     def __init__(
-        self, features: int, way: int, embedder: Embedder | None = None, hidden: int = 16, unit: Unit = "whole"
+        self,
+        features: int,
+        way: int,
+        embedder: Embedder | None = None,
+        *,
+        hidden: int = 16,
+        head: LastLayer = "generated",
+        unit: Unit = "filter",
     ) -> None:
         module = nn.Sequential(nn.Linear(self.side**2, hidden), nn.ReLU(), nn.Linear(hidden, way))
         super().__init__(module, features, way, embedder, unit)
         self.hidden = hidden
+        self.set_head(head)
+
+    @classmethod
+    def for_family(cls, settings: Any, **parts: Any) -> Self:
+        return super().for_family(settings, head=getattr(settings, "head", "generated"), **parts)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "hidden": self.hidden}

@@ -32,11 +32,13 @@ class FilterTransformer(nn.Module):
     A token holds its filter's place in the network (an embedding), x_t, and t. Rows of a classifier's last layer have no place
     of their own: they hold the mean of their class's examples, so that classes may be renumbered and examples reordered. That
     two examples are of one class, or a row is theirs, is a learnt bias of the attention. Every layer has its own projections
-    from and to filters.
+    from and to filters. They write weights in units of their own, not of the spread of weights over tasks: trained weights of
+    all tasks are near their mean, and a network that is trained by its tasks' loss has a longer way to go.
 
     Args:
         size, cond_size, units: D, numbers of an example with its label, and U.
         blocks: (filters, numbers a filter) of every layer, see WeightSpace.
+        spread: (kinds of units, 1), standard deviations by which x and the output are divided; None is 1.
         shape: of an example.
         way: classes, or 0 where the labels are real numbers.
         response: numbers that the tokens of examples also hold: what the network of x_t does on them.
@@ -53,6 +55,7 @@ class FilterTransformer(nn.Module):
         units: int,
         *,
         blocks: Sequence[Sequence[int]],
+        spread: Tensor | None = None,
         shape: Sequence[int],
         way: int,
         response: int = 0,
@@ -69,6 +72,8 @@ class FilterTransformer(nn.Module):
         self.placed = units - way  # filters with a place of their own: all but rows of the classifier
         self.place = nn.Parameter(torch.randn(self.placed + (way > 0), width) * 0.5)
         self.base = nn.Parameter(torch.zeros(self.placed + (way > 0), size))
+        self.spread: Tensor
+        self.register_buffer("spread", torch.ones(len(self.base), 1) if spread is None else spread, persistent=False)
         self.embed = example_embedding(shape, width)
         self.label = nn.Linear(width if way else cond_size - self.example_size, width)
         self.response = nn.Linear(response, width) if response else None
@@ -103,7 +108,8 @@ class FilterTransformer(nn.Module):
         for layer, strength in zip(self.layers, self.relations, strict=True):
             bias = 0.0 if relations is None else torch.einsum("brij,rh->bhij", relations, strength)
             h = layer(h, time, exists, bias)
-        return self._per_filter(self.base, units) + self._each_layer(self.writes, self.norm(h[:, :units]), self.size)
+        difference = self._each_layer(self.writes, self.norm(h[:, :units]), self.size)
+        return (self._per_filter(self.base, units) + difference) / self._per_filter(self.spread, units)
 
     def _per_filter(self, values: Tensor, units: int) -> Tensor:
         """One row a filter, the last one for every row of the classifier: (placed + 1, n) -> (U, n)."""

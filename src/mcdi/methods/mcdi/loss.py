@@ -42,25 +42,28 @@ class DenoisingLoss:
         """The batch of a step, (K, B, tasks, ...) each."""
         s, net = self.denoiser.settings, self.family.downstream
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        n = math.prod(self.shape)
+        (k, learners, _), n = self.shape, math.prod(self.shape)
         rows, tasks = stored_tasks(self.family, self.data, n, step, g)
         t, i = core.draw(n, self.schedule, g)
         target = i if s.objective == "local" else torch.randint(1, s.k + 1, (n,), generator=g)
         cond = self.denoiser.condition(net, tasks.support, tasks.mask.shape[1])
         clean = self.space.standardise(rows.targets[torch.arange(n), target * self.stride - 1])
         eps = torch.randn(clean.shape, generator=g)
-        batch = {"clean": clean, "eps": eps, "t": t, "i": i, "cond": cond, "mask": tasks.mask}
+        batch = by_learner(self.shape, clean=clean, eps=eps, t=t, i=i, cond=cond, mask=tasks.mask)
         if s.functional:
-            if s.functional_tasks == "fresh":
-                tasks = fresh_tasks(self.family, n, step, self.seed)
+            shape = self.shape
+            if s.fresh_tasks:
+                shape = k, learners, s.fresh_tasks
+                tasks = fresh_tasks(self.family, math.prod(shape), step, self.seed)
                 cond = self.denoiser.condition(net, tasks.support, tasks.mask.shape[1])
-            batch |= {"task_cond": cond, "task_mask": tasks.mask}
+            parts = {"task_cond": cond, "task_mask": tasks.mask}
             if net.solves_last_layer:
-                batch |= {"support_x": net.inputs(tasks.support.x), "support_y": tasks.support.y}
-            batch |= {"query_x": net.inputs(tasks.query.x), "query_y": tasks.query.y}
+                parts |= {"support_x": net.inputs(tasks.support.x), "support_y": tasks.support.y}
+            parts |= {"query_x": net.inputs(tasks.query.x), "query_y": tasks.query.y}
             steps = int(torch.randint(1, s.functional_steps + 1, (), generator=g))
-            batch["chain"] = torch.empty(n, steps)  # its size tells a vmapped loss the number of steps
-        return by_learner(self.shape, **{name: part.to(self.device) for name, part in batch.items()})
+            parts["chain"] = torch.empty(len(cond), steps)  # its size tells a vmapped loss the number of steps
+            batch |= by_learner(shape, **parts)
+        return {name: part.to(self.device) for name, part in batch.items()}
 
     def loss(
         self, params: core.Params, clean: Tensor, eps: Tensor, t: Tensor, i: Tensor, cond: Tensor, mask: Tensor, **task: Tensor
@@ -81,8 +84,8 @@ class DenoisingLoss:
             response = self.denoiser.response(net, self.space, x, cond)
             return torch.func.functional_call(self.denoiser, params, (x, t, cond, mask, None, response))
 
-        regression, start = s.objective == "regression", torch.zeros_like(clean)
-        x, t = (start, torch.zeros_like(t)) if regression else (core.noised(clean, eps, t, i, schedule), t)
+        regression = s.objective == "regression"
+        x, t = (torch.zeros_like(clean), torch.zeros_like(t)) if regression else (core.noised(clean, eps, t, i, schedule), t)
         estimate = f(x, t, cond, mask)
         if regression:
             each = (core.to_x0(estimate, x, t, schedule) - clean) ** 2
@@ -92,12 +95,13 @@ class DenoisingLoss:
         loss = (each * weight).sum() / (weight.sum() * x.shape[-1])
         if not s.functional:
             return loss
-        if regression and s.functional_tasks == "stored":
+        if regression and not s.fresh_tasks:
             answer = core.to_x0(estimate, x, t, schedule)
         else:
             # A chain without noise. At a noised target x_t would hold theta itself: there the term would only sharpen the
             # estimate, and later steps would stand where training never was.
             told, steps = {"cond": task["task_cond"], "mask": task["task_mask"]}, task["chain"].shape[-1]
+            start = clean.new_zeros(*task["task_mask"].shape, clean.shape[-1])
             chain = core.sample(partial(f, **told), start, schedule, steps=steps, noise=0.0)
             for step in range(steps):
                 with torch.set_grad_enabled(step == steps - 1):

@@ -26,8 +26,7 @@ class DiffusionSettings:
         weight: of the loss, see `core.local_consistency_loss`.
         functional: weight of the task loss of the one-step answer from x = 0 at t = 0, on examples of the training task that
             are not in its support set. 0 = off, as in the paper.
-        functional_tasks: the tasks of that term: the "stored" ones of the batch, or as many "fresh" ones, which no other step
-            sees.
+        fresh_tasks: of that term, a batch: tasks that no store holds and no other step sees. 0: the stored ones of the batch.
         functional_steps: the term is paid after 1 to this many steps of the chain from x = 0, a number for every training step;
             the states before the last are the chain's own, without a gradient.
         response: whether every step sees what its current weights do on the support set, see `Network.response`; for denoiser
@@ -48,7 +47,7 @@ class DiffusionSettings:
     parameterisation: core.Parameterisation = "x0"
     weight: Literal["paper", "x0"] = "paper"
     functional: float = 0.0
-    functional_tasks: Literal["stored", "fresh"] = "stored"
+    fresh_tasks: int = 0
     functional_steps: int = 1
     response: bool = False
     prior: bool = True
@@ -71,6 +70,8 @@ class DiffusionSettings:
             raise McdiError(f"sampling.steps = {self.sampling.steps} is outside 1..T = {self.T}")
         if self.response and not self.reads_examples:
             raise McdiError("response = true is for denoiser = 'filters', which attends to examples: leave it out")
+        if self.fresh_tasks < 0:
+            raise McdiError(f"fresh_tasks = {self.fresh_tasks} is a number of tasks: choose 0 or more")
         if not 1 <= self.functional_steps <= self.T:
             raise McdiError(f"functional_steps = {self.functional_steps} is outside 1..T = {self.T}")
         if self.reads_examples and self.prior:

@@ -54,8 +54,8 @@ class ImageSettings(FamilySettings):
         backbone_loss: of ProtoNet, of a classifier of all training classes, or both.
         training_queries: examples a class of the query sets of training tasks; None: as many as of others.
         backbone_steps, backbone_way: episodes of its training, and classes of one.
-        filters, pixels, head: of conv-net, see networks.conv_net.ConvNet: filters a layer, pixels of a side that it reads, and
-            how its last layer is made.
+        filters, pixels: of conv-net, see networks.conv_net.ConvNet: filters a layer, and pixels of a side that it reads.
+        head: of conv-net and pixel-net: how the last layer is made.
         embedding: a second backbone, by whose features tasks are embedded while the head reads the first's (linear heads). One
             that is trained here is trained as the backbone is, with the next seed. "": none.
     """
