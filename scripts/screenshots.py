@@ -1,6 +1,9 @@
-"""Screenshots of the page of `mcdi serve`, on a desktop and on a phone, from a running server.
+"""Screenshots of the page of `mcdi serve`, from a running server: on a desktop and on a phone, with the chain; or of a
+whole network, whose predictions the browser computes without the server.
 
-Example: mcdi serve runs/glyphs/methods/mc-di-0 & python scripts/screenshots.py http://127.0.0.1:8000 docs/images
+Examples:
+    mcdi serve runs/glyphs/methods/mc-di-0 & python scripts/screenshots.py http://127.0.0.1:8000 docs/images
+    mcdi serve symbols & python scripts/screenshots.py http://127.0.0.1:8000 docs/images --network
 """
 
 import shutil
@@ -22,23 +25,46 @@ def take_screenshot(page: Page, address: str, path: Path) -> None:
     page.screenshot(path=path, full_page=True, animations="disabled")
 
 
-def main(address: str, folder: Path) -> None:
+def take_network(page: Page, address: str, path: Path) -> None:
+    """The page with its example; then a drawing that the browser classifies while every request fails."""
+    page.goto(address)
+    page.click("#fill")
+    page.wait_for_selector("#filters:visible")
+    page.wait_for_selector("#bars .best")
+    page.route("**/*", lambda route: route.abort())
+    page.click("#test-clear")
+    box = page.locator("#test").bounding_box()
+    assert box is not None
+    points = [(0.5 + 0.3 * x, 0.5 + 0.3 * y) for x, y in ((0, -1), (0.95, 0.8), (-0.9, 0.85), (0.02, -0.95))]
+    page.mouse.move(box["x"] + points[0][0] * box["width"], box["y"] + points[0][1] * box["height"])
+    page.mouse.down()
+    for x, y in points[1:]:
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=12)
+    page.mouse.up()
+    page.wait_for_selector("#bars .best")
+    page.evaluate("document.activeElement.blur()")
+    page.screenshot(path=path, full_page=True, animations="disabled")
+
+
+def main(address: str, folder: Path, *, network: bool) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("chromium is not installed: apt-get install chromium")
     folder.mkdir(parents=True, exist_ok=True)
+    screens = {"network": (1280, 1000, 1.0, "light")} if network else SCREENS
+    take = take_network if network else take_screenshot
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, (width, height, scale, scheme) in SCREENS.items():
+        for name, (width, height, scale, scheme) in screens.items():
             page = browser.new_page(
                 viewport={"width": width, "height": height},
                 device_scale_factor=scale,
                 color_scheme=scheme,
                 reduced_motion="reduce",  # no animation of the chain
             )
-            take_screenshot(page, address, folder / f"page-{name}.png")
+            take(page, address, folder / f"page-{name}.png")
         browser.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), network="--network" in sys.argv[3:])

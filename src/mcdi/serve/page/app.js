@@ -134,7 +134,7 @@ function bar() {
 
 const traceChain = newest(async (stale) => {
   const { task } = state;
-  if (!task || !state.model.chain) return;
+  if (!task || $("chain").hidden) return;
   const chain = await post("/v1/chain", task.body);
   const landscape = await post("/v1/landscape", { ...task.body, grid: GRID });
   if (stale() || task !== state.task) return;
@@ -164,12 +164,15 @@ function choose(model) {
   state.model = model;
   state.steps = null;
   const inputs = model.texts ? "texts" : `feature vectors of ${model.features} numbers`;
-  const reason = model.images ? "predicts numbers, not classes" : `reads ${inputs}, not images`;
-  $("model-note").textContent = usable() ? "" : `${model.name} ${reason}, so it cannot be used on this page. Use POST /v1/generate.`;
+  const obstacle = model.images ? "predicts numbers, not classes" : `reads ${inputs}, not images`;
+  $("model-note").textContent = usable() ? "" : `${model.name} ${obstacle}, so it cannot be used on this page. Use POST /v1/generate.`;
   $("main").hidden = $("fill").hidden = !usable();
-  const chain = model.chain && usable();
+  // A whole network that is made in one step has no chain worth a look: longer ones were worse on validation tasks.
+  const oneStep = model.runs_anywhere && model.steps === 1;
+  const chain = model.chain && usable() && !oneStep;
   $("steps-field").hidden = $("resample").hidden = $("default-steps").hidden = $("chain").hidden = !chain;
-  $("sampling-note").textContent = chain ? "" : `${model.method} generates the weights in one step: it has no denoising chain.`;
+  const reason = model.chain ? "longer chains were worse on validation tasks" : "it has no denoising chain";
+  $("sampling-note").textContent = chain ? "" : `${model.method} generates the weights in one step: ${reason}.`;
   if (chain) $("steps").max = model.T;
   showSteps();
   state.cards.forEach((card) => card.show());
