@@ -111,4 +111,4 @@ class PixelNet(EndsInLinear, PixelNetwork):
         return super().for_family(settings, head=getattr(settings, "head", "generated"), **parts)
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "hidden": self.hidden}
+        return {**super().config(), "hidden": self.hidden, "head": self.head}
