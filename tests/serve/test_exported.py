@@ -1,6 +1,7 @@
 """Models with an exported sampler: it is used where it gives the same weights as the model, and nowhere else."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ pytest.importorskip("onnxruntime", reason="needs mcdi[onnx]")
 
 @pytest.fixture(scope="module")
 def both(folders, tmp_path_factory):
-    """The model of drawings, whose chain is stochastic, without and with its exported sampler."""
-    folder = shutil.copytree(folders["drawings"], tmp_path_factory.mktemp("both") / "m")
+    """The model of drawings with a stochastic chain of two steps, which is short to export, without and with that file."""
+    root, generator = tmp_path_factory.mktemp("both"), load(folders["drawings"])
+    generator.method = generator.method.with_sampling(replace(generator.method.sampling, steps=2))
+    generator.save_pretrained(root / "plain")
+    folder = shutil.copytree(root / "plain", root / "m")
     export(load(folder), folder / SAMPLER, "onnx", weights=folder / "model.safetensors")
-    return {"plain": folders["drawings"], "m": folder}
+    return {"plain": root / "plain", "m": folder}
 
 
 def generated(client, model, **options):
