@@ -1,9 +1,11 @@
-"""Milliseconds to generate a head against fine-tuning it, measured in turn in one run.
+"""Milliseconds to generate weights against fine-tuning them, measured in turn in one run.
 
     python benchmarks/latency.py runs/glyphs
+    python benchmarks/latency.py runs/glyphs-conv4 --batches 1 64 --shots 5
 
-Prints, for batches of 1 and 256 tasks, milliseconds to the weights by Mc-Di with 20, 5, 2 and 1 denoising steps and by
-the tuned Adam on the support set, and the ratio. One thread; features of the support set are given.
+Prints, for batches of tasks, milliseconds to the weights by Mc-Di with 20, 5, 2 and 1 denoising steps, by the tuned Adam on
+the support set, and by MAML and a shared body where the run has them, and Adam's time in units of each. One thread; features
+(or pixels) of the support set are given.
 """
 
 import argparse
@@ -22,16 +24,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shots", type=int, help="default: the run's first")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     family = load_family(read_run(arguments.run).family, arguments.run)
-    generators = {n: load(arguments.run / "methods" / f"{n}-0", arguments.device) for n in ("mc-di", "adam")}
+    folders = {n: arguments.run / "methods" / f"{n}-0" for n in ("mc-di", "adam", "maml", "protonet")}
+    generators = {n: load(f, arguments.device) for n, f in folders.items() if f.is_dir() or n in ("mc-di", "adam")}
     table = Table(title=f"{provenance()['hardware']}, one thread, {arguments.device}")
     for column in ("batch", "method", "ms", "ms a task", "Adam / this"):
         table.add_column(column, justify="right")
-    for batch in (1, 256):
-        support = family.sample("test", range(batch)).support
-        rows = {"adam": milliseconds(lambda support=support: generators["adam"].generate(support), 15)}
+    for batch in arguments.batches:
+        support = family.sample("test", range(batch), shots=arguments.shots).support
+        rows = {
+            name: milliseconds(lambda support=support, made=made: made.generate(support), 15)
+            for name, made in generators.items()
+            if name != "mc-di"
+        }
         for steps in (20, 5, 2, 1):
             call = lambda support=support, steps=steps: generators["mc-di"].generate(support, steps=steps)  # noqa: E731
             rows[f"mc-di, {steps} steps"] = milliseconds(call, 15)
