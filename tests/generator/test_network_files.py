@@ -3,7 +3,9 @@
 import json
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from mcdi.methods import make_method
 from mcdi.networks.backbones.vision import Embedder, NoBackbone
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.own import OwnNetwork
 
 Drawn = tuple[nn.Sequential, tuple[int, ...], Tensor]
 CLASSES = ["a", 'b "quoted"', "ß"]
@@ -94,6 +97,22 @@ def test_every_plain_network_answers_as_its_header(
     torch.testing.assert_close(run_c(header, x, tmp_path), module(x.float() / 255), rtol=1e-3, atol=1e-4)
 
 
+@needs_compiler
+def test_the_header_of_a_module_of_ones_own(tmp_path: Path) -> None:
+    """Its images are tensors that no backbone reads."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    sizes: dict[str, Any] = {"example": (1, 6, 6), "target": (), "way": 3, "regression": False, "squeeze": False}
+    net = OwnNetwork(module, **sizes, unit="filter")
+    weights = {n: p.detach() for n, p in module.named_parameters()}
+    write_network(Generator("protonet", make_method("protonet", {}), net), weights, CLASSES, tmp_path / "network.h")
+    x = torch.randint(0, 256, (4, 1, 6, 6), dtype=torch.uint8)
+    header = (tmp_path / "network.h").read_text()
+    torch.testing.assert_close(run_c(header, x, tmp_path), module(x.float() / 255), rtol=1e-4, atol=1e-5)
+    with pytest.raises(McdiError, match="no network of images in plain layers"):
+        operations(nn.Linear(3, 2), (1, 6, 6))
+
+
 class Twice(nn.ReLU):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -124,16 +143,20 @@ def test_layers_without_plain_code_are_refused(layer: nn.Module) -> None:
         operations(nn.Sequential(layer), (2, 6, 6))
 
 
-def test_other_files_answer_as_the_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_other_files_answer_as_the_network(scale: float, tmp_path: Path) -> None:
+    """Also where logits are large, and so is their rounding."""
     onnxruntime = pytest.importorskip("onnxruntime")
     made, weights = generator()
+    weights |= {n: scale * w for n, w in list(weights.items())[-2:]}
     x = images().float() / 255
     for name in ("network.onnx", "network.pt2", "network.safetensors"):
         expected = write_network(made, weights, CLASSES, tmp_path / name)(x)
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
-    torch.testing.assert_close(torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-4)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4 * scale)
+    close(torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), expected)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == CLASSES
-    torch.testing.assert_close(torch.export.load(tmp_path / "network.pt2").module()(x), expected, rtol=1e-4, atol=1e-4)
+    close(torch.export.load(tmp_path / "network.pt2").module()(x), expected)
     with safe_open(tmp_path / "network.safetensors", "pt") as file:
         assert all(torch.equal(file.get_tensor(n), w) for n, w in weights.items())
 

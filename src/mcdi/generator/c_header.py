@@ -24,7 +24,7 @@ def c_header(steps: Sequence[Operation], classes: Sequence[str], *, int8: bool =
     """The header of a network.
 
     Args:
-        steps: of `plain_network`.
+        steps: of `plain.operations`.
         classes: their names.
         int8: weights of convolutions and linear layers as 8-bit integers.
     """

@@ -12,7 +12,7 @@ from mcdi.errors import McdiError, explained, optional
 from mcdi.generator.api import Generator, Weights
 from mcdi.generator.c_header import c_header
 from mcdi.generator.exported import onnx_run, onnx_session, quiet
-from mcdi.generator.plain import plain_network
+from mcdi.generator.plain import operations
 from mcdi.utils.files import write_bytes, write_tensors
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors", ".h")
@@ -53,7 +53,7 @@ def write_network(
     if path.suffix == ".safetensors":
         write_tensors(path, weights, {"classes": list(classes)})
     elif path.suffix == ".h":
-        write_bytes(path, c_header(plain_network(generator, weights), classes, int8=int8).encode())
+        write_bytes(path, c_header(operations(module, shape), classes, int8=int8).encode())
     else:
         with quiet(), explained(f"this {net.kind} cannot be written to {path}", "write it as .safetensors"):
             batch = {0: torch.export.Dim.DYNAMIC}

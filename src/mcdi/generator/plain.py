@@ -34,7 +34,7 @@ class Operation:
     eps: float = 0.0
 
 
-def operations(module: nn.Sequential, shape: Sequence[int]) -> list[Operation]:
+def operations(module: nn.Module, shape: Sequence[int]) -> list[Operation]:
     """The operations of a network of convolutions, group norms, pools, ReLU and linear layers.
 
     Args:
@@ -42,8 +42,10 @@ def operations(module: nn.Sequential, shape: Sequence[int]) -> list[Operation]:
         shape: of one image, (channels, side, side).
 
     Raises:
-        McdiError: a layer that is none of them.
+        McdiError: a layer that is none of them, or a network of anything but images.
     """
+    if not isinstance(module, nn.Sequential) or len(shape) != 3:
+        raise McdiError("this is no network of images in plain layers: write it as .onnx, .pt2 or .safetensors")
     done: list[Operation] = []
     size = tuple(shape)
     for _, layer in layers_of(module):
@@ -56,13 +58,9 @@ def operations(module: nn.Sequential, shape: Sequence[int]) -> list[Operation]:
 
 
 def plain_network(generator: Generator, weights: Weights) -> list[Operation]:
-    """The operations of the network of one task, weights {name: (*shape)}. Raises McdiError for one that needs its backbone,
-    reads no images, or has a layer that is none of them."""
-    net = generator.network
-    module = net.standalone({n: w.cpu() for n, w in weights.items()}).eval()
-    if not isinstance(module, nn.Sequential) or net.embedder is None:
-        raise McdiError(f"a {net.kind} is no network of images in plain layers: take its weights as safetensors")
-    return operations(module, generator.image_shape)
+    """The operations of the network of one task, weights {name: (*shape)}. Raises McdiError where the network needs its
+    backbone, and as `operations` does."""
+    return operations(generator.network.standalone({n: w.cpu() for n, w in weights.items()}).eval(), generator.image_shape)
 
 
 def _operation(layer: nn.Module, inputs: tuple[int, ...]) -> Operation:

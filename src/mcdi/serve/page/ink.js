@@ -54,18 +54,27 @@ export function ink(drawing, side) {
   const { width, height } = canvas;
   const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
   const grey = new Float64Array(width * height).map((_, i) => 0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2]);
-  const small = new Float64Array(side * side).map((_, i) => mean(grey, width, span(i % side, width / side), span(Math.floor(i / side), height / side)));
+  const [columns, rows] = [boxes(side, width / side), boxes(side, height / side)];
+  const small = new Float64Array(side * side).map((_, i) => mean(grey, width, columns[i % side], rows[Math.floor(i / side)]));
   const light = small.reduce((a, b) => a + b, 0) / small.length > 127;
   return small.map((v) => (light ? 255 - v : v) / 255);
 }
 
-// The pixels that box number i covers, of `size` pixels each: at least one.
-const span = (i, size) => [Math.floor(i * size + 0.5), Math.max(Math.floor(i * size + 0.5) + 1, Math.floor((i + 1) * size + 0.5))];
+// The pixels whose centres lie in each of `count` boxes of `size` pixels, at least one each, as Pillow's BOX chooses them.
+function boxes(count, size) {
+  const width = Math.max(size, 1);
+  return Array.from({ length: count }, (_, i) => {
+    const centre = (i + 0.5) * size;
+    const first = Math.floor(centre - width / 2 + 0.5);
+    const pixels = Array.from({ length: Math.floor(centre + width / 2 + 0.5) - first }, (_, j) => first + j);
+    return pixels.filter((x) => (x - centre + 0.5) / width <= 0.5); // rounding may have let one more in
+  });
+}
 
-function mean(grey, width, [left, right], [top, bottom]) {
+function mean(grey, width, columns, rows) {
   let sum = 0;
-  for (let y = top; y < bottom; y += 1) for (let x = left; x < right; x += 1) sum += grey[y * width + x];
-  return sum / ((right - left) * (bottom - top));
+  for (const y of rows) for (const x of columns) sum += grey[y * width + x];
+  return sum / (rows.length * columns.length);
 }
 
 export const png = (drawing, side) => render(drawing, side).toDataURL("image/png").split(",")[1];
