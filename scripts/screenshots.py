@@ -15,17 +15,15 @@ from playwright.sync_api import Page, sync_playwright
 SCREENS = {"desktop": (1280, 800, 1.0, "light"), "phone": (390, 844, 1.5, "dark")}  # width, height, device scale, colours
 
 
-def take_screenshot(page: Page, address: str, path: Path) -> None:
+def fill_in(page: Page, address: str) -> None:
     """The whole page with its example, the chain at its last state."""
     page.goto(address)
     page.click("#fill")
     page.wait_for_selector("#bars .best")
     page.wait_for_selector("#chain-views:visible")
-    page.evaluate("document.activeElement.blur()")
-    page.screenshot(path=path, full_page=True, animations="disabled")
 
 
-def take_network(page: Page, address: str, path: Path) -> None:
+def draw_without_server(page: Page, address: str) -> None:
     """The page with its example; then a drawing that the browser classifies while every request fails."""
     page.goto(address)
     page.click("#fill")
@@ -42,8 +40,6 @@ def take_network(page: Page, address: str, path: Path) -> None:
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=12)
     page.mouse.up()
     page.wait_for_selector("#bars .best")
-    page.evaluate("document.activeElement.blur()")
-    page.screenshot(path=path, full_page=True, animations="disabled")
 
 
 def main(address: str, folder: Path, *, network: bool) -> None:
@@ -52,7 +48,7 @@ def main(address: str, folder: Path, *, network: bool) -> None:
         sys.exit("chromium is not installed: apt-get install chromium")
     folder.mkdir(parents=True, exist_ok=True)
     screens = {"network": (1280, 1000, 1.0, "light")} if network else SCREENS
-    take = take_network if network else take_screenshot
+    prepare = draw_without_server if network else fill_in
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name, (width, height, scale, scheme) in screens.items():
@@ -62,7 +58,9 @@ def main(address: str, folder: Path, *, network: bool) -> None:
                 color_scheme=scheme,
                 reduced_motion="reduce",  # no animation of the chain
             )
-            take(page, address, folder / f"page-{name}.png")
+            prepare(page, address)
+            page.evaluate("document.activeElement.blur()")
+            page.screenshot(path=folder / f"page-{name}.png", full_page=True, animations="disabled")
         browser.close()
 
 

@@ -9,8 +9,7 @@ import torch
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, NoBackbone, compute_features, train_backbone
-from mcdi.networks.conv_net import ConvNet
+from mcdi.networks.backbones.vision import Conv4, Embedder, compute_features, train_backbone
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.glyphs import glyph_images
@@ -20,7 +19,7 @@ SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterati
 
 
 def trained(root):
-    """Folders of generators for letters, and of one that reads vectors."""
+    """Folders of generators for letters, and of one that reads vectors; and the name of a ready-made one of whole networks."""
     pixels = {n: b.pixels for n, b in glyph_images(0, limit=60, examples=10).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -34,19 +33,11 @@ def trained(root):
     generators = {
         "letters": Generator("mc-di", make_method("mc-di", SETTINGS).fit(family, data, seed=0), network),
         "means": Generator("prototypes", make_method("prototypes", {}), network),
-        "whole": whole_network(),
         "vectors": Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)),
     }
     for name, generator in generators.items():
         generator.save_pretrained(root / name)
-    return [root / name for name in generators]
-
-
-def whole_network():
-    """A generator of whole networks with one untrained body, of which a task's own are the prototypes in the last layer."""
-    method, net = make_method("protonet", {}), ConvNet(0, 5, Embedder(NoBackbone(1), 28), head="prototypes")
-    method.start = net.theta0(0, net.space.U)
-    return Generator("protonet", method, net)
+    return [*(root / name for name in generators), "symbols"]
 
 
 @contextmanager

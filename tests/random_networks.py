@@ -19,7 +19,7 @@ def plain_networks(draw: st.DrawFn) -> tuple[nn.Sequential, tuple[int, int, int]
             layers.append(nn.Conv2d(channels, outputs, kernel, stride, padding, bias=draw(st.booleans())))
             channels, left = outputs, (left + 2 * padding - kernel) // stride + 1
             if draw(st.booleans()):
-                norm = nn.GroupNorm(draw(st.sampled_from([1, 2])), channels)
+                norm = nn.GroupNorm(draw(st.sampled_from([1, 2])), channels, eps=draw(st.sampled_from([1e-5, 0.5])))
                 nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
                 layers.append(norm)
             layers += [nn.ReLU()] if draw(st.booleans()) else []

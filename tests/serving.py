@@ -12,7 +12,8 @@ from worlds import settings
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, cl2n
+from mcdi.networks.backbones.vision import Conv4, Embedder, NoBackbone, cl2n
+from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.trajectories.prepare import Preparation, trajectories
@@ -64,6 +65,13 @@ def _drawings():
     data = trajectories(family, "train", range(16), Preparation(tasks=16, epochs=6, k=3, lr=0.03))
     method = make_method("mc-di", settings("mc-di", T=10)).fit(family, data, seed=0)
     return Generator("mc-di", method, network)
+
+
+def whole_network():
+    """A generator of whole networks with one untrained body, of which a task's own are the prototypes in the last layer."""
+    method, net = make_method("protonet", {}), ConvNet(0, 5, Embedder(NoBackbone(1), 28), head="prototypes")
+    method.start = net.theta0(0, net.space.U)
+    return Generator("protonet", method, net)
 
 
 def make_folders(root, worlds):

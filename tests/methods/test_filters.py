@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.generator.c_header import rounded
+from mcdi.methods.mcdi.denoiser import ConditionSizes, Denoiser
 from mcdi.methods.mcdi.filters import OWN_CLASS, SAME_CLASS, FilterTransformer
+from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.last_layer import RIDGE_SCALE
 from mcdi.types import Examples
@@ -124,6 +126,27 @@ def test_a_solved_layer_survives_eight_bits(head: str) -> None:
     coarse = {**solved, name: (integers * scale[:, None]).reshape(solved[name].shape)}
     difference = (net.predict(net.space.pack(coarse), examples.x).softmax(-1) - exact).abs()
     assert float(difference.mean()) < 0.1
+
+
+def test_weights_are_written_in_their_own_units() -> None:
+    """Whatever their spread over stored tasks is: a rate of training moves them equally far."""
+    net, examples = network(), support()
+    settings = DiffusionSettings(denoiser="filters", prior=False)
+    made = []
+    for factor in (1.0, 20.0):
+        stored = factor * 0.05 * torch.randn(30, net.space.U, net.space.D, generator=torch.Generator().manual_seed(0))
+        space = net.space.fitted([(stored, torch.ones(30, net.space.U, dtype=torch.bool))])
+        torch.manual_seed(0)
+        built = Denoiser(settings, space, ConditionSizes.of(net))
+        with torch.no_grad():
+            for parameter in built.network.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        zero, cond = torch.zeros(2, net.space.U, net.space.D), net.support_set(examples, WAY)
+        mask = torch.ones(2, net.space.U, dtype=torch.bool)
+        with torch.no_grad():
+            made.append(space.restore(built.network(zero, torch.zeros(2), cond, mask)) - space.restore(zero))
+    assert float(made[0].abs().max()) > 0.1
+    torch.testing.assert_close(made[0], made[1], rtol=1e-3, atol=1e-5)
 
 
 def test_numbers_of_a_layer_have_means_of_their_own_and_one_spread() -> None:

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from drawing import whole_network
 from safetensors.torch import load as load_bytes
-from serving import images, message, png, serving, task, vectors
+from serving import images, message, png, serving, task, vectors, whole_network
 from torch import nn
 
 import mcdi as package

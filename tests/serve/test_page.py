@@ -35,11 +35,12 @@ class TestFiles:
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js: apt-get install nodejs")
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=plain_networks())
 def test_javascript_answers_as_the_network(drawn, tmp_path):
     module, shape, x = drawn
-    steps = [{**vars(s), "weight": numbers(s.weight), "bias": numbers(s.bias)} for s in operations(module, shape)]
+    wire = pytest.importorskip("mcdi.serve.wire", reason="needs mcdi[serve]")
+    steps = [wire.Operation.of(step).model_dump() for step in operations(module, shape)]
     (tmp_path / "network.mjs").write_text((PAGE / "network.js").read_text())
     (tmp_path / "main.mjs").write_text(
         'import { activations } from "./network.mjs"; import { readFileSync } from "node:fs";\n'
@@ -49,11 +50,7 @@ def test_javascript_answers_as_the_network(drawn, tmp_path):
     inputs = x.float() / 255
     (tmp_path / "task.json").write_text(json.dumps([steps, inputs.flatten(1).tolist()]))
     made = subprocess.run(["node", "main.mjs"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    torch.testing.assert_close(torch.tensor(json.loads(made)), module(inputs), rtol=1e-3, atol=1e-4)
-
-
-def numbers(values):
-    return [] if values is None else values.flatten().tolist()
+    torch.testing.assert_close(torch.tensor(json.loads(made), dtype=torch.float32), module(inputs), rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -265,12 +262,15 @@ def test_fits_a_phone(visit, scheme):
     fill(page)
     page.locator("#matrix").wait_for()
     assert page.evaluate(width) == 360
+    page.select_option("#model", "symbols")
+    page.locator("#filters").wait_for()
+    assert page.evaluate(width) == 360
 
 
 class TestNetworkInTheBrowser:
     def test_it_predicts_what_the_server_predicts(self, visit, address):
         page = visit()
-        page.select_option("#model", "whole")
+        page.select_option("#model", "symbols")
         with page.expect_response("**/v1/generate") as response:
             fill(page)
         task = response.value.request.post_data_json
@@ -285,12 +285,42 @@ class TestNetworkInTheBrowser:
         expected = dict(zip(answer["classes"], answer["probabilities"][0], strict=True))
         labels = page.locator(".bars .name").all_inner_texts()
         assert shown == pytest.approx([100 * expected[label] for label in labels], abs=0.6)
+        shows(page, "#prediction", "Prediction: spiral")
+        assert not page.is_visible("#chain")
+        shows(page, "#sampling-note", "in one step: longer chains were worse on validation tasks")
+
+    @pytest.mark.parametrize("picture", [None, 112, 75, 20, 61, 28, 200])
+    def test_it_reads_drawings_as_the_server_does(self, visit, picture):
+        """Also pictures of other sides, dark on light or light on dark."""
+        page = visit()
+        sent, ink = page.evaluate(
+            """async (side) => {
+          const [{ ink, png }, { drawSymbol }] = await Promise.all([import("/page/ink.js"), import("/page/symbols.js")]);
+          let drawing = drawSymbol("wave", 1);
+          if (side) {
+            const canvas = document.createElement("canvas");
+            canvas.width = canvas.height = side;
+            const context = canvas.getContext("2d");
+            for (let i = 0; i < side * side; i += 1) {
+              const grey = (side > 100 ? 160 : 0) + ((i * 37) % 89);
+              context.fillStyle = `rgb(${grey}, ${grey / 2}, ${grey})`;
+              context.fillRect(i % side, Math.floor(i / side), 1, 1);
+            }
+            drawing = { strokes: [], picture: canvas };
+          }
+          return [png(drawing, 28), Array.from(ink(drawing, 28))];
+        }""",
+            picture,
+        )
+        expected = read_image(memoryview(base64.b64decode(sent)), DRAWING, "").flatten() / 255
+        torch.testing.assert_close(torch.tensor(ink), expected, rtol=0, atol=2 / 255)
+        assert 0.01 < float(expected.mean()) < 0.5
 
     def test_predictions_go_on_when_the_server_is_gone(self, visit):
         from drawing import draw
 
         page = visit()
-        page.select_option("#model", "whole")
+        page.select_option("#model", "symbols")
         fill(page)
         shows(page, "#weights-status", "predictions need no server")
         page.route("**/*", lambda route: route.abort())
@@ -304,9 +334,28 @@ class TestNetworkInTheBrowser:
         from drawing import draw
 
         page = visit()
-        page.select_option("#model", "whole")
-        fill(page)
+        page.select_option("#model", "symbols")
+        with page.expect_response("**/v1/generate") as response:
+            fill(page)
         assert page.locator("#layers li").count() == 4
+        second = [o for o in response.value.json()["operations"] if o["kind"] == "convolve"][1]
+        weight = torch.tensor(second["weight"]).reshape(8, 8, 3, 3).transpose(0, 1)  # inputs downwards, filters to the right
+        drawn = (
+            page.locator("#layers canvas.filters")
+            .nth(1)
+            .evaluate(
+                """(canvas) => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          const [cell, at] = [canvas.width / 31, Array.from({ length: 8 * 3 }, (_, i) => i + Math.floor(i / 3))];
+          const place = (i) => Math.floor((at[i] + 0.5) * cell);
+          return at.flatMap((_, y) => at.map((_, x) => data[4 * (place(y) * canvas.width + place(x))] -
+            data[4 * (place(y) * canvas.width + place(x)) + 2]));
+        }"""
+            )
+        )
+        redness = torch.tensor(drawn).reshape(8, 3, 8, 3).transpose(1, 2)
+        strong = weight.abs() > 0.1 * weight.abs().max()
+        assert torch.equal(redness.sign()[strong], weight.sign()[strong])
         before = page.locator("#layers canvas.maps").nth(0).evaluate("c => c.toDataURL()")
         page.click("#test-clear")
         page.locator("#layers canvas.maps").nth(0).wait_for(state="hidden")
@@ -327,7 +376,7 @@ class TestMessages:
 
         page.route("**/v1/generate", other)
         page.click("#fill")
-        shows(page, "[role=alert]", "there is no model of this name: choose letters, means, whole, vectors")
+        shows(page, "[role=alert]", "there is no model of this name: choose letters, means, vectors, symbols")
         page.unroute("**/v1/generate")
         page.click("#resample")
         shows(page, "#prediction", "Prediction:")

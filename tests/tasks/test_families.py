@@ -163,10 +163,7 @@ class TestNetworks:
         assert float(x[0, 0, 0]) == pytest.approx(float(images[0, 0, 0, :2, :2].float().mean()) / 255)
         support = Examples(x, torch.arange(3).repeat(2, 2))
         units = net.space.U
-        assert (units, net.space.D) == (
-            16 + 3,
-            196 + 1,
-        )  # hidden units and classes; weights and a bias
+        assert (units, net.space.D) == (16 + 3, 196 + 1)  # hidden units and classes; weights and a bias
         cond = net.condition(support, units)
         assert cond.shape == (2, units, net.condition_size)
         weights = net.theta0(0, units).expand(2, -1, -1)

@@ -7,14 +7,13 @@ from torch import Tensor, nn
 
 from mcdi.networks.backbones.vision import Embedder
 from mcdi.networks.base import LastLayer
-from mcdi.networks.last_layer import EndsInLinear
 from mcdi.networks.pixels import PixelNetwork
 from mcdi.networks.registry import register_network
 from mcdi.weights import Unit
 
 
 @register_network("conv-net", "images")
-class ConvNet(EndsInLinear, PixelNetwork):
+class ConvNet(PixelNetwork):
     """Four 3x3 convolutions with group norms, which keep no running statistics: 1,941 weights with 8 filters for 5 classes.
 
     14 pixels can be halved to 7 and to 3; the last two blocks keep 3, where a filter still sees neighbours.
@@ -28,8 +27,7 @@ class ConvNet(EndsInLinear, PixelNetwork):
     """
 
     groups, blocks, smallest = 2, 4, 6  # halved as long as `smallest` pixels are left to halve
-    has_filters = True
-    options = ("filters", "pixels", "head")
+    options = ("filters", "pixels", *PixelNetwork.options)
 
     def __init__(
         self,
@@ -53,13 +51,12 @@ class ConvNet(EndsInLinear, PixelNetwork):
                 left //= 2
             layers += [nn.GroupNorm(self.groups, filters), nn.ReLU()]
         module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(filters, way))
-        super().__init__(module, features, way, embedder, unit)
-        self.set_head(head)
+        super().__init__(module, features, way, embedder, unit, head)
 
     @classmethod
     def for_family(cls, settings: Any, **parts: Any) -> Self:
-        names = {"filters": "filters", "pixels": "side", "channels": "channels", "head": "head"}
-        given = {name: getattr(settings, key) for key, name in names.items() if hasattr(settings, key)}  # not of every source
+        names = {"filters": "filters", "pixels": "side", "channels": "channels"}
+        given = {name: getattr(settings, key) for key, name in names.items() if hasattr(settings, key)}
         return super().for_family(settings, **given, **parts)
 
     def _start(self, name: str, p: Tensor, generator: torch.Generator) -> Tensor:
@@ -68,5 +65,5 @@ class ConvNet(EndsInLinear, PixelNetwork):
         return p if norm else super()._start(name, p, generator)
 
     def config(self) -> dict[str, Any]:
-        sizes = {"filters": self.filters, "side": self.side, "channels": self.channels, "head": self.head}
+        sizes = {"filters": self.filters, "side": self.side, "channels": self.channels}
         return {**super().config(), **sizes}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.vision import Embedder
-from mcdi.networks.base import LastLayer, Network
+from mcdi.networks.base import LastLayer
 from mcdi.networks.batched import State
 from mcdi.networks.last_layer import EndsInLinear
 from mcdi.networks.registry import register_network
@@ -17,7 +17,7 @@ from mcdi.types import Examples
 from mcdi.weights import Unit
 
 
-class PixelNetwork(Network):
+class PixelNetwork(EndsInLinear):
     """Base of networks on few pixels of which ALL weights are generated; the condition is every class's mean feature, or its
     mean image where there is no backbone.
 
@@ -26,13 +26,23 @@ class PixelNetwork(Network):
     """
 
     side, channels = 14, 1
+    has_filters = True
+    options: tuple[str, ...] = ("head",)
 
-    def __init__(self, module: nn.Module, features: int, way: int, embedder: Embedder | None, unit: Unit) -> None:
+    def __init__(
+        self, module: nn.Sequential, features: int, way: int, embedder: Embedder | None, unit: Unit, head: LastLayer
+    ) -> None:
         super().__init__(module, embedder, unit=unit, classes=unit == "filter")
         self.features, self.way = features, way
         self.pixels = self.channels * self.side**2
         self.input_size = self.pixels + features
         self.condition_size = way * ((features or self.pixels) + 1)
+        self.set_head(head)
+
+    @classmethod
+    def for_family(cls, settings: Any, **parts: Any) -> Self:
+        given = {"head": settings.head} if hasattr(settings, "head") else {}  # not of every source
+        return super().for_family(settings, **given, **parts)
 
     @classmethod
     def check_family(cls, settings: Any) -> None:
@@ -75,21 +85,18 @@ class PixelNetwork(Network):
         return x[..., : self.pixels]
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        return super().forward(state, x[..., : self.pixels], keys)
+        return super().forward(state, self.body_input(x), keys)
 
     def config(self) -> dict[str, Any]:
-        return self._described(features=self.features, way=self.way, unit=self.space.unit)
+        return self._described(features=self.features, way=self.way, unit=self.space.unit, head=self.head)
 
 
 @register_network("pixel-net", "images")
-class PixelNet(EndsInLinear, PixelNetwork):
+class PixelNet(PixelNetwork):
     """Two layers: 3,237 weights with 16 hidden units for 5 classes.
 
     head: how the last layer is made, see `EndsInLinear`.
     """
-
-    has_filters = True
-    options = ("head",)
 
     def __init__(
         self,
@@ -102,13 +109,8 @@ class PixelNet(EndsInLinear, PixelNetwork):
         unit: Unit = "filter",
     ) -> None:
         module = nn.Sequential(nn.Linear(self.side**2, hidden), nn.ReLU(), nn.Linear(hidden, way))
-        super().__init__(module, features, way, embedder, unit)
+        super().__init__(module, features, way, embedder, unit, head)
         self.hidden = hidden
-        self.set_head(head)
-
-    @classmethod
-    def for_family(cls, settings: Any, **parts: Any) -> Self:
-        return super().for_family(settings, head=getattr(settings, "head", "generated"), **parts)
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "hidden": self.hidden, "head": self.head}
+        return {**super().config(), "hidden": self.hidden}

@@ -7,12 +7,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import generate_latest
 from pydantic import BaseModel
-from torch import Tensor
 
 import mcdi
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator, Weights
-from mcdi.generator.plain import Operation, plain_network
+from mcdi.generator.plain import plain_network
 from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
 from mcdi.serve.decode import SupportSet, decode_inputs, decode_support
@@ -105,12 +104,15 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
             raise McdiError(f"samples = {body.samples}: ask for at most {service.limits.samples}")
         generator, support, (weights, confidence) = await _generate(service, body, body.samples)
         if body.format != "safetensors":
-            plain = await service.in_decoder(plain_network, generator, weights) if body.format == "network" else None
+            answer: type[wire.Generated] = wire.Generated
+            more: dict[str, Any] = {}
+            if body.format == "network":  # before a handle is kept: not every network is a list of operations
+                answer = wire.GeneratedNetwork
+                more = {"operations": await service.in_decoder(_operations, generator, weights)}
             handle = service.handles.add(tenant, StoredWeights(generator, weights, support.classes))
             shapes = {n: list(w.shape) for n, w in weights.items()}
-            content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes}
-            content |= {"milliseconds": _since(start), "confidence": float(confidence)}
-            return wire.Generated(**content) if plain is None else wire.GeneratedNetwork(**content, operations=_wired(plain))
+            content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes, **more}
+            return answer(**content, milliseconds=_since(start), confidence=float(confidence))
         data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})
     headers = {"X-Mcdi-Milliseconds": f"{_since(start):.3f}", "X-Mcdi-Confidence": f"{float(confidence):.4f}"}
     return Response(data, media_type="application/octet-stream", headers=headers)
@@ -167,12 +169,8 @@ async def _trace(service: Service, task: wire.Task, grid: int | None) -> Any:
     return await service.compute(trace_chain(generator, support, task.seed, Options(task.steps, task.temperature), grid))
 
 
-def _wired(plain: list[Operation]) -> list[wire.Operation]:
-    def numbers(values: Tensor | None) -> list[float]:
-        return [] if values is None else values.double().flatten().round(decimals=7).tolist()
-
-    tensors = [{"weight": numbers(step.weight), "bias": numbers(step.bias)} for step in plain]
-    return [wire.Operation.model_validate({**vars(step), **more}) for step, more in zip(plain, tensors, strict=True)]
+def _operations(generator: Generator, weights: Weights) -> list[wire.Operation]:
+    return [wire.Operation.of(step) for step in plain_network(generator, weights)]
 
 
 def _since(start: float) -> float:

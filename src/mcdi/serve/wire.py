@@ -4,8 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
 from pydantic_core import PydanticCustomError
+from torch import Tensor
 
-from mcdi.generator.plain import Kind
+from mcdi.generator import plain
 
 Label = int | str
 Labels = list[Annotated[StrictInt, Field(ge=-(2**53), le=2**53)] | StrictStr | StrictFloat]
@@ -88,13 +89,22 @@ class Generated(BaseModel):
 
 
 class Operation(BaseModel):
-    kind: Kind
+    kind: plain.Kind
     inputs: list[int] = Field(description="Shape of what it reads: channels, height and width, or numbers.")
     shape: list[int] = Field(description="Shape of what it makes.")
     sizes: dict[str, int]
     weight: list[float] = Field(description="Output after output, each as (inputs, kernel, kernel).")
     bias: list[float]
     eps: float
+
+    @classmethod
+    def of(cls, step: plain.Operation) -> Self:
+        """An operation with its tensors as lists of numbers."""
+
+        def numbers(values: Tensor | None) -> list[float]:
+            return [] if values is None else values.double().flatten().round(decimals=7).tolist()
+
+        return cls.model_validate({**vars(step), "weight": numbers(step.weight), "bias": numbers(step.bias)})
 
 
 class GeneratedNetwork(Generated):

@@ -84,13 +84,10 @@ function reset() {
 
 const predict = newest(async (stale) => {
   const { task } = state;
-  if (task?.operations) filters.show(task.operations, null);
+  const made = task?.operations && !test.empty ? activations(task.operations, ink(test.drawing, side())) : null;
+  if (task?.operations) filters.show(task.operations, made);
   if (!task || test.empty) return noPrediction(task ? "Draw here to get a prediction." : "");
-  if (task.operations) {
-    const made = activations(task.operations, ink(test.drawing, side()));
-    filters.show(task.operations, made);
-    return showBars(task, softmax(made.at(-1)));
-  }
+  if (made) return showBars(task, softmax(made.at(-1)));
   let answer;
   try {
     answer = await post("/v1/predict", { handle: task.handle, queries: { images: [png(test.drawing, side())] } });

@@ -38,33 +38,34 @@ export class FilterView {
 
   draw() {
     if (!this.operations) return;
-    const places = this.operations.flatMap((o, i) => (o.kind === "convolve" ? [i] : []));
-    places.forEach((place, layer) => {
+    const first = this.operations.flatMap((o, i) => (o.kind === "convolve" ? [i] : []));
+    first.forEach((place, layer) => {
       const [filters, maps] = $("layers").children[layer].querySelectorAll("canvas");
-      const { weight, inputs, shape, sizes } = this.operations[place];
-      // One row of squares an input channel, one column a filter.
-      const tiles = Array.from({ length: inputs[0] * shape[0] }, (_, i) => [i % shape[0], Math.floor(i / shape[0])]);
-      const size = sizes.kernel ** 2;
-      const squares = tiles.map(([o, c]) => weight.slice((o * inputs[0] + c) * size, (o * inputs[0] + c + 1) * size));
-      mosaic(filters, squares, sizes.kernel, shape[0]);
-      const counted = `${shape[0]} filters of ${inputs[0]} x ${sizes.kernel} x ${sizes.kernel} numbers`;
-      filters.setAttribute("aria-label", `Layer ${layer + 1}: ${counted}, as a heat map.`);
+      this.drawFilters(filters, layer, this.operations[place]);
       maps.hidden = !this.made;
-      if (!this.made) return;
-      const end = places[layer + 1] ?? this.operations.findIndex((o, i) => i > place && o.shape.length < 3);
-      const last = this.lastMap(place, end < 0 ? this.operations.length : end);
-      const [channels, h, w] = this.operations[last].shape;
-      const values = Array.from(this.made[last + 1]);
-      mosaic(maps, Array.from({ length: channels }, (_, c) => values.slice(c * h * w, (c + 1) * h * w)), w, channels);
-      maps.setAttribute("aria-label", `What layer ${layer + 1} makes of the drawing: ${channels} pictures of ${h} x ${w} numbers.`);
+      if (this.made) this.drawMaps(maps, layer, place, first[layer + 1] ?? this.operations.length);
     });
   }
 
-  // The last operation of a layer whose pictures still have more than one pixel.
-  lastMap(first, end) {
-    let last = first;
-    for (let i = first; i < end; i += 1) if (this.operations[i].shape[1] > 1) last = i;
-    return last;
+  // One row of squares an input channel, one column a filter.
+  drawFilters(canvas, layer, { weight, inputs: [channels], shape: [outputs], sizes: { kernel } }) {
+    const size = kernel ** 2;
+    const squares = Array.from({ length: channels * outputs }, (_, i) => {
+      const start = ((i % outputs) * channels + Math.floor(i / outputs)) * size;
+      return weight.slice(start, start + size);
+    });
+    mosaic(canvas, squares, kernel, outputs);
+    const counted = `${outputs} filters of ${channels} x ${kernel} x ${kernel} numbers`;
+    canvas.setAttribute("aria-label", `Layer ${layer + 1}: ${counted}, as a heat map.`);
+  }
+
+  // What the operations first..end - 1 make, the last of more than one pixel.
+  drawMaps(canvas, layer, first, end) {
+    const last = this.operations.slice(0, end).findLastIndex((o) => o.shape[1] > 1);
+    const [channels, h, w] = this.operations[Math.max(last, first)].shape;
+    const values = Array.from(this.made[Math.max(last, first) + 1]);
+    mosaic(canvas, Array.from({ length: channels }, (_, c) => values.slice(c * h * w, (c + 1) * h * w)), w, channels);
+    canvas.setAttribute("aria-label", `What layer ${layer + 1} makes of the drawing: ${channels} pictures of ${h} x ${w} numbers.`);
   }
 }
 

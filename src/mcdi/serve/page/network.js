@@ -1,7 +1,5 @@
 // A generated network, run in the browser: the operations that the server lists, on arrays of numbers.
 
-const count = (shape) => shape.reduce((a, b) => a * b, 1);
-
 const RUN = {
   convolve(x, { inputs: [channels, h, w], shape: [outputs, rows, columns], sizes: { kernel, stride, padding }, weight, bias }) {
     const y = new Float64Array(outputs * rows * columns);
@@ -67,7 +65,6 @@ const RUN = {
 
 // What every operation makes of an image, numbers in 0..1, channel after channel; the last are the logits.
 export function activations(operations, image) {
-  if (operations.length && count(operations[0].inputs) !== image.length) throw new Error("The image has another size than the network reads.");
   const made = [Float64Array.from(image)];
   for (const operation of operations) made.push(RUN[operation.kind](made[made.length - 1], operation));
   return made;
@@ -79,5 +76,3 @@ export function softmax(logits) {
   const sum = powers.reduce((a, b) => a + b, 0);
   return powers.map((p) => p / sum);
 }
-
-export const probabilities = (operations, image) => softmax(activations(operations, image).at(-1));
