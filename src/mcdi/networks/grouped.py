@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
-# Pixels times channels of a task up to which one grouped convolution was faster than N plain ones when we timed both, forward
-# and backward, for 8 to 64 channels and 3 to 28 pixels.
+# Pixels times channels of a task, before and after it, up to which one grouped convolution was faster than N plain ones when we
+# timed both, forward and backward, for 1 to 64 channels and 3 to 28 pixels.
 GROUPED_UP_TO = 1600
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity)
@@ -68,8 +68,10 @@ def run(module: nn.Sequential, state: State, x: Tensor) -> Tensor:
     parts = [x] if x.device.type != "cpu" else list(x.split(1))  # of one task each, until their images are small
     parts = [_beside(part) for part in parts] if x.ndim == 5 else parts
     for name, layer in layers_of(module):
-        if isinstance(layer, nn.Conv2d) and len(parts) > 1 and parts[0][0].numel() <= GROUPED_UP_TO:
-            parts = [torch.cat(parts, 1)]
+        if isinstance(layer, nn.Conv2d) and len(parts) > 1:
+            pixels = parts[0][0, 0].numel()
+            if pixels * max(layer.in_channels, layer.out_channels) <= GROUPED_UP_TO:
+                parts = [torch.cat(parts, 1)]
         own = _tensors(layer, name, state, len(x))
         tasks = len(x) // len(parts)
         owns = [{n: t[i * tasks : (i + 1) * tasks] for n, t in own.items()} for i in range(len(parts))]
