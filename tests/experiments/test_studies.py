@@ -29,7 +29,14 @@ from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
 from mcdi.utils.workers import silent
 
 WHOLE = {"protonet", "r2-d2"}  # for whole networks, whose last layer they solve
-ON_IMAGES = [s for s in STUDIES if s not in ("adapters", "transfer")]  # these: test_text_lora.py, test_targets.py
+ELSEWHERE = {
+    "adapters",
+    "transfer",
+    "parts",
+    "size",
+    "trained-chains",
+}  # test_text_lora.py, test_targets.py, test_whole_networks.py
+ON_IMAGES = [s for s in STUDIES if s not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("study", ON_IMAGES)

@@ -12,6 +12,7 @@ from mcdi.methods.mcdi.settings import DiffusionSettings
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.last_layer import RIDGE_SCALE
 from mcdi.types import Examples
+from mcdi.weights import Part
 
 WAY, SHOTS = 3, 2
 
@@ -147,6 +148,26 @@ def test_weights_are_written_in_their_own_units() -> None:
             made.append(space.restore(built.network(zero, torch.zeros(2), cond, mask)) - space.restore(zero))
     assert float(made[0].abs().max()) > 0.1
     torch.testing.assert_close(made[0], made[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["all", "vectors", "classes"])
+def test_the_rest_of_a_network_is_the_same_for_all_tasks(part: Part) -> None:
+    net, g = network(), torch.Generator().manual_seed(0)
+    stored = torch.randn(30, net.space.U, net.space.D, generator=g)
+    space = net.space.fitted([(stored, torch.ones(30, net.space.U, dtype=torch.bool))])
+    built = Denoiser(DiffusionSettings(denoiser="filters", prior=False, generated=part), space, ConditionSizes.of(net))
+    with torch.no_grad():
+        for parameter in built.network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=g))
+        mask, cond = torch.ones(2, net.space.U, dtype=torch.bool), net.support_set(support(), WAY)
+        state = space.unpack(space.restore(built.network(torch.zeros(2, net.space.U, net.space.D), torch.zeros(2), cond, mask)))
+    own = {n for n, t in state.items() if not torch.allclose(t[0], t[1])}
+    rows = {f"{net.last}.weight", f"{net.last}.bias"}
+    vectors = {n for n, t in state.items() if t.ndim == 2}
+    assert own == {"all": set(state), "vectors": vectors, "classes": rows}[part]
+    if part != "all":
+        with pytest.raises(McdiError, match=f"generated = '{part}' is for denoiser = 'filters'"):
+            DiffusionSettings(generated=part)
 
 
 def test_numbers_of_a_layer_have_means_of_their_own_and_one_spread() -> None:

@@ -1,6 +1,7 @@
 """Whole networks: trained and measured through the command line, generated for other numbers of classes, and how the functional
 term is paid along a chain."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.experiments import symbols
 from mcdi.experiments.run import Context
+from mcdi.experiments.studies import reproduce, whole
 from mcdi.generator import saving
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.loss import DenoisingLoss
-from mcdi.trajectories.prepare import Preparation
+from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.types import Examples
 
@@ -58,6 +60,9 @@ tasks = 8
 training = { meta = "none", iterations = 4, learners = 2, inner_steps = 1, tasks = 1 }
 test_steps = [1]
 tuning_tasks = 8
+[method.reptile]
+training = { iterations = 4, learners = 2, inner_steps = 2 }
+tuning = { lrs = [0.03], steps = [2], decays = [0.0], tasks = 8 }
 [method.protonet]
 training = { iterations = 60, tasks = 8 }
 [method.r2-d2]
@@ -162,6 +167,71 @@ def test_a_ready_made_generator_is_found_by_name_and_shown(
     assert symbols.GENERATED in out and "guessing" in out and "20.0" in out
     assert Path("picture.png").stat().st_size > 10_000
     assert mcdi("demo", "letters") == 1
+
+
+class TestStudies:
+    def table(self, run: Path, tmp_path: Path, study: str) -> list[dict[str, str]]:
+        assert mcdi("reproduce", study, run.parent / "recipe.toml", "--out", run, "--results", tmp_path, "--workers", 1) == 0
+        assert (tmp_path / f"{study}-recipe.png").stat().st_size > 10_000
+        return list(csv.DictReader((tmp_path / f"{study}-recipe.csv").read_text().splitlines()))
+
+    def test_sizes(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every size has weights of its own, and trajectories; that of the recipe uses the run's."""
+        monkeypatch.setattr(whole, "FILTERS", (4, 6))
+        rows = self.table(run, tmp_path, "size")
+        weights = {r["filters"]: int(r["weights"]) for r in rows}
+        assert weights == {"4": 4 * 9 + 3 * 4 * 36 + 4 * 12 + 15, "6": 6 * 9 + 3 * 6 * 54 + 6 * 4 * 3 + 21}
+        assert {(r["method"], r["filters"]) for r in rows} == {(m, f) for m in ("mc-di", "protonet", "r2-d2") for f in "46"}
+        assert len(list((run / "studies" / "stores").iterdir())) == 1
+
+    def test_parts_of_a_network(self, run: Path, tmp_path: Path) -> None:
+        rows = self.table(run, tmp_path, "parts")
+        assert [r["generated"].partition(" ")[0] for r in rows] == ["nothing:", "nothing:", "nothing:", "rows", "biases", "all"]
+        assert rows[-1]["difference_mean"] == ""
+
+    def test_chains(self, run: Path, tmp_path: Path) -> None:
+        rows = self.table(run, tmp_path, "trained-chains")
+        ways = {r["trained by"] for r in rows if r["method"] == "mc-di"}
+        assert len(ways) == 6 and {r["trained by"] for r in rows if r["method"] == "hypernetwork"} < ways
+        assert {r["sampler"] for r in rows} == set(whole.SAMPLINGS)
+        measured = {r["trained by"]: bool(r["mse_mean"]) for r in rows}
+        assert measured == {way: "learnt start" not in way for way in measured}  # the run has no reference of that start
+
+    def test_other_recipes_are_refused(self, done: Path, tmp_path: Path) -> None:
+        for study in ("size", "parts", "trained-chains"):
+            with pytest.raises(McdiError, match=f"study '{study}' has nothing to measure on this recipe"):
+                reproduce(study, done, tmp_path, workers=1, progress=lambda *_: None)
+
+
+class TestLearntStart:
+    START = RECIPE.replace("tasks = 24\nepochs = 6", 'tasks = 24\nepochs = 6\nstart = "reptile"')
+
+    def test_a_run_learns_its_start_first(self, run: Path, tmp_path: Path) -> None:
+        assert "reptile" in self.START
+        (tmp_path / "recipe.toml").write_text(self.START.replace("epochs = 6", "epochs = 3\nlr = 0.000001"))
+        assert mcdi("prepare", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--workers", 1) == 0
+        context = Context(tmp_path / "run")
+        start = package.load(tmp_path / "run" / "trajectories-start").method.start  # type: ignore[attr-defined]
+        for store in (TrajectoryStore.open(context.store).read(), context.reference):
+            torch.testing.assert_close(store.targets, start.expand_as(store.targets), rtol=0, atol=1e-4)
+        drawn = context.family.downstream.theta0(0, len(start))
+        assert float((drawn - start).abs().max()) > 1e-3
+
+    def test_a_module_of_ones_own(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(30, 24, 2, generator=g)
+        y = (x @ torch.randn(30, 2, 1, generator=g))[..., 0].gt(0).long()
+        tasks = package.OwnTasks(nn.Linear(2, 2), x, y, shots=3)
+        once = {"training": {"iterations": 1}, "options": {"width": 8, "depth": 1}}
+        made = [
+            package.fit(tasks, preparation=Preparation(epochs=3, lr=1e-6, start=start), settings=once).method.space.mean
+            for start in ("drawn", "reptile")
+        ]
+        assert float((made[0] - made[1]).abs().max()) > 0.01
+
+    def test_it_is_never_drawn_in_silence(self, run: Path) -> None:
+        with pytest.raises(McdiError, match="start = 'reptile' is learnt before: pass it as theta0"):
+            trajectories(Context(run).family, "train", range(2), Preparation(start="reptile"))
 
 
 class TestFunctionalTerm:

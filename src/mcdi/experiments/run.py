@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from mcdi import __version__
 from mcdi.errors import McdiError
@@ -25,7 +26,7 @@ from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
 from mcdi.experiments.recipe import Recipe, checked
 from mcdi.generator.api import Generator
 from mcdi.methods import all_methods, method_spec
-from mcdi.methods.base import Log, SupportsDevice
+from mcdi.methods.base import Log, SupportsDevice, start_of
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.family import TaskFamily
@@ -33,7 +34,7 @@ from mcdi.tasks.registry import SOURCES, FamilySettings
 from mcdi.trajectories.prepare import prepare
 from mcdi.trajectories.store import Trajectories, TrajectoryStore
 from mcdi.utils.files import read_json, write_json
-from mcdi.utils.workers import Backend, Progress, one_thread, work_through
+from mcdi.utils.workers import Backend, Progress, one_thread, silent, work_through
 
 T = TypeVar("T")
 
@@ -98,8 +99,20 @@ class Context:
 
     def landscape(self, methods: Mapping[str, SupportsSampling]) -> dict[str, Any]:
         """The chains of methods over the loss of the first test task, see `evaluate.landscape`."""
-        theta0 = self.family.downstream.theta0(self.recipe.preparation.theta0_seed, self.reference.mask.shape[1])
+        units, drawn = self.reference.mask.shape[1], self.family.downstream.theta0
+        theta0 = learnt_start(self)
+        theta0 = drawn(self.recipe.preparation.theta0_seed, units) if theta0 is None else theta0
         return evaluate.landscape(methods, self.family, self.reference.targets[0], theta0)
+
+
+def learnt_start(context: Context, progress: Progress = silent) -> Tensor | None:
+    """theta_0 (U, D) of trajectories that start where a method does, which is trained first; None where theta_0 is drawn."""
+    preparation, net = context.recipe.preparation, context.family.downstream
+    if preparation.start == "drawn":
+        return None
+    target = context.store.with_name(f"{context.store.name}-start")
+    train_method(context, preparation.start, preparation.theta0_seed, target, log=partial(progress, preparation.start))
+    return start_of(Generator.from_pretrained(target).method, net)
 
 
 def prepare_run(
@@ -108,7 +121,8 @@ def prepare_run(
     """Images, backbone, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
     recipe = read_run(folder)
     family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
-    fill = partial(prepare, family, device=device, workers=workers, backend=backend, progress=progress)
+    theta0 = learnt_start(Context(folder), progress)
+    fill = partial(prepare, family, device=device, workers=workers, backend=backend, theta0=theta0, progress=progress)
     fill(folder / "trajectories", recipe.preparation, split="train", name="trajectories")
     fill(folder / "reference", replace(recipe.preparation, tasks=recipe.evaluation.tasks), split="test", name="reference")
 
@@ -127,8 +141,8 @@ def train_method(
         if events is not None and not events.exists():
             EventFiles(events, read_log(target / LOG)).writer.close()
         return
-    family, stored = context.family, TrajectoryStore.open(context.store)
-    spec, settings = method_spec(name), context.recipe.settings_of(name)
+    family, spec, settings = context.family, method_spec(name), context.recipe.settings_of(name)
+    stored = TrajectoryStore.open(context.store) if spec.needs_trajectories else None
     method = spec.build(settings)
     if isinstance(method, SupportsDevice):
         method.to(device)
@@ -143,7 +157,7 @@ def train_method(
 
     start = time.perf_counter()
     with closing(training_log):
-        method.fit(family, stored if spec.needs_trajectories else None, seed=seed, log=report, folder=target)
+        method.fit(family, stored, seed=seed, log=report, folder=target)
     training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
     if isinstance(method, SupportsDevice):
         method.to("cpu")

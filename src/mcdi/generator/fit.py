@@ -5,7 +5,7 @@ from typing import Any
 
 from mcdi.generator.api import Generator
 from mcdi.methods import method_spec
-from mcdi.methods.base import Log, silent
+from mcdi.methods.base import Log, silent, start_of
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.own import OwnTasks
@@ -67,11 +67,15 @@ def fit(
         seed: decides the result.
         log: hears of every step.
     """
-    data = trajectories(tasks, "train", range(len(tasks)), preparation) if stored is None else stored
+    if stored is None:
+        start, drawn = preparation.start, preparation.theta0_seed
+        learnt = None if start == "drawn" else method_spec(start).build({}).fit(tasks, None, seed=drawn, log=log)
+        theta0 = None if learnt is None else start_of(learnt, tasks.downstream)
+        stored = trajectories(tasks, "train", range(len(tasks)), preparation, theta0=theta0)
     spec = method_spec(method)
     own = FILTERS if tasks.downstream.space.unit == "filter" else SMALL
     values = merged(own if spec.shared_settings else {}, settings or {})
-    trained = spec.build(values).fit(tasks, data, seed=seed, log=log)
+    trained = spec.build(values).fit(tasks, stored, seed=seed, log=log)
     if isinstance(trained, SupportsSampling) and "sampling" not in values:
         trained = choose_sampler(trained, tasks, tasks=VALIDATION, seed=seed)[1]
     return Generator(method, trained, tasks.downstream)

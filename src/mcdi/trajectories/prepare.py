@@ -1,6 +1,7 @@
 """Weight preparation: the optimiser's trajectories of all tasks of a family, written to a resumable store. A chunk of
 tasks becomes one shard, a pure function of (family, split, chunk): any worker may compute it, more than once."""
 
+import hashlib
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ class Preparation(Optimisation):
 
     Args:
         theta0_seed: of theta_0, from which all tasks start.
+        start: theta_0 is drawn, or the start that REPTILE learns from the same tasks with this seed, which a run trains first.
         chunk: tasks in a shard (None: 500, or fewer if they are large).
         memory: GiB that one worker may use; it decides how many tasks run at once.
         storage: precision of the targets on disk.
@@ -43,6 +45,7 @@ class Preparation(Optimisation):
 
     tasks: int = 4000
     theta0_seed: int = 0
+    start: Literal["drawn", "reptile"] = "drawn"
     chunk: int | None = None
     memory: float = 1.0
     storage: Literal["float32", "bfloat16"] = "float32"
@@ -64,29 +67,40 @@ def trajectories(
     *,
     augment: Augment | None = None,
     at_once: int | None = None,
+    theta0: Tensor | None = None,
 ) -> Trajectories:
     """Trajectories of the tasks named by (split, seeds), in memory; `tasks` and `chunk` of the settings are not read.
 
     Args:
         augment: views of a task's examples, instead of the noise of `settings.augment`.
         at_once: how many tasks run together (None: see `tile_size`).
+        theta0: (U, D), the start; None: the network's own, drawn with `theta0_seed`.
 
     Raises:
-        McdiError: when weights are not finite, or one task needs more than `settings.memory`.
+        McdiError: when weights are not finite, one task needs more than `settings.memory`, or a learnt start is not given.
     """
-    run = partial(_tile, family, split, settings=settings, device=device, augment=augment)
+    if settings.start != "drawn" and theta0 is None:
+        raise McdiError(f"start = {settings.start!r} is learnt before: pass it as theta0, or set start = 'drawn'")
+    run = partial(_tile, family, split, settings=settings, device=device, augment=augment, theta0=theta0)
     size = at_once or tile_size(family, split, settings, device, augment)
     return Trajectories.cat([run(seeds[n : n + size]) for n in range(0, len(seeds), size)])
 
 
 def _tile(
-    family: TaskFamily, split: str, seeds: Sequence[int], *, settings: Preparation, device: str, augment: Augment | None
+    family: TaskFamily,
+    split: str,
+    seeds: Sequence[int],
+    *,
+    settings: Preparation,
+    device: str,
+    augment: Augment | None,
+    theta0: Tensor | None = None,
 ) -> Trajectories:
     net = family.downstream
     batch, data = family.sample(split, seeds).to(device), family.training_data(split, seeds).to(device)
     tasks = Tasks(split, seeds, data, batch.query, batch.mask)
-    theta0 = net.theta0(settings.theta0_seed, batch.mask.shape[1])
-    recorded = optimise(net, theta0, tasks, settings, augment)
+    start = net.theta0(settings.theta0_seed, batch.mask.shape[1]) if theta0 is None else theta0
+    recorded = optimise(net, start, tasks, settings, augment)
     columns = dict(family.columns(split, seeds))
     if settings.sharpness:
         columns |= _sharpness(net, recorded.targets[:, -1], tasks, settings)
@@ -145,6 +159,7 @@ def prepare(
     augment: Augment | None = None,
     workers: int = 1,
     backend: Backend = "local",
+    theta0: Tensor | None = None,
     name: str = "trajectories",
     progress: Progress = silent,
 ) -> TrajectoryStore:
@@ -155,16 +170,19 @@ def prepare(
     Args:
         augment: views of a task's examples; with several workers a function at the top level of a module.
         backend: "local", or "ray", which needs a folder that all machines of the cluster see.
+        theta0: see `trajectories`.
         name, progress: called as progress(name, tasks done, tasks, {}) after every shard.
 
     Raises:
         McdiError: when the folder holds other trajectories, or another process writes to it.
     """
     size = chunk_size(family, settings)
-    options = {n: v for n, v in asdict(settings).items() if n not in ("tasks", "memory")}
+    options = {n: v for n, v in asdict(settings).items() if n not in ("tasks", "memory", "start")}
     identity = {"family": family.name, "split": split, "space": family.downstream.space.config(), **options, "chunk": size}
     if augment is not None:
         identity["augment"] = f"{augment.__module__}.{augment.__qualname__}"
+    if theta0 is not None:
+        identity["theta0"] = hashlib.sha256(theta0.contiguous().numpy().tobytes()).hexdigest()
     store = TrajectoryStore.create(folder, identity)
     with store.writer():
         if len(store) < settings.tasks and any(shard["tasks"] < size for shard in store.shards):
@@ -176,7 +194,8 @@ def prepare(
         if not jobs:
             return store
         at_once = tile_size(family, split, settings, device, augment)
-        compute = partial(trajectories, family, split, settings=settings, device=device, augment=augment, at_once=at_once)
+        of_tasks = partial(trajectories, family, split, settings=settings, device=device, augment=augment)
+        compute = partial(of_tasks, at_once=at_once, theta0=theta0)
         for _, entry in work_through(_make_shard, (folder, compute), jobs, workers=workers, backend=backend):
             store.commit(entry)
             progress(name, len(store), settings.tasks, {})

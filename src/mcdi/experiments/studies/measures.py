@@ -1,4 +1,4 @@
-"""Measures of a trained method: everything public but `scored` and `distil` is a `variants.Measure`."""
+"""Measures of a trained method: everything public but `scored`, `by` and `distil` is a `variants.Measure`."""
 
 import copy
 import time
@@ -73,25 +73,27 @@ def accuracy(
     context: Context, variant: Variant, method: WeightGenerator, seed: int, samplings: _Samplings = _OWN, split: str = "test"
 ) -> list[Measured]:
     """A row for every shot number and every {factors: sampling}; by default as a user would run it, with the sampler
-    that validation tasks chose. A slow method is measured on the first tasks."""
+    that validation tasks chose. A slow method is measured on the first tasks. Only the run's weights have a reference."""
+    as_prepared = not variant.family and "start" not in variant.preparation
     rows, count = [], context.tasks if split == "test" else context.recipe.evaluation.validation
     count = min(count, FIRST) if variant.spec.slow else count
     for shots in context.family.shots:
         batch = context.family.sample(split, range(count), shots=shots)
         for factors, sampling in samplings.items():
             weights = method.generate(context.family.downstream, batch.support, batch.mask, seed=seed, **_extra(sampling))
-            figures, score = scored(context, method, batch, weights, with_distance=split == "test")
+            figures, score = scored(context, method, batch, weights, with_distance=split == "test" and as_prepared)
             rows.append(Measured({"shots": shots, **dict(factors)}, figures, score))
     return rows
 
 
-def _by(factor: str, samplings: Samplings) -> _Samplings:
+def by(factor: str, samplings: Samplings) -> _Samplings:
+    """The samplings as `accuracy` takes them, their names in the column `factor`."""
     return {((factor, name),): sampling for name, sampling in samplings.items()}
 
 
 # Every sampler, the validated one first; and the validated one, with DDPM and DDIM in T steps.
-samplers = partial(accuracy, samplings=_by("sampler", {**VALIDATED, **SAMPLERS, **OTHER_SAMPLERS}))
-three_samplers = partial(accuracy, samplings=_by("sampler", {**VALIDATED, **{n: SAMPLERS[n] for n in ("ddpm", "ddim")}}))
+samplers = partial(accuracy, samplings=by("sampler", {**VALIDATED, **SAMPLERS, **OTHER_SAMPLERS}))
+three_samplers = partial(accuracy, samplings=by("sampler", {**VALIDATED, **{n: SAMPLERS[n] for n in ("ddpm", "ddim")}}))
 
 
 def mixing_weights(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
@@ -99,13 +101,13 @@ def mixing_weights(context: Context, variant: Variant, method: WeightGenerator, 
     own = replace(_of_chain(variant, method).sampling, calibration_quantiles={})
     samplings: dict[str, Sampling | None] = {AS_USED: None, NO_FALLBACK: own}
     samplings |= {str(weight): replace(own, mixing_weight=weight) for weight in (1.0, 0.5, 0.25)}
-    return accuracy(context, variant, method, seed, _by("mixing weight", samplings))
+    return accuracy(context, variant, method, seed, by("mixing weight", samplings))
 
 
 def ablated(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """As three_samplers, and the validated sampler on the validation tasks, which decide what is kept."""
     rows = three_samplers(context, variant, method, seed)
-    return rows + accuracy(context, variant, method, seed, _by("sampler", {"validated, on validation tasks": None}), "val")
+    return rows + accuracy(context, variant, method, seed, by("sampler", {"validated, on validation tasks": None}), "val")
 
 
 def steps(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
@@ -209,7 +211,7 @@ def latency(context: Context, variant: Variant, method: WeightGenerator, seed: i
         own = replace(SAMPLERS["deterministic"], mixing_weight=method.sampling.mixing_weight)
         samplings = {AS_USED: None} | {f"{n} steps" if n > 1 else "1 step": replace(own, steps=n) for n in numbers}
     rows = []
-    for row in accuracy(context, variant, method, seed, _by("sampler", samplings)):
+    for row in accuracy(context, variant, method, seed, by("sampler", samplings)):
         figures = {}
         for count, repeats in ((1, 30), (256, 5)):
             call = _call(context, method, count, row.factors["shots"], samplings[row.factors["sampler"]])

@@ -10,7 +10,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments.recipe import Recipe
 from mcdi.experiments.report.plots import draw_landscape
 from mcdi.experiments.run import Context
-from mcdi.experiments.studies import adapters, measures, transfer
+from mcdi.experiments.studies import adapters, measures, transfer, whole
 from mcdi.experiments.studies.measures import distilled
 from mcdi.experiments.studies.tables import Chart, draw_png
 from mcdi.experiments.studies.uncertainty import ensembles
@@ -162,6 +162,9 @@ ABOUT = {
     "adapters": "LoRA adapters for sets of text outside training, from 16 shots to whole sets: accuracy, F1, seconds",
     "latency": "milliseconds for the weights of 1 and of 256 tasks, compared with Adam at its tuned steps",
     "compare": "every method: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
+    "parts": "what of a network every task has of its own: nothing but a closed form, or more and more of it",
+    "size": "networks of 8, 16 and 32 filters a layer: generated, and one body for all tasks",
+    "trained-chains": "whole networks: every objective with each way of training its chain, at a quarter of the iterations",
     "transfer": "heads for other data sets, on which nothing was trained: `mcdi transfer`",
 }
 STUDIES: dict[str, Study] = {
@@ -211,6 +214,9 @@ STUDIES: dict[str, Study] = {
         timed=True,
     ),
     "compare": Study(_all_methods, measures.compared, Chart("adaptation (ms)", log=True), timed=True, command=True),
+    "parts": Study(whole.parts, measures.accuracy, Chart("generated"), against=("generated", "all")),
+    "size": Study(whole.sizes, whole.sized, Chart("weights", log=True)),
+    "trained-chains": Study(whole.trained_chains, whole.chained, Chart("trained by", series=("method", "sampler"))),
     "transfer": Study(_all_methods, transfer.transferred, Chart("target", only=("classes", "as trained")), command=True),
 }
 RENAMED = {"levers": "settings", "shares": "ridge-blend"}

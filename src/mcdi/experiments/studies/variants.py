@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.experiments.run import Context, provenance, train_method, with_seeds
+from mcdi.experiments.run import Context, learnt_start, provenance, train_method, with_seeds
 from mcdi.generator.saving import load_method
 from mcdi.methods import WeightGenerator, method_spec
 from mcdi.methods.base import MethodSpec
@@ -60,14 +60,16 @@ def _digest(value: Any) -> str:
 
 
 def on_variant(context: Context, variant: Variant) -> Context:
-    """The run as a variant changes it; its trajectories are the run's, or its own under studies/stores."""
+    """The run as a variant changes it; its trajectories are the run's, or its own under studies/stores where it has another
+    preparation or other weights."""
     recipe, store = context.recipe, context.store
     preparation = make(Preparation, merged(asdict(recipe.preparation), variant.preparation), "preparation")
-    if preparation != recipe.preparation:
-        store = context.folder / "studies" / "stores" / _digest(asdict(preparation))
+    family = dict(variant.family) if variant.spec.needs_trajectories else {}
+    if preparation != recipe.preparation or family:
+        store = context.folder / "studies" / "stores" / _digest([asdict(preparation), *([family] if family else [])])
     method = merged(recipe.method, {variant.method: variant.settings})
-    family = replace(recipe.family, **variant.family)
-    return Context(context.folder, replace(recipe, family=family, preparation=preparation, method=method), store)
+    own = replace(recipe.family, **variant.family)
+    return Context(context.folder, replace(recipe, family=own, preparation=preparation, method=method), store)
 
 
 def _decides(context: Context, variant: Variant, *more: Any) -> list[Any]:
@@ -116,8 +118,9 @@ def run_variants(
     if not variants:
         raise McdiError(f"study {study!r} has nothing to measure on this recipe: choose another recipe")
     changed = [on_variant(context, variant) for variant in variants]
-    for store, settings in {c.store: c.recipe.preparation for c in changed if c.store != context.store}.items():
-        prepare(context.family, store, settings, workers=workers, progress=progress)
+    for c in {c.store: c for c in changed if c.store != context.store}.values():
+        theta0 = learnt_start(c, progress)
+        prepare(c.family, c.store, c.recipe.preparation, theta0=theta0, workers=workers, progress=progress)
     jobs = with_seeds(context.recipe, variants, lambda variant: None if variant.every_seed else variant.method)
     for _ in work_through(_measure, (context.folder, study, measure), jobs, workers=workers, progress=progress):
         pass

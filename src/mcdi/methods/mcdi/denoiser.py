@@ -72,6 +72,7 @@ class Denoiser(nn.Module):
             # Without rows of classes labels have no unit of their own: they are read as numbers.
             options |= {"blocks": space.blocks, "shape": sizes.shape, "way": sizes.way if space.any_rows else 0}
             options |= {"response": sizes.response if s.response else 0, "spread": space.statistics()[1][:, :1]}
+            options["generated"] = space.part(s.generated)
             reads = math.prod(sizes.shape) + (sizes.way or sizes.target)
         self.network = make_denoiser(s.denoiser, space.D, reads, space.U, **options)
         self.row_size = space.D

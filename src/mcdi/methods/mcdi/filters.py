@@ -39,6 +39,7 @@ class FilterTransformer(nn.Module):
         size, cond_size, units: D, numbers of an example with its label, and U.
         blocks: (filters, numbers a filter) of every layer, see WeightSpace.
         spread: (kinds of units, 1), standard deviations by which x and the output are divided; None is 1.
+        generated: (kinds of units, D), ones where a number is every task's own, zeros where it is the learnt base's; None is 1.
         shape: of an example.
         way: classes, or 0 where the labels are real numbers.
         response: numbers that the tokens of examples also hold: what the network of x_t does on them.
@@ -56,6 +57,7 @@ class FilterTransformer(nn.Module):
         *,
         blocks: Sequence[Sequence[int]],
         spread: Tensor | None = None,
+        generated: Tensor | None = None,
         shape: Sequence[int],
         way: int,
         response: int = 0,
@@ -73,7 +75,11 @@ class FilterTransformer(nn.Module):
         self.place = nn.Parameter(torch.randn(self.placed + (way > 0), width) * 0.5)
         self.base = nn.Parameter(torch.zeros(self.placed + (way > 0), size))
         self.spread: Tensor
-        self.register_buffer("spread", torch.ones(len(self.base), 1) if spread is None else spread, persistent=False)
+        self.generated: Tensor
+        # The settings and the statistics of the weights give both: no file holds them.
+        scales = {"spread": spread, "generated": generated}
+        for name, values in scales.items():
+            self.register_buffer(name, torch.ones(len(self.base), 1) if values is None else values, persistent=False)
         self.embed = example_embedding(shape, width)
         self.label = nn.Linear(width if way else cond_size - self.example_size, width)
         self.response = nn.Linear(response, width) if response else None
@@ -109,7 +115,8 @@ class FilterTransformer(nn.Module):
             bias = 0.0 if relations is None else torch.einsum("brij,rh->bhij", relations, strength)
             h = layer(h, time, exists, bias)
         difference = self._each_layer(self.writes, self.norm(h[:, :units]), self.size)
-        return (self._per_filter(self.base, units) + difference) / self._per_filter(self.spread, units)
+        weights = self._per_filter(self.base, units) + difference * self._per_filter(self.generated, units)
+        return weights / self._per_filter(self.spread, units)
 
     def _per_filter(self, values: Tensor, units: int) -> Tensor:
         """One row a filter, the last one for every row of the classifier: (placed + 1, n) -> (U, n)."""

@@ -10,6 +10,7 @@ from mcdi.methods.meta_training import MetaTraining
 from mcdi.methods.sampling import Sampling
 from mcdi.networks.base import NetworkTraits
 from mcdi.utils.settings import check_choices
+from mcdi.weights import Part
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class DiffusionSettings:
             the states before the last are the chain's own, without a gradient.
         response: whether every step sees what its current weights do on the support set, see `Network.response`; for denoiser
             "filters".
+        generated: for denoiser "filters": what every task has of its own. "all"; "vectors": biases, and scales and shifts of
+            norms, which is FiLM (1709.07871) of a learnt body; "classes": the classifier's rows. The rest is the learnt base's.
         prior: whether an x0 network is added to the posterior mean under a fixed linear map from the condition to the
             weights. Ours, not the paper's; every row of the ablation shares it.
         prior_input: what that map reads of a class: its "summary", the head that its "prototypes" make, or the closed-form
@@ -50,6 +53,7 @@ class DiffusionSettings:
     fresh_tasks: int = 0
     functional_steps: int = 1
     response: bool = False
+    generated: Part = "all"
     prior: bool = True
     prior_input: Literal["summary", "prototypes", "heads"] = "summary"
     denoiser: str = "transformer"
@@ -70,6 +74,8 @@ class DiffusionSettings:
             raise McdiError(f"sampling.steps = {self.sampling.steps} is outside 1..T = {self.T}")
         if self.response and not self.reads_examples:
             raise McdiError("response = true is for denoiser = 'filters', which attends to examples: leave it out")
+        if self.generated != "all" and not self.reads_examples:
+            raise McdiError(f"generated = {self.generated!r} is for denoiser = 'filters': leave it out")
         if self.fresh_tasks < 0:
             raise McdiError(f"fresh_tasks = {self.fresh_tasks} is a number of tasks: choose 0 or more")
         if not 1 <= self.functional_steps <= self.T:
