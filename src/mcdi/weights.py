@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 
 Unit = Literal["whole", "row", "layer", "filter"] | int
-Part = Literal["all", "vectors", "classes"]  # of a network: everything, its biases and norms, the rows of its classes
 Spec = dict[str, tuple[tuple[int, ...], str]]
 Names = tuple[str, ...]
 STATISTICS = ("running_mean", "running_var")
@@ -159,15 +158,6 @@ class WeightSpace:
         """With "filter": how many filters each layer of a task of so many units has."""
         rows = [rows for rows, _ in self.blocks]
         return [*rows[:-1], units - self.fixed] if self.any_rows else rows
-
-    def part(self, part: Part) -> Tensor:
-        """With "filter": which numbers of every kind of unit belong to a part of the network, ones and zeros (kinds, D)."""
-        of_classes, layers = self._blocks[-1] if self.any_rows else (), []
-        for names, rows in zip(self._blocks, self.rows(self.kinds), strict=True):
-            belongs = {n: {"all": True, "vectors": len(self.spec[n][0]) == 1, "classes": n in of_classes}[part] for n in names}
-            row = torch.cat([torch.full((self._row(n),), float(belongs[n])) for n in names])
-            layers.append(torch.nn.functional.pad(row, (0, self.D - len(row))).expand(rows, -1))
-        return torch.cat(layers)
 
     def _row(self, name: str) -> int:
         return torch.Size(self.spec[name][0][1:]).numel()

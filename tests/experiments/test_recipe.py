@@ -29,8 +29,15 @@ class TestRecipes:
                 "glyphs-whole",
             ),
             *("imagenet", "mini-imagenet", "natural"),
-            *("natural-centred", "natural-film", "natural-head-combiner", "natural-protonet", "natural-resnet8"),
-            *("omniglot", "omniglot-20way", "omniglot-characters"),
+            *(
+                "natural-centred",
+                "natural-conv4",
+                "natural-film",
+                "natural-head-combiner",
+                "natural-protonet",
+                "natural-resnet8",
+            ),
+            *("omniglot", "omniglot-20way", "omniglot-characters", "omniglot-conv4", "omniglot-conv4-20way"),
             *(
                 "pacs-sketch",
                 "pacs-sketch-centred",

@@ -8,11 +8,10 @@ from mcdi.errors import McdiError
 from mcdi.generator.c_header import rounded
 from mcdi.methods.mcdi.denoiser import ConditionSizes, Denoiser
 from mcdi.methods.mcdi.filters import OWN_CLASS, SAME_CLASS, FilterTransformer
-from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.methods.mcdi.settings import DiffusionSettings, Part
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.last_layer import RIDGE_SCALE
 from mcdi.types import Examples
-from mcdi.weights import Part
 
 WAY, SHOTS = 3, 2
 

@@ -1,6 +1,7 @@
 """Studies of whole networks: what of a network every task has of its own, at which size that pays, and along which chains."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mcdi.experiments.recipe import Recipe
@@ -17,6 +18,7 @@ FILTERS = (8, 16, 32)  # a layer
 NOTHING = {"protonet": "class means", "r2-d2": "ridge regression"}  # is generated: one body for all tasks, a closed form on top
 LONGER = 3  # times the iterations of a shared body cost about as much as those of a generator
 STEPS = 3
+ALONE = 1e4  # weight of the task loss, beside which stored targets count for nothing
 ONE_STEP: dict[str, Any] = {"sampling": {"steps": 1, "temperature": 0.0}}  # validation need not choose: all are measured
 SAMPLINGS: Mapping[str, Sampling | None] = {
     "1 step": Sampling(steps=1, temperature=0.0),
@@ -26,17 +28,17 @@ SAMPLINGS: Mapping[str, Sampling | None] = {
 }
 
 
-def _whole(recipe: Recipe, *methods: str) -> list[str]:
-    """Of these methods the recipe's, if it generates networks filter by filter."""
-    filters = make(DiffusionSettings, recipe.settings_of("mc-di"), "generator").reads_examples
-    return [n for n in methods if n in recipe.methods] if filters else []
+def _by_filters(recipe: Recipe) -> bool:
+    """Whether a recipe generates networks filter by filter."""
+    return make(DiffusionSettings, recipe.settings_of("mc-di"), "generator").reads_examples
 
 
 def sizes(recipe: Recipe) -> list[Variant]:
     """Generated networks beside shared ones of 8, 16 and 32 filters a layer."""
-    if recipe.family.network != "conv-net":
+    if recipe.family.network != "conv-net" or not _by_filters(recipe):
         return []
-    names, prepared = _whole(recipe, "mc-di", *NOTHING), getattr(recipe.family, "filters", None)
+    names = [n for n in ("mc-di", *NOTHING) if n in recipe.methods]
+    prepared = getattr(recipe.family, "filters", None)
     own: dict[int, dict[str, Any]] = {count: {} if count == prepared else {"filters": count} for count in FILTERS}
     return [Variant({"method": n, "filters": count}, n, family=own[count]) for count in FILTERS for n in names]
 
@@ -49,22 +51,24 @@ def sized(context: Context, variant: Variant, method: WeightGenerator, seed: int
 
 def parts(recipe: Recipe) -> list[Variant]:
     """The same body for all tasks with more and more of it generated, up to all of it."""
-    names = _whole(recipe, "mc-di", *NOTHING)
-    out = [Variant({"generated": f"nothing: {NOTHING[n]}"}, n) for n in names if n in NOTHING]
-    if "protonet" in names:
-        count = LONGER * make(SharedBodySettings, recipe.settings_of("protonet"), "protonet").training.iterations
-        label = f"nothing: {NOTHING['protonet']}, {LONGER} x the iterations"
-        out.append(Variant({"generated": label}, "protonet", {"training": {"iterations": count}}))
-    if "mc-di" in names:
-        rows = {"generated": "rows of the classifier"}
-        out.append(Variant(rows, "mc-di", {"generated": "classes"}, family={"head": "generated"}))
-        out.append(Variant({"generated": "biases and norms (FiLM)"}, "mc-di", {"generated": "vectors"}))
-        out.append(Variant({"generated": "all"}, "mc-di"))
-    return out
+    if not _by_filters(recipe):
+        return []
+    count = LONGER * make(SharedBodySettings, recipe.settings_of("protonet"), "protonet").training.iterations
+    shared = {n: f"nothing: {closed_form}" for n, closed_form in NOTHING.items()}
+    longer = f"{shared['protonet']}, {LONGER} x the iterations"
+    return [
+        *(Variant({"generated": label}, n) for n, label in shared.items()),
+        Variant({"generated": longer}, "protonet", {"training": {"iterations": count}}),
+        Variant({"generated": "rows of the classifier"}, "mc-di", {"generated": "classes"}, family={"head": "generated"}),
+        Variant({"generated": "biases and norms (FiLM)"}, "mc-di", {"generated": "vectors"}),
+        Variant({"generated": "all"}, "mc-di"),
+    ]
 
 
 def trained_chains(recipe: Recipe) -> list[Variant]:
     """Every objective with each way of training its chain, at a quarter of the recipe's iterations."""
+    if not _by_filters(recipe):
+        return []
     short = make(DiffusionSettings, recipe.settings_of("mc-di"), "generator").training.iterations // 4
     common = {**ONE_STEP, "training": {"iterations": max(1, short)}}
     seen = {"functional_steps": STEPS, "response": True}
@@ -78,8 +82,9 @@ def trained_chains(recipe: Recipe) -> list[Variant]:
         "stored targets only": (stored, {}),
         "stored targets only, from a learnt start": (stored, learnt),
     }
-    out = []
-    for name in _whole(recipe, "hypernetwork", "mv-di", "tw-di", "mc-di"):
+    alone = Variant({"method": "mc-di", "trained by": "task loss alone"}, "mc-di", merged(common, {"functional": ALONE}))
+    out = [alone, replace(alone, method="hypernetwork", factors={**alone.factors, "method": "hypernetwork"})]
+    for name in ("hypernetwork", "mv-di", "tw-di", "mc-di"):
         chain = method_spec(name).in_landscape
         for way, (settings, preparation) in ways.items():
             if chain or "functional_steps" not in settings:

@@ -11,7 +11,7 @@ from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.methods.mcdi.denoisers import make_denoiser
 from mcdi.methods.mcdi.prior import HeadPrior, LinearPrior, Prior
-from mcdi.methods.mcdi.settings import DiffusionSettings
+from mcdi.methods.mcdi.settings import DiffusionSettings, Part
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.networks.base import Network
 from mcdi.networks.support import prototype_rows
@@ -38,6 +38,17 @@ class ConditionSizes(NamedTuple):
         sizes = net.condition_size, net.summary_size, net.condition_heads, net.condition_examples
         labels = (0, math.prod(net.target_shape)) if net.regression else (net.way, 0)
         return cls(*sizes, tuple(net.set_shape), *labels, net.response_size)
+
+
+def numbers_of(part: Part, space: WeightSpace) -> Tensor:
+    """Ones for the numbers of a part of a network in units of filters, zeros elsewhere, for every kind of unit: (kinds, D)."""
+    if part == "classes" and not space.any_rows:
+        raise McdiError("generated = 'classes' is for classifiers: this network has no rows of classes")
+    chosen = {n: part != "vectors" or len(shape) == 1 for n, (shape, _) in space.spec.items()}
+    numbers = space.pack({n: torch.full((1, *shape), float(chosen[n])) for n, (shape, _) in space.spec.items()})[0]
+    if part == "classes":
+        numbers[: space.fixed] = 0.0
+    return numbers[: space.kinds]
 
 
 class Denoiser(nn.Module):
@@ -72,7 +83,7 @@ class Denoiser(nn.Module):
             # Without rows of classes labels have no unit of their own: they are read as numbers.
             options |= {"blocks": space.blocks, "shape": sizes.shape, "way": sizes.way if space.any_rows else 0}
             options |= {"response": sizes.response if s.response else 0, "spread": space.statistics()[1][:, :1]}
-            options["generated"] = space.part(s.generated)
+            options["generated"] = numbers_of(s.generated, space)
             reads = math.prod(sizes.shape) + (sizes.way or sizes.target)
         self.network = make_denoiser(s.denoiser, space.D, reads, space.U, **options)
         self.row_size = space.D

@@ -10,7 +10,8 @@ from mcdi.methods.meta_training import MetaTraining
 from mcdi.methods.sampling import Sampling
 from mcdi.networks.base import NetworkTraits
 from mcdi.utils.settings import check_choices
-from mcdi.weights import Part
+
+Part = Literal["all", "vectors", "classes"]  # of a network: everything, its biases and norms, the rows of its classes
 
 
 @dataclass(frozen=True)
