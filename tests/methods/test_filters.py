@@ -14,17 +14,17 @@ from mcdi.networks.last_layer import RIDGE_SCALE
 from mcdi.types import Examples
 
 WAY, SHOTS = 3, 2
+PIECES = pytest.mark.parametrize("piece", [2, 512])  # numbers of a filter in one token: few of every filter, or all
 
 
 def network(head: str = "prototypes") -> ConvNet:
     return ConvNet(0, WAY, filters=4, side=8, head=head)  # type: ignore[arg-type]
 
 
-def denoiser(net: ConvNet) -> FilterTransformer:
+def denoiser(net: ConvNet, piece: int) -> FilterTransformer:
     torch.manual_seed(0)
-    made = FilterTransformer(
-        net.space.D, 64 + WAY, net.space.U, blocks=net.space.blocks, shape=net.set_shape, way=WAY, width=16, heads=2
-    )
+    sizes = net.space.D, 64 + WAY, net.space.U
+    made = FilterTransformer(*sizes, blocks=net.space.blocks, shape=net.set_shape, way=WAY, piece=piece, width=16, heads=2)
     with torch.no_grad():
         for p in made.parameters():  # nothing is zero, or a symmetry would hold for nothing
             p.add_(0.1 * torch.randn_like(p))
@@ -41,18 +41,20 @@ def answer(made: FilterTransformer, net: ConvNet, examples: Examples, x: Tensor)
     return made(x, torch.tensor([0.0, 0.5]), net.support_set(examples, net.classes(x.shape[1])), mask)
 
 
-def test_examples_may_be_reordered() -> None:
+@PIECES
+def test_examples_may_be_reordered(piece: int) -> None:
     net, examples = network(), support()
-    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    made, x = denoiser(net, piece), torch.randn(2, net.space.U, net.space.D)
     order = torch.randperm(WAY * SHOTS)
     moved = Examples(examples.x[:, order], examples.y[:, order])
     torch.testing.assert_close(answer(made, net, moved, x), answer(made, net, examples, x), rtol=1e-4, atol=1e-5)
 
 
-def test_classes_may_be_renumbered() -> None:
+@PIECES
+def test_classes_may_be_renumbered(piece: int) -> None:
     """Filters stay, and rows of the classifier move with their classes."""
     net, examples = network(), support()
-    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    made, x = denoiser(net, piece), torch.randn(2, net.space.U, net.space.D)
     new = torch.tensor([2, 0, 1])  # class c is called new[c]
     rows = torch.arange(net.space.U)
     rows[-WAY:] = rows[-WAY:][new.argsort()]
@@ -60,9 +62,10 @@ def test_classes_may_be_renumbered() -> None:
     torch.testing.assert_close(renumbered, answer(made, net, examples, x)[:, rows], rtol=1e-4, atol=1e-5)
 
 
-def test_another_example_or_label_changes_every_filter() -> None:
+@PIECES
+def test_another_example_or_label_changes_every_filter(piece: int) -> None:
     net, examples = network(), support()
-    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    made, x = denoiser(net, piece), torch.randn(2, net.space.U, net.space.D)
     before = answer(made, net, examples, x)
     swapped = examples.y.clone()
     swapped[:, [0, -1]] = swapped[:, [-1, 0]]
@@ -72,11 +75,22 @@ def test_another_example_or_label_changes_every_filter() -> None:
         assert bool(((answer(made, net, changed, x) - before).abs().amax(-1) > 1e-6).all())
 
 
+@PIECES
+def test_every_number_of_a_filter_is_generated_and_nothing_else(piece: int) -> None:
+    net = network()
+    made, x = denoiser(net, piece), torch.zeros(2, net.space.U, net.space.D)
+    answered = answer(made, net, support(), x) - made._per_filter(made.base, net.space.U)
+    exists = net.space.pack({n: torch.ones(1, *shape) for n, (shape, _) in net.space.spec.items()})[0].bool()
+    assert bool((answered[:, exists] != 0).all()) and bool((answered[:, ~exists] == 0).all())
+    assert not torch.allclose(answered[0], answered[1])
+
+
+@PIECES
 @pytest.mark.parametrize("way", [2, 7])
-def test_a_task_may_have_any_number_of_classes(way: int) -> None:
+def test_a_task_may_have_any_number_of_classes(way: int, piece: int) -> None:
     net, examples = network(), support(way)
     x = torch.randn(2, net.space.units(way), net.space.D)
-    answered = answer(denoiser(net), net, examples, x)
+    answered = answer(denoiser(net, piece), net, examples, x)
     state = net.space.unpack(net.solved(answered, examples))
     assert list(state.values())[-1].shape == (2, way)
     again = net.space.unpack(net.space.pack(state))
@@ -86,10 +100,11 @@ def test_a_task_may_have_any_number_of_classes(way: int) -> None:
     torch.testing.assert_close(module(examples.x[1]), expected, rtol=1e-4, atol=1e-5)
 
 
+@PIECES
 @pytest.mark.parametrize("relation", [SAME_CLASS, OWN_CLASS])
-def test_attention_depends_on_which_examples_are_of_one_class(relation: int) -> None:
+def test_attention_depends_on_which_examples_are_of_one_class(relation: int, piece: int) -> None:
     net, examples = network(), support()
-    made, x = denoiser(net), torch.randn(2, net.space.U, net.space.D)
+    made, x = denoiser(net, piece), torch.randn(2, net.space.U, net.space.D)
     before = answer(made, net, examples, x)
     with torch.no_grad():
         made.relations[:, relation] += 2

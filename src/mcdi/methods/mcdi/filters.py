@@ -1,4 +1,4 @@
-"""The denoiser of whole networks: a token a filter, which attends to the examples of the support set one by one."""
+"""The denoiser of whole networks: a token a filter, or several of a large one. They attend to single examples."""
 
 import itertools
 import math
@@ -29,11 +29,12 @@ def example_embedding(shape: Sequence[int], width: int) -> nn.Module:
 class FilterTransformer(nn.Module):
     """Tokens of filters and of single support examples attend to each other; every filter is a difference to a learnt one.
 
-    A token holds its filter's place in the network (an embedding), x_t, and t. Rows of a classifier's last layer have no place
-    of their own: they hold the mean of their class's examples, so that classes may be renumbered and examples reordered. That
-    two examples are of one class, or a row is theirs, is a learnt bias of the attention. Every layer has its own projections
-    from and to filters. They write weights in units of their own, not of the spread of weights over tasks: trained weights of
-    all tasks are near their mean, and a network that is trained by its tasks' loss has a longer way to go.
+    A token holds its place in the network (an embedding), t, and x_t of its filter, or of one piece of a large filter. Rows of
+    a classifier's last layer have no place of their own: they hold the mean of their class's examples, so that classes may be
+    renumbered and examples reordered. That two examples are of one class, or a row is theirs, is a learnt bias of the
+    attention. Every layer has its own projections from and to filters. They write weights in units of their own, not of the
+    spread of weights over tasks: trained weights of all tasks are near their mean, and a network that is trained by its tasks'
+    loss has a longer way to go.
 
     Args:
         size, cond_size, units: D, numbers of an example with its label, and U.
@@ -42,6 +43,7 @@ class FilterTransformer(nn.Module):
         generated: (kinds of units, D), ones where a number is every task's own, zeros where it is the learnt base's; None is 1.
         shape: of an example.
         way: classes, or 0 where the labels are real numbers.
+        piece: most numbers of a filter in one token.
         response: numbers that the tokens of examples also hold: what the network of x_t does on them.
         width, depth, heads: of the transformer.
 
@@ -61,6 +63,7 @@ class FilterTransformer(nn.Module):
         shape: Sequence[int],
         way: int,
         response: int = 0,
+        piece: int = 512,
         width: int = 96,
         depth: int = 3,
         heads: int = 4,
@@ -71,8 +74,12 @@ class FilterTransformer(nn.Module):
         self.size, self.width, self.way, self.example_size = size, width, way, math.prod(shape)
         self.any_units = way > 0
         self.blocks_of_filters = tuple((int(rows), int(numbers)) for rows, numbers in blocks)
-        self.placed = units - way  # filters with a place of their own: all but rows of the classifier
-        self.place = nn.Parameter(torch.randn(self.placed + (way > 0), width) * 0.5)
+        self.pieces = tuple(-(-numbers // piece) for _, numbers in self.blocks_of_filters)  # tokens a filter, of every layer
+        self.sizes = tuple(min(numbers, piece) for _, numbers in self.blocks_of_filters)  # numbers a token
+        self.placed = units - way  # filters of their own: all but rows of the classifier
+        tokens = sum(rows * pieces for (rows, _), pieces in zip(self.blocks_of_filters, self.pieces, strict=True))
+        self.placed_tokens = tokens - way * self.pieces[-1]
+        self.place = nn.Parameter(torch.randn(self.placed_tokens + (way > 0) * self.pieces[-1], width) * 0.5)
         self.base = nn.Parameter(torch.zeros(self.placed + (way > 0), size))
         self.spread: Tensor
         self.generated: Tensor
@@ -83,12 +90,12 @@ class FilterTransformer(nn.Module):
         self.embed = example_embedding(shape, width)
         self.label = nn.Linear(width if way else cond_size - self.example_size, width)
         self.response = nn.Linear(response, width) if response else None
-        self.reads = nn.ModuleList(nn.Linear(numbers, width) for _, numbers in self.blocks_of_filters)
+        self.reads = nn.ModuleList(nn.Linear(numbers, width) for numbers in self.sizes)
         self.time = perceptron_of(width, width)
         self.relations = nn.Parameter(torch.zeros(depth, 2, heads))
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.writes = nn.ModuleList(nn.Linear(width, numbers) for _, numbers in self.blocks_of_filters)
+        self.writes = nn.ModuleList(nn.Linear(width, numbers) for numbers in self.sizes)
         for parameter in itertools.chain.from_iterable(layer.parameters() for layer in self.writes):
             nn.init.zeros_(parameter)
 
@@ -96,25 +103,26 @@ class FilterTransformer(nn.Module):
         examples, labels = cond.split([self.example_size, cond.shape[-1] - self.example_size], -1)
         embedded = self.embed(examples.flatten(0, 1)).unflatten(0, examples.shape[:2])
         units = mask.shape[1]
-        filters = self._per_filter(self.place, units) + self._each_layer(self.reads, x)
+        filters = self._places(units) + self._read(x)
         relations = None
         if self.way:
             member = labels.transpose(1, 2)  # (B, way, S)
             rows = self.label(member @ embedded / member.sum(-1, keepdim=True).clamp(min=1))
-            filters = torch.cat([filters[:, : self.placed], filters[:, self.placed :] + rows], 1)
             embedded = embedded + labels @ rows
-            relations = self._relations(member)
+            member, rows = (t.repeat_interleave(self.pieces[-1], 1) for t in (member, rows))
+            filters = torch.cat([filters[:, : self.placed_tokens], filters[:, self.placed_tokens :] + rows], 1)
+            relations = self._relations(labels, member)
         else:
             embedded = embedded + self.label(labels)
         if self.response is not None and response is not None:
             embedded = embedded + self.response(response)
         h = torch.cat([filters, embedded], 1)
-        exists = F.pad(mask, (0, embedded.shape[1]), value=True)
+        exists = F.pad(self._of_tokens(mask), (0, embedded.shape[1]), value=True)
         time = self.time(time_features(t, self.width))
         for layer, strength in zip(self.layers, self.relations, strict=True):
             bias = 0.0 if relations is None else torch.einsum("brij,rh->bhij", relations, strength)
             h = layer(h, time, exists, bias)
-        difference = self._each_layer(self.writes, self.norm(h[:, :units]), self.size)
+        difference = self._write(self.norm(h[:, : filters.shape[1]]))
         weights = self._per_filter(self.base, units) + difference * self._per_filter(self.generated, units)
         return weights / self._per_filter(self.spread, units)
 
@@ -124,16 +132,42 @@ class FilterTransformer(nn.Module):
             return values
         return torch.cat([values[: self.placed], values[self.placed :].expand(units - self.placed, -1)])
 
-    def _each_layer(self, maps: nn.ModuleList, h: Tensor, pad_to: int | None = None) -> Tensor:
-        """Every layer's own map of its filters: (B, U, n) -> (B, U, width), or padded with zeros to `pad_to` numbers."""
-        rows = [rows for rows, _ in self.blocks_of_filters]
-        parts = h.split([*rows[:-1], h.shape[1] - sum(rows[:-1])], 1)
-        out = [m(part[..., : m.in_features]) for m, part in zip(maps, parts, strict=True)]
-        return torch.cat(out if pad_to is None else [F.pad(part, (0, pad_to - part.shape[-1])) for part in out], 1)
+    def _places(self, units: int) -> Tensor:
+        """The place of every token: (tokens, width)."""
+        own, of_a_class = self.place[: self.placed_tokens], self.place[self.placed_tokens :]
+        return torch.cat([own, of_a_class.repeat(units - self.placed, 1)]) if self.way else own
 
-    def _relations(self, member: Tensor) -> Tensor:
-        """Which tokens are of one class: (B, way, S) -> (B, 2, U + S, U + S)."""
-        way, count = member.shape[1:]
-        same = F.pad(member.transpose(1, 2) @ member, (self.placed + way, 0, self.placed + way, 0))
-        own = F.pad(member, (self.placed + way, 0, self.placed, count))
+    def _layers(self, h: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+        """Filters or tokens (B, n, ...) by layer; the last layer has what is left."""
+        return h.split([*counts[:-1], h.shape[1] - sum(counts[:-1])], 1)
+
+    def _of_tokens(self, mask: Tensor) -> Tensor:
+        """Which tokens exist: (B, U) -> (B, tokens)."""
+        parts = self._layers(mask, [rows for rows, _ in self.blocks_of_filters])
+        return torch.cat([part.repeat_interleave(pieces, 1) for part, pieces in zip(parts, self.pieces, strict=True)], 1)
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Every layer's own map of its filters, or their pieces: (B, U, D) -> (B, tokens, width)."""
+        parts, out = self._layers(x, [rows for rows, _ in self.blocks_of_filters]), []
+        layers = zip(parts, self.blocks_of_filters, self.pieces, self.sizes, self.reads, strict=True)
+        for part, (_, numbers), pieces, size, reads in layers:
+            whole = F.pad(part[..., :numbers], (0, pieces * size - numbers))
+            out.append(reads(whole.unflatten(-1, (pieces, size)).flatten(1, 2)))
+        return torch.cat(out, 1)
+
+    def _write(self, h: Tensor) -> Tensor:
+        """Inverse of `_read`, padded with zeros: (B, tokens, width) -> (B, U, D)."""
+        parts = self._layers(h, [rows * n for (rows, _), n in zip(self.blocks_of_filters, self.pieces, strict=True)])
+        out = []
+        for part, (_, numbers), pieces, writes in zip(parts, self.blocks_of_filters, self.pieces, self.writes, strict=True):
+            whole = writes(part).unflatten(1, (-1, pieces)).flatten(2)[..., :numbers]
+            out.append(F.pad(whole, (0, self.size - numbers)))
+        return torch.cat(out, 1)
+
+    def _relations(self, labels: Tensor, member: Tensor) -> Tensor:
+        """Which tokens are of one class: classes of examples (B, S, way), examples of tokens (B, tokens of classes, S) ->
+        (B, 2, tokens + S, tokens + S)."""
+        count, before = labels.shape[1], self.placed_tokens + member.shape[1]
+        same = F.pad(labels @ labels.transpose(1, 2), (before, 0, before, 0))
+        own = F.pad(member, (before, 0, self.placed_tokens, count))
         return torch.stack([same, own + own.transpose(1, 2)], 1)
