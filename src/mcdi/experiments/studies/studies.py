@@ -216,7 +216,7 @@ STUDIES: dict[str, Study] = {
     "compare": Study(_all_methods, measures.compared, Chart("adaptation (ms)", log=True), timed=True, command=True),
     "parts": Study(whole.parts, measures.accuracy, Chart("generated"), against=("generated", "all")),
     "size": Study(whole.sizes, whole.sized, Chart("weights", log=True)),
-    "trained-chains": Study(whole.trained_chains, whole.chained, Chart("trained by", series=("method", "sampler"))),
+    "trained-chains": Study(whole.trained_chains, whole.chained, Chart("trained by", panel="sampler", only=("shots", 5))),
     "transfer": Study(_all_methods, transfer.transferred, Chart("target", only=("classes", "as trained")), command=True),
 }
 RENAMED = {"levers": "settings", "shares": "ridge-blend"}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LETTERS = 64  # of the title above one panel of a chart
+FEW = 6  # numbers on an axis that are named one by one
 DIFFERENCE = (
     "The difference is paired by task (and by seed where both methods have it): its interval is about what one method gains on "
     "the same tasks, and is narrower than the intervals of the two methods."
@@ -139,7 +140,7 @@ def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: st
     panels = list(dict.fromkeys(line.factors.get(chart.panel) for line in shown)) if chart.panel else [None]
 
     def put(figure: "Figure") -> None:
-        grid = figure.subplots(len(chart.y), len(panels), squeeze=False)
+        grid = figure.subplots(len(chart.y), len(panels), squeeze=False, sharey="row" if names else False)
         for row, y in enumerate(chart.y):
             for column, panel in enumerate(panels):
                 mine = [line for line in shown if chart.panel is None or line.factors.get(chart.panel) == panel]
@@ -183,7 +184,11 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
     label = f"{score}{unit and ' (%)'}" if y == "score" else y
     if any(isinstance(line.factors.get(chart.x), str) for line in table):
         axes.set_xlabel(label)
-        axes.invert_yaxis()
+        if not axes.yaxis_inverted():  # panels share it
+            axes.invert_yaxis()
     else:
         axes.set(xlabel=chart.x, ylabel=label, xscale="log" if chart.log else "linear")
+        if chart.log and len(numbers := {line.factors[chart.x] for line in table if chart.x in line.factors}) <= FEW:
+            axes.set_xticks(sorted(numbers), map(str, sorted(numbers)))
+            axes.set_xticks([], minor=True)
     axes.grid(alpha=0.25)
