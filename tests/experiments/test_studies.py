@@ -29,14 +29,8 @@ from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
 from mcdi.utils.workers import silent
 
 WHOLE = {"protonet", "r2-d2"}  # for whole networks, whose last layer they solve
-ELSEWHERE = {
-    "adapters",
-    "transfer",
-    "parts",
-    "size",
-    "trained-chains",
-}  # test_text_lora.py, test_targets.py, test_whole_networks.py
-ON_IMAGES = [s for s in STUDIES if s not in ELSEWHERE]
+WHOLE_NETWORKS = ("parts", "size", "trained-chains")  # test_whole_networks.py
+ON_IMAGES = [s for s in STUDIES if s not in ("adapters", "transfer", *WHOLE_NETWORKS)]  # test_text_lora.py, test_targets.py
 
 
 @pytest.mark.parametrize("study", ON_IMAGES)
@@ -236,8 +230,12 @@ def test_what_decides_a_generator_decides_its_folder(done: Path) -> None:
     context = Context(done)
     plain = model_folder(context, Variant({"a": 1}, "mc-di"), 0)
     assert plain == model_folder(context, Variant({"b": 2}, "mc-di"), 0)
-    more = on_variant(context, Variant({}, "mc-di", family={"condition": "spread"})).family.downstream.condition_size
-    assert more > context.family.downstream.condition_size
+    spread = on_variant(context, Variant({}, "mc-di", family={"condition": "spread"}))
+    assert spread.family.downstream.condition_size > context.family.downstream.condition_size
+    assert spread.store == context.store  # what a generator is told does not change the trajectories
+    for variant in (Variant({}, "mc-di", family={"way": 4}), Variant({}, "mc-di", {}, {"start": "reptile"})):
+        assert on_variant(context, variant).store != context.store
+    assert on_variant(context, Variant({}, "adam", family={"way": 4})).store == context.store  # it reads none
     for other in (
         model_folder(context, Variant({}, "mc-di"), 1),
         model_folder(context, Variant({}, "mv-di"), 0),

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mcdi.experiments.report.style import plot_style
 from mcdi.experiments.statistics import interval, student_t
-from mcdi.experiments.studies.tables import Chart, _panel, as_csv, as_markdown, lines
+from mcdi.experiments.studies.tables import Chart, _panel, as_csv, as_markdown, draw, lines
 from mcdi.experiments.studies.variants import Measured
 
 
@@ -111,3 +112,17 @@ def test_no_two_methods_of_a_chart_share_a_colour() -> None:
         colours = {h.lines[0].get_color() for h in handles}
         assert labels == names and len(colours) == len(names)
         assert (plot_style("mc-di")[0] in colours) == (names == ["mc-di", "adam"])  # theirs, where all have one
+
+
+def test_an_axis_names_few_numbers_of_a_factor_and_leaves_those_of_a_figure() -> None:
+    for chart, ticks in ((Chart("weights", log=True), [1941, 28485]), (Chart("ms", log=True), None)):
+        measured = [Measured({"method": "adam", "weights": n}, {"ms": float(n)}, torch.rand(2)) for n in (1941, 28485)]
+        axes = Figure().subplots()
+        _panel(axes, chart, "score", lines([(0, measured)], None), "glyphs")
+        assert len(axes.get_xticks()) > 0 and (ticks is None or axes.get_xticks().tolist() == ticks)
+
+
+def test_a_chart_of_a_value_that_no_row_has_shows_all_rows(tmp_path: Path) -> None:
+    measured = [Measured({"method": "adam", "shots": 1, "x": n}, {}, torch.rand(2)) for n in (1, 2)]
+    draw(Chart("x", only=("shots", 5)), lines([(0, measured)], None), tmp_path / "a.png", "title", "glyphs")
+    assert (tmp_path / "a.png").stat().st_size > 5000

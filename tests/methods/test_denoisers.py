@@ -50,6 +50,8 @@ def test_what_is_unknown_or_does_not_fit():
         make_denoiser("gru", 5, 4, 3)
     with pytest.raises(McdiError, match="'mlp' does not take these options.*heads"):
         make_denoiser("mlp", 5, 4, 3, heads=2)
+    with pytest.raises(McdiError, match="piece = 0 must be at least 1"):
+        make_denoiser("filters", 8, 16, 2, blocks=((2, 8),), shape=(14,), way=2, piece=0)
     with pytest.raises(McdiError, match=r"made for weights of shape \(3, 5\), not \(4, 5\)"):
         make_denoiser("mlp", 5, 4, 3)(*inputs(units=4))
 

@@ -15,14 +15,16 @@ import mcdi as package
 from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.experiments import symbols
+from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import Context
 from mcdi.experiments.studies import reproduce, whole
 from mcdi.generator import saving
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.loss import DenoisingLoss
-from mcdi.trajectories.prepare import Preparation, trajectories
+from mcdi.trajectories.prepare import Preparation, prepare, trajectories
 from mcdi.trajectories.store import TrajectoryStore
 from mcdi.types import Examples
+from mcdi.utils.files import read_tensors
 
 RECIPE = """
 methods = ["adam", "maml", "protonet", "r2-d2", "hypernetwork", "mc-di"]
@@ -178,14 +180,20 @@ class TestStudies:
     def test_sizes(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every size has weights of its own, and trajectories; that of the recipe uses the run's."""
         monkeypatch.setattr(whole, "FILTERS", (4, 6))
+        before = self.stores(run)
         rows = self.table(run, tmp_path, "size")
         weights = {r["filters"]: int(r["weights"]) for r in rows}
         assert weights == {"4": 4 * 9 + 3 * 4 * 36 + 4 * 12 + 15, "6": 6 * 9 + 3 * 6 * 54 + 6 * 4 * 3 + 21}
         assert {(r["method"], r["filters"]) for r in rows} == {(m, f) for m in ("mc-di", "protonet", "r2-d2") for f in "46"}
-        assert len(list((run / "studies" / "stores").iterdir())) == 1
+        assert len(self.stores(run) - before) == 1
+
+    def stores(self, run: Path) -> set[Path]:
+        return set((run / "studies" / "stores").glob("*/index.json"))
 
     def test_parts_of_a_network(self, run: Path, tmp_path: Path) -> None:
+        before = self.stores(run)
         rows = self.table(run, tmp_path, "parts")
+        assert self.stores(run) == before  # of another head, trajectories are the same
         assert [r["generated"].partition(" ")[0] for r in rows] == ["nothing:", "nothing:", "nothing:", "rows", "biases", "all"]
         assert rows[-1]["difference_mean"] == ""
 
@@ -196,6 +204,8 @@ class TestStudies:
         assert {r["sampler"] for r in rows} == set(whole.SAMPLINGS)
         measured = {r["trained by"]: bool(r["mse_mean"]) for r in rows}
         assert measured == {way: "learnt start" not in way for way in measured}  # the run has no reference of that start
+        settings = {v.factors["trained by"]: v.settings for v in whole.trained_chains(Context(run).recipe)}
+        assert settings["task loss, 1 step"]["functional_steps"] == 1 and not settings["task loss, 1 step"]["response"]
 
     def test_other_recipes_are_refused(self, done: Path, tmp_path: Path) -> None:
         for study in ("size", "parts", "trained-chains"):
@@ -211,11 +221,16 @@ class TestLearntStart:
         (tmp_path / "recipe.toml").write_text(self.START.replace("epochs = 6", "epochs = 3\nlr = 0.000001"))
         assert mcdi("prepare", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--workers", 1) == 0
         context = Context(tmp_path / "run")
-        start = package.load(tmp_path / "run" / "trajectories-start").method.start  # type: ignore[attr-defined]
+        path = tmp_path / "run" / "trajectories-start" / "start.safetensors"
+        start, written = read_tensors(path)[0]["start"], path.stat().st_mtime_ns
+        rows = start[context.family.downstream.space.fixed :]
+        assert len(rows) == 3 and torch.equal(rows, rows[:1].expand_as(rows))  # the order of classes means nothing
         for store in (TrajectoryStore.open(context.store).read(), context.reference):
             torch.testing.assert_close(store.targets, start.expand_as(store.targets), rtol=0, atol=1e-4)
         drawn = context.family.downstream.theta0(0, len(start))
         assert float((drawn - start).abs().max()) > 1e-3
+        assert mcdi("prepare", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--workers", 2) == 0
+        assert path.stat().st_mtime_ns == written and sorted(p.name for p in path.parent.iterdir()) == [path.name]
 
     def test_a_module_of_ones_own(self) -> None:
         g = torch.Generator().manual_seed(0)
@@ -229,9 +244,37 @@ class TestLearntStart:
         ]
         assert float((made[0] - made[1]).abs().max()) > 0.01
 
-    def test_it_is_never_drawn_in_silence(self, run: Path) -> None:
+    def test_it_is_never_drawn_in_silence(self, run: Path, tmp_path: Path) -> None:
+        family, learnt = Context(run).family, Preparation(start="reptile", tasks=2, epochs=3)
         with pytest.raises(McdiError, match="start = 'reptile' is learnt before: pass it as theta0"):
-            trajectories(Context(run).family, "train", range(2), Preparation(start="reptile"))
+            trajectories(family, "train", range(2), learnt)
+        prepare(family, tmp_path / "full", replace(learnt, start="drawn"))
+        for name in ("empty", "full"):
+            with pytest.raises(McdiError, match="start = 'reptile' is learnt before: pass it as theta0"):
+                prepare(family, tmp_path / name, learnt)
+        assert not (tmp_path / "empty").exists()
+
+    def test_its_settings_are_checked_before_anything_is_made(self, tmp_path: Path) -> None:
+        (tmp_path / "recipe.toml").write_text(self.START.replace("inner_steps = 2 }", "inner_steps = 0 }"))
+        assert mcdi("prepare", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--workers", 1) == 1
+        assert not (tmp_path / "run").exists()
+
+    def test_the_study_of_preparations_starts_there_too(self, tmp_path: Path) -> None:
+        short = self.START.replace("tasks = 24\nepochs = 6", "tasks = 8\nepochs = 3")
+        (tmp_path / "recipe.toml").write_text(short)
+        arguments = "--out", tmp_path / "run", "--results", tmp_path, "--workers", 1
+        assert mcdi("reproduce", "preparation", tmp_path / "recipe.toml", *arguments) == 0
+
+
+@pytest.mark.parametrize("head", ["prototypes", "generated"])
+def test_rows_that_would_be_overwritten_are_refused(head: str, tmp_path: Path) -> None:
+    rows = RECIPE.replace("denoiser = ", 'generated = "classes"\ndenoiser = ').replace('"prototypes"', f'"{head}"')
+    (tmp_path / "recipe.toml").write_text(rows)
+    if head == "generated":
+        assert read_recipe(str(tmp_path / "recipe.toml")).generator["generated"] == "classes"
+    else:
+        with pytest.raises(McdiError, match="generated = 'classes' and a solved last layer leave nothing to generate"):
+            read_recipe(str(tmp_path / "recipe.toml"))
 
 
 class TestFunctionalTerm:

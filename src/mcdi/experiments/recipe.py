@@ -70,7 +70,8 @@ def checked(values: Mapping[str, Any], where: str) -> Recipe:
         recipe.family.check()
     except McdiError as error:
         raise McdiError(f"{where}: {error}") from error
-    for name in recipe.methods:
+    start = recipe.preparation.start
+    for name in (*recipe.methods, *([] if start == "drawn" else [start])):
         method = method_spec(name).build(recipe.settings_of(name))
         if isinstance(method, ChecksNetwork):
             method.check_network(recipe.family.traits)

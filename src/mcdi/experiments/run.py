@@ -26,14 +26,15 @@ from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
 from mcdi.experiments.recipe import Recipe, checked
 from mcdi.generator.api import Generator
 from mcdi.methods import all_methods, method_spec
-from mcdi.methods.base import Log, SupportsDevice, start_of
+from mcdi.methods.base import Log, SupportsDevice
+from mcdi.methods.baselines.reptile import trajectory_start
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.family import TaskFamily
 from mcdi.tasks.registry import SOURCES, FamilySettings
 from mcdi.trajectories.prepare import prepare
 from mcdi.trajectories.store import Trajectories, TrajectoryStore
-from mcdi.utils.files import read_json, write_json
+from mcdi.utils.files import read_json, read_tensors, write_json, write_tensors
 from mcdi.utils.workers import Backend, Progress, one_thread, silent, work_through
 
 T = TypeVar("T")
@@ -106,13 +107,18 @@ class Context:
 
 
 def learnt_start(context: Context, progress: Progress = silent) -> Tensor | None:
-    """theta_0 (U, D) of trajectories that start where a method does, which is trained first; None where theta_0 is drawn."""
-    preparation, net = context.recipe.preparation, context.family.downstream
+    """theta_0 (U, D) of trajectories from REPTILE's start, learnt once for their store; None where theta_0 is drawn."""
+    preparation = context.recipe.preparation
     if preparation.start == "drawn":
         return None
-    target = context.store.with_name(f"{context.store.name}-start")
-    train_method(context, preparation.start, preparation.theta0_seed, target, log=partial(progress, preparation.start))
-    return start_of(Generator.from_pretrained(target).method, net)
+    folder = context.store.with_name(f"{context.store.name}-start")
+    path = folder / "start.safetensors"
+    if not path.exists():
+        values, log = context.recipe.settings_of(preparation.start), partial(progress, preparation.start)
+        start = trajectory_start(context.family, values, seed=preparation.theta0_seed, log=log, folder=folder)
+        write_tensors(path, {"start": start})
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return read_tensors(path)[0]["start"]
 
 
 def prepare_run(

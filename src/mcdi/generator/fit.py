@@ -5,7 +5,8 @@ from typing import Any
 
 from mcdi.generator.api import Generator
 from mcdi.methods import method_spec
-from mcdi.methods.base import Log, silent, start_of
+from mcdi.methods.base import Log, silent
+from mcdi.methods.baselines.reptile import trajectory_start
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.own import OwnTasks
@@ -68,9 +69,8 @@ def fit(
         log: hears of every step.
     """
     if stored is None:
-        start, drawn = preparation.start, preparation.theta0_seed
-        learnt = None if start == "drawn" else method_spec(start).build({}).fit(tasks, None, seed=drawn, log=log)
-        theta0 = None if learnt is None else start_of(learnt, tasks.downstream)
+        drawn = preparation.start == "drawn"
+        theta0 = None if drawn else trajectory_start(tasks, {}, seed=preparation.theta0_seed, log=log)
         stored = trajectories(tasks, "train", range(len(tasks)), preparation, theta0=theta0)
     spec = method_spec(method)
     own = FILTERS if tasks.downstream.space.unit == "filter" else SMALL

@@ -86,12 +86,6 @@ class SupportsFineTuning(Protocol):
         """The weights before the first step, (1 or U, D)."""
 
 
-def start_of(method: WeightGenerator, net: Network) -> Tensor:
-    """The start (U, D) that a trained method of gradient steps learnt."""
-    assert isinstance(method, SupportsFineTuning)
-    return method.initial(net, net.space.U)
-
-
 @runtime_checkable
 class SupportsDevice(Protocol):
     """A method that trains and generates on a device that is chosen before."""

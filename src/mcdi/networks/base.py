@@ -32,7 +32,8 @@ class NetworkTraits(NamedTuple):
 
     closed_form: it ends in a linear head. condition_heads: closed-form heads in its condition. rows_only: rows of a linear head
     are all its weights. embedding: tasks are embedded by another network's features. equal_lengths: its features have one norm.
-    last_layer: it can solve its last layer on the features of a generated body. filters: its units are filters.
+    last_layer: it can solve its last layer on the features of a generated body. solved: it does. filters: its units are
+    filters.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class NetworkTraits(NamedTuple):
     embedding: bool = False
     equal_lengths: bool = True
     last_layer: bool = False
+    solved: bool = False
     filters: bool = False
 
 
@@ -180,7 +182,8 @@ class Network(SavedNetwork):
     @classmethod
     def traits(cls, settings: Any) -> NetworkTraits:
         """What methods ask of the network that a family's settings describe."""
-        has = {"last_layer": cls.supports_solved, "filters": cls.has_filters}
+        solved = cls.supports_solved and getattr(settings, "head", "generated") != "generated"
+        has = {"last_layer": cls.supports_solved, "solved": solved, "filters": cls.has_filters}
         return NetworkTraits(cls.kind, cls.supports_closed_form, cls.condition_heads, **has)
 
     def theta0(self, seed: int, units: int) -> Tensor:

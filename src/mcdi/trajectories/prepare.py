@@ -35,7 +35,7 @@ class Preparation(Optimisation):
 
     Args:
         theta0_seed: of theta_0, from which all tasks start.
-        start: theta_0 is drawn, or the start that REPTILE learns from the same tasks with this seed, which a run trains first.
+        start: theta_0 is drawn, or learnt by REPTILE from training tasks that `theta0_seed` decides; a run does so first.
         chunk: tasks in a shard (None: 500, or fewer if they are large).
         memory: GiB that one worker may use; it decides how many tasks run at once.
         storage: precision of the targets on disk.
@@ -79,11 +79,15 @@ def trajectories(
     Raises:
         McdiError: when weights are not finite, one task needs more than `settings.memory`, or a learnt start is not given.
     """
-    if settings.start != "drawn" and theta0 is None:
-        raise McdiError(f"start = {settings.start!r} is learnt before: pass it as theta0, or set start = 'drawn'")
+    _check_start(settings, theta0)
     run = partial(_tile, family, split, settings=settings, device=device, augment=augment, theta0=theta0)
     size = at_once or tile_size(family, split, settings, device, augment)
     return Trajectories.cat([run(seeds[n : n + size]) for n in range(0, len(seeds), size)])
+
+
+def _check_start(settings: Preparation, theta0: Tensor | None) -> None:
+    if settings.start != "drawn" and theta0 is None:
+        raise McdiError(f"start = {settings.start!r} is learnt before: pass it as theta0, or set start = 'drawn'")
 
 
 def _tile(
@@ -174,15 +178,16 @@ def prepare(
         name, progress: called as progress(name, tasks done, tasks, {}) after every shard.
 
     Raises:
-        McdiError: when the folder holds other trajectories, or another process writes to it.
+        McdiError: when the folder holds other trajectories, another process writes to it, or a learnt start is not given.
     """
+    _check_start(settings, theta0)
     size = chunk_size(family, settings)
     options = {n: v for n, v in asdict(settings).items() if n not in ("tasks", "memory", "start")}
     identity = {"family": family.name, "split": split, "space": family.downstream.space.config(), **options, "chunk": size}
     if augment is not None:
         identity["augment"] = f"{augment.__module__}.{augment.__qualname__}"
     if theta0 is not None:
-        identity["theta0"] = hashlib.sha256(theta0.contiguous().numpy().tobytes()).hexdigest()
+        identity["theta0"] = hashlib.sha256(theta0.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     store = TrajectoryStore.create(folder, identity)
     with store.writer():
         if len(store) < settings.tasks and any(shard["tasks"] < size for shard in store.shards):

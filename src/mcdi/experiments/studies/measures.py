@@ -13,8 +13,8 @@ from torch import Tensor
 from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.experiments.evaluate import distance, milliseconds
-from mcdi.experiments.run import Context
-from mcdi.experiments.studies.variants import Measured, Variant, model_folder
+from mcdi.experiments.run import Context, learnt_start, read_run
+from mcdi.experiments.studies.variants import SAME_TRAJECTORIES, Measured, Variant, model_folder
 from mcdi.methods import WeightGenerator
 from mcdi.methods.base import SupportsFineTuning, silent
 from mcdi.methods.baselines.finetune import adapt
@@ -73,8 +73,10 @@ def accuracy(
     context: Context, variant: Variant, method: WeightGenerator, seed: int, samplings: _Samplings = _OWN, split: str = "test"
 ) -> list[Measured]:
     """A row for every shot number and every {factors: sampling}; by default as a user would run it, with the sampler
-    that validation tasks chose. A slow method is measured on the first tasks. Only the run's weights have a reference."""
-    as_prepared = not variant.family and "start" not in variant.preparation
+    that validation tasks chose. A slow method is measured on the first tasks. The distance is to weights that the
+    run has optimised for the test tasks: there are none of another network or from another start."""
+    start = context.recipe.preparation.start
+    as_prepared = set(variant.family) <= set(SAME_TRAJECTORIES) and start == read_run(context.folder).preparation.start
     rows, count = [], context.tasks if split == "test" else context.recipe.evaluation.validation
     count = min(count, FIRST) if variant.spec.slow else count
     for shots in context.family.shots:
@@ -163,10 +165,10 @@ def refined(context: Context, variant: Variant, method: WeightGenerator, seed: i
 
 def prepared(context: Context, variant: Variant, method: WeightGenerator, seed: int) -> list[Measured]:
     """Accuracy and what the trajectories cost, measured on 200 tasks, and their sharpness and losses."""
-    preparation = context.recipe.preparation
+    preparation, theta0 = context.recipe.preparation, learnt_start(context)
     count = min(preparation.tasks, 200)
     start = time.perf_counter()
-    trajectories(context.family, "train", range(count), replace(preparation, sharpness=0))
+    trajectories(context.family, "train", range(count), replace(preparation, sharpness=0), theta0=theta0)
     cost = {"preparation ms per task": 1000 * (time.perf_counter() - start) / count}
     parts = TrajectoryStore.open(context.store).parts()
     values = [(p.columns["sharpness"], p.columns["trace"], p.losses[:, -1], p.scores[:, -1]) for p in parts]

@@ -162,7 +162,7 @@ ABOUT = {
     "adapters": "LoRA adapters for sets of text outside training, from 16 shots to whole sets: accuracy, F1, seconds",
     "latency": "milliseconds for the weights of 1 and of 256 tasks, compared with Adam at its tuned steps",
     "compare": "every method: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
-    "parts": "what of a network every task has of its own: nothing but a closed form, or more and more of it",
+    "parts": "which part of a network is generated: none, the classifier, biases and norms, or all of it",
     "size": "networks of 8, 16 and 32 filters a layer: generated, and one body for all tasks",
     "trained-chains": "whole networks: every objective with each way of training its chain, at a quarter of the iterations",
     "transfer": "heads for other data sets, on which nothing was trained: `mcdi transfer`",

@@ -119,7 +119,7 @@ def _pair(value: tuple[float, float] | None, seeds: int) -> str:
 @dataclass(frozen=True)
 class Chart:
     """x: a factor (numbers make lines, names make rows of points) or a figure; y: "score" or figures, a row of panels each.
-    series: factors whose values name a line. only: (factor, value) that shown rows have."""
+    series: factors whose values name a line. only: (factor, value) that shown rows have, if any has it."""
 
     x: str
     y: tuple[str, ...] = ("score",)
@@ -136,7 +136,7 @@ def draw_png(path: Path, size: tuple[float, float], put: Callable[["Figure"], No
 
 def draw(chart: Chart, table: Sequence[Line], path: Path, title: str, family: str) -> None:
     """The chart of a table as PNG, replaced in one step."""
-    shown = [line for line in table if chart.only is None or line.factors.get(chart.only[0]) == chart.only[1]]
+    shown = [line for line in table if chart.only is None or line.factors.get(chart.only[0]) == chart.only[1]] or list(table)
     panels = list(dict.fromkeys(line.factors.get(chart.panel) for line in shown)) if chart.panel else [None]
 
     def put(figure: "Figure") -> None:
@@ -188,7 +188,8 @@ def _panel(axes: "Axes", chart: Chart, y: str, table: Sequence[Line], family: st
             axes.invert_yaxis()
     else:
         axes.set(xlabel=chart.x, ylabel=label, xscale="log" if chart.log else "linear")
-        if chart.log and len(numbers := {line.factors[chart.x] for line in table if chart.x in line.factors}) <= FEW:
+        numbers = {line.factors[chart.x] for line in table if chart.x in line.factors}
+        if chart.log and 0 < len(numbers) <= FEW:
             axes.set_xticks(sorted(numbers), map(str, sorted(numbers)))
             axes.set_xticks([], minor=True)
     axes.grid(alpha=0.25)

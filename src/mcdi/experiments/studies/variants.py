@@ -55,18 +55,28 @@ class Measured(NamedTuple):
 Measure = Callable[[Context, Variant, WeightGenerator, int], list[Measured]]
 
 
+# Settings of a family that leave its weights and their trajectories as they are.
+SAME_TRAJECTORIES = ("condition", "head")
+
+
+def _described(preparation: Preparation) -> dict[str, Any]:
+    """Its values, without those that old runs did not have and that change nothing."""
+    return {n: v for n, v in asdict(preparation).items() if (n, v) != ("start", "drawn")}
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def on_variant(context: Context, variant: Variant) -> Context:
     """The run as a variant changes it; its trajectories are the run's, or its own under studies/stores where it has another
-    preparation or other weights."""
+    preparation or network."""
     recipe, store = context.recipe, context.store
     preparation = make(Preparation, merged(asdict(recipe.preparation), variant.preparation), "preparation")
-    family = dict(variant.family) if variant.spec.needs_trajectories else {}
+    family = {n: v for n, v in variant.family.items() if n not in SAME_TRAJECTORIES and variant.spec.needs_trajectories}
     if preparation != recipe.preparation or family:
-        store = context.folder / "studies" / "stores" / _digest([asdict(preparation), *([family] if family else [])])
+        decides = _described(preparation)
+        store = context.folder / "studies" / "stores" / _digest([decides, family] if family else decides)
     method = merged(recipe.method, {variant.method: variant.settings})
     own = replace(recipe.family, **variant.family)
     return Context(context.folder, replace(recipe, family=own, preparation=preparation, method=method), store)
@@ -76,7 +86,7 @@ def _decides(context: Context, variant: Variant, *more: Any) -> list[Any]:
     """What a generator of a variant depends on, and `more`."""
     recipe = on_variant(context, variant).recipe
     family = [dict(variant.family)] if variant.family else []
-    return [recipe.settings_of(variant.method), asdict(recipe.preparation), *more, *family]
+    return [recipe.settings_of(variant.method), _described(recipe.preparation), *more, *family]
 
 
 def model_folder(context: Context, variant: Variant, seed: int) -> Path:

@@ -1,5 +1,6 @@
 """REPTILE on the downstream network itself: a meta-learnt start, then tuned Adam on the support set."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
+from mcdi.utils.settings import make
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Reptile(FineTune):
         return super().initial(net, units) if self.start is None else net.space.for_units(self.start, units)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+        self.start = self.learn_start(family, seed=seed, log=log, folder=folder)
+        return super().fit(family, data, seed=seed)
+
+    def learn_start(self, family: TaskFamily, *, seed: int, log: Log = silent, folder: Path | None = None) -> Tensor:
+        """The start (U, D), without the choice of rate and steps; arguments as of `fit`."""
         net, training = family.downstream, self.meta.training
         units = family.sample("train", [0]).mask.shape[1]
         start = nn.ParameterDict({"weights": super().initial(net, units).clone()})
@@ -56,8 +63,7 @@ class Reptile(FineTune):
             return net.loss(params["weights"].expand(len(x), -1, -1), Examples(x, y), mask).mean()
 
         meta_train(start, loss_fn, batch_at, training, log=log, folder=folder)
-        self.start = start["weights"].detach()
-        return super().fit(family, data, seed=seed)
+        return start["weights"].detach()
 
     def config(self) -> dict[str, Any]:
         return {"settings": asdict(self.meta), "tuned": self.tuned}
@@ -68,3 +74,20 @@ class Reptile(FineTune):
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
         self.start = state["start"]
         return super().restore(config, state)
+
+
+def trajectory_start(
+    family: TaskFamily, values: Mapping[str, Any], *, seed: int, log: Log = silent, folder: Path | None = None
+) -> Tensor:
+    """REPTILE's start (U, D) as theta_0 of trajectories: all classes begin at their mean, so that their order means nothing.
+
+    Args:
+        family, seed, log, folder: as of `Reptile.fit`.
+        values: REPTILE's settings.
+    """
+    space, start = family.downstream.space, Reptile(make(ReptileSettings, values, "reptile"))
+    learnt = start.learn_start(family, seed=seed, log=log, folder=folder)
+    if not space.any_rows:
+        return learnt
+    front, rows, behind = space.parted(learnt)
+    return torch.cat([front, rows.mean(0).expand_as(rows), behind])

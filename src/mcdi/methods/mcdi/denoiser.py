@@ -40,7 +40,7 @@ class ConditionSizes(NamedTuple):
         return cls(*sizes, tuple(net.set_shape), *labels, net.response_size)
 
 
-def numbers_of(part: Part, space: WeightSpace) -> Tensor:
+def generated_mask(part: Part, space: WeightSpace) -> Tensor:
     """Ones for the numbers of a part of a network in units of filters, zeros elsewhere, for every kind of unit: (kinds, D)."""
     if part == "classes" and not space.any_rows:
         raise McdiError("generated = 'classes' is for classifiers: this network has no rows of classes")
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
             # Without rows of classes labels have no unit of their own: they are read as numbers.
             options |= {"blocks": space.blocks, "shape": sizes.shape, "way": sizes.way if space.any_rows else 0}
             options |= {"response": sizes.response if s.response else 0, "spread": space.statistics()[1][:, :1]}
-            options["generated"] = numbers_of(s.generated, space)
+            options["generated"] = generated_mask(s.generated, space)
             reads = math.prod(sizes.shape) + (sizes.way or sizes.target)
         self.network = make_denoiser(s.denoiser, space.D, reads, space.U, **options)
         self.row_size = space.D

@@ -71,6 +71,8 @@ class FilterTransformer(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width = {width} is no multiple of heads = {heads}")
+        if piece < 1:
+            raise ValueError(f"piece = {piece} must be at least 1")
         self.size, self.width, self.way, self.example_size = size, width, way, math.prod(shape)
         self.any_units = way > 0
         self.blocks_of_filters = tuple((int(rows), int(numbers)) for rows, numbers in blocks)
@@ -109,7 +111,7 @@ class FilterTransformer(nn.Module):
             member = labels.transpose(1, 2)  # (B, way, S)
             rows = self.label(member @ embedded / member.sum(-1, keepdim=True).clamp(min=1))
             embedded = embedded + labels @ rows
-            member, rows = (t.repeat_interleave(self.pieces[-1], 1) for t in (member, rows))
+            member, rows = (each.repeat_interleave(self.pieces[-1], 1) for each in (member, rows))
             filters = torch.cat([filters[:, : self.placed_tokens], filters[:, self.placed_tokens :] + rows], 1)
             relations = self._relations(labels, member)
         else:

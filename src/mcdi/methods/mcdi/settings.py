@@ -108,6 +108,8 @@ class DiffusionSettings:
         """Raises McdiError where weights of such a network cannot be generated with these settings."""
         if self.reads_examples and not traits.filters:
             raise McdiError(f"denoiser 'filters' makes networks in units of filters, not a {traits.kind}: choose another")
+        if self.generated == "classes" and traits.solved:
+            raise McdiError("generated = 'classes' and a solved last layer leave nothing to generate: set head = 'generated'")
         if self.prior and self.prior_input == "heads" and not traits.condition_heads:
             raise McdiError(f"the condition of a {traits.kind} holds no heads: set prior_input = 'summary'")
         if self.combines_heads and not traits.rows_only:
