@@ -1,6 +1,7 @@
 """Studies: files, agreement between them, resuming."""
 
 import csv
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -21,7 +22,7 @@ from mcdi.experiments.run import Context, read_run, with_seeds
 from mcdi.experiments.studies import ABOUT, STUDIES, find_study, measures, quick, reproduce
 from mcdi.experiments.studies.measures import distil
 from mcdi.experiments.studies.studies import fitting_methods
-from mcdi.experiments.studies.variants import Variant, model_folder, on_variant, trained
+from mcdi.experiments.studies.variants import Variant, _decides, model_folder, on_variant, trained
 from mcdi.generator.saving import load_method
 from mcdi.methods import all_methods
 from mcdi.methods.meta_training import MetaTraining
@@ -232,6 +233,7 @@ def test_what_decides_a_generator_decides_its_folder(done: Path) -> None:
     assert plain == model_folder(context, Variant({"b": 2}, "mc-di"), 0)
     spread = on_variant(context, Variant({}, "mc-di", family={"condition": "spread"}))
     assert spread.family.downstream.condition_size > context.family.downstream.condition_size
+    assert "start" not in json.dumps(_decides(context, Variant({}, "mc-di")))  # or old runs would lose what they have trained
     assert spread.store == context.store  # what a generator is told does not change the trajectories
     for variant in (Variant({}, "mc-di", family={"way": 4}), Variant({}, "mc-di", {}, {"start": "reptile"})):
         assert on_variant(context, variant).store != context.store

@@ -126,3 +126,11 @@ def test_a_chart_of_a_value_that_no_row_has_shows_all_rows(tmp_path: Path) -> No
     measured = [Measured({"method": "adam", "shots": 1, "x": n}, {}, torch.rand(2)) for n in (1, 2)]
     draw(Chart("x", only=("shots", 5)), lines([(0, measured)], None), tmp_path / "a.png", "title", "glyphs")
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_panels_that_share_their_names_keep_the_order() -> None:
+    measured = [Measured({"method": "adam", "x": name}, {}, torch.rand(2)) for name in ("first", "second")]
+    both = Figure().subplots(1, 2, sharey=True)
+    for axes in both:
+        _panel(axes, Chart("x"), "score", lines([(0, measured)], None), "glyphs")
+    assert all(axes.yaxis_inverted() for axes in both)  # the first name is at the top

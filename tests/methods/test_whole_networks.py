@@ -186,6 +186,7 @@ class TestStudies:
         assert weights == {"4": 4 * 9 + 3 * 4 * 36 + 4 * 12 + 15, "6": 6 * 9 + 3 * 6 * 54 + 6 * 4 * 3 + 21}
         assert {(r["method"], r["filters"]) for r in rows} == {(m, f) for m in ("mc-di", "protonet", "r2-d2") for f in "46"}
         assert len(self.stores(run) - before) == 1
+        assert {r["filters"] for r in rows if r["method"] == "mc-di" and r["mse_mean"]} == {"4"}  # the run's reference is of it
 
     def stores(self, run: Path) -> set[Path]:
         return set((run / "studies" / "stores").glob("*/index.json"))
@@ -253,6 +254,15 @@ class TestLearntStart:
             with pytest.raises(McdiError, match="start = 'reptile' is learnt before: pass it as theta0"):
                 prepare(family, tmp_path / name, learnt)
         assert not (tmp_path / "empty").exists()
+
+    def test_a_folder_holds_trajectories_from_one_start(self, run: Path, tmp_path: Path) -> None:
+        family, learnt = Context(run).family, Preparation(start="reptile", tasks=2, epochs=3)
+        start = family.downstream.theta0(1, family.downstream.space.U)
+        prepare(family, tmp_path / "one", learnt, theta0=start)
+        assert len(prepare(family, tmp_path / "one", learnt, theta0=start.clone())) == 2
+        for settings, other in ((learnt, start + 1e-3), (replace(learnt, start="drawn"), None)):
+            with pytest.raises(McdiError, match="holds trajectories made with theta0"):
+                prepare(family, tmp_path / "one", settings, theta0=other)
 
     def test_its_settings_are_checked_before_anything_is_made(self, tmp_path: Path) -> None:
         (tmp_path / "recipe.toml").write_text(self.START.replace("inner_steps = 2 }", "inner_steps = 0 }"))

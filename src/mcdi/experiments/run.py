@@ -100,9 +100,9 @@ class Context:
 
     def landscape(self, methods: Mapping[str, SupportsSampling]) -> dict[str, Any]:
         """The chains of methods over the loss of the first test task, see `evaluate.landscape`."""
-        units, drawn = self.reference.mask.shape[1], self.family.downstream.theta0
         theta0 = learnt_start(self)
-        theta0 = drawn(self.recipe.preparation.theta0_seed, units) if theta0 is None else theta0
+        if theta0 is None:
+            theta0 = self.family.downstream.theta0(self.recipe.preparation.theta0_seed, self.reference.mask.shape[1])
         return evaluate.landscape(methods, self.family, self.reference.targets[0], theta0)
 
 
@@ -115,7 +115,8 @@ def learnt_start(context: Context, progress: Progress = silent) -> Tensor | None
     path = folder / "start.safetensors"
     if not path.exists():
         values, log = context.recipe.settings_of(preparation.start), partial(progress, preparation.start)
-        start = trajectory_start(context.family, values, seed=preparation.theta0_seed, log=log, folder=folder)
+        start = trajectory_start(context.family, preparation, values, log=log, folder=folder)
+        assert start is not None
         write_tensors(path, {"start": start})
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return read_tensors(path)[0]["start"]

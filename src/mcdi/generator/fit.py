@@ -69,8 +69,7 @@ def fit(
         log: hears of every step.
     """
     if stored is None:
-        drawn = preparation.start == "drawn"
-        theta0 = None if drawn else trajectory_start(tasks, {}, seed=preparation.theta0_seed, log=log)
+        theta0 = trajectory_start(tasks, preparation, log=log)
         stored = trajectories(tasks, "train", range(len(tasks)), preparation, theta0=theta0)
     spec = method_spec(method)
     own = FILTERS if tasks.downstream.space.unit == "filter" else SMALL

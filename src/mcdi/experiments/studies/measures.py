@@ -14,7 +14,7 @@ from mcdi import core
 from mcdi.errors import McdiError
 from mcdi.experiments.evaluate import distance, milliseconds
 from mcdi.experiments.run import Context, learnt_start, read_run
-from mcdi.experiments.studies.variants import SAME_TRAJECTORIES, Measured, Variant, model_folder
+from mcdi.experiments.studies.variants import Measured, Variant, model_folder
 from mcdi.methods import WeightGenerator
 from mcdi.methods.base import SupportsFineTuning, silent
 from mcdi.methods.baselines.finetune import adapt
@@ -76,7 +76,7 @@ def accuracy(
     that validation tasks chose. A slow method is measured on the first tasks. The distance is to weights that the
     run has optimised for the test tasks: there are none of another network or from another start."""
     start = context.recipe.preparation.start
-    as_prepared = set(variant.family) <= set(SAME_TRAJECTORIES) and start == read_run(context.folder).preparation.start
+    as_prepared = not variant.own_network and start == read_run(context.folder).preparation.start
     rows, count = [], context.tasks if split == "test" else context.recipe.evaluation.validation
     count = min(count, FIRST) if variant.spec.slow else count
     for shots in context.family.shots:

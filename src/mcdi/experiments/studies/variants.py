@@ -22,6 +22,9 @@ from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.settings import make, merged
 from mcdi.utils.workers import Progress, work_through
 
+# Settings of a family that leave its weights and their trajectories as they are.
+SAME_TRAJECTORIES = ("condition", "head")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -40,6 +43,11 @@ class Variant:
     def spec(self) -> MethodSpec:
         return method_spec(self.method)
 
+    @property
+    def own_network(self) -> dict[str, Any]:
+        """Settings of the family with which weights or their trajectories are others."""
+        return {n: v for n, v in self.family.items() if n not in SAME_TRAJECTORIES}
+
 
 class Measured(NamedTuple):
     """One row of one seed: further factors, plain figures, and the scores of test tasks where there are some: of all, or of
@@ -53,10 +61,6 @@ class Measured(NamedTuple):
 
 # (context, variant, its trained method, seed) -> rows
 Measure = Callable[[Context, Variant, WeightGenerator, int], list[Measured]]
-
-
-# Settings of a family that leave its weights and their trajectories as they are.
-SAME_TRAJECTORIES = ("condition", "head")
 
 
 def _described(preparation: Preparation) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def on_variant(context: Context, variant: Variant) -> Context:
     preparation or network."""
     recipe, store = context.recipe, context.store
     preparation = make(Preparation, merged(asdict(recipe.preparation), variant.preparation), "preparation")
-    family = {n: v for n, v in variant.family.items() if n not in SAME_TRAJECTORIES and variant.spec.needs_trajectories}
+    family = variant.own_network if variant.spec.needs_trajectories else {}
     if preparation != recipe.preparation or family:
         decides = _described(preparation)
         store = context.folder / "studies" / "stores" / _digest([decides, family] if family else decides)

@@ -14,6 +14,7 @@ from mcdi.methods.baselines.finetune import FineTune, FineTuneSettings
 from mcdi.methods.meta_training import Batch, MetaTraining, meta_train
 from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
+from mcdi.trajectories.prepare import Preparation
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
 from mcdi.utils.settings import make
@@ -77,16 +78,25 @@ class Reptile(FineTune):
 
 
 def trajectory_start(
-    family: TaskFamily, values: Mapping[str, Any], *, seed: int, log: Log = silent, folder: Path | None = None
-) -> Tensor:
-    """REPTILE's start (U, D) as theta_0 of trajectories: all classes begin at their mean, so that their order means nothing.
+    family: TaskFamily,
+    preparation: Preparation,
+    values: Mapping[str, Any] | None = None,
+    *,
+    log: Log = silent,
+    folder: Path | None = None,
+) -> Tensor | None:
+    """REPTILE's start (U, D) as theta_0 of trajectories, None where theta_0 is drawn. All classes begin at their mean, so that
+    their order means nothing.
 
     Args:
-        family, seed, log, folder: as of `Reptile.fit`.
+        family, log, folder: as of `Reptile.fit`.
+        preparation: of the trajectories.
         values: REPTILE's settings.
     """
-    space, start = family.downstream.space, Reptile(make(ReptileSettings, values, "reptile"))
-    learnt = start.learn_start(family, seed=seed, log=log, folder=folder)
+    if preparation.start == "drawn":
+        return None
+    space, method = family.downstream.space, Reptile(make(ReptileSettings, values or {}, "reptile"))
+    learnt = method.learn_start(family, seed=preparation.theta0_seed, log=log, folder=folder)
     if not space.any_rows:
         return learnt
     front, rows, behind = space.parted(learnt)

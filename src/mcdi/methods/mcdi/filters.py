@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,6 +12,15 @@ from torch import Tensor, nn
 from mcdi.methods.mcdi.layers import Block, perceptron_of, time_features
 
 SAME_CLASS, OWN_CLASS = 0, 1  # relations of two tokens: examples of one class; an example, and the row of its class
+
+
+class Layer(NamedTuple):
+    """A layer of the generated network: filters of so many numbers, each in so many tokens of at most `size` numbers."""
+
+    filters: int
+    numbers: int
+    tokens: int
+    size: int
 
 
 def example_embedding(shape: Sequence[int], width: int) -> nn.Module:
@@ -75,29 +85,27 @@ class FilterTransformer(nn.Module):
             raise ValueError(f"piece = {piece} must be at least 1")
         self.size, self.width, self.way, self.example_size = size, width, way, math.prod(shape)
         self.any_units = way > 0
-        self.blocks_of_filters = tuple((int(rows), int(numbers)) for rows, numbers in blocks)
-        self.pieces = tuple(-(-numbers // piece) for _, numbers in self.blocks_of_filters)  # tokens a filter, of every layer
-        self.sizes = tuple(min(numbers, piece) for _, numbers in self.blocks_of_filters)  # numbers a token
+        self.parts = tuple(Layer(int(n), int(k), -(-int(k) // piece), min(int(k), piece)) for n, k in blocks)
         self.placed = units - way  # filters of their own: all but rows of the classifier
-        tokens = sum(rows * pieces for (rows, _), pieces in zip(self.blocks_of_filters, self.pieces, strict=True))
-        self.placed_tokens = tokens - way * self.pieces[-1]
-        self.place = nn.Parameter(torch.randn(self.placed_tokens + (way > 0) * self.pieces[-1], width) * 0.5)
+        of_a_class = self.parts[-1].tokens if way else 0
+        self.placed_tokens = sum(part.filters * part.tokens for part in self.parts) - way * of_a_class
+        self.place = nn.Parameter(torch.randn(self.placed_tokens + of_a_class, width) * 0.5)
         self.base = nn.Parameter(torch.zeros(self.placed + (way > 0), size))
         self.spread: Tensor
         self.generated: Tensor
         # The settings and the statistics of the weights give both: no file holds them.
-        scales = {"spread": spread, "generated": generated}
-        for name, values in scales.items():
-            self.register_buffer(name, torch.ones(len(self.base), 1) if values is None else values, persistent=False)
+        ones = torch.ones(len(self.base), 1)
+        self.register_buffer("spread", ones if spread is None else spread, persistent=False)
+        self.register_buffer("generated", ones if generated is None else generated, persistent=False)
         self.embed = example_embedding(shape, width)
         self.label = nn.Linear(width if way else cond_size - self.example_size, width)
         self.response = nn.Linear(response, width) if response else None
-        self.reads = nn.ModuleList(nn.Linear(numbers, width) for numbers in self.sizes)
+        self.reads = nn.ModuleList(nn.Linear(part.size, width) for part in self.parts)
         self.time = perceptron_of(width, width)
         self.relations = nn.Parameter(torch.zeros(depth, 2, heads))
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.writes = nn.ModuleList(nn.Linear(width, numbers) for numbers in self.sizes)
+        self.writes = nn.ModuleList(nn.Linear(width, part.size) for part in self.parts)
         for parameter in itertools.chain.from_iterable(layer.parameters() for layer in self.writes):
             nn.init.zeros_(parameter)
 
@@ -111,7 +119,7 @@ class FilterTransformer(nn.Module):
             member = labels.transpose(1, 2)  # (B, way, S)
             rows = self.label(member @ embedded / member.sum(-1, keepdim=True).clamp(min=1))
             embedded = embedded + labels @ rows
-            member, rows = (each.repeat_interleave(self.pieces[-1], 1) for each in (member, rows))
+            member, rows = (each.repeat_interleave(self.parts[-1].tokens, 1) for each in (member, rows))
             filters = torch.cat([filters[:, : self.placed_tokens], filters[:, self.placed_tokens :] + rows], 1)
             relations = self._relations(labels, member)
         else:
@@ -139,31 +147,32 @@ class FilterTransformer(nn.Module):
         own, of_a_class = self.place[: self.placed_tokens], self.place[self.placed_tokens :]
         return torch.cat([own, of_a_class.repeat(units - self.placed, 1)]) if self.way else own
 
-    def _layers(self, h: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
-        """Filters or tokens (B, n, ...) by layer; the last layer has what is left."""
-        return h.split([*counts[:-1], h.shape[1] - sum(counts[:-1])], 1)
+    def _layers(self, h: Tensor, counts: Sequence[int]) -> Iterator[tuple[Tensor, Layer]]:
+        """Filters or tokens (B, n, ...) of every layer; the last layer has what is left."""
+        parts = h.split([*counts[:-1], h.shape[1] - sum(counts[:-1])], 1)
+        return zip(parts, self.parts, strict=True)
+
+    def _filters(self, h: Tensor) -> Iterator[tuple[Tensor, Layer]]:
+        return self._layers(h, [part.filters for part in self.parts])
 
     def _of_tokens(self, mask: Tensor) -> Tensor:
         """Which tokens exist: (B, U) -> (B, tokens)."""
-        parts = self._layers(mask, [rows for rows, _ in self.blocks_of_filters])
-        return torch.cat([part.repeat_interleave(pieces, 1) for part, pieces in zip(parts, self.pieces, strict=True)], 1)
+        return torch.cat([exists.repeat_interleave(layer.tokens, 1) for exists, layer in self._filters(mask)], 1)
 
     def _read(self, x: Tensor) -> Tensor:
         """Every layer's own map of its filters, or their pieces: (B, U, D) -> (B, tokens, width)."""
-        parts, out = self._layers(x, [rows for rows, _ in self.blocks_of_filters]), []
-        layers = zip(parts, self.blocks_of_filters, self.pieces, self.sizes, self.reads, strict=True)
-        for part, (_, numbers), pieces, size, reads in layers:
-            whole = F.pad(part[..., :numbers], (0, pieces * size - numbers))
-            out.append(reads(whole.unflatten(-1, (pieces, size)).flatten(1, 2)))
+        out = []
+        for reads, (part, layer) in zip(self.reads, self._filters(x), strict=True):
+            whole = F.pad(part[..., : layer.numbers], (0, layer.tokens * layer.size - layer.numbers))
+            out.append(reads(whole.unflatten(-1, (layer.tokens, layer.size)).flatten(1, 2)))
         return torch.cat(out, 1)
 
     def _write(self, h: Tensor) -> Tensor:
         """Inverse of `_read`, padded with zeros: (B, tokens, width) -> (B, U, D)."""
-        parts = self._layers(h, [rows * n for (rows, _), n in zip(self.blocks_of_filters, self.pieces, strict=True)])
-        out = []
-        for part, (_, numbers), pieces, writes in zip(parts, self.blocks_of_filters, self.pieces, self.writes, strict=True):
-            whole = writes(part).unflatten(1, (-1, pieces)).flatten(2)[..., :numbers]
-            out.append(F.pad(whole, (0, self.size - numbers)))
+        out, counts = [], [layer.filters * layer.tokens for layer in self.parts]
+        for writes, (part, layer) in zip(self.writes, self._layers(h, counts), strict=True):
+            whole = writes(part).unflatten(1, (-1, layer.tokens)).flatten(2)[..., : layer.numbers]
+            out.append(F.pad(whole, (0, self.size - layer.numbers)))
         return torch.cat(out, 1)
 
     def _relations(self, labels: Tensor, member: Tensor) -> Tensor:

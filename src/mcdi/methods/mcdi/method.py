@@ -103,9 +103,9 @@ class Diffusion:
             raise McdiError(f"k = {s.k} targets cannot be taken evenly from {stored} stored ones: prepare with k = {s.k}")
         rows_only = net.space.unit == "row" and not net.space.extra
         filters = net.space.unit == "filter"
-        traits = NetworkTraits(net.kind, condition_heads=net.condition_heads, rows_only=rows_only, filters=filters)
-        traits = traits._replace(solved=net.solves_last_layer)
-        s.check_network(traits._replace(embedding=bool(net.embedding_size)))
+        heads, solved, embedding = net.condition_heads, net.solves_last_layer, bool(net.embedding_size)
+        told = {"rows_only": rows_only, "filters": filters, "solved": solved, "embedding": embedding}
+        s.check_network(NetworkTraits(net.kind, condition_heads=heads, **told))
         self.space = net.space.fitted((part.targets[:, -1], part.mask) for part in data.parts())
         with torch.random.fork_rng(devices=[]):  # nn layers draw from the global generator; leave the caller's alone
             torch.manual_seed(seed)
