@@ -86,6 +86,16 @@ def test_every_number_of_a_filter_is_generated_and_nothing_else(piece: int) -> N
 
 
 @PIECES
+def test_every_token_has_a_place_and_every_layer_is_read(piece: int) -> None:
+    net = network()
+    made = denoiser(net, piece)
+    answer(made, net, support(), torch.randn(2, net.space.U, net.space.D)).square().sum().backward()
+    for parameter in (made.place, made.base, *(reads.weight for reads in made.reads)):
+        assert isinstance(parameter, Tensor) and parameter.grad is not None
+        assert bool((parameter.grad != 0).any(1).all())
+
+
+@PIECES
 @pytest.mark.parametrize("way", [2, 7])
 def test_a_task_may_have_any_number_of_classes(way: int, piece: int) -> None:
     net, examples = network(), support(way)
