@@ -30,6 +30,7 @@ SETTINGS = {
     "prototypes": {},
     "linear-probe": {},
     "meta-baseline": {},
+    "lda": {},
 }
 # Forty iterations are too few for the printed loss weight, which is small at the first steps.
 GENERATOR = {"weight": "x0", "options": {"width": 16, "depth": 1}, "training": TRAINING}

@@ -12,6 +12,7 @@ from mcdi.methods import make_method
 from mcdi.methods.baselines import finetune
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.baselines.maml import inner_steps
+from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.pixels import PixelNet
 from mcdi.tasks.episodes import FewShot
 from mcdi.types import Examples
@@ -26,7 +27,7 @@ class TestClosedForms:
         weights = world.weights(world.method("prototypes"))
         assert torch.equal(world.family.downstream.predict(weights, query.x).argmax(-1), nearest)
 
-    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "meta-baseline"])
+    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "meta-baseline", "lda"])
     def test_refuse_whole_networks(self, worlds, name):
         with pytest.raises(McdiError, match="linear heads only"):
             worlds["sines"].fit(name)
@@ -43,6 +44,33 @@ class TestClosedForms:
             cx, cy = x - x.mean(0), y - y.mean(0)
             w = torch.linalg.solve(cx.T @ cx + 6 * ridge * torch.eye(6), cx.T @ cy)
             torch.testing.assert_close(logits[b], (query.x[b] - x.mean(0)) @ w + y.mean(0), rtol=1e-4, atol=1e-5)
+
+    def test_lda_is_the_density_of_gaussians_of_one_covariance(self, worlds):
+        """Logits less log N(x; c, S) are equal for all classes; S is measured here class by class."""
+        world = worlds["gauss"]
+        method, (support, query) = world.method("lda"), world.batch[:2]
+        rest = world.family.examples["train"]
+        rest = (rest - rest.mean(1, keepdim=True)).flatten(0, 1)
+        measured = (method.axes * method.variances) @ method.axes.T
+        assert (measured - rest.T @ rest / len(rest)).norm() < 0.1 * measured.norm()
+        share = method.tuned["2"]
+        mixed = (1 - share) * measured + share * measured.diagonal().mean() * torch.eye(6)
+        means = torch.stack([support.x[support.y == c].reshape(40, 2, 6).mean(1) for c in range(3)], 1)
+        density = torch.distributions.MultivariateNormal(means[:, None], mixed).log_prob(query.x[:, :, None])
+        logits = world.family.downstream.predict(world.weights(method), query.x)
+        torch.testing.assert_close(logits.log_softmax(-1), density.log_softmax(-1), rtol=1e-3, atol=1e-3)
+
+    def test_lda_with_no_covariance_left_is_prototypes(self, worlds):
+        world = worlds["gauss"]
+        method, net, (support, query, mask, _) = world.method("lda"), world.family.downstream, world.batch
+        by = [net.predict(m._weights(net, support, mask, 1.0), query.x) for m in (method, world.method("prototypes"))]
+        assert torch.equal(*(logits.argmax(-1) for logits in by))
+
+    def test_lda_needs_a_covariance(self):
+        same = {split: torch.arange(9.0)[:, None, None].expand(9, 20, 4) for split in ("train", "val", "test")}
+        family = FewShot("x", LinearHead(4, 3), same, way=3, shots=(2,), queries=5)
+        with pytest.raises(McdiError, match="all equal"):
+            make_method("lda", {}).fit(family, None, seed=0)
 
     def test_meta_baseline_is_the_cosine_to_class_means(self, worlds):
         world = worlds["gauss"]

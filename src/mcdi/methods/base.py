@@ -150,7 +150,7 @@ METHODS: Registry[MethodSpec] = Registry(
     "mcdi.methods",
     {
         **dict.fromkeys(("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork"), _MCDI),
-        **dict.fromkeys(("prototypes", "linear-probe", "meta-baseline"), f"{_BASELINES}.closed_form"),
+        **dict.fromkeys(("prototypes", "linear-probe", "meta-baseline", "lda"), f"{_BASELINES}.closed_form"),
         **dict.fromkeys(("protonet", "r2-d2"), f"{_BASELINES}.shared_body"),
         "adam": f"{_BASELINES}.finetune",
         "reptile": f"{_BASELINES}.reptile",
