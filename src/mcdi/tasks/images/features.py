@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.networks.backbones.pretrained import Pretrained, fetch, is_pretrained
+from mcdi.networks.backbones.pretrained import EFFICIENTNET, Pretrained, fetch, is_pretrained
 from mcdi.networks.backbones.vision import (
     BACKBONES,
     Backbone,
@@ -34,7 +34,7 @@ from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.training import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.utils.workers import Progress
 
-NAMES = ", ".join([*BACKBONES, "hf:ID", "timm:NAME", "torchvision:KIND=FILE"])  # of backbones
+NAMES = ", ".join([*BACKBONES, EFFICIENTNET, "hf:ID", "timm:NAME", "torchvision:KIND=FILE"])  # of backbones
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class ImageSettings(FamilySettings):
         limit, examples: at most so many classes a split, images a class.
         side: pixels of an image's side.
         backbone: "conv4" or "resnet8", trained here; "none" for networks that read pixels alone; or pretrained on colour
-            images, with backbone_steps = 0: "hf:ID" (or a folder), "timm:NAME", "torchvision:resnet50=FILE".
+            images, with backbone_steps = 0: "efficientnet-lite0", "hf:ID" (or a folder), "timm:NAME",
+            "torchvision:resnet50=FILE".
         backbone_data: images that the backbone is trained on: training classes of the "same" data, or of "glyphs" drawn at
             that side, a shift of domain.
         backbone_loss: of ProtoNet, of a classifier of all training classes, or both.
