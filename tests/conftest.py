@@ -78,6 +78,14 @@ def _times_are_measured_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor fill the user's cache of features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCDI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     torch.set_num_threads(1)

@@ -258,7 +258,7 @@ class TestRefused:
             (
                 'embedding = "resnet9"',
                 "",
-                "embedding = 'resnet9' is unknown: choose conv4, resnet8, hf:ID, timm:NAME, torchvision",
+                "embedding = 'resnet9' is unknown: choose conv4, resnet8, efficientnet-lite0, hf:ID, timm:NAME, torchvision",
             ),
             ('network = "film-head"\nembedding = "hf:x"', "", "is for network = 'linear-head', not 'film-head': leave it out"),
             ('network = "conv-net"\nembedding = "hf:x"', "", "is for network = 'linear-head', not 'conv-net'"),

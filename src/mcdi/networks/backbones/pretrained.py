@@ -4,7 +4,7 @@ torchvision."""
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,11 @@ EFFICIENTNET_PIXELS: dict[str, Any] = {"size": 224, "crop": 0.875, "mean": [0.5]
 class Pretrained(nn.Module):
     """(N, 3, H, W) in [0, 1] -> (N, features), resized and normalised as in the model's training; one channel is
     repeated. kind: the name in recipes; described: `pixels` (size, mean, std; crop, the part of a side that the model
-    sees, where it is not all of it), and what its library rebuilds it from without weights."""
+    sees, where it is not all of it), and what its library rebuilds it from without weights. cache: what answers in its
+    place where it has seen the images before, (images, how to compute their features) -> features."""
 
     channels = 3
+    cache: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor] | None = None
 
     def __init__(self, kind: str, model: nn.Module, described: Mapping[str, Any]) -> None:
         super().__init__()
@@ -104,9 +106,12 @@ class Pretrained(nn.Module):
             self.features = self(torch.zeros(1, 3, self.size, self.size)).shape[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([self._read(part) for part in images.split(AT_ONCE)])
+        return self._read(images) if self.cache is None else self.cache(images, self._read)
 
     def _read(self, images: Tensor) -> Tensor:
+        return torch.cat([self._read_few(part) for part in images.split(AT_ONCE)])
+
+    def _read_few(self, images: Tensor) -> Tensor:
         mean, std = (s.to(images) for s in self.shift)
         x = F.interpolate(images, size=(self.scaled,) * 2, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
         edge = (self.scaled - self.size) // 2

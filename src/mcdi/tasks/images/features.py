@@ -26,6 +26,7 @@ from mcdi.networks.heads import Condition
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.class_images import ClassImages, with_rotations
+from mcdi.tasks.images.feature_cache import caching
 from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.tasks.images.omniglot import omniglot_images
 from mcdi.tasks.images.photos import domain_images, natural_images
@@ -210,15 +211,19 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
         losses = partial(train_backbone, reader.backbone.to(device), training, steps=steps, seed=seed, **options)
         if steps:
             run_training(losses, steps, folder, name, progress)
-        reader.fit(compute_features(reader.backbone.cpu(), images["train"]))
+    backbones, features = [reader.backbone.cpu() for reader in readers.values()], {}
+    passes = [*images.values(), images["train"]]  # a backbone reads the training images once more, for their mean
+    total = sum(x[:, :, 0, 0, 0].numel() for x in passes) * sum(isinstance(b, Pretrained) for b in backbones)
+    with caching(backbones, device, lambda done: progress("images through the backbone", done, total, {})):
+        for reader in readers.values():
+            reader.fit(compute_features(reader.backbone, images["train"]))
+        for number, (n, x) in enumerate(images.items(), 1):
+            features[n] = network.embed(x)
+            progress("features", number, len(images), {})
     described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
     write_tensors(folder / BACKBONE, embedder.state_dict(), described)
     for name in readers:
         checkpoint_of(folder, name).unlink(missing_ok=True)
-    features = {}
-    for done, (n, x) in enumerate(images.items(), 1):
-        features[n] = network.embed(x)
-        progress("features", done, len(images), {})
     write_tensors(folder / FEATURES, features, {"groups": groups})
 
 
