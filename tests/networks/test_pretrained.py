@@ -88,7 +88,7 @@ def test_the_middle_of_an_image_is_seen_as_in_training(folders, tmp_path, said, 
 def test_images_go_through_in_parts(folders, monkeypatch):
     found, x = fetch(f"hf:{folders['resnet']}"), torch.rand(5, 3, 32, 32)
     whole = found(x)
-    monkeypatch.setattr(pretrained, "AT_ONCE", 2)
+    monkeypatch.setattr(pretrained, "FEW", 2)
     torch.testing.assert_close(found(x), whole)
 
 
