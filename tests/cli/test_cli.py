@@ -24,7 +24,7 @@ from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.recipe_files import recipe_names
 from mcdi.methods import METHODS, method_spec
 from mcdi.methods.mcdi.method import Diffusion
-from mcdi.tasks.images.class_images import read_folder
+from mcdi.tasks.images.files import read_folder
 
 SERVING = [name for name in METHODS if method_spec(name).networks != "last layer"]  # those of the recipe, on heads
 

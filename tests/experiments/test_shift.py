@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from test_photos import RECIPE, as_folders, images
 
 import mcdi as package
-from mcdi.tasks.images.class_images import read_folder
+from mcdi.tasks.images.files import read_folder
 
 
 def test_a_backbone_that_saw_drawings_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Responses of the service equal the results of the package, for every type of example."""
 
+import base64
 import json
 
 import pytest
@@ -171,9 +172,22 @@ class TestTexts:
 def test_the_largest_image(folders):
     """For the limit of all images together see test_hostile.py."""
     generator, body = package.load(folders["drawings"]), Task(**task())
-    with pytest.raises(McdiError, match="56 x 56 pixels: send at most 3135"):
+    with pytest.raises(McdiError, match="56 x 56 pixels: send at most 3135 that must be decoded"):
         decode_support(body, generator, Limits(pixels=56 * 56 - 1))
     assert len(decode_support(body, generator, Limits(pixels=56 * 56)).y) == len(body.labels)
+
+
+def test_a_photo_of_a_phone(folders):
+    """Twelve megapixels as JPEG are a small image once decoded; as PNG they are not."""
+    generator, photo = package.load(folders["drawings"]), png("ring", size=(4000, 3000), form="JPEG")
+    body = Task(**task(support={"images": [base64.b64encode(photo).decode()] * 2}, labels=["a", "b"]))
+    small = Limits(pixels=3_000_000)
+    assert decode_support(body, generator, small).x.shape == (2, 1, 28, 28)
+    with pytest.raises(McdiError, match="4000 x 3000 pixels: send at most 2999999 that must be decoded, and a JPEG of 4 times"):
+        decode_support(body, generator, Limits(pixels=2_999_999))
+    body.support.images[1] = base64.b64encode(png("ring", size=(4000, 3000))).decode()
+    with pytest.raises(McdiError, match=r"images\[1\] has 4000 x 3000 pixels"):
+        decode_support(body, generator, small)
 
 
 class TestOperation:

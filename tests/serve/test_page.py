@@ -14,7 +14,8 @@ from random_networks import plain_networks
 from safetensors.torch import load_file
 
 from mcdi.generator.plain import operations
-from mcdi.tasks.images.class_images import DRAWING, read_image
+from mcdi.tasks.images.class_images import DRAWING
+from mcdi.tasks.images.files import read_image
 from mcdi.tasks.images.glyphs import glyph_images
 
 PAGE = importlib.resources.files("mcdi.serve") / "page"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import mcdi as package
 from mcdi.errors import McdiError
-from mcdi.tasks.images.class_images import read_folder, read_image, read_images
+from mcdi.tasks.images.files import read_folder, read_image, read_images
 from mcdi.tasks.images.photos import natural_images
 from mcdi.types import SPLITS
 

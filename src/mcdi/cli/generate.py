@@ -49,7 +49,7 @@ def generate(
     from mcdi.generator.api import load
     from mcdi.generator.network_files import check_name, write_network
     from mcdi.networks.lora import LoraClassifier
-    from mcdi.tasks.images.class_images import read_folder, read_images
+    from mcdi.tasks.images.files import read_folder, read_images
     from mcdi.tasks.text.labelled import read_texts, read_unlabelled
     from mcdi.utils.files import write_tensors
     from mcdi.utils.workers import pick_device

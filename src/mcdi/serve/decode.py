@@ -1,11 +1,9 @@
 """Conversion of untrusted requests to tensors; every limit is checked before the work that it bounds."""
 
 import base64
-import io
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mcdi.errors import McdiError
@@ -13,9 +11,11 @@ from mcdi.generator.api import Generator
 from mcdi.serve.limits import Limits
 from mcdi.serve.models import inputs_of
 from mcdi.serve.wire import Inputs, Label, Task
-from mcdi.tasks.images.class_images import Shape, read_image
+from mcdi.tasks.images.class_images import Shape
+from mcdi.tasks.images.files import opened, read_image, scale_down
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+SCALED = 4  # times the pixels of other files may a JPEG have: progressive ones are kept whole until they are scaled down
 MAX_VALUE = 1e6  # of a feature or label; sums of squares of larger ones overflow float32
 
 
@@ -88,25 +88,26 @@ def _images(values: list[str], where: str, shape: Shape, limits: Limits) -> Tens
             data = base64.b64decode(value.partition(",")[2] if value.startswith("data:") else value, validate=True)
         except ValueError as error:
             raise McdiError(f"{name} is not base64: encode the image file") from error
-        total += _pixels(data, name, limits)
+        total += _pixels(data, shape, name, limits)
         if total > limits.all_pixels:
             raise McdiError(f"{where}: all images together have more than {limits.all_pixels} pixels: send smaller ones")
         files.append((name, data))
     return torch.stack([_read(data, shape, name) for name, data in files])
 
 
-def _pixels(data: bytes, name: str, limits: Limits) -> int:
-    """The number of pixels from the header, without decoding."""
+def _pixels(data: bytes, shape: Shape, name: str, limits: Limits) -> int:
+    """The number of pixels that will be decoded, from the header: of a large JPEG a fraction."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        with opened(memoryview(data), FORMATS) as file:
             width, height = file.size
-    except Image.DecompressionBombError as error:  # Pillow's own limit is far above ours
-        raise McdiError(f"{name} has too many pixels: send at most {limits.pixels}") from error
+            scale_down(file, shape[-1])
+            decoded = file.size[0] * file.size[1]
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise McdiError(f"{name} is not an image file: send {', '.join(FORMATS)}") from error
-    if width * height > limits.pixels:
-        raise McdiError(f"{name} has {width} x {height} pixels: send at most {limits.pixels}")
-    return int(width * height)
+    if decoded > limits.pixels or width * height > SCALED * limits.pixels:
+        most = f"send at most {limits.pixels} that must be decoded, and a JPEG of {SCALED} times as many"
+        raise McdiError(f"{name} has {width} x {height} pixels: {most}")
+    return decoded
 
 
 def _read(data: bytes, shape: Shape, name: str) -> Tensor:

@@ -26,7 +26,8 @@ class Limits:
         queue, batch: requests at once, waiting or running; chains that run together.
         wait: seconds that the first request of a batch waits for others; 0 = take only those that are queued already.
         timeout: seconds for the body of a request, and again for its computation.
-        body, text: bytes of a body; characters of a sentence. pixels, all_pixels: of one image; of a request.
+        body, text: bytes of a body; characters of a sentence.
+        pixels, all_pixels: to be decoded of one image, and of a request; of a large JPEG that is a fraction.
         handles, handle_bytes: per tenant.
     """
 
@@ -38,7 +39,7 @@ class Limits:
     examples: int = 1000
     classes: int = 100
     samples: int = 16
-    pixels: int = 4_000_000
+    pixels: int = 16_000_000
     all_pixels: int = 64_000_000
     text: int = 10_000
     handles: int = 1000

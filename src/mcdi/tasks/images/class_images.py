@@ -1,19 +1,14 @@
-"""Named classes of small grey or colour images, M a class, and how image files are read."""
+"""Named classes of small grey or colour images, M a class."""
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mcdi.errors import McdiError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 Shape = tuple[int, int, int]  # (channels, side, side)
 DRAWING: Shape = (1, 28, 28)
 
@@ -84,59 +79,3 @@ def split_alphabets(names: Sequence[str], counts: Mapping[str, int]) -> dict[str
         raise McdiError(f"the counts {dict(counts)} must add up to the number of alphabets, {len(order)}: change them")
     rest = iter(order)
     return {split: tuple(next(rest) for _ in range(count)) for split, count in counts.items()}
-
-
-def read_image(source: Path | memoryview, shape: Shape, where: str) -> Tensor:
-    """An image file, by path or by its bytes, as uint8 of `shape`: (1, side, side) or (3, side, side). One channel: a
-    drawing, ink = 255; a dark one on light paper is inverted. Three: a colour image, its shorter side resized, the
-    centre kept. What is transparent becomes white. Raises McdiError naming `where` for an unreadable file."""
-    channels, _, side = shape
-    try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
-            if channels == 3:
-                file.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
-            if file.mode[0] in "IF":  # Pillow would clip them to white
-                raise McdiError(f"{where} has 16 or 32 bits a pixel: save it with 8")
-            image = _opaque(file)
-            if channels == 1:
-                grey = np.array(image.convert("L").resize((side, side), Image.Resampling.BOX))
-                return torch.from_numpy(255 - grey if grey.mean() > 127 else grey)[None]
-            colours = image.convert("RGB")
-    except McdiError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise McdiError(f"{where} cannot be read as an image: replace or remove it") from error
-    width, height = colours.size
-    edge = min(width, height)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    small = colours.resize((side, side), Image.Resampling.BOX, box=(left, top, left + edge, top + edge))
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """The image on white."""
-    if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-
-
-def read_images(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, list[str]]:
-    """Every image file of `folder`, by name, as `read_image` makes it: uint8 (N, *shape), and the paths. Raises
-    McdiError naming a folder without images, or an unreadable file."""
-    if not folder.is_dir():
-        raise McdiError(f"{folder} is not a folder: give one that holds image files")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise McdiError(f"{folder} holds no image files (png, jpg, bmp, gif, webp)")
-    return torch.stack([read_image(path, shape, str(path)) for path in paths]), [str(p) for p in paths]
-
-
-def read_folder(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, Tensor, list[str]]:
-    """A support set from one sub-folder of images a class: x uint8 (S, *shape), y (S,), class names. Raises McdiError
-    when there are fewer than two classes."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-    if len(classes) < 2:
-        raise McdiError(f"{folder} needs at least two sub-folders of example images, one a class; it has {len(classes)}")
-    images = [read_images(c, shape)[0] for c in classes]
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(x) for x in images]))
-    return torch.cat(images), labels, [c.name for c in classes]

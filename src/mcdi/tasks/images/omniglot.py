@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError, explained
-from mcdi.tasks.images.class_images import ClassImages, alphabet, read_image
+from mcdi.tasks.images.class_images import ClassImages, alphabet
+from mcdi.tasks.images.files import read_image
 from mcdi.utils.files import write_bytes
 
 Split = Literal["alphabets", "characters"]

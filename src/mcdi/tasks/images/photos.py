@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 
 from mcdi.errors import McdiError, explained
-from mcdi.tasks.images.class_images import IMAGE_SUFFIXES, ClassImages, read_image
+from mcdi.tasks.images.class_images import ClassImages
+from mcdi.tasks.images.files import IMAGE_SUFFIXES, Source, read_image
 from mcdi.types import SPLITS
 
-Source = Path | memoryview  # of one encoded image
 Classes = dict[str, list[Source]]
 LAYOUTS = (
     "a .npz of encoded images, train.csv / val.csv / test.csv next to images/, train/ val/ test/ with a folder a class, "

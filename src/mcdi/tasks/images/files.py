@@ -1,0 +1,131 @@
+"""Image files as they look: turned as the camera was held, on white, at any size and depth; and folders of them."""
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.tasks.images.class_images import DRAWING, Shape
+
+HEIC = (".heic", ".heif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", *HEIC)
+Source = Path | memoryview  # of one encoded image
+MOST_PIXELS = 300_000_000  # to decode: a gigabyte of colours
+_LIMIT = threading.Lock()  # of Pillow's limit of pixels, which is one for the process
+
+
+@contextmanager
+def opened(source: Source, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """An image file before its pixels are decoded, of Pillow's `formats`, by default any. Pillow's limit of pixels is not
+    applied: photos of phones are beyond it, and a server has limits of its own."""
+    if isinstance(source, Path) and source.suffix.lower() in HEIC:
+        _read_heic(source)
+    data: Any = source if isinstance(source, Path) else io.BytesIO(source)
+    with _LIMIT:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            file = Image.open(data, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    with file:
+        yield file
+
+
+def scale_down(file: Image.Image, side: int) -> None:
+    """Let a JPEG be decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size at which its sides have `side` pixels; its
+    `size` is then that. Other formats stay as they are."""
+    file.draft(None, (side, side))
+
+
+def _read_heic(path: Path) -> None:
+    """Teach Pillow the format. Raises McdiError where the package for it is missing."""
+    try:
+        import_module("pillow_heif").register_heif_opener()
+    except ImportError as error:
+        raise McdiError(
+            f"{path} is in the HEIC format, which needs a package: pip install pillow-heif, or save it as JPEG"
+        ) from error
+
+
+def read_image(source: Source, shape: Shape, where: str) -> Tensor:
+    """An image file, by path or by its bytes, as uint8 of `shape`: (1, side, side) or (3, side, side). One channel: a
+    drawing, ink = 255; a dark one on light paper is inverted. Three: a colour image, its shorter side resized, the
+    centre kept. It is turned as its EXIF orientation says, what is transparent becomes white, and 16 bits become 8. Raises
+    McdiError naming `where` for an unreadable file."""
+    channels, _, side = shape
+    try:
+        with opened(source) as file:
+            scale_down(file, side)
+            if file.width * file.height > MOST_PIXELS:  # more likely a damaged header than an image
+                raise McdiError(f"{where} has {file.width} x {file.height} pixels to decode: save it smaller, or as JPEG")
+            image = _opaque(_of_eight_bits(_upright(file), where))
+            if channels == 1:
+                grey = np.array(image.convert("L").resize((side, side), Image.Resampling.BOX))
+                return torch.from_numpy(255 - grey if grey.mean() > 127 else grey)[None]
+            colours = image.convert("RGB")
+    except McdiError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise McdiError(f"{where} cannot be read as an image: replace or remove it") from error
+    width, height = colours.size
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    small = colours.resize((side, side), Image.Resampling.BOX, box=(left, top, left + edge, top + edge))
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """The image as the camera was held. A damaged EXIF block says nothing of that, and is no reason to refuse the image."""
+    file.load()
+    try:
+        return ImageOps.exif_transpose(file)
+    except Exception:  # Pillow raises many kinds
+        return file
+
+
+def _of_eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """Grey images of 16 bits in 8, which Pillow would clip to white. Raises McdiError for values of an unknown range."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
+        raise McdiError(f"{where} has 32 bits a pixel, and what is white in it is unknown: save it with 8 or 16")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white."""
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+
+
+def read_images(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, list[str]]:
+    """Every image file of `folder`, by name, as `read_image` makes it: uint8 (N, *shape), and the paths. Raises
+    McdiError naming a folder without images, or an unreadable file."""
+    if not folder.is_dir():
+        raise McdiError(f"{folder} is not a folder: give one that holds image files")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise McdiError(f"{folder} holds no image files ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}): add some")
+    return torch.stack([read_image(path, shape, str(path)) for path in paths]), [str(p) for p in paths]
+
+
+def read_folder(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, Tensor, list[str]]:
+    """A support set from one sub-folder of images a class: x uint8 (S, *shape), y (S,), class names. Raises McdiError
+    when there are fewer than two classes."""
+    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if len(classes) < 2:
+        raise McdiError(f"{folder} needs at least two sub-folders of example images, one a class; it has {len(classes)}")
+    images = [read_images(c, shape)[0] for c in classes]
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(x) for x in images]))
+    return torch.cat(images), labels, [c.name for c in classes]
