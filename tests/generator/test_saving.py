@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 
 from mcdi import Generator, load
 from mcdi.errors import McdiError
 from mcdi.generator.saving import FORMAT, load_method
 from mcdi.methods import make_method
 from mcdi.networks.linear_head import LinearHead
+from mcdi.utils.files import read_tensors, write_tensors
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,17 @@ def test_other_formats(tmp_path, saved, message):
     for read in (load, load_method):
         with pytest.raises(McdiError, match=message):
             read(tmp_path)
+
+
+def test_weights_from_a_file_answer_as_before(tmp_path):
+    """A file of tensors has its names in order of the alphabet, which puts the bias first."""
+    generator = Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3))
+    x, y = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(6).remainder(3).expand(2, 6)
+    for support, new in (((x[0], y[0]), x[1]), ((x, y), x)):
+        weights = generator.generate(support)
+        write_tensors(tmp_path / "w.safetensors", weights)
+        read, _ = read_tensors(tmp_path / "w.safetensors")
+        assert next(iter(weights)) == "weight"
+        assert torch.equal(generator.predict(dict(sorted(read.items())), new), generator.predict(weights, new))
+    with pytest.raises(McdiError, match="parameters missing: weight"):
+        generator.predict({"bias": weights["bias"]}, x)

@@ -214,7 +214,8 @@ class Generator:
         """Outputs of the generated network, (S, classes) logits or (S, ...) values: for new inputs x (S, ...) and the weights
         of one task, or, with a batch dimension in front, for x and weights of a batch as `generate` returns them."""
         x = self.network.read(x)
-        single = next(iter(weights.values())).ndim == len(next(iter(self.network.space.spec.values()))[0])
+        name, (shape, *_) = next(iter(self.network.space.spec.items()))  # weights from a file come in another order
+        single = name in weights and weights[name].ndim == len(shape)
         out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x, query=True))
         return out[0] if single else out
 
@@ -226,6 +227,10 @@ class Generator:
         start = self._flat(self.generate(support) if weights is None else weights, single)
         refined = self._dict(adapt(self.network, start, examples, mask, steps, lr))
         return squeeze_batch(refined) if single else refined
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the content of its two files, which holds no pickle."""
+        return _unpickled, (saving.to_bytes(self.name, self.method, self.network), self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors and then config.json, each in one step; no pickle."""
@@ -283,6 +288,10 @@ class Generator:
             self.method.to(device)
         self.network.to(device)
         return self
+
+
+def _unpickled(files: dict[str, bytes], device: str) -> Generator:
+    return Generator(*saving.from_bytes(files)).to(device)
 
 
 def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:

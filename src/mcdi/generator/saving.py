@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -64,6 +65,21 @@ def load_saved(folder: Path, **code: Any) -> tuple[str, WeightGenerator, Network
     if config.get("space", network.space.config()) != network.space.config():
         raise McdiError(f"{folder}: the generator was trained for other weights than its network has: restore config.json")
     return config["method"], method, network
+
+
+def to_bytes(name: str, method: WeightGenerator, network: Network) -> dict[str, bytes]:
+    """The content of the files of a saved generator, by name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        save(Path(scratch), name, method, network)
+        return {file: read_bytes(Path(scratch) / file) for file in FILES}
+
+
+def from_bytes(files: Mapping[str, bytes]) -> tuple[str, WeightGenerator, Network]:
+    """What `load_saved` returns, of the result of `to_bytes`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for file, data in files.items():
+            (Path(scratch) / file).write_bytes(data)
+        return load_saved(Path(scratch))
 
 
 def load_method(folder: Path) -> WeightGenerator:

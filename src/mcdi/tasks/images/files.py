@@ -61,21 +61,27 @@ def read_image(source: Source, shape: Shape, where: str) -> Tensor:
     drawing, ink = 255; a dark one on light paper is inverted. Three: a colour image, its shorter side resized, the
     centre kept. It is turned as its EXIF orientation says, what is transparent becomes white, and 16 bits become 8. Raises
     McdiError naming `where` for an unreadable file."""
-    channels, _, side = shape
+    side = shape[-1]
     try:
         with opened(source) as file:
             scale_down(file, side)
             if file.width * file.height > MOST_PIXELS:  # more likely a damaged header than an image
                 raise McdiError(f"{where} has {file.width} x {file.height} pixels to decode: save it smaller, or as JPEG")
-            image = _opaque(_of_eight_bits(_upright(file), where))
-            if channels == 1:
-                grey = np.array(image.convert("L").resize((side, side), Image.Resampling.BOX))
-                return torch.from_numpy(255 - grey if grey.mean() > 127 else grey)[None]
-            colours = image.convert("RGB")
+            return fit_image(file, shape, where)
     except McdiError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise McdiError(f"{where} cannot be read as an image: replace or remove it") from error
+
+
+def fit_image(image: Image.Image, shape: Shape, where: str) -> Tensor:
+    """As `read_image`, of an image in memory."""
+    channels, _, side = shape
+    image = _opaque(_of_eight_bits(_upright(image), where))
+    if channels == 1:
+        grey = np.array(image.convert("L").resize((side, side), Image.Resampling.BOX))
+        return torch.from_numpy(255 - grey if grey.mean() > 127 else grey)[None]
+    colours = image.convert("RGB")
     width, height = colours.size
     edge = min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2
