@@ -102,7 +102,11 @@ def test_rebuilt_from_its_description(folders, name):
     """As config.json keeps it: the same features once the weights are there, and no folder is needed."""
     one = Embedder(fetch(f"hf:{folders[name]}" if name in MADE else name), 24)
     other = Embedder.from_config(json.loads(json.dumps(one.config())))
-    other.load_state_dict(one.state_dict())
+    assert ("backbone.model._conv_stem.weight" in one.state_dict()) == (name not in MADE)
+    assert sum(t.numel() for t in one.saved().values()) == one.backbone.features + (
+        0 if name not in MADE else sum(t.numel() for t in one.backbone.state_dict().values())
+    )
+    other.restore(one.saved())
     x = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     torch.testing.assert_close(other(x), one(x))
     assert isinstance(other.backbone, Pretrained) and not any(p.requires_grad for p in other.parameters())

@@ -124,12 +124,12 @@ class SavedNetwork(TaskEmbedding):
 
     def state(self) -> dict[str, Tensor]:
         """Its frozen tensors."""
-        return {} if self.embedder is None else dict(self.embedder.state_dict())
+        return {} if self.embedder is None else self.embedder.saved()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state`."""
         if self.embedder is not None:
-            self.embedder.load_state_dict(dict(state))
+            self.embedder.restore(state)
 
     def to(self, device: str) -> None:
         """Move what is frozen: the weights of tasks are wherever their examples are."""

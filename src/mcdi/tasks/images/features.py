@@ -187,7 +187,7 @@ def _load(settings: ImageSettings, folder: Path) -> FewShot:
     state, metadata = read_tensors(folder / BACKBONE)
     embedder = _embedder(settings, metadata)
     try:
-        embedder.load_state_dict(state)
+        embedder.restore(state)
     except RuntimeError as error:
         raise McdiError(f"{folder / BACKBONE} is the backbone of another version: delete {folder} and run again") from error
     features, metadata = read_tensors(folder / FEATURES)
@@ -221,7 +221,7 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
             features[n] = network.embed(x)
             progress("features", number, len(images), {})
     described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
-    write_tensors(folder / BACKBONE, embedder.state_dict(), described)
+    write_tensors(folder / BACKBONE, embedder.saved(), described)
     for name in readers:
         checkpoint_of(folder, name).unlink(missing_ok=True)
     write_tensors(folder / FEATURES, features, {"groups": groups})
