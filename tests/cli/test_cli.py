@@ -101,6 +101,7 @@ class TestStart:
             (["run", "-h"], "--tensorboard"),
             (["store", "info", "-h"], "URL of a finished one"),
             (["recipes"], "omniglot-20way"),
+            (["models"], "symbols"),
         ],
     )
     def test_loads_no_slow_package(self, arguments, printed):
@@ -190,6 +191,15 @@ class TestRun:
         torch.testing.assert_close(net(x)[:, 0], generator.predict(weights, x))
         with pytest.raises(McdiError, match="real numbers for a curve"):
             generator.generate((x, torch.zeros(6, dtype=torch.long)))
+
+    def test_models(self, capsys):
+        assert mcdi("models") == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("symbols  Makes every weight of a small convolutional network for drawn symbols")
+        assert mcdi("models", "symbols") == 0
+        assert "**Limits.**" in capsys.readouterr().out
+        assert mcdi("models", "symbol") == 1
+        assert "no ready-made generator 'symbol': choose symbols" in capsys.readouterr().err
 
     def test_recipes(self, tmp_path, capsys):
         assert mcdi("recipes") == 0

@@ -8,7 +8,7 @@ import torch
 
 import mcdi
 from mcdi.experiments.recipe import read_recipe
-from mcdi.generator.saving import READY_MADE
+from mcdi.generator.ready_made import READY_MADE
 from mcdi.methods import make_method
 from mcdi.serve.limits import Limits
 from mcdi.serve.models import describe, parse_models

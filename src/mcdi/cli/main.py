@@ -10,7 +10,19 @@ from rich.markup import escape
 
 from mcdi import __version__
 from mcdi.cli.generate import export, generate, push, serve
-from mcdi.cli.options import Data, Device, Out, RecipeName, ShownRecipe, Workers, begin, console, recipe_of, workers_of
+from mcdi.cli.options import (
+    Data,
+    Device,
+    Out,
+    RecipeName,
+    ShownModel,
+    ShownRecipe,
+    Workers,
+    begin,
+    console,
+    recipe_of,
+    workers_of,
+)
 from mcdi.cli.progress import progress
 from mcdi.cli.store import app as store_app
 from mcdi.cli.studies import compare, report, reproduce, transfer
@@ -202,6 +214,21 @@ def recipes(recipe: ShownRecipe = None) -> None:
     typer.echo(f"# All values of the recipe {recipe}, for `mcdi run FILE.toml`.")
     typer.echo(f'# A file with base = "{recipe}" needs only the values that differ.')
     typer.echo("\n".join(to_toml(values)))
+
+
+@app.command()
+def models(model: ShownModel = None) -> None:
+    """The ready-made generators, which need no training, or the card of one.
+
+    Example: [bold]mcdi generate symbols --support my-symbols/[/]
+    """
+    from mcdi.generator.ready_made import about, card_of, ready_made_names
+
+    if model is not None:
+        typer.echo(card_of(model))
+        return
+    for name in ready_made_names():
+        typer.echo(f"{name}  {about(name)}")
 
 
 def main() -> None:

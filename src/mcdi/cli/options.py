@@ -27,7 +27,21 @@ ShownRecipe = Annotated[
     str | None,
     typer.Argument(help="Print this recipe with all its values, as TOML.", metavar="NAME", autocompletion=_recipe_names),
 ]
-Model = Annotated[Path, typer.Argument(help="Folder of a trained generator, e.g. runs/glyphs/methods/mc-di-0.")]
+
+
+def _ready_made() -> list[str]:
+    from mcdi.generator.ready_made import ready_made_names
+
+    return ready_made_names()
+
+
+_OF_A_RUN = "a folder, e.g. runs/glyphs/methods/mc-di-0"
+Model = Annotated[
+    Path, typer.Argument(help=f"A generator: a ready-made one (see `mcdi models`), or {_OF_A_RUN}.", autocompletion=_ready_made)
+]
+ShownModel = Annotated[
+    str | None, typer.Argument(help="Print the card of this one.", metavar="NAME", autocompletion=_ready_made)
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/RECIPE).")]
 Data = Annotated[
     Path | None, typer.Option("--data", help="The data set, where a recipe reads one: a folder, or a .npz of images.")

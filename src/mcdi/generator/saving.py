@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mcdi.errors import McdiError, explained, optional
+from mcdi.generator.ready_made import README, READY_MADE
 from mcdi.methods import WeightGenerator, make_method
 from mcdi.networks.base import Network
 from mcdi.networks.registry import NETWORKS, build
@@ -21,8 +22,6 @@ from mcdi.utils.files import read_bytes, read_json, tensors_of, write_json, writ
 
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
-README = "README.md"  # the card on the Hub
-READY_MADE = Path(__file__).parent / "ready_made"  # generators that come with the package, a folder each
 
 
 def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
