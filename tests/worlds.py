@@ -31,6 +31,7 @@ SETTINGS = {
     "linear-probe": {},
     "meta-baseline": {},
     "lda": {},
+    "logistic-regression": {},
 }
 # Forty iterations are too few for the printed loss weight, which is small at the first steps.
 GENERATOR = {"weight": "x0", "options": {"width": 16, "depth": 1}, "training": TRAINING}

@@ -27,7 +27,7 @@ class TestClosedForms:
         weights = world.weights(world.method("prototypes"))
         assert torch.equal(world.family.downstream.predict(weights, query.x).argmax(-1), nearest)
 
-    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "meta-baseline", "lda"])
+    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "meta-baseline", "lda", "logistic-regression"])
     def test_refuse_whole_networks(self, worlds, name):
         with pytest.raises(McdiError, match="linear heads only"):
             worlds["sines"].fit(name)
@@ -44,6 +44,20 @@ class TestClosedForms:
             cx, cy = x - x.mean(0), y - y.mean(0)
             w = torch.linalg.solve(cx.T @ cx + 6 * ridge * torch.eye(6), cx.T @ cy)
             torch.testing.assert_close(logits[b], (query.x[b] - x.mean(0)) @ w + y.mean(0), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("way", [2, 3])
+    def test_logistic_regression_is_at_the_minimum_of_its_loss(self, worlds, way):
+        """For two classes scikit-learn has one row: both of ours have half of its penalty each."""
+        world = worlds["gauss"]
+        method, net, (support, *_) = world.method("logistic-regression"), world.family.downstream, world.batch
+        keep = support.y[0] < way
+        some = Examples(support.x[:4, keep], support.y[:4, keep])
+        rows = method.rows(net, some, way, 0.3).double().requires_grad_()
+        logits = some.x.double() @ rows[..., :-1].mT + rows[..., None, :, -1].mT.squeeze(-1)[:, None]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), some.y.flatten(), reduction="sum")
+        penalty = rows[..., :-1].square().sum() / (2 * 0.3) * (2 if way == 2 else 1)
+        (slope,) = torch.autograd.grad(loss + penalty, rows)
+        assert float(slope.abs().max()) < 1e-2
 
     def test_lda_is_the_density_of_gaussians_of_one_covariance(self, worlds):
         """Logits less log N(x; c, S) are equal for all classes; S is measured here class by class."""

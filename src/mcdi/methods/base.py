@@ -152,6 +152,7 @@ METHODS: Registry[MethodSpec] = Registry(
         **dict.fromkeys(("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork"), _MCDI),
         **dict.fromkeys(("prototypes", "linear-probe", "meta-baseline", "lda"), f"{_BASELINES}.closed_form"),
         **dict.fromkeys(("protonet", "r2-d2"), f"{_BASELINES}.shared_body"),
+        "logistic-regression": f"{_BASELINES}.logistic",
         "adam": f"{_BASELINES}.finetune",
         "reptile": f"{_BASELINES}.reptile",
         "maml": f"{_BASELINES}.maml",

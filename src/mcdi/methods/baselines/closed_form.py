@@ -186,4 +186,4 @@ def _within_classes(family: TaskFamily, net: Head) -> tuple[Tensor, Tensor]:
     mean = values.mean()
     if not mean > 0:
         raise McdiError("examples of a training class are all equal, they have no covariance: leave lda out")
-    return values.clamp(min=1e-6 * float(mean)).float(), vectors.float()
+    return values.clamp(min=1e-6 * float(mean)).float(), vectors.float().contiguous()  # eigh has columns in memory
