@@ -96,6 +96,10 @@ class TestHeads:
         x, y = blobs()
         with pytest.raises(ValueError, match="at least 2 classes"):
             head.fit(x, ["a"] * 60)
+        half = clone(head).fit(x, y)
+        with pytest.raises(ValueError, match="features"):
+            half.partial_fit(x[:3, :5], y[:3])
+        np.testing.assert_allclose(half.predict_proba(x), clone(head).fit(x, y).predict_proba(x), rtol=1e-5)  # as it was
         with pytest.raises(ValueError, match="Found input variables with inconsistent numbers of samples"):
             head.fit(x, y[:-1])
         with pytest.raises(ValueError, match="NaN"):

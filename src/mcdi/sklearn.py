@@ -83,17 +83,18 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
         first = "_x" not in self.__dict__
         x, labels = self._features(X, y, reset=first)
         _labels.check_classification_targets(labels)
-        self._x = x if first else torch.cat([self._x, x])
-        self._y = labels if first else np.concatenate([self._y, labels])
-        self.classes_, numbers = np.unique(self._y, return_inverse=True)
-        if len(self.classes_) < 2:
+        examples = x if first else torch.cat([self._x, x])
+        known = labels if first else np.concatenate([self._y, labels])
+        present, numbers = np.unique(known, return_inverse=True)
+        if len(present) < 2:
             raise ValueError(f"{type(self).__name__} needs examples of at least 2 classes, not of 1 class: add some")
-        self.weights_ = self._weights(self._x, torch.from_numpy(numbers))
+        weights = self._weights(examples, torch.from_numpy(numbers), len(present))
+        self._x, self._y, self.classes_, self.weights_ = examples, known, present, weights
         return self
 
     @abstractmethod
-    def _weights(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Of features (n, F) and classes (n,) in order."""
+    def _weights(self, x: Tensor, y: Tensor, way: int) -> dict[str, Tensor]:
+        """Of features (n, F) and their classes (n,), numbers below `way`."""
 
     def _logits(self, x: Tensor) -> Tensor:
         return x @ self.weights_["weight"].T + self.weights_["bias"]
@@ -190,7 +191,7 @@ class GeneratedClassifier(_Classifier):
     def __init__(self, generator: str | Path | Generator = "symbols", device: str = "cpu") -> None:
         self.generator, self.device = generator, device
 
-    def _weights(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _weights(self, x: Tensor, y: Tensor, way: int) -> dict[str, Tensor]:
         assert self._source is not None
         return {n: w.cpu() for n, w in self._source.generate((x, y)).items()}
 
@@ -210,8 +211,8 @@ class PrototypeHead(_Classifier):
     def __init__(self, generator: str | Path | Generator | None = None, device: str = "cpu") -> None:
         self.generator, self.device = generator, device
 
-    def _weights(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        rows = prototype_rows(class_means(x[None], y[None], len(self.classes_))[0])[0]
+    def _weights(self, x: Tensor, y: Tensor, way: int) -> dict[str, Tensor]:
+        rows = prototype_rows(class_means(x[None], y[None], way)[0])[0]
         return {"weight": rows[:, :-1], "bias": rows[:, -1]}
 
 
@@ -227,6 +228,6 @@ class RidgeHead(_Classifier):
     def __init__(self, generator: str | Path | Generator | None = None, ridge: float = 1.0, device: str = "cpu") -> None:
         self.generator, self.ridge, self.device = generator, ridge, device
 
-    def _weights(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        rows = least_squares_rows(x[None].double(), y[None], len(self.classes_), self.ridge)[0].float()
+    def _weights(self, x: Tensor, y: Tensor, way: int) -> dict[str, Tensor]:
+        rows = least_squares_rows(x[None].double(), y[None], way, self.ridge)[0].float()
         return {"weight": rows[:, :-1], "bias": rows[:, -1]}
