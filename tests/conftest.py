@@ -105,7 +105,7 @@ def worlds(sines: Sines) -> dict[str, World]:
 RECIPE = """
 about = "everything, tiny"
 methods = [
-    "prototypes", "linear-probe", "meta-baseline", "lda", "logistic-regression", "adam", "reptile", "maml",
+    "prototypes", "linear-probe", "meta-baseline", "lda", "plda", "logistic-regression", "adam", "reptile", "maml",
     "meta-hypernetwork", "metadiff", "vae",
     "p-diff", "d2nwg", "ocd-residual", "icis", "ghn-3",
     "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di",

@@ -31,6 +31,7 @@ SETTINGS = {
     "linear-probe": {},
     "meta-baseline": {},
     "lda": {},
+    "plda": {},
     "logistic-regression": {},
 }
 # Forty iterations are too few for the printed loss weight, which is small at the first steps.

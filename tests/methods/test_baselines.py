@@ -10,6 +10,7 @@ from worlds import TUNING
 from mcdi.errors import McdiError
 from mcdi.methods import make_method
 from mcdi.methods.baselines import finetune
+from mcdi.methods.baselines.discriminant import ProbabilisticDiscriminant, Space, covariances
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.baselines.maml import inner_steps
 from mcdi.networks.linear_head import LinearHead
@@ -27,7 +28,7 @@ class TestClosedForms:
         weights = world.weights(world.method("prototypes"))
         assert torch.equal(world.family.downstream.predict(weights, query.x).argmax(-1), nearest)
 
-    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "meta-baseline", "lda", "logistic-regression"])
+    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "meta-baseline", "lda", "plda", "logistic-regression"])
     def test_refuse_whole_networks(self, worlds, name):
         with pytest.raises(McdiError, match="linear heads only"):
             worlds["sines"].fit(name)
@@ -80,11 +81,68 @@ class TestClosedForms:
         by = [net.predict(m._weights(net, support, mask, 1.0), query.x) for m in (method, world.method("prototypes"))]
         assert torch.equal(*(logits.argmax(-1) for logits in by))
 
+    def test_plda_is_the_density_of_an_example_given_those_of_its_class(self, worlds):
+        """Logits less log N(x; m, S) are equal for all classes, with m and S by inverses of whole matrices."""
+        world = worlds["gauss"]
+        method, (support, query) = world.method("plda"), world.batch[:2]
+        back = torch.linalg.inv(method.space.map)
+        within, between = back.T @ back, back.T @ torch.diag(method.space.between) @ back
+        means = torch.stack([support.x[support.y == c].reshape(40, 2, 6).mean(1) for c in range(3)], 1) - method.space.mean
+        expected = means @ (between @ torch.linalg.inv(between + within / 2)).T + method.space.mean
+        spread = within + torch.linalg.inv(torch.linalg.inv(between) + 2 * torch.linalg.inv(within))
+        spread = (spread + spread.T) / 2
+        density = torch.distributions.MultivariateNormal(expected[:, None], spread).log_prob(query.x[:, :, None])
+        logits = world.family.downstream.predict(world.weights(method), query.x)
+        torch.testing.assert_close(logits.log_softmax(-1), density.log_softmax(-1), rtol=1e-3, atol=1e-3)
+
+    def test_plda_knows_in_which_directions_classes_differ(self):
+        """On Gaussian classes it is above prototypes and LDA with one example, and as good as with the true covariances."""
+        g, size, way = torch.Generator().manual_seed(0), 12, 5
+        between = torch.logspace(1, -2, size)
+        draws = {
+            split: between.sqrt() * torch.randn(count, 1, size, generator=g) + torch.randn(count, 30, size, generator=g)
+            for split, count in (("train", 300), ("val", 60), ("test", 60))
+        }
+        family = FewShot("x", LinearHead(size, way), draws, way=way, shots=(1,), queries=10)
+        batch = family.sample("test", range(400))
+        scores = {}
+        for name in ("prototypes", "lda", "plda"):
+            method = make_method(name, {}).fit(family, None, seed=0)
+            weights = method.generate(family.downstream, batch.support, batch.mask, seed=0)
+            scores[name] = float(family.downstream.score(weights, batch.query, batch.mask).mean())
+        method.space = Space(torch.eye(size), between, torch.zeros(size))
+        weights = method.generate(family.downstream, batch.support, batch.mask, seed=0)
+        best = float(family.downstream.score(weights, batch.query, batch.mask).mean())
+        assert scores["plda"] > max(scores["prototypes"], scores["lda"]) + 0.02 and scores["plda"] > best - 0.01
+
+    def test_covariances_are_those_of_all_training_examples(self, worlds):
+        """Each class once, whatever tasks it is in; and any invertible map of the features changes no answer."""
+        world = worlds["gauss"]
+        x, net = world.family.examples["train"].double(), world.family.downstream
+        found = covariances(world.family, net)
+        rest = (x - x.mean(1, keepdim=True)).flatten(0, 1)
+        within = rest.T @ rest / (12 * 24)
+        torch.testing.assert_close(found.within, within)
+        torch.testing.assert_close(found.between, torch.cov(x.mean(1).T) - within / 25)
+        torch.testing.assert_close(found.mean, x.mean((0, 1)))
+        turn = torch.eye(6).double() + 0.5 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double()
+        support, query, mask, _ = world.batch
+        answers = []
+        for by in (torch.eye(6).double(), turn):
+            method = make_method("plda", {})
+            moved = (by.T @ found.within @ by, by.T @ found.between @ by, found.mean @ by)
+            method.space = ProbabilisticDiscriminant._space(*moved, 0.0)
+            seen, asked = (Examples(e.x @ by.float(), e.y) for e in (support, query))
+            weights = method.generate(net, seen, mask, seed=0)
+            answers.append(net.predict(weights, asked.x).log_softmax(-1))
+        torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-3)
+
     def test_lda_needs_a_covariance(self):
         same = {split: torch.arange(9.0)[:, None, None].expand(9, 20, 4) for split in ("train", "val", "test")}
         family = FewShot("x", LinearHead(4, 3), same, way=3, shots=(2,), queries=5)
-        with pytest.raises(McdiError, match="all equal"):
-            make_method("lda", {}).fit(family, None, seed=0)
+        for name in ("lda", "plda"):
+            with pytest.raises(McdiError, match="all equal"):
+                make_method(name, {}).fit(family, None, seed=0)
 
     def test_meta_baseline_is_the_cosine_to_class_means(self, worlds):
         world = worlds["gauss"]

@@ -1,5 +1,4 @@
-"""Heads in closed form: class means, their directions, ridge regression, discriminant analysis with the covariance of the
-training classes. The baselines that cost next to nothing."""
+"""Heads in closed form, without training: class means, their directions, ridge regression. The baselines that cost nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
 
 TUNING_TASKS = 300
-COVARIANCE_TASKS = 64  # all examples of their classes give the covariance within a class
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class ClosedFormSettings:
     """There are none."""
 
 
-_FACTS: dict[str, Any] = {"settings": ClosedFormSettings, "draws_at_random": False, "networks": "heads"}
+FACTS: dict[str, Any] = {"settings": ClosedFormSettings, "draws_at_random": False, "networks": "heads"}
 
 
 class ClosedForm:
@@ -78,7 +76,7 @@ class ClosedForm:
         return self
 
 
-@register_method("prototypes", label="prototypes", colour="#9c6b4f", marker="P", exportable=True, baseline=True, **_FACTS)
+@register_method("prototypes", label="prototypes", colour="#9c6b4f", marker="P", exportable=True, baseline=True, **FACTS)
 class Prototypes(ClosedForm):
     """w = 2 c, b = -|c|^2, c the mean support feature: the logits are minus the squared distances, up to |x|^2.
 
@@ -93,7 +91,7 @@ class Prototypes(ClosedForm):
         return prototype_rows(means)
 
 
-@register_method("linear-probe", label="linear probe", colour="#c9a227", marker="h", **_FACTS)
+@register_method("linear-probe", label="linear probe", colour="#c9a227", marker="h", **FACTS)
 class LinearProbe(ClosedForm):
     """Ridge regression of the one-hot labels on frozen features, in closed form, its ridge tuned.
 
@@ -107,7 +105,7 @@ class LinearProbe(ClosedForm):
         return net.closed_form(support, way, value)
 
 
-@register_method("meta-baseline", label="Meta-Baseline", colour="#1f4e79", marker="p", unit_features=True, **_FACTS)
+@register_method("meta-baseline", label="Meta-Baseline", colour="#1f4e79", marker="p", unit_features=True, **FACTS)
 class MetaBaseline(ClosedForm):
     """w = tau c / |c|, b = 0: logits tau cos(x, c), for features of one length, as image embeddings have here. The published
     second stage trains the backbone through them; here that is frozen, and tau, which changes probabilities but no prediction,
@@ -132,58 +130,3 @@ class MetaBaseline(ClosedForm):
 
     def criterion(self, net: Head, weights: Tensor, query: Examples, mask: Tensor) -> float:
         return -float(net.loss(weights, query, mask).mean())
-
-
-@register_method("lda", label="LDA", colour="#2f6b2f", marker="X", **_FACTS)
-class DiscriminantAnalysis(ClosedForm):
-    """w = S^-1 c, b = -c S^-1 c / 2, c the mean support feature and S the covariance of features within a class, which a few
-    examples cannot give: it is that of the training classes, mixed with a multiple of the identity. At a mixture of 1 these
-    are prototypes.
-
-    Source:
-        Fisher's linear discriminant; S shrunk as by Ledoit and Wolf, its share tuned on validation tasks.
-    """
-
-    name, grid = "linear discriminants", (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 1.0)
-
-    def __init__(self, settings: ClosedFormSettings = ClosedFormSettings()) -> None:
-        super().__init__(settings)
-        self.axes, self.variances = torch.empty(0, 0), torch.empty(0)  # (F, F) in columns and (F,): S = axes variances axes^T
-
-    def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
-        means, _ = class_means(net.frozen_features(support.x), support.y, way)
-        variances = (1 - value) * self.variances + value * self.variances.mean()
-        along = means @ self.axes.to(means)
-        scaled = along / variances.to(means)
-        return torch.cat([scaled @ self.axes.to(means).mT, -0.5 * (along * scaled).sum(-1, keepdim=True)], -1)
-
-    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
-        net = family.downstream
-        if isinstance(net, Head):
-            self.variances, self.axes = _within_classes(family, net)
-        return super().fit(family, data, seed=seed, log=log, folder=folder)
-
-    def state(self) -> dict[str, Tensor]:
-        return {"axes": self.axes, "variances": self.variances}
-
-    def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        self.axes, self.variances = state["axes"], state["variances"]
-        return super().restore(config, state)
-
-
-def _within_classes(family: TaskFamily, net: Head) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (F,), none below a millionth of their mean, and eigenvectors (F, F) of the covariance within a class."""
-    total, count = torch.zeros(net.features, net.features, dtype=torch.float64), 0
-    for task in range(COVARIANCE_TASKS):
-        examples = family.training_data("train", [task])
-        x = net.frozen_features(examples.x)
-        way = int(examples.y.max()) + 1
-        means, _ = class_means(x, examples.y, way)
-        rest = (x - means.gather(1, examples.y[..., None].expand_as(x)))[0]
-        total += (rest.mT @ rest).double().cpu()
-        count += len(rest) - way
-    values, vectors = torch.linalg.eigh(total / max(1, count))
-    mean = values.mean()
-    if not mean > 0:
-        raise McdiError("examples of a training class are all equal, they have no covariance: leave lda out")
-    return values.clamp(min=1e-6 * float(mean)).float(), vectors.float().contiguous()  # eigh has columns in memory
