@@ -137,6 +137,23 @@ class TestClosedForms:
             answers.append(net.predict(weights, asked.x).log_softmax(-1))
         torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-3)
 
+    def test_classes_of_the_same_number_in_two_sets_are_two(self):
+        """As families of text name them: a set, and numbers of classes in it."""
+        x = torch.randn(2, 4, 20, 3, generator=torch.Generator().manual_seed(0)).double()  # (sets, classes, ...)
+
+        class TwoSets:
+            def columns(self, split, seeds):
+                return {"set": torch.tensor(seeds).remainder(2), "classes": torch.tensor([[s % 4, (s + 1) % 4] for s in seeds])}
+
+            def training_data(self, split, seeds):
+                (seed,) = seeds
+                chosen = x[seed % 2, [seed % 4, (seed + 1) % 4]]
+                return Examples(chosen.flatten(0, 1)[None].float(), torch.arange(2).repeat_interleave(20)[None])
+
+        found = covariances(TwoSets(), LinearHead(3, 2))
+        rest = (x - x.mean(2, keepdim=True)).flatten(0, 2)
+        torch.testing.assert_close(found.within, rest.T @ rest / (8 * 19), rtol=1e-5, atol=1e-6)
+
     def test_lda_needs_a_covariance(self):
         same = {split: torch.arange(9.0)[:, None, None].expand(9, 20, 4) for split in ("train", "val", "test")}
         family = FewShot("x", LinearHead(4, 3), same, way=3, shots=(2,), queries=5)

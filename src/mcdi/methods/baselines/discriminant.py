@@ -29,23 +29,25 @@ class Covariances(NamedTuple):
 def covariances(family: TaskFamily, net: Head) -> Covariances:
     """From all examples of training classes, each class once. Raises McdiError where the examples of a class are all equal."""
     total, means = torch.zeros(net.features, net.features).double(), list[Tensor]()
-    counts, seen = list[int](), set[int]()
+    counts, seen = list[int](), set[tuple[float, ...]]()
     for task in range(MOST_TASKS):
+        columns = family.columns("train", [task])
+        of_task = tuple(v.item() for v in columns.values() if v.ndim == 1)  # such as the data set that its classes are of
+        classes = [(*of_task, number) for number in columns["classes"][0].tolist()] if "classes" in columns else []
         if sum(counts) > MOST_EXAMPLES:
             break
-        numbers = family.columns("train", [task]).get("classes")
-        if numbers is not None and seen.issuperset(numbers.flatten().tolist()):
+        if classes and seen.issuperset(classes):
             continue
         examples = family.training_data("train", [task])
         x, y = net.frozen_features(examples.x)[0].double(), examples.y[0]
         for label in y.unique().tolist():
-            if numbers is not None and int(numbers.flatten()[label]) in seen:
+            if classes and classes[label] in seen:
                 continue
             own = x[y == label]
             means.append(own.mean(0))
             counts.append(len(own))
             total += (own - means[-1]).mT @ (own - means[-1])
-        seen.update([] if numbers is None else numbers.flatten().tolist())
+        seen.update(classes)
     within = total / max(1, sum(counts) - len(counts))
     if not within.trace() > 0:
         raise McdiError("examples of a training class are all equal, they have no covariance: leave lda and plda out")
