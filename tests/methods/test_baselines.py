@@ -10,9 +10,10 @@ from worlds import TUNING
 from mcdi.errors import McdiError
 from mcdi.methods import make_method
 from mcdi.methods.baselines import finetune
-from mcdi.methods.baselines.discriminant import ProbabilisticDiscriminant, Space, covariances
+from mcdi.methods.baselines.discriminant import training_classes
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.baselines.maml import inner_steps
+from mcdi.networks.discriminant import Covariances, Space, covariances, discriminant_space
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.pixels import PixelNet
 from mcdi.tasks.episodes import FewShot
@@ -119,7 +120,7 @@ class TestClosedForms:
         """Each class once, whatever tasks it is in; and any invertible map of the features changes no answer."""
         world = worlds["gauss"]
         x, net = world.family.examples["train"].double(), world.family.downstream
-        found = covariances(world.family, net)
+        found = covariances(training_classes(world.family, net))
         rest = (x - x.mean(1, keepdim=True)).flatten(0, 1)
         within = rest.T @ rest / (12 * 24)
         torch.testing.assert_close(found.within, within)
@@ -130,8 +131,8 @@ class TestClosedForms:
         answers = []
         for by in (torch.eye(6).double(), turn):
             method = make_method("plda", {})
-            moved = (by.T @ found.within @ by, by.T @ found.between @ by, found.mean @ by)
-            method.space = ProbabilisticDiscriminant._space(*moved, 0.0)
+            moved = Covariances(by.T @ found.within @ by, by.T @ found.between @ by, found.mean @ by)
+            method.space = discriminant_space(moved, 0.0)
             seen, asked = (Examples(e.x @ by.float(), e.y) for e in (support, query))
             weights = method.generate(net, seen, mask, seed=0)
             answers.append(net.predict(weights, asked.x).log_softmax(-1))
@@ -150,7 +151,7 @@ class TestClosedForms:
                 chosen = x[seed % 2, [seed % 4, (seed + 1) % 4]]
                 return Examples(chosen.flatten(0, 1)[None].float(), torch.arange(2).repeat_interleave(20)[None])
 
-        found = covariances(TwoSets(), LinearHead(3, 2))
+        found = covariances(training_classes(TwoSets(), LinearHead(3, 2)))
         rest = (x - x.mean(2, keepdim=True)).flatten(0, 2)
         torch.testing.assert_close(found.within, rest.T @ rest / (8 * 19), rtol=1e-5, atol=1e-6)
 

@@ -1,0 +1,109 @@
+"""Gaussian classes: how features vary within a class and from class to class, and what follows for heads and for features.
+
+Examples are N(m, W) around the mean m of their class, and means are N(mean, B), with W and B of the training classes
+(probabilistic linear discriminant analysis; Ioffe, ECCV 2006).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from mcdi.errors import McdiError
+from mcdi.networks.support import class_means
+
+
+class Covariances(NamedTuple):
+    """Of features (F,), in float64: within a class (F, F), between the means of classes (F, F), and the mean of these (F,)."""
+
+    within: Tensor
+    between: Tensor
+    mean: Tensor
+
+
+def covariances(classes: Iterable[Tensor]) -> Covariances:
+    """From the examples (n, F) of every class. Raises McdiError where the examples of a class are all equal."""
+    total, means, counts = torch.zeros(()).double(), list[Tensor](), list[int]()
+    for examples in classes:
+        x = examples.double().cpu()
+        means.append(x.mean(0))
+        counts.append(len(x))
+        total = total + (x - means[-1]).mT @ (x - means[-1])
+    within = total / max(1, sum(counts) - len(counts))
+    if not (means and within.trace() > 0):
+        raise McdiError("examples of a training class are all equal, they have no covariance: leave out what needs one")
+    centres = torch.stack(means)
+    # Means of few examples differ also by what their examples happen to be.
+    noise = within * float(torch.tensor(counts).double().reciprocal().mean())
+    return Covariances(within, torch.cov(centres.mT) - noise, centres.mean(0))
+
+
+class Space(NamedTuple):
+    """Where features have the covariance 1 within a class and a diagonal one between classes: z = (x - mean) map."""
+
+    map: Tensor  # (F, F)
+    between: Tensor  # (F,), variances of class means
+    mean: Tensor  # (F,)
+
+    def shrunk(self, share: float) -> "Space":
+        """With variances between classes that are mixed with their mean."""
+        return self._replace(between=(1 - share) * self.between + share * self.between.mean())
+
+
+def discriminant_space(found: Covariances, share: float) -> Space:
+    """share: of a multiple of the identity in the covariance within a class."""
+    values, axes = torch.linalg.eigh(found.within)
+    variances = (1 - share) * values + share * values.mean()
+    white = axes / variances.clamp(min=1e-6 * float(values.mean())).sqrt()
+    between, axes = torch.linalg.eigh(white.mT @ found.between @ white)
+    between = between.clamp(min=1e-6 * max(1e-12, float(between.clamp(min=0).mean())))
+    return Space((white @ axes).float().contiguous(), between.float(), found.mean.float())
+
+
+def predictive_rows(space: Space, x: Tensor, y: Tensor, way: int) -> Tensor:
+    """Rows of the head that tells Gaussian classes apart: of n examples with the mean c a new one is N(m, S), with
+    m = B (B + W / n)^-1 c and S = W + (B^-1 + n W^-1)^-1. With classes of different sizes, S is that of their mean size.
+
+    Args:
+        x, y: support sets (B, S, F), (B, S).
+
+    Returns:
+        (B, way, F + 1), weights and biases.
+    """
+    mapping, between, mean = (t.to(x) for t in space)
+    means, count = class_means(x - mean, y, way)
+    n = count.clamp(min=1)[..., None]
+    expected = between / (between + 1 / n) * (means @ mapping)
+    scaled = expected / (1 + between / (1 + between * n.mean(1, keepdim=True)))
+    weight = scaled @ mapping.mT
+    bias = -0.5 * (expected * scaled).sum(-1, keepdim=True) - (weight * mean).sum(-1, keepdim=True)
+    return torch.cat([weight, bias], -1)
+
+
+class Metric(NamedTuple):
+    """A map of features after which class means are what `predictive_rows` is for one example: x + gains along axes, less what
+    all classes have in common, of one length. Few axes are enough: along all others it is the same for all."""
+
+    axes: Tensor  # (F, R)
+    gains: Tensor  # (R,)
+    mean: Tensor  # (F,)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., F) -> (..., F), of length sqrt(F)."""
+        x = x - self.mean
+        return F.normalize(x + (x @ self.axes * self.gains) @ self.axes.mT, dim=-1) * x.shape[-1] ** 0.5
+
+
+def metric_of(space: Space, rank: int) -> Metric:
+    """The symmetric square root of the inner product that `predictive_rows` takes of one example and a query, along the `rank`
+    axes where it is furthest from the multiple of the identity that it is along the rest."""
+    between = space.between.double()
+    gain = between / (between + 1) / (1 + between / (1 + between))
+    mapping = space.map.double()
+    values, axes = torch.linalg.eigh(mapping * gain @ mapping.mT)
+    roots = values.clamp(min=0).sqrt()
+    common = roots.median()
+    kept = (roots / common).log().abs().topk(min(rank, len(roots))).indices
+    return Metric(axes[:, kept].float().contiguous(), (roots[kept] / common - 1).float(), space.mean)
