@@ -1,11 +1,13 @@
 """Saved generators of other formats."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
 
-from mcdi import Generator, load
+from mcdi import Generator, OwnTasks, fit, load
 from mcdi.errors import McdiError
 from mcdi.generator.saving import FORMAT, load_method
 from mcdi.methods import make_method
@@ -29,6 +31,20 @@ def test_other_formats(tmp_path, saved, message):
     for read in (load, load_method):
         with pytest.raises(McdiError, match=message):
             read(tmp_path)
+
+
+def test_copies_and_pickles():
+    """As the content of files; a module of one's own goes along, since no file holds its code."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 40, 2)
+    y = (x[..., 0] > 0).long()
+    own = fit(OwnTasks(torch.nn.Linear(2, 2), x, y, shots=3), settings={"training": {"iterations": 2}})
+    drawings = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    for generator, support in ((own, (x[0], y[0])), (load("symbols"), (drawings, torch.tensor([0, 1, 0, 1])))):
+        weights = generator.generate(support)
+        for other in (copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))):
+            again = other.generate(support)
+            assert all(torch.equal(again[n], w) for n, w in weights.items()) and other.network is not generator.network
 
 
 def test_weights_from_a_file_answer_as_before(tmp_path):

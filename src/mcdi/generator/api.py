@@ -192,9 +192,9 @@ class Generator:
             raise McdiError("a chain is of one task: give x (S, ...) and y (S,)")
         examples, _ = self._centred(embedded, mask)
         sampling = replace(SAMPLERS["ddpm"], **{n: v for n, v in options.items() if v is not None})  # type: ignore[arg-type]
-        states = self.method.chain(self.network, examples, mask, seed=seed, sampling=sampling)
-        losses = torch.cat([self.network.loss(w, examples, mask) for _, w in states])
-        return Chain([t for t, _ in states], torch.cat([w for _, w in states]), losses, examples, mask)
+        times, states = zip(*self.method.chain(self.network, examples, mask, seed=seed, sampling=sampling), strict=True)
+        losses = torch.cat([self.network.loss(w, examples, mask) for w in states])
+        return Chain(list(times), torch.cat(states), losses, examples, mask)
 
     def _centred(self, examples: Examples, mask: Tensor) -> tuple[Examples, Tensor | None]:
         """The examples as the method reads them, and the centre that was subtracted, where the network wants that."""
@@ -229,7 +229,9 @@ class Generator:
         return squeeze_batch(refined) if single else refined
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the content of its two files, which holds no pickle."""
+        """Pickled as the content of its two files; as any object where no file holds the code of its module."""
+        if self.network.needs_module:
+            return object.__new__, (type(self),), self.__dict__
         return _unpickled, (saving.to_bytes(self.name, self.method, self.network), self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -245,9 +247,8 @@ class Generator:
         revision: str | None = None,
         commit_message: str = "Upload a generator of mcdi",
     ) -> str:
-        """Upload this generator to "user/name" on the Hugging Face Hub, with a card (`mcdi[hub]`), and return the address of
-        the commit. `mcdi push` does the same for a generator in its run, and its card says more. Raises McdiError when the Hub
-        cannot be reached or refuses."""
+        """Upload this generator to "user/name" on the Hugging Face Hub (`mcdi[hub]`), and return the address of the commit. The
+        card of `mcdi push`, for a generator in its run, says more. Raises McdiError when the Hub cannot be reached."""
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "generator"
             self.save_pretrained(folder)
@@ -295,6 +296,5 @@ def _unpickled(files: dict[str, bytes], device: str) -> Generator:
 
 
 def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:
-    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`; or a ready-made one, "symbols"; or `user/name` on
-    the Hugging Face Hub. Options are those of `Generator.from_pretrained`."""
+    """A ready-made generator ("symbols"), that in a folder, or `user/name` of the Hub; options as of `from_pretrained`."""
     return Generator.from_pretrained(model, device, **options)
