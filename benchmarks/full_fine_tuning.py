@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mcdi.experiments.run import load_family, provenance, read_run
 from mcdi.experiments.statistics import interval
 from mcdi.generator.api import load
-from mcdi.networks.backbones.vision import Embedder, cl2n
+from mcdi.networks.backbones.embedder import Embedder, cl2n
 from mcdi.networks.support import class_means, prototype_rows
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.photos import natural_images

@@ -31,7 +31,8 @@ from mcdi.errors import McdiError
 from mcdi.experiments.run import provenance
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, cl2n
+from mcdi.networks.backbones.embedder import Embedder, cl2n
+from mcdi.networks.backbones.vision import Conv4
 from mcdi.networks.linear_head import LinearHead
 from mcdi.serve.client import Client
 from mcdi.serve.limits import Refused

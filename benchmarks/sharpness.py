@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mcdi.experiments.run import provenance
 from mcdi.experiments.statistics import interval
-from mcdi.networks.backbones.vision import cl2n
+from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.base import Network
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.pixels import PixelNet

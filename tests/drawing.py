@@ -9,7 +9,8 @@ import torch
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, compute_features, train_backbone
+from mcdi.networks.backbones.embedder import Embedder, compute_features
+from mcdi.networks.backbones.vision import Conv4, train_backbone
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.glyphs import glyph_images

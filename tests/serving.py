@@ -12,7 +12,8 @@ from worlds import settings
 
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Conv4, Embedder, NoBackbone, cl2n
+from mcdi.networks.backbones.embedder import Embedder, cl2n
+from mcdi.networks.backbones.vision import Conv4, NoBackbone
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot

@@ -4,7 +4,7 @@ import torch
 
 from mcdi.methods import make_method
 from mcdi.methods.sampling import Sampling
-from mcdi.networks.backbones.vision import cl2n
+from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.curves import Sines
 from mcdi.tasks.episodes import FewShot

@@ -21,7 +21,8 @@ from mcdi.generator.c_header import c_header, rounded
 from mcdi.generator.network_files import write_network
 from mcdi.generator.plain import operations
 from mcdi.methods import make_method
-from mcdi.networks.backbones.vision import Embedder, NoBackbone
+from mcdi.networks.backbones.embedder import Embedder
+from mcdi.networks.backbones.vision import NoBackbone
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.own import OwnNetwork

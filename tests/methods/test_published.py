@@ -9,7 +9,8 @@ from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
 from mcdi.methods.published.vae import kl_divergence
-from mcdi.networks.backbones.vision import Conv4, Embedder
+from mcdi.networks.backbones.embedder import Embedder
+from mcdi.networks.backbones.vision import Conv4
 from mcdi.networks.heads import as_head
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.pixels import PixelNet

@@ -13,7 +13,8 @@ from mcdi.methods.mcdi.calibration import calibration_quantiles, confidence, sup
 from mcdi.methods.mcdi.method import Diffusion
 from mcdi.methods.mcdi.selection import choose_sampler
 from mcdi.methods.sampling import MIXING_WEIGHTS, SAMPLERS, Sampling
-from mcdi.networks.backbones.vision import Conv4, Embedder
+from mcdi.networks.backbones.embedder import Embedder
+from mcdi.networks.backbones.vision import Conv4
 from mcdi.networks.film import FilmHead
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.lora import LoraClassifier

@@ -6,16 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mcdi.networks.backbones.vision import (
-    BackboneLoss,
-    Conv4,
-    Embedder,
-    ResNet8,
-    augmented,
-    compute_features,
-    prototypical_loss,
-    train_backbone,
-)
+from mcdi.networks.backbones.embedder import Embedder, compute_features
+from mcdi.networks.backbones.vision import BackboneLoss, Conv4, ResNet8, augmented, prototypical_loss, train_backbone
 from mcdi.networks.linear_head import LinearHead
 
 

@@ -20,8 +20,9 @@ from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import load_family, make_family, read_run
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.calibration import support_log_odds
+from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.backbones.pretrained import ResNet, fetch
-from mcdi.networks.backbones.vision import Conv4, Embedder, ResNet8
+from mcdi.networks.backbones.vision import Conv4, ResNet8
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images import features

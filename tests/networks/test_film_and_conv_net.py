@@ -17,7 +17,8 @@ from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.baselines.reptile import Reptile
 from mcdi.methods.mcdi.prior import LinearPrior
 from mcdi.networks import batched
-from mcdi.networks.backbones.vision import Conv4, Embedder, ResNet8
+from mcdi.networks.backbones.embedder import Embedder
+from mcdi.networks.backbones.vision import Conv4, ResNet8
 from mcdi.networks.base import Network
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.film import FilmHead, film

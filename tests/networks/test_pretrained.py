@@ -20,8 +20,8 @@ from mcdi.errors import McdiError
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import load_family, read_run
 from mcdi.networks.backbones import pretrained
+from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.backbones.pretrained import RESNETS, Pretrained, ResNet, fetch, is_pretrained
-from mcdi.networks.backbones.vision import Embedder
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 MADE = {

@@ -8,7 +8,8 @@ import torch
 
 from mcdi.errors import McdiError
 from mcdi.networks import batched
-from mcdi.networks.backbones.vision import Conv4, Embedder, NoBackbone, ResNet8
+from mcdi.networks.backbones.embedder import Embedder
+from mcdi.networks.backbones.vision import Conv4, NoBackbone, ResNet8
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.curve import Curve
 from mcdi.networks.linear_head import LinearHead

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mcdi.networks.backbones.embedder import compute_features
 from mcdi.networks.backbones.pretrained import Pretrained
-from mcdi.networks.backbones.vision import compute_features
 from mcdi.tasks.images.feature_cache import cache_folder, caching
 
 PIXELS = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}

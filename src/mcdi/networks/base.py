@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks import batched
-from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.batched import State
 from mcdi.networks.support import members
 from mcdi.types import Examples

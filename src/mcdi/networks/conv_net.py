@@ -5,7 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.base import LastLayer
 from mcdi.networks.pixels import PixelNetwork
 from mcdi.networks.registry import register_network

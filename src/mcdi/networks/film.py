@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.networks.backbones.vision import Embedder, cl2n
+from mcdi.networks.backbones.embedder import Embedder, cl2n
 from mcdi.networks.batched import State
 from mcdi.networks.heads import Head, linear
 from mcdi.networks.registry import register_network

@@ -5,7 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.base import Network, NetworkTraits
 from mcdi.networks.batched import State
 from mcdi.networks.heads import CLOSED_FORM_HEADS, Condition, Head, linear

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.networks.backbones.vision import Embedder
+from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.base import LastLayer
 from mcdi.networks.batched import State
 from mcdi.networks.last_layer import EndsInLinear

@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
+from mcdi.networks.backbones.embedder import Embedder, compute_features
 from mcdi.networks.backbones.pretrained import EFFICIENTNET, Pretrained, fetch, is_pretrained
-from mcdi.networks.backbones.vision import (
-    BACKBONES,
-    Backbone,
-    Embedder,
-    Objective,
-    compute_features,
-    make_backbone,
-    train_backbone,
-)
+from mcdi.networks.backbones.vision import BACKBONES, Backbone, Objective, make_backbone, train_backbone
 from mcdi.networks.base import LastLayer
 from mcdi.networks.heads import Condition
 from mcdi.networks.registry import NETWORKS

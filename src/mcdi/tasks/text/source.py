@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
+from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.backbones.language import POOLED, LoraSettings
-from mcdi.networks.backbones.vision import cl2n, prototypical_loss, train_adamw
+from mcdi.networks.backbones.vision import prototypical_loss, train_adamw
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
