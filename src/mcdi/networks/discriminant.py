@@ -24,7 +24,7 @@ class Covariances(NamedTuple):
 
 
 def covariances(classes: Iterable[Tensor]) -> Covariances:
-    """From the examples (n, F) of every class. Raises McdiError where the examples of a class are all equal."""
+    """From the examples (n, F) of every class. Raises McdiError for fewer than two classes, or where nothing varies."""
     total, means, counts = torch.zeros(()).double(), list[Tensor](), list[int]()
     for examples in classes:
         x = examples.double().cpu()
@@ -32,8 +32,9 @@ def covariances(classes: Iterable[Tensor]) -> Covariances:
         counts.append(len(x))
         total = total + (x - means[-1]).mT @ (x - means[-1])
     within = total / max(1, sum(counts) - len(counts))
-    if not (means and within.trace() > 0):
-        raise McdiError("examples of a training class are all equal, they have no covariance: leave out what needs one")
+    if len(means) < 2 or not within.trace() > 0:
+        fault = "examples of a training class are all equal" if len(means) > 1 else "there are fewer than two training classes"
+        raise McdiError(f"{fault}: there is no covariance, leave out what needs one")
     centres = torch.stack(means)
     # Means of few examples differ also by what their examples happen to be.
     noise = within * float(torch.tensor(counts).double().reciprocal().mean())

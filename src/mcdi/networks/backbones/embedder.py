@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mcdi.networks.backbones.pretrained import Pretrained
 from mcdi.networks.backbones.vision import Backbone, Conv4, make_backbone
+from mcdi.networks.discriminant import Metric
 
 
 @torch.no_grad()
@@ -34,24 +35,31 @@ class Embedder(nn.Module):
     length. Without the common length Adam spends its steps on the many features that are nearly always 0, and heads of
     training classes generalise worse to unseen ones: regression of them is 1 to 2 points behind nearest prototypes.
     embedding: a second Embedder of the same images, by whose features tasks are embedded: they stand behind the
-    others."""
+    others. metric_axes: of a further map that knows how classes differ (`discriminant.Metric`); 0 for none."""
 
     bf16 = False  # whether networks compute in bfloat16; features stay float32
 
-    def __init__(self, backbone: Backbone, side: int = 28, embedding: "Embedder | None" = None) -> None:
+    def __init__(
+        self, backbone: Backbone, side: int = 28, embedding: "Embedder | None" = None, *, metric_axes: int = 0
+    ) -> None:
         super().__init__()
         self.backbone, self.side, self.embedding = backbone, side, embedding
         self.mean = nn.Buffer(torch.zeros(backbone.features))
+        self.metric_axes = metric_axes
+        if metric_axes:
+            self.axes, self.gains = nn.Buffer(torch.zeros(backbone.features, metric_axes)), nn.Buffer(torch.zeros(metric_axes))
+            self.centre = nn.Buffer(torch.zeros(backbone.features))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Embedder":
         """An untrained one that `config()` described. Raises McdiError for a backbone that this version does not know."""
         embedding = cls.from_config(config["embedding"]) if "embedding" in config else None
-        return cls(make_backbone(config), config["side"], embedding)
+        return cls(make_backbone(config), config["side"], embedding, metric_axes=config.get("metric_axes", 0))
 
     def config(self) -> dict[str, Any]:
-        more = {"model": self.backbone.described} if isinstance(self.backbone, Pretrained) else {}
+        more: dict[str, Any] = {"model": self.backbone.described} if isinstance(self.backbone, Pretrained) else {}
         more |= {} if self.embedding is None else {"embedding": self.embedding.config()}
+        more |= {"metric_axes": self.metric_axes} if self.metric_axes else {}
         return {"backbone": self.backbone.kind, "channels": self.backbone.channels, "side": self.side, **more}
 
     def _packaged(self) -> tuple[str, ...]:
@@ -85,6 +93,16 @@ class Embedder(nn.Module):
         self.mean.copy_(features.flatten(0, -2).mean(0))
         return cl2n(features, self.mean)
 
+    @property
+    def metric(self) -> Metric | None:
+        """The map behind the common length, where there is one. As long as it is not set, it only centres by zero."""
+        return Metric(self.axes, self.gains, self.centre) if self.metric_axes else None
+
+    def set_metric(self, metric: Metric) -> None:
+        """Take the numbers of `metric`, which has `metric_axes` axes."""
+        for own, given in zip((self.axes, self.gains, self.centre), metric, strict=True):
+            own.copy_(given)
+
     def activations(self, images: Tensor) -> Tensor:
         """Outputs of Conv4's last normalisation: uint8 images (..., channels, side, side) -> (..., P * F), pixel after
         pixel. Their ReLU, averaged over the P pixels, is the backbone's feature."""
@@ -95,7 +113,8 @@ class Embedder(nn.Module):
 
     def backbone_features(self, images: Tensor) -> Tensor:
         """Without the embedding: uint8 images (..., channels, side, side) -> (..., F)."""
-        return cl2n(self._features(self.backbone, images), self.mean)
+        features = cl2n(self._features(self.backbone, images), self.mean)
+        return features if self.metric is None else self.metric(features)
 
     def _features(self, network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.bf16):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.networks.backbones.embedder import Embedder, compute_features
+from mcdi.networks.backbones.embedder import Embedder, cl2n, compute_features
 from mcdi.networks.backbones.pretrained import EFFICIENTNET, Pretrained, fetch, is_pretrained
 from mcdi.networks.backbones.vision import BACKBONES, Backbone, Objective, make_backbone, train_backbone
 from mcdi.networks.base import LastLayer
@@ -19,6 +19,7 @@ from mcdi.networks.heads import Condition
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.class_images import ClassImages, with_rotations
+from mcdi.tasks.images.class_metric import choose_metric
 from mcdi.tasks.images.feature_cache import caching
 from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.tasks.images.omniglot import omniglot_images
@@ -53,6 +54,8 @@ class ImageSettings(FamilySettings):
         head: of conv-net and pixel-net: how the last layer is made.
         embedding: a second backbone, by whose features tasks are embedded while the head reads the first's (linear heads). One
             that is trained here is trained as the backbone is, with the next seed. "": none.
+        metric_axes: of a map of the backbone's features that knows how training classes differ, see networks.discriminant
+            (linear heads); 0: none.
     """
 
     channels: ClassVar[int] = 1
@@ -74,6 +77,7 @@ class ImageSettings(FamilySettings):
     filters: int = 8
     pixels: int = 14
     head: LastLayer = "generated"
+    metric_axes: int = 0
 
     def check(self) -> None:
         super().check()
@@ -94,6 +98,9 @@ class ImageSettings(FamilySettings):
             raise McdiError(f"side = {self.side} is too small for conv4: give at least {smallest}")
         if self.filters < 2 or self.filters % 2 or self.pixels < 6:
             raise McdiError(f"filters = {self.filters} must be even, and pixels = {self.pixels} at least 6")
+        if self.metric_axes and (self.metric_axes < 0 or self.network != "linear-head"):
+            given = f"metric_axes = {self.metric_axes}, network = {self.network!r}"
+            raise McdiError(f"a metric has a positive number of axes, and is for linear heads, not {given}: leave it out")
         for name in ("limit", "examples", "training_queries"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -205,11 +212,17 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
         if steps:
             run_training(losses, steps, folder, name, progress)
     backbones, features = [reader.backbone.cpu() for reader in readers.values()], {}
-    passes = [*images.values(), images["train"]]  # a backbone reads the training images once more, for their mean
+    # A backbone reads training images once more, for their mean, and those of validation for a metric.
+    passes = [*images.values(), images["train"], *([images["val"]] if embedder.metric_axes else [])]
     total = sum(x[:, :, 0, 0, 0].numel() for x in passes) * sum(isinstance(b, Pretrained) for b in backbones)
     with caching(backbones, device, lambda done: progress("images through the backbone", done, total, {})):
-        for reader in readers.values():
-            reader.fit(compute_features(reader.backbone, images["train"]))
+        trained = {n: reader.fit(compute_features(reader.backbone, images["train"])) for n, reader in readers.items()}
+        if embedder.metric_axes:
+            progress("metric", 0, 1, {})
+            counts: dict[str, Any] = {n: getattr(settings, n) for n in ("way", "shots", "queries")}
+            val = cl2n(compute_features(embedder.backbone, images["val"]), embedder.mean)
+            embedder.set_metric(choose_metric(trained["backbone"], val, embedder.metric_axes, **counts))
+            progress("metric", 1, 1, {})
         for number, (n, x) in enumerate(images.items(), 1):
             features[n] = network.embed(x)
             progress("features", number, len(images), {})
@@ -234,7 +247,8 @@ def _embedder(settings: ImageSettings, described: Mapping[str, Any] | None = Non
     if settings.embedding:
         other = _backbone(settings, settings.embedding, settings.seed + 1, models.get("embedding"))
         embedding = Embedder(other, settings.side)
-    return Embedder(_backbone(settings, settings.backbone, settings.seed, models.get("model")), settings.side, embedding)
+    backbone = _backbone(settings, settings.backbone, settings.seed, models.get("model"))
+    return Embedder(backbone, settings.side, embedding, metric_axes=min(settings.metric_axes, backbone.features))
 
 
 def _backbone(settings: ImageSettings, name: str, seed: int, described: Mapping[str, Any] | None) -> Backbone:
