@@ -99,12 +99,16 @@ def model_folder(context: Context, variant: Variant, seed: int) -> Path:
     return context.folder / "studies" / "models" / f"{variant.method}-{digest}-{seed}"
 
 
+def _label(variant: Variant, seed: int) -> str:
+    """Of its lines of progress."""
+    return " ".join([*(str(v) for v in variant.factors.values()), str(seed)])
+
+
 def trained(context: Context, variant: Variant, seed: int, progress: Progress) -> WeightGenerator:
     """The variant's generator, trained unless an earlier study has done so; its store must be prepared."""
     seed = context.recipe.evaluation.seeds[0] if variant.every_seed else seed
     target = model_folder(context, variant, seed)
-    label = " ".join([*(str(v) for v in variant.factors.values()), str(seed)])
-    train_method(on_variant(context, variant), variant.method, seed, target, log=partial(progress, label))
+    train_method(on_variant(context, variant), variant.method, seed, target, log=partial(progress, _label(variant, seed)))
     return load_method(target)
 
 
@@ -114,7 +118,10 @@ def _measure(shared: tuple[Path, str, Measure], job: tuple[Variant, int], progre
     path = _result_path(context, study, variant, seed)
     if path.exists():
         return
-    rows = measure(context, variant, trained(context, variant, seed, progress), seed)
+    method = trained(context, variant, seed, progress)
+    progress(f"{_label(variant, seed)}: measured", 0, 1, {})
+    rows = measure(context, variant, method, seed)
+    progress(f"{_label(variant, seed)}: measured", 1, 1, {})
     scores = {str(i): row.scores for i, row in enumerate(rows) if row.scores is not None}
     described = [[{**variant.factors, **row.factors}, row.figures, row.first] for row in rows]
     write_tensors(path, scores, {"rows": described, "seed": seed, "provenance": provenance()})
