@@ -16,6 +16,6 @@ fi
 if [ -n "$first" ]; then
     mkdir -p "$root/runs"
     "$root/.venv/bin/mcdi" demo symbols --out "$root/runs/symbols.png"
-    echo "Now the main job, the recipe glyphs: seven to fourteen minutes on two free cores, by their speed. Stop it whenever you like; ./run.sh resumes."
+    echo "Now the main job, the recipe glyphs: nine minutes on two slow cores. Stop it whenever you like; ./run.sh resumes."
 fi
 exec "$root/.venv/bin/mcdi" run "$recipe" --out "$root/runs/$(basename "$recipe" .toml)" "$@"
