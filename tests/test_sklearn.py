@@ -1,5 +1,6 @@
 """Classifiers with scikit-learn's habits: its own checks, pipelines, searches, pickles, and inputs of every kind."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,24 @@ class TestHeads:
 def digits() -> tuple[np.ndarray, np.ndarray]:
     data = load_digits(n_class=5)
     return (data.images / 16).astype(np.float32), data.target
+
+
+def test_a_folder_that_is_written_anew(worlds: dict[str, World], vectors: Generator, tmp_path: Path) -> None:
+    """A fitted classifier stays what it is, and the next one has the new generator."""
+    x, y = blobs()
+    vectors.save_pretrained(tmp_path)
+    first = GeneratedClassifier(tmp_path).fit(x, y)
+    was = first.predict_proba(x)
+    world = worlds["gauss"]
+    Generator("prototypes", world.method("prototypes"), world.family.downstream).save_pretrained(tmp_path)
+    os.utime(tmp_path / "config.json", (1, 1))
+    np.testing.assert_array_equal(first.predict_proba(x), was)
+    np.testing.assert_allclose(
+        GeneratedClassifier(tmp_path).fit(x, y).predict_proba(x),
+        PrototypeHead().fit(x, y).predict_proba(x),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 class TestImages:

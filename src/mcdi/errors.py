@@ -27,15 +27,8 @@ def explained(problem: str, cure: str, *kinds: type[Exception]) -> Iterator[None
 
 
 def optional(name: str, extra: str, user: str) -> Any:
-    """A module of an extra of this package. Raises McdiError, for what uses it, where it is not installed, or does not load
-    beside the installed torch, as a torchvision of another build does not."""
+    """A module of an extra of this package. Raises McdiError, for what uses it, where it is not installed."""
     try:
         return import_module(name)
     except ImportError as error:
         raise McdiError(f"{user} needs {name} ({error}): pip install 'mcdi[{extra}]'") from error
-    except (RuntimeError, OSError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise McdiError(
-            f"{user} needs {name}, which does not load beside this torch ({reason}): install torchvision from the index that "
-            "torch came from, for torch's CPU build pip install torchvision --index-url https://download.pytorch.org/whl/cpu"
-        ) from error

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError, optional
 from mcdi.generator.api import Generator, load
+from mcdi.generator.saving import CONFIG
 from mcdi.networks.support import class_means, least_squares_rows, prototype_rows
 from mcdi.tasks.images.files import fit_image, read_image
 from mcdi.utils.files import tensor_bytes, tensors_of
@@ -29,9 +30,16 @@ _labels = optional("sklearn.utils.multiclass", "sklearn", "mcdi.sklearn")
 
 
 @lru_cache(maxsize=4)
-def _loaded(generator: str, device: str) -> Generator:
-    """Grid searches make the same classifier again and again."""
+def _loaded(generator: str, device: str, saved: int) -> Generator:
+    """Grid searches make the same classifier again and again. saved: when, for a folder that is written anew."""
     return load(generator, device)
+
+
+def _reader(generator: str | Path | Generator | None, device: str) -> Generator | None:
+    if generator is None or isinstance(generator, Generator):
+        return generator
+    config = Path(generator) / CONFIG
+    return _loaded(str(generator), device, config.stat().st_mtime_ns if config.exists() else 0)
 
 
 class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[misc, name-defined]
@@ -43,15 +51,16 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
 
     generator: str | Path | Generator | None
     device: str
+    _generator: Generator | None
     _x: Tensor
     _y: NDArray[Any]
 
     @property
     def _source(self) -> Generator | None:
-        """What reads inputs that are no features."""
-        if self.generator is None or isinstance(self.generator, Generator):
-            return self.generator
-        return _loaded(str(self.generator), self.device)
+        """The generator, the same from `fit` on, whatever becomes of its folder."""
+        if "_generator" not in self.__dict__:
+            self._generator = _reader(self.generator, self.device)
+        return self._generator
 
     def fit(self, X: Any, y: ArrayLike) -> Self:
         """Weights from these examples alone.
@@ -66,7 +75,8 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
         Raises:
             ValueError: inputs of the wrong shape or kind; a McdiError where the generator refuses them.
         """
-        self.__dict__.pop("_x", None)
+        for name in ("_x", "_generator"):
+            self.__dict__.pop(name, None)
         return self.partial_fit(X, y)
 
     def partial_fit(self, X: Any, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
@@ -135,7 +145,7 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
 
     def __getstate__(self) -> dict[str, Any]:
         """Tensors as the bytes of a safetensors file."""
-        state = dict(super().__getstate__())
+        state = {n: v for n, v in super().__getstate__().items() if n != "_generator"}
         tensors = {"x": state.pop("_x")} | state.pop("weights_") if "_x" in state else {}
         return {**state, "_tensors": tensor_bytes(tensors)} if tensors else state
 

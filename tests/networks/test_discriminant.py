@@ -11,7 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.methods import make_method
 from mcdi.networks.backbones.embedder import Embedder, cl2n, compute_features
 from mcdi.networks.backbones.vision import Conv4
-from mcdi.networks.discriminant import Space, covariances, discriminant_space, metric_of
+from mcdi.networks.discriminant import Covariances, Space, covariances, discriminant_space, metric_of, shrunk
 from mcdi.networks.linear_head import LinearHead
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.class_metric import choose_metric
@@ -20,6 +20,11 @@ from mcdi.tasks.images.class_metric import choose_metric
 def classes(count: int, size: int, between: torch.Tensor, seed: int = 0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
     return between.sqrt() * torch.randn(count, 1, size, generator=g) + torch.randn(count, 30, size, generator=g)
+
+
+def spaced(found: Covariances, within: float, between: float) -> Space:
+    space = discriminant_space(found, within)
+    return space._replace(between=shrunk(space.between, between))
 
 
 class TestMetric:
@@ -39,7 +44,7 @@ class TestMetric:
 
     def test_lengths_are_equal_and_few_axes_are_enough(self):
         between = torch.cat([torch.tensor([30.0, 20, 10]), torch.full((29,), 0.1)])
-        space = discriminant_space(covariances(classes(400, 32, between)), 0.9).shrunk(0.5)
+        space = spaced(covariances(classes(400, 32, between)), 0.9, 0.5)
         x = torch.randn(50, 32)
         some, every = metric_of(space, 6)(x), metric_of(space, 32)(x)
         torch.testing.assert_close(some.norm(dim=-1), torch.full((50,), 32**0.5))
@@ -65,7 +70,7 @@ class TestMetric:
         one = Embedder(Conv4(), 16, metric_axes=5)
         images = torch.randint(0, 256, (12, 20, 1, 16, 16), dtype=torch.uint8)
         plain = one.fit(compute_features(one.backbone, images))
-        one.set_metric(metric_of(discriminant_space(covariances(plain), 0.7).shrunk(0.9), 5))
+        one.set_metric(metric_of(spaced(covariances(plain), 0.7, 0.9), 5))
         assert one.metric is not None
         torch.testing.assert_close(one(images), one.metric(cl2n(compute_features(one.backbone, images), one.mean)))
         other = Embedder.from_config(json.loads(json.dumps(one.config())))

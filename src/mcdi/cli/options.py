@@ -35,9 +35,12 @@ def _ready_made() -> list[str]:
     return ready_made_names()
 
 
-_OF_A_RUN = "a folder, e.g. runs/glyphs/methods/mc-di-0"
 Model = Annotated[
-    Path, typer.Argument(help=f"A generator: a ready-made one (see `mcdi models`), or {_OF_A_RUN}.", autocompletion=_ready_made)
+    Path,
+    typer.Argument(
+        help="A ready-made generator (see `mcdi models`), or a folder, e.g. runs/glyphs/methods/mc-di-0.",
+        autocompletion=_ready_made,
+    ),
 ]
 ShownModel = Annotated[
     str | None, typer.Argument(help="Print the card of this one.", metavar="NAME", autocompletion=_ready_made)

@@ -1,6 +1,5 @@
 """The user's API: load(folder).generate(support) gives weights ready for load_state_dict or functional_call."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,9 +191,9 @@ class Generator:
             raise McdiError("a chain is of one task: give x (S, ...) and y (S,)")
         examples, _ = self._centred(embedded, mask)
         sampling = replace(SAMPLERS["ddpm"], **{n: v for n, v in options.items() if v is not None})  # type: ignore[arg-type]
-        times, states = zip(*self.method.chain(self.network, examples, mask, seed=seed, sampling=sampling), strict=True)
-        losses = torch.cat([self.network.loss(w, examples, mask) for w in states])
-        return Chain(list(times), torch.cat(states), losses, examples, mask)
+        states = self.method.chain(self.network, examples, mask, seed=seed, sampling=sampling)
+        losses = torch.cat([self.network.loss(w, examples, mask) for _, w in states])
+        return Chain([t for t, _ in states], torch.cat([w for _, w in states]), losses, examples, mask)
 
     def _centred(self, examples: Examples, mask: Tensor) -> tuple[Examples, Tensor | None]:
         """The examples as the method reads them, and the centre that was subtracted, where the network wants that."""
@@ -247,13 +246,11 @@ class Generator:
         revision: str | None = None,
         commit_message: str = "Upload a generator of mcdi",
     ) -> str:
-        """Upload this generator to "user/name" on the Hugging Face Hub (`mcdi[hub]`), and return the address of the commit. The
-        card of `mcdi push`, for a generator in its run, says more. Raises McdiError when the Hub cannot be reached."""
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "generator"
-            self.save_pretrained(folder)
-            options: dict[str, Any] = {"private": private, "token": token, "branch": revision, "message": commit_message}
-            return saving.push(folder, repo_id, card=saving.model_card(repo_id, folder), **options)
+        """Upload this generator to "user/name" on the Hugging Face Hub, with a card (`mcdi[hub]`), and return the address of
+        the commit. `mcdi push` does the same for a generator in its run, and its card says more. Raises McdiError when the Hub
+        cannot be reached or refuses."""
+        options: dict[str, Any] = {"private": private, "token": token, "branch": revision, "message": commit_message}
+        return saving.push_generator((self.name, self.method, self.network), repo_id, **options)
 
     @classmethod
     def from_pretrained(
@@ -296,5 +293,6 @@ def _unpickled(files: dict[str, bytes], device: str) -> Generator:
 
 
 def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:
-    """A ready-made generator ("symbols"), that in a folder, or `user/name` of the Hub; options as of `from_pretrained`."""
+    """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`; or a ready-made one, "symbols"; or `user/name` on
+    the Hugging Face Hub. Options are those of `Generator.from_pretrained`."""
     return Generator.from_pretrained(model, device, **options)

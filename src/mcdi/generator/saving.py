@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mcdi.errors import McdiError, explained, optional
-from mcdi.generator.ready_made import README, READY_MADE
+from mcdi.generator.ready_made import README, READY_MADE, ready_made_names
 from mcdi.methods import WeightGenerator, make_method
 from mcdi.networks.base import Network
 from mcdi.networks.registry import NETWORKS, build
@@ -90,9 +90,7 @@ def load_method(folder: Path) -> WeightGenerator:
 
 def ready_made(model: str | Path) -> Path | None:
     """The folder of a generator of the package, by its name; None for all else, and where there is a folder of that name."""
-    folder = Path(model)
-    known = not folder.exists() and len(folder.parts) == 1 and (READY_MADE / folder / CONFIG).exists()
-    return READY_MADE / folder if known else None
+    return READY_MADE / model if str(model) in ready_made_names() and not Path(model).exists() else None
 
 
 def is_id(model: str | Path) -> bool:
@@ -145,6 +143,14 @@ def push(folder: Path, repo: str, *, card: str, message: str = "Upload a generat
     cure = "check the name, the network, and your token (hf auth login)"
     with explained(f"the upload to {repo} on the Hugging Face Hub failed", cure):
         return str(Saved().push_to_hub(repo, commit_message=message, **options))
+
+
+def push_generator(generator: tuple[str, WeightGenerator, Network], repo: str, **options: Any) -> str:
+    """`push` of a generator that lies in no folder: the name of its method, the method and its network."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "generator"
+        save(folder, *generator)
+        return push(folder, repo, card=model_card(repo, folder), **options)
 
 
 CARD = """---

@@ -4,7 +4,7 @@ Examples are N(m, W) around the mean m of their class, and means are N(mean, B),
 (probabilistic linear discriminant analysis; Ioffe, ECCV 2006).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,11 @@ def covariances(classes: Iterable[Tensor]) -> Covariances:
     return Covariances(within, torch.cov(centres.mT) - noise, centres.mean(0))
 
 
+def shrunk(variances: Tensor, share: float) -> Tensor:
+    """Mixed with their mean."""
+    return (1 - share) * variances + share * variances.mean()
+
+
 class Space(NamedTuple):
     """Where features have the covariance 1 within a class and a diagonal one between classes: z = (x - mean) map."""
 
@@ -48,19 +53,29 @@ class Space(NamedTuple):
     between: Tensor  # (F,), variances of class means
     mean: Tensor  # (F,)
 
-    def shrunk(self, share: float) -> "Space":
-        """With variances between classes that are mixed with their mean."""
-        return self._replace(between=(1 - share) * self.between + share * self.between.mean())
-
 
 def discriminant_space(found: Covariances, share: float) -> Space:
     """share: of a multiple of the identity in the covariance within a class."""
     values, axes = torch.linalg.eigh(found.within)
-    variances = (1 - share) * values + share * values.mean()
-    white = axes / variances.clamp(min=1e-6 * float(values.mean())).sqrt()
+    white = axes / shrunk(values, share).clamp(min=1e-6 * float(values.mean())).sqrt()
     between, axes = torch.linalg.eigh(white.mT @ found.between @ white)
     between = between.clamp(min=1e-6 * max(1e-12, float(between.clamp(min=0).mean())))
     return Space((white @ axes).float().contiguous(), between.float(), found.mean.float())
+
+
+def best_space(
+    found: Covariances, within: Sequence[float], between: Sequence[float], score: Callable[[Space], float]
+) -> tuple[Space, dict[str, float]]:
+    """The space with the highest score, and its shares: of multiples of the identity in the covariance within a class, and in
+    the one between classes where the first is 1."""
+
+    def tried() -> Iterator[tuple[Space, dict[str, float]]]:
+        for w in within:
+            space = discriminant_space(found, w)
+            for b in between:
+                yield space._replace(between=shrunk(space.between, b)), {"within": w, "between": b}
+
+    return max(tried(), key=lambda one: score(one[0]))
 
 
 def predictive_rows(space: Space, x: Tensor, y: Tensor, way: int) -> Tensor:

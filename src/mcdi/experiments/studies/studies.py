@@ -164,7 +164,7 @@ ABOUT = {
     "compare": "every method: accuracy, milliseconds to adapt, seconds of training, parameters, memory",
     "parts": "which part of a network is generated: none, the classifier, biases and norms, or all of it",
     "size": "networks of 8, 16 and 32 filters a layer: generated, and one body for all tasks",
-    "trained-chains": "whole networks: every objective with each way of training its chain, in an eighth of the time",
+    "trained-chains": "whole networks: every objective with each way of training its chain, on an eighth of the tasks",
     "transfer": "heads for other data sets, on which nothing was trained: `mcdi transfer`",
 }
 STUDIES: dict[str, Study] = {

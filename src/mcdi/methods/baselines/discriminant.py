@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mcdi.methods.base import Log, register_method, silent
 from mcdi.methods.baselines.closed_form import FACTS, TUNING_TASKS, ClosedForm, ClosedFormSettings
-from mcdi.networks.discriminant import Space, covariances, discriminant_space, predictive_rows
+from mcdi.networks.discriminant import Space, best_space, covariances, predictive_rows, shrunk
 from mcdi.networks.heads import Head
 from mcdi.networks.support import class_means
 from mcdi.tasks.family import TaskFamily
@@ -57,7 +57,7 @@ class DiscriminantAnalysis(ClosedForm):
 
     def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
         means, _ = class_means(net.frozen_features(support.x), support.y, way)
-        variances = (1 - value) * self.variances + value * self.variances.mean()
+        variances = shrunk(self.variances, value)
         along = means @ self.axes.to(means)
         scaled = along / variances.to(means)
         return torch.cat([scaled @ self.axes.to(means).mT, -0.5 * (along * scaled).sum(-1, keepdim=True)], -1)
@@ -107,17 +107,17 @@ class ProbabilisticDiscriminant(ClosedForm):
             return super().fit(family, data, seed=seed, log=log, folder=folder)  # refuses it
         found = covariances(training_classes(family, net))
         tasks = [family.sample("val", range(TUNING_TASKS), shots=shots) for shots in family.shots]
-        best, best_space = -1.0, self.space
-        for done, within in enumerate(self.shares_within, 1):
-            space = discriminant_space(found, within)
-            for between in self.shares_between:
-                self.space = space.shrunk(between)
-                heads = [self._weights(net, t.support, t.mask, 0.0) for t in tasks]
-                scores = [net.score(w, t.query, t.mask).mean() for w, t in zip(heads, tasks, strict=True)]
-                if (score := float(torch.stack(scores).mean())) > best:
-                    best, best_space, self.chosen = score, self.space, {"within": within, "between": between}
-            log(done, len(self.shares_within), {"score": best})
-        self.space = best_space
+        total, scores = len(self.shares_within) * len(self.shares_between), list[float]()
+
+        def score(space: Space) -> float:
+            self.space = space
+            heads = [self._weights(net, t.support, t.mask, 0.0) for t in tasks]
+            of_shots = [net.score(w, t.query, t.mask).mean() for w, t in zip(heads, tasks, strict=True)]
+            scores.append(float(torch.stack(of_shots).mean()))
+            log(len(scores), total, {"score": max(scores)})
+            return scores[-1]
+
+        self.space, self.chosen = best_space(found, self.shares_within, self.shares_between, score)
         return self
 
     def config(self) -> dict[str, Any]:

@@ -7,21 +7,12 @@ from torch import Tensor
 
 from mcdi.errors import optional
 from mcdi.methods.base import register_method
-from mcdi.methods.baselines.closed_form import ClosedForm, ClosedFormSettings
+from mcdi.methods.baselines.closed_form import FACTS, ClosedForm
 from mcdi.networks.heads import Head
 from mcdi.types import Examples
 
 
-@register_method(
-    "logistic-regression",
-    settings=ClosedFormSettings,
-    label="logistic regression",
-    colour="#7a5195",
-    marker="d",
-    draws_at_random=False,
-    networks="heads",
-    gradient_free=False,
-)
+@register_method("logistic-regression", label="logistic regression", colour="#7a5195", marker="d", gradient_free=False, **FACTS)
 class LogisticRegression(ClosedForm):
     """scikit-learn's LogisticRegression on every support set, its penalty tuned on validation tasks."""
 

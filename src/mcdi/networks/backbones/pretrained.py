@@ -80,7 +80,7 @@ class ResNet(nn.Module):
 
 # What most models were trained with (ImageNet), where a folder does not say.
 PIXELS: dict[str, Any] = {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-AT_ONCE, FEW = 64, 4  # images: a large network's maps fill memory; on a CPU those of few stay in cache, three times as fast
+AT_ONCE, FEW = 64, 4  # images: a large network's maps fill memory; on a CPU those of few stay in cache
 
 EFFICIENTNET = "efficientnet-lite0"  # ImageNet weights that come with a dependency, 1,280 features
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of their file
@@ -176,7 +176,7 @@ def _efficientnet() -> Pretrained:
 
 
 def _folded(net: nn.Module) -> nn.Module:
-    """The same function in half the time on a CPU: normalisations folded into the convolutions before them, activations in
+    """The same function in less time: normalisations folded into the convolutions before them, activations in
     place, and zeros around an image left to the convolution where all sides have as many."""
     for parent in list(net.modules()):
         children = list(parent.named_children())
@@ -230,7 +230,11 @@ def _pixels(model: str) -> dict[str, Any]:
 
 
 def _of_timm(name: str, model: str, *, pretrained: bool, pixels: Mapping[str, Any] | None = None) -> Pretrained:
-    timm = optional("timm", "vision", "this network")
+    # Its torchvision is by default a CUDA build, which fails beside the CPU build of torch.
+    index = "for torch's CPU build pip install torchvision --index-url https://download.pytorch.org/whl/cpu"
+    cure = f"install torchvision from the index that torch came from, {index}"
+    with explained("timm does not load beside this torch", cure, RuntimeError, OSError):
+        timm = optional("timm", "vision", "this network")
     made = timm.create_model(model, pretrained=pretrained, num_classes=0)
     if pixels is None:
         config = timm.data.resolve_model_data_config(made)

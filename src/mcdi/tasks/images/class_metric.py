@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mcdi.networks.discriminant import Metric, covariances, discriminant_space, metric_of
+from mcdi.networks.discriminant import Metric, Space, best_space, covariances, metric_of
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.support import class_means, prototype_rows
 from mcdi.tasks.episodes import FewShot
@@ -22,19 +22,17 @@ def choose_metric(train: Tensor, val: Tensor, axes: int, *, way: int, shots: Seq
         axes: of the metric.
         way, shots, queries: of the tasks.
     """
-    found, best, chosen = covariances(train), -1.0, None
     net = LinearHead(train.shape[-1], way)
-    for within in SHARES_WITHIN:
-        space = discriminant_space(found, within)
-        for between in SHARES_BETWEEN:
-            metric = metric_of(space.shrunk(between), axes)
-            family = FewShot("metric", net, {"val": metric(val)}, way=way, shots=shots, queries=queries)
-            scores = []
-            for n in family.shots:
-                tasks = family.sample("val", range(TASKS), shots=n)
-                rows = prototype_rows(class_means(tasks.support.x, tasks.support.y, way)[0])
-                scores.append(net.score(rows, tasks.query, tasks.mask).mean())
-            if (score := float(torch.stack(scores).mean())) > best:
-                best, chosen = score, metric
-    assert chosen is not None
-    return chosen
+
+    def score(space: Space) -> float:
+        mapped = metric_of(space, axes)(val)
+        family = FewShot("metric", net, {"val": mapped}, way=way, shots=shots, queries=queries)
+        scores = []
+        for n in family.shots:
+            tasks = family.sample("val", range(TASKS), shots=n)
+            rows = prototype_rows(class_means(tasks.support.x, tasks.support.y, way)[0])
+            scores.append(net.score(rows, tasks.query, tasks.mask).mean())
+        return float(torch.stack(scores).mean())
+
+    space, _ = best_space(covariances(train), SHARES_WITHIN, SHARES_BETWEEN, score)
+    return metric_of(space, axes)

@@ -52,11 +52,12 @@ class FeatureCache:
 def caching(backbones: Iterable[object], device: str, seen: Callable[[int], None]) -> Iterator[None]:
     """Within the block pretrained ones among `backbones` compute on `device` and read and write the cache; `seen` hears of the
     images so far."""
-    pretrained, counts = [b for b in backbones if isinstance(b, Pretrained)], list[int]()
+    pretrained, total = [b for b in backbones if isinstance(b, Pretrained)], 0
 
     def count(images: int) -> None:
-        counts.append(images)
-        seen(sum(counts))
+        nonlocal total
+        total += images
+        seen(total)
 
     for backbone in pretrained:
         backbone.cache = FeatureCache(backbone, cache_folder(), count)

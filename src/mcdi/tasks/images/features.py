@@ -14,7 +14,7 @@ from mcdi.errors import McdiError
 from mcdi.networks.backbones.embedder import Embedder, cl2n, compute_features
 from mcdi.networks.backbones.pretrained import EFFICIENTNET, Pretrained, fetch, is_pretrained
 from mcdi.networks.backbones.vision import BACKBONES, Backbone, Objective, make_backbone, train_backbone
-from mcdi.networks.base import LastLayer
+from mcdi.networks.base import LastLayer, Network
 from mcdi.networks.heads import Condition
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.episodes import FewShot
@@ -211,7 +211,25 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
         losses = partial(train_backbone, reader.backbone.to(device), training, steps=steps, seed=seed, **options)
         if steps:
             run_training(losses, steps, folder, name, progress)
-    backbones, features = [reader.backbone.cpu() for reader in readers.values()], {}
+    features = _read(settings, readers, network, images, device, progress)
+    described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
+    write_tensors(folder / BACKBONE, embedder.saved(), described)
+    for name in readers:
+        checkpoint_of(folder, name).unlink(missing_ok=True)
+    write_tensors(folder / FEATURES, features, {"groups": groups})
+
+
+def _read(
+    settings: ImageSettings,
+    readers: Mapping[str, Embedder],
+    network: Network,
+    images: Mapping[str, Tensor],
+    device: str,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Fit the readers to the training images; the features of all images through them."""
+    embedder, features = readers["backbone"], {}
+    backbones = [reader.backbone.cpu() for reader in readers.values()]
     # A backbone reads training images once more, for their mean, and those of validation for a metric.
     passes = [*images.values(), images["train"], *([images["val"]] if embedder.metric_axes else [])]
     total = sum(x[:, :, 0, 0, 0].numel() for x in passes) * sum(isinstance(b, Pretrained) for b in backbones)
@@ -226,11 +244,7 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
         for number, (n, x) in enumerate(images.items(), 1):
             features[n] = network.embed(x)
             progress("features", number, len(images), {})
-    described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
-    write_tensors(folder / BACKBONE, embedder.saved(), described)
-    for name in readers:
-        checkpoint_of(folder, name).unlink(missing_ok=True)
-    write_tensors(folder / FEATURES, features, {"groups": groups})
+    return features
 
 
 def _training_images(settings: ImageSettings, splits: Mapping[str, ClassImages]) -> Tensor:
