@@ -18,7 +18,7 @@ from mcdi.experiments import symbols
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import Context
 from mcdi.experiments.studies import reproduce, whole
-from mcdi.generator import saving
+from mcdi.generator import ready_made
 from mcdi.methods import make_method
 from mcdi.methods.mcdi.loss import DenoisingLoss
 from mcdi.trajectories.prepare import Preparation, prepare, trajectories
@@ -158,7 +158,7 @@ def test_a_stopped_training_ends_with_the_same_weights(run: Path, tmp_path: Path
 def test_a_ready_made_generator_is_found_by_name_and_shown(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(saving, "READY_MADE", run / "methods")
+    monkeypatch.setattr(ready_made, "READY_MADE", run / "methods")
     monkeypatch.setattr(symbols, "MODEL", "mc-di-0")
     monkeypatch.setattr(symbols, "CLASSES", 8)
     monkeypatch.setattr(symbols, "UNSEEN", 4)
@@ -186,6 +186,8 @@ class TestStudies:
         assert weights == {"4": 4 * 9 + 3 * 4 * 36 + 4 * 12 + 15, "6": 6 * 9 + 3 * 6 * 54 + 6 * 4 * 3 + 21}
         assert {(r["method"], r["filters"]) for r in rows} == {(m, f) for m in ("mc-di", "protonet", "r2-d2") for f in "46"}
         assert len(self.stores(run) - before) == 1
+        chosen = {json.dumps(v.settings.get("sampling")) for v in whole.sizes(Context(run).recipe) if v.method == "mc-di"}
+        assert chosen == {json.dumps(whole.ONE_STEP)}  # the same at every size
         assert {r["filters"] for r in rows if r["method"] == "mc-di" and r["mse_mean"]} == {"4"}  # the run's reference is of it
 
     def stores(self, run: Path) -> set[Path]:
@@ -207,6 +209,7 @@ class TestStudies:
         measured = {r["trained by"]: bool(r["mse_mean"]) for r in rows}
         assert measured == {way: "learnt start" not in way for way in measured}  # the run has no reference of that start
         settings = {v.factors["trained by"]: v.settings for v in whole.trained_chains(Context(run).recipe)}
+        assert len({(s["fresh_tasks"], s["training"]["iterations"]) for s in settings.values()}) == 1  # all cost the same
         assert settings["task loss, 1 step"]["functional_steps"] == 1 and not settings["task loss, 1 step"]["response"]
 
     def test_other_recipes_are_refused(self, done: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mcdi.errors import McdiError, explained, optional
-from mcdi.generator.ready_made import README, READY_MADE, ready_made_names
+from mcdi.generator.ready_made import README, ready_made
 from mcdi.methods import WeightGenerator, make_method
 from mcdi.networks.base import Network
 from mcdi.networks.registry import NETWORKS, build
@@ -86,11 +86,6 @@ def load_method(folder: Path) -> WeightGenerator:
     config, parts = _read_saved(folder)
     with _belonging(folder):
         return make_method(config["method"], config["settings"]).restore(config, parts["method"])
-
-
-def ready_made(model: str | Path) -> Path | None:
-    """The folder of a generator of the package, by its name; None for all else, and where there is a folder of that name."""
-    return READY_MADE / model if str(model) in ready_made_names() and not Path(model).exists() else None
 
 
 def is_id(model: str | Path) -> bool:

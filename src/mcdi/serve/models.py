@@ -13,7 +13,8 @@ from mcdi.generator.api import Generator, load
 from mcdi.generator.exported import FILES as EXPORTED
 from mcdi.generator.exported import Exported
 from mcdi.generator.plain import plain_network
-from mcdi.generator.saving import FILES, ready_made
+from mcdi.generator.ready_made import ready_made
+from mcdi.generator.saving import FILES
 from mcdi.methods.sampling import Sampling, SupportsSampling
 from mcdi.serve.limits import Limits, Refused
 from mcdi.serve.wire import ModelInfo

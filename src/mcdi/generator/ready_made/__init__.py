@@ -14,6 +14,11 @@ def ready_made_names() -> list[str]:
     return sorted(path.parent.name for path in READY_MADE.glob("*/config.json"))
 
 
+def ready_made(model: str | Path) -> Path | None:
+    """The folder of the ready-made generator of a name; None for all else, and where there is a folder of that name."""
+    return READY_MADE / model if str(model) in ready_made_names() and not Path(model).exists() else None
+
+
 def card_of(name: str) -> str:
     """The card of a ready-made generator. Raises McdiError where there is none of that name."""
     if name not in ready_made_names():
