@@ -276,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--networks", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--networks", nargs="+", choices=SIZES, help="default: all, and then the growth of memory")
     parser.add_argument("--grow", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.grow:
@@ -285,9 +285,9 @@ def main() -> None:
     console = Console(width=170)
     console.print(f"preparation: {provenance()}")
     console.print(f"a matrix product reaches {peak() / 1e9:.1f} GFLOP/s on one thread")
-    rows = (speed(case, arguments.rounds, arguments.device) for case in arguments.networks)
+    rows = (speed(case, arguments.rounds, arguments.device) for case in arguments.networks or SIZES)
     console.print(table_of(f"tasks a second, {EPOCHS} Adam steps each; {arguments.device}", COLUMNS, rows))
-    if arguments.device != "cpu":
+    if arguments.device != "cpu" or arguments.networks:
         return
     console.print(f"the plain loop's time on Conv-4, one thread: {profile(CASES['conv']())}")
     rows = (row for name in GROWTH for row in growth(name))
