@@ -22,6 +22,7 @@ from mcdi.experiments.run import load_family, read_run
 from mcdi.networks.backbones import pretrained
 from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.backbones.pretrained import RESNETS, Pretrained, ResNet, fetch, is_pretrained
+from mcdi.tasks.images.files import read_image
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 MADE = {
@@ -293,7 +294,13 @@ validation = 6
     try:
         assert load_family(read_run(run).family, run).downstream.features == 16
         generator = package.load(run / "methods" / "mc-di-0")
-        x = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
+        assert generator.image_shape == (3, 32, 32)  # what the backbone reads, not what its training images have
+        file = tmp_path / "images" / "train" / "class0" / "0.png"
+        embedder = generator.network.embedder
+        stored = embedder(read_image(file, (3, 20, 20), "")[None])
+        read = embedder(read_image(file, generator.image_shape, "")[None])
+        torch.testing.assert_close(read, stored, rtol=0, atol=0.05 * float(stored.std()))
+        x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
         weights = generator.generate((x, torch.tensor([0, 1, 0, 1])))
         assert weights["weight"].shape == (2, 16) and generator.predict(weights, x).shape == (4, 2)
     finally:

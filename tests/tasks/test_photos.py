@@ -140,6 +140,13 @@ class TestLayouts:
         first = read_image(memoryview(photo(10, 9, 8)), (3, 4, 4), "")  # of the class in place 5, "20"
         assert torch.equal(got["train"].images[got["train"].names.index("20"), 0], first)
 
+    def test_an_npz_may_have_a_split_of_its_classes(self, packed, tmp_path):
+        of = np.arange(25) % 3
+        np.savez(tmp_path / "a.npz", **packed, class_split=of)
+        got = natural_images(tmp_path / "a.npz", size=4)
+        for number, split in enumerate(SPLITS):
+            assert got[split].names == tuple(sorted(packed["classes"][of == number]))
+
     def test_labels_need_no_order(self, packed, tmp_path):
         np.savez(tmp_path / "a.npz", **packed)
         files = [packed["encoded"][a:b] for a, b in zip(packed["offset"][:-1], packed["offset"][1:], strict=True)]
@@ -221,6 +228,9 @@ class TestRefusals:
             (lambda a: a["label"].__setitem__(slice(2), 2), "class 25 of the train split holds no image"),
             (lambda a: a["classes"].__setitem__(0, "3"), "damaged: two classes have the same name"),
             (lambda a: a.update(label=a["label"] % 9, classes=a["classes"][:9]), "9 classes, but of every 25 classes 16 are"),
+            (lambda a: a.update(class_split=np.arange(24) % 3), "damaged: class_split must be 0, 1 or 2 for each of 25"),
+            (lambda a: a.update(class_split=np.arange(25) % 4), "damaged: class_split must be 0, 1 or 2 for each of 25"),
+            (lambda a: a.update(class_split=np.arange(25) % 2), "holds no classes for the test split"),
             (lambda a: a["encoded"].__setitem__(slice(0, 30), 0), "image 0 of class 25 cannot be read as an image"),
         ],
     )

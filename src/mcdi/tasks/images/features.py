@@ -256,13 +256,15 @@ def _training_images(settings: ImageSettings, splits: Mapping[str, ClassImages])
 
 
 def _embedder(settings: ImageSettings, described: Mapping[str, Any] | None = None) -> Embedder:
-    """With untrained networks; pretrained ones are fetched, or rebuilt without their weights from what is `described`."""
-    models, embedding = described or {}, None
-    if settings.embedding:
-        other = _backbone(settings, settings.embedding, settings.seed + 1, models.get("embedding"))
-        embedding = Embedder(other, settings.side)
+    """With untrained networks; pretrained ones are fetched, or rebuilt without their weights from what is `described`.
+    Where all are pretrained, a user's images are read at their size, whatever the side of the training images."""
+    models = described or {}
     backbone = _backbone(settings, settings.backbone, settings.seed, models.get("model"))
-    return Embedder(backbone, settings.side, embedding, metric_axes=min(settings.metric_axes, backbone.features))
+    other = _backbone(settings, settings.embedding, settings.seed + 1, models.get("embedding")) if settings.embedding else None
+    scaled = [b.scaled for b in (backbone, other) if isinstance(b, Pretrained)]
+    side = settings.side if len(scaled) < 2 - (other is None) else max(scaled)
+    embedding = None if other is None else Embedder(other, side)
+    return Embedder(backbone, side, embedding, metric_axes=min(settings.metric_axes, backbone.features))
 
 
 def _backbone(settings: ImageSettings, name: str, seed: int, described: Mapping[str, Any] | None) -> Backbone:

@@ -85,7 +85,8 @@ def fit_image(image: Image.Image, shape: Shape, where: str) -> Tensor:
     width, height = colours.size
     edge = min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2
-    small = colours.resize((side, side), Image.Resampling.BOX, box=(left, top, left + edge, top + edge))
+    smooth = Image.Resampling.BOX if edge >= side else Image.Resampling.BICUBIC  # enlarged, BOX repeats pixels
+    small = colours.resize((side, side), smooth, box=(left, top, left + edge, top + edge))
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 

@@ -1,6 +1,7 @@
 """Colour images of many classes, and of the same classes in several domains: one file of JPEGs, or the usual layouts.
 
-- a `.npz` of encoded images: `encoded` (uint8, all files one after another), `offset` (N + 1), `label` (N), `classes`;
+- a `.npz` of encoded images: `encoded` (uint8, all files one after another), `offset` (N + 1), `label` (N), `classes` and,
+  where classes have a split of their own, `class_split` (0 for training, 1 for validation, 2 for the test);
 - Mini-ImageNet as Ravi and Larochelle published it (2017): `train.csv`, `val.csv`, `test.csv` (filename,label) and `images/`;
 - `train/`, `val/`, `test/`, a folder a class in each: Tiered-ImageNet (1803.00676), CUB, any collection of one's own;
 - a folder a class: the train/ of ImageNet-1k, any collection of one's own.
@@ -75,12 +76,17 @@ def read_classes(classes: Classes, size: int, examples: int | None) -> ClassImag
 
 
 def _npz(path: Path) -> dict[str, Classes]:
-    arrays = npz_arrays(path, KEYS)
+    arrays = npz_arrays(path, KEYS, optional=("class_split",))
     classes: Classes = {str(name): [] for name in arrays["classes"]}
     names = list(classes)
     for of, source in zip(arrays["label"].tolist(), arrays["encoded"], strict=True):
         classes[names[of]].append(source)
-    return _split(classes, path)
+    if "class_split" not in arrays:
+        return _split(classes, path)
+    own = arrays["class_split"].tolist()
+    if len(own) != len(names) or set(own) - set(range(len(SPLITS))):
+        raise McdiError(f"{path} is damaged: class_split must be 0, 1 or 2 for each of {len(names)} classes; make it again")
+    return {split: {n: classes[n] for n, of in zip(names, own, strict=True) if of == i} for i, split in enumerate(SPLITS)}
 
 
 def _split(classes: Classes, path: Path) -> dict[str, Classes]:
@@ -94,13 +100,14 @@ def _split(classes: Classes, path: Path) -> dict[str, Classes]:
     return splits
 
 
-def npz_arrays(path: Path, keys: Sequence[str], plain: Sequence[str] = ()) -> dict[str, Any]:
-    """The arrays `keys` of a `.npz`, with `encoded` cut into images; `plain` where it has the first of those instead.
-    Raises McdiError naming the fault."""
+def npz_arrays(path: Path, keys: Sequence[str], plain: Sequence[str] = (), optional: Sequence[str] = ()) -> dict[str, Any]:
+    """The arrays `keys` of a `.npz`, with `encoded` cut into images; `plain` where it has the first of those instead; of
+    `optional` what it has. Raises McdiError naming the fault."""
     kinds = OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error
     cure = f"it needs {', '.join(keys)}, no pickles"
     with explained(f"{path} is no .npz of images", cure, *kinds), np.load(path, allow_pickle=False) as file:
-        arrays: dict[str, Any] = {key: file[key] for key in (plain if plain and plain[0] in file.files else keys)}
+        wanted = [*(plain if plain and plain[0] in file.files else keys), *(key for key in optional if key in file.files)]
+        arrays: dict[str, Any] = {key: file[key] for key in wanted}
     if "encoded" in arrays:
         if fault := _fault(*(arrays[key] for key in KEYS)):
             raise McdiError(f"{path} is damaged: {fault}; make it again")
