@@ -117,15 +117,16 @@ class ProbabilisticDiscriminant(ClosedForm):
             log(len(scores), total, {"score": max(scores)})
             return scores[-1]
 
-        self.space, self.chosen = best_space(found, self.shares_within, self.shares_between, score)
+        best, self.chosen = best_space(found, self.shares_within, self.shares_between, score)
+        self.space = best._replace(map=best.map.half().float())  # as its file holds it
         return self
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "chosen": self.chosen}
 
     def state(self) -> dict[str, Tensor]:
-        return self.space._asdict()
+        return {**self.space._asdict(), "map": self.space.map.half()}  # F x F numbers: two bytes each are enough
 
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        self.space, self.chosen = Space(**state), dict(config["chosen"])
+        self.space, self.chosen = Space(**{n: t.float() for n, t in state.items()}), dict(config["chosen"])
         return super().restore(config, state)
