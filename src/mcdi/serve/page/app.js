@@ -1,12 +1,14 @@
 // The page: after every stroke it requests weights for the examples, a prediction for the test drawing, and the chain.
 
 import { debounced, models, newest, post, send, setKey } from "./api.js";
+import { drawBars, percent } from "./bars.js";
 import { Card, MAX_CLASSES, element, labels } from "./cards.js";
 import { ChainView } from "./chain.js";
 import { FilterView } from "./filters.js";
-import { ink, loadPicture, png } from "./ink.js";
+import { encoded, ink, loadPicture } from "./ink.js";
 import { activations, softmax } from "./network.js";
 import { Pad } from "./pad.js";
+import { Camera, byFolder, dropTarget } from "./photos.js";
 import { NAMES, drawSymbol } from "./symbols.js";
 
 const $ = (id) => document.getElementById(id);
@@ -14,7 +16,7 @@ const DELAY = { weights: 120, chain: 350 }; // milliseconds after the last chang
 const GRID = 21; // points along each side of the landscape
 const state = { models: [], model: null, cards: [], cardCount: 0, seed: 0, steps: null, task: null, retried: false };
 const narrow = window.matchMedia("(max-width: 56rem)"); // as in style.css
-const NO_WEIGHTS = "Generate weights first: two classes with one drawing each.";
+const NO_WEIGHTS = "Generate weights first: two classes with one example each.";
 const view = new ChainView();
 const filters = new FilterView();
 
@@ -27,7 +29,6 @@ const clearError = () => ($("error").textContent = "");
 const side = () => state.model?.images?.[1] ?? 28;
 const colour = () => state.model?.images?.[0] === 3;
 const announce = (text) => ($("announcement").textContent = text);
-const percent = (p) => `${(100 * p).toFixed(p > 0.995 || p < 0.005 ? 0 : 1)} %`;
 
 // The request for all classes with examples, or null and a message if the model needs more or fewer classes.
 function examples() {
@@ -35,11 +36,11 @@ function examples() {
   const [fewest, most] = state.model.classes;
   if (cards.length < fewest || cards.length > most) {
     const needed = fewest === most ? `exactly ${most} classes` : `at least ${fewest} classes`;
-    $("weights-status").textContent = `Draw examples of ${needed}; ${cards.length} so far.`;
+    $("weights-status").textContent = `${colour() ? "Give photos" : "Draw examples"} of ${needed}; ${cards.length} so far.`;
     return null;
   }
   const names = labels(cards);
-  const images = cards.flatMap((card) => card.examples.map((drawing) => png(drawing, side())));
+  const images = cards.flatMap((card) => card.examples.map((drawing) => encoded(drawing, side(), colour())));
   const body = {
     model: state.model.name,
     support: { images },
@@ -86,11 +87,11 @@ const predict = newest(async (stale) => {
   const { task } = state;
   const made = task?.operations && !test.empty ? activations(task.operations, ink(test.drawing, side())) : null;
   if (task?.operations) filters.show(task.operations, made);
-  if (!task || test.empty) return noPrediction(task ? "Draw here to get a prediction." : "");
+  if (!task || test.empty) return noPrediction(!task ? "" : colour() ? "Drop a photo here to get a prediction." : "Draw here to get a prediction.");
   if (made) return showBars(task, softmax(made.at(-1)));
   let answer;
   try {
-    answer = await post("/v1/predict", { handle: task.handle, queries: { images: [png(test.drawing, side())] } });
+    answer = await post("/v1/predict", { handle: task.handle, queries: { images: [encoded(test.drawing, side(), colour())] } });
   } catch (error) {
     if (error.status !== 404 || state.retried) throw error;
     state.retried = true; // the server evicted the handle or was restarted
@@ -108,25 +109,13 @@ function noPrediction(text) {
 
 function showBars(task, probabilities) {
   const name = (label) => task.cards.get(label)?.name ?? label;
-  const best = task.classes[probabilities.indexOf(Math.max(...probabilities))];
-  const order = [...task.cards.keys()].map((label) => [label, probabilities[task.classes.indexOf(label)]]);
-  if ($("bars").children.length !== order.length) $("bars").replaceChildren(...order.map(bar));
-  order.forEach(([label, p], i) => {
-    const row = $("bars").children[i];
-    row.classList.toggle("best", label === best);
-    row.querySelector(".name").textContent = name(label);
-    row.querySelector(".fill").style.width = `${100 * p}%`;
-    row.querySelector(".probability").textContent = percent(p);
-  });
-  const prediction = `Prediction: ${name(best)}, ${percent(Math.max(...probabilities))}`;
+  const highest = Math.max(...probabilities);
+  const best = task.classes[probabilities.indexOf(highest)];
+  const rows = [...task.cards.keys()].map((label) => [name(label), probabilities[task.classes.indexOf(label)], label === best]);
+  drawBars($("bars"), rows);
+  const prediction = `Prediction: ${name(best)}, ${percent(highest)}`;
   test.label(`Test pad. ${prediction}`);
   if (!test.stroke) $("prediction").textContent = prediction;
-}
-
-function bar() {
-  const track = element("span", { className: "track" }, element("div", { className: "fill" }));
-  track.setAttribute("aria-hidden", "true");
-  return element("li", {}, element("span", { className: "name" }), track, element("span", { className: "probability" }));
 }
 
 const traceChain = newest(async (stale) => {
@@ -144,6 +133,29 @@ const traceChain = newest(async (stale) => {
 const chainLater = debounced(traceChain, DELAY.chain);
 
 const test = new Pad($("test"), { changed: () => predict(), moved: () => predict(), announce });
+
+function showTest(picture) {
+  test.set({ strokes: [], picture });
+  predict();
+}
+
+const testFile = async (file) => file && showTest(await loadPicture(file, colour()));
+const camera = new Camera($("camera"), showTest);
+
+// A class for every folder that images lie in, in place of the classes so far.
+async function openFolders(files) {
+  const classes = [...byFolder(files)].filter(([name]) => name).slice(0, MAX_CLASSES);
+  if (!classes.length) return;
+  while (state.cards.length > Math.max(classes.length, 2)) state.cards.pop().node.remove();
+  while (state.cards.length < classes.length) add();
+  for (const [i, [name, images]] of classes.entries()) {
+    state.cards[i].name = name;
+    state.cards[i].set([], { strokes: [], picture: null });
+    await state.cards[i].load(images);
+  }
+  updateButtons();
+  weights();
+}
 
 async function download() {
   const task = examples();
@@ -163,7 +175,11 @@ function choose(model) {
   const inputs = model.texts ? "texts" : `feature vectors of ${model.features} numbers`;
   const obstacle = model.images ? "predicts numbers, not classes" : `reads ${inputs}, not images`;
   $("model-note").textContent = usable() ? "" : `${model.name} ${obstacle}, so it cannot be used on this page. Use POST /v1/generate.`;
-  $("main").hidden = $("fill").hidden = !usable();
+  $("main").hidden = $("fill").hidden = $("folder").hidden = !usable();
+  document.body.classList.toggle("photos", colour());
+  document.querySelector("h1").textContent = `${colour() ? "Show a few photos" : "Draw a few examples"}, get a classifier`;
+  test.locked = colour();
+  if (!colour()) camera.stop();
   // A whole network that is made in one step has no chain worth a look: longer ones were worse on validation tasks.
   const oneStep = model.runs_anywhere && model.steps === 1;
   const chain = model.chain && usable() && !oneStep;
@@ -186,8 +202,8 @@ function showSteps() {
 }
 
 function add() {
-  state.cardCount += 1;
-  const card = new Card(state.cardCount, { changed, renamed, removed, announce, showError, colour, side });
+  const frame = () => camera.frame();
+  const card = new Card((state.cardCount += 1), { changed, renamed, removed, announce, showError, colour, side, frame });
   state.cards.push(card);
   $("cards").append(card.node);
   updateButtons();
@@ -257,9 +273,13 @@ on("test-upload", "click", () => $("test-file").click());
 on("test-file", "change", async () => {
   const [file] = $("test-file").files;
   $("test-file").value = "";
-  test.set({ strokes: [], picture: await loadPicture(file, colour()) });
-  predict();
+  await testFile(file);
 });
+dropTarget($("test"), (files) => testFile(files[0]?.[1]).catch(showError));
+dropTarget(document.body, openFolders);
+on("folder", "click", () => $("folder-file").click());
+on("folder-file", "change", () => openFolders([...$("folder-file").files].map((file) => [file.webkitRelativePath, file])));
+on("camera", "click", () => camera.toggle());
 on("steps", "input", () => {
   state.steps = Number($("steps").value);
   showSteps();

@@ -2,6 +2,7 @@
 
 import { loadPicture, render } from "./ink.js";
 import { Pad } from "./pad.js";
+import { dropTarget } from "./photos.js";
 
 export const MAX_CLASSES = 10;
 const THUMB = 80;
@@ -17,7 +18,8 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-// page: changed(), renamed(), removed(card), announce(text), showError(error), and colour() and side() of the model's images.
+// page: changed(), renamed(), removed(card), announce(text), showError(error), colour() and side() of the model's images, and frame()
+// of the camera.
 export class Card {
   constructor(number, page) {
     this.page = page;
@@ -29,12 +31,14 @@ export class Card {
     this.pad = new Pad(this.canvas, { changed: () => this.changed(), moved: () => {}, announce: page.announce });
     this.nextButton = element("button", { type: "button", className: "next", textContent: "Next example", onclick: () => this.next() });
     this.undo = element("button", { type: "button", textContent: "Undo", onclick: () => this.pad.undo() });
-    this.file = element("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => this.load() });
+    this.file = element("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => this.load(this.file.files) });
     this.upload = element("button", { type: "button", textContent: "Upload", onclick: () => this.file.click() });
+    this.take = element("button", { type: "button", className: "take", textContent: "Take photo", onclick: () => this.add([page.frame()]) });
     this.thumbs = element("ul", { className: "thumbs" });
     const top = element("div", { className: "top" }, this.input, this.remove);
-    const buttons = element("div", { className: "buttons" }, this.nextButton, this.undo, this.upload, this.file);
+    const buttons = element("div", { className: "buttons" }, this.nextButton, this.undo, this.upload, this.take, this.file);
     this.node = element("li", { className: "card" }, top, this.canvas, this.thumbs, buttons);
+    dropTarget(this.node, (files) => this.load(files.map(([, file]) => file)));
     this.rename();
     this.changed(false);
   }
@@ -65,6 +69,7 @@ export class Card {
     this.nextButton.setAttribute("aria-label", `Next example of ${name}`);
     this.undo.setAttribute("aria-label", `Undo the last stroke of ${name}`);
     this.upload.setAttribute("aria-label", `Upload images of ${name}`);
+    this.take.setAttribute("aria-label", `Take a photo of ${name}`);
     this.thumbs.setAttribute("aria-label", `Examples of ${name}`);
     this.describe();
     this.page.renamed();
@@ -89,15 +94,21 @@ export class Card {
     this.canvas.focus({ preventScroll: true });
   }
 
-  async load() {
-    for (const file of this.file.files) {
+  async load(files) {
+    const pictures = [];
+    for (const file of files) {
       try {
-        this.drawings.push({ strokes: [], picture: await loadPicture(file, this.page.colour()) });
+        pictures.push(await loadPicture(file, this.page.colour()));
       } catch (error) {
         this.page.showError(error);
       }
     }
     this.file.value = "";
+    this.add(pictures);
+  }
+
+  add(pictures) {
+    this.drawings.push(...pictures.map((picture) => ({ strokes: [], picture })));
     this.changed();
   }
 

@@ -16,6 +16,7 @@ export class Pad {
     this.stroke = null; // the current stroke
     this.pen = [0.5, 0.5];
     this.penShown = false; // the pen that the keyboard moves
+    this.locked = false; // shows a picture, and takes no strokes
     canvas.width = canvas.height = PIXELS;
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
@@ -72,7 +73,7 @@ export class Pad {
   }
 
   down(event) {
-    if (event.button !== 0 || !event.isPrimary) return;
+    if (event.button !== 0 || !event.isPrimary || this.locked) return;
     event.preventDefault();
     this.lift();
     this.canvas.focus({ preventScroll: true });
@@ -109,7 +110,7 @@ export class Pad {
 
   key(event) {
     const move = MOVES[event.key];
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || this.locked) return;
     if (move) this.step(move, event.shiftKey ? STEP.fine : STEP.coarse);
     else if (event.key === " " || event.key === "Enter") this.toggle();
     else if (event.key === "Backspace" || event.key === "Delete") this.undo();
@@ -132,7 +133,7 @@ export class Pad {
   }
 
   show(pen) {
-    this.penShown = pen;
+    this.penShown = pen && !this.locked;
     this.paint();
   }
 
