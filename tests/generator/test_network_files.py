@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.generator.c_header import c_header, rounded
+from mcdi.generator.exported import onnx_run, onnx_session
 from mcdi.generator.network_files import write_network
 from mcdi.generator.plain import operations
 from mcdi.methods import make_method
 from mcdi.networks.backbones.embedder import Embedder
-from mcdi.networks.backbones.vision import NoBackbone
+from mcdi.networks.backbones.pretrained import fetch
+from mcdi.networks.backbones.vision import Conv4, NoBackbone
 from mcdi.networks.conv_net import ConvNet
+from mcdi.networks.film import FilmHead
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.own import OwnNetwork
 
@@ -173,10 +176,8 @@ def test_what_cannot_be_written_is_said(name: str, int8: bool, match: str, tmp_p
 
 
 def test_networks_that_need_their_backbone_say_so(tmp_path: Path) -> None:
-    from mcdi.networks.backbones.vision import Conv4
-
-    net = LinearHead(64, 3, Embedder(Conv4(), 28))
-    with pytest.raises(McdiError, match="features of its backbone"):
+    net = FilmHead(64, 3, Embedder(Conv4(), 28))
+    with pytest.raises(McdiError, match="a film-head is no module by itself: use `mcdi export`"):
         write_network(Generator("prototypes", make_method("prototypes", {}), net), {}, CLASSES, tmp_path / "network.pt2")
 
 
@@ -195,3 +196,35 @@ def test_from_drawings_to_a_program(tmp_path: Path, support: Path) -> None:
         out.unlink(missing_ok=True)
         assert mcdi("generate", tmp_path / "model", "--support", support, "--out", out, *wrong) == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("backbone", ["conv4", "efficientnet-lite0"])
+def test_a_head_and_its_backbone_are_one_file(backbone: str, suffix: str, tmp_path: Path) -> None:
+    """From photos to logits, as many at once as one likes; a metric of the features is in it."""
+    if backbone != "conv4":
+        pytest.importorskip("efficientnet_lite_pytorch", reason="needs mcdi[photos]")
+        embedder = Embedder(fetch(backbone), 256, metric_axes=3)
+    else:
+        embedder = Embedder(Conv4(3), 32, metric_axes=3)
+    g = torch.Generator().manual_seed(0)
+    for buffer in (embedder.mean, embedder.axes, embedder.gains, embedder.centre):
+        buffer.copy_(0.1 * torch.randn(buffer.shape, generator=g))
+    net = LinearHead(embedder.backbone.features, 3, embedder)
+    made = Generator("prototypes", make_method("prototypes", {}), net)
+    x = torch.randint(0, 256, (3, *made.image_shape), generator=g, dtype=torch.uint8)
+    weights = made.generate((x, torch.arange(3)))
+    path = tmp_path / f"classifier{suffix}"
+    write_network(made, weights, CLASSES, path)
+    expected = made.predict(weights, x)
+    if suffix == ".onnx":
+        run = onnx_run(onnx_session(path.read_bytes()))
+        out = {n: torch.cat([run({"images": p.float() / 255})["logits"] for p in x.split(n)]) for n in (1, 2)}
+    else:
+        module = torch.export.load(path).module()
+        out = {n: torch.cat([module(p.float() / 255) for p in x.split(n)]) for n in (1, 2)}
+    for answer in out.values():
+        torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    with pytest.raises(McdiError, match="no network of images in plain layers"):
+        write_network(made, weights, CLASSES, tmp_path / "classifier.h")
+    assert not (tmp_path / "classifier.h").exists()

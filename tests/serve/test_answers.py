@@ -44,7 +44,7 @@ class TestGenerate:
     def test_only_whole_networks_of_plain_layers_are_sent_as_networks(self, client, tmp_path):
         names = {m["name"] for m in client.get("/v1/models").json()["models"] if m["runs_anywhere"]}
         assert not names
-        assert "reads features of its backbone" in message(client.post("/v1/generate", json=task(format="network")), 422)
+        assert "no network of images in plain layers" in message(client.post("/v1/generate", json=task(format="network")), 422)
         whole_network().save_pretrained(tmp_path / "whole")
         with serving({"whole": tmp_path / "whole"}) as other:
             assert other.get("/v1/models").json()["models"][0]["runs_anywhere"]

@@ -237,9 +237,9 @@ class Network(SavedNetwork):
 
     def standalone(self, state: State) -> nn.Module:
         """The network of one task, {name: (*shape)}, as a module that needs nothing else. Raises McdiError for networks that
-        read features of a backbone."""
+        cannot do without what is around them."""
         if self.embedder is not None or self.reads_texts:
-            raise McdiError(f"a {self.kind} reads features of its backbone: use `mcdi export`, or generate a conv-net")
+            raise McdiError(f"a {self.kind} is no module by itself: use `mcdi export`, or generate a linear-head or a conv-net")
         return self.with_state(state)
 
     def with_state(self, state: State) -> nn.Module:

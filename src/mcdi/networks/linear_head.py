@@ -5,7 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mcdi.networks.backbones.embedder import Embedder
+from mcdi.networks.backbones.embedder import Classifier, Embedder
 from mcdi.networks.base import Network, NetworkTraits
 from mcdi.networks.batched import State
 from mcdi.networks.heads import CLOSED_FORM_HEADS, Condition, Head, linear
@@ -61,6 +61,11 @@ class LinearHead(Head):
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
         return linear(state, x[..., : self.features])
+
+    def standalone(self, state: State) -> nn.Module:
+        """From features; with a backbone from images, see `backbones.embedder.Classifier`."""
+        head = self.with_state(state)
+        return head if self.embedder is None else Classifier(self.embedder, head)
 
     def gradients(self, state: State, data: Examples, mask: Tensor, keys: Tensor | None = None) -> State:
         """Closed form, p - y: classes lie in rows, so that softmax and both products run along the many examples."""

@@ -113,7 +113,11 @@ class Embedder(nn.Module):
 
     def backbone_features(self, images: Tensor) -> Tensor:
         """Without the embedding: uint8 images (..., channels, side, side) -> (..., F)."""
-        features = cl2n(self._features(self.backbone, images), self.mean)
+        return self.standardised(self._features(self.backbone, images))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Outputs of the backbone (..., F) as heads read them."""
+        features = cl2n(features, self.mean)
         return features if self.metric is None else self.metric(features)
 
     def _features(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -124,3 +128,15 @@ class Embedder(nn.Module):
         """-> (..., F), or (..., F + E) with those of the embedding."""
         features = self.backbone_features(images)
         return features if self.embedding is None else torch.cat([features, self.embedding(images)], -1)
+
+
+class Classifier(nn.Module):
+    """A backbone and a head on its features in one: images (N, channels, side, side) in [0, 1] -> (N, classes)."""
+
+    def __init__(self, embedder: Embedder, head: nn.Module) -> None:
+        super().__init__()
+        self.embedder, self.head = embedder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embedder.standardised(self.embedder.backbone(images)))
+        return logits

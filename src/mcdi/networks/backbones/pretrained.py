@@ -109,6 +109,8 @@ class Pretrained(nn.Module):
             self.features = self(torch.zeros(1, 3, self.size, self.size)).shape[-1]
 
     def forward(self, images: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._read_few(images)
         return self._read(images) if self.cache is None else self.cache(images, self._read)
 
     def _read(self, images: Tensor) -> Tensor:
@@ -116,7 +118,9 @@ class Pretrained(nn.Module):
 
     def _read_few(self, images: Tensor) -> Tensor:
         mean, std = (s.to(images) for s in self.shift)
-        x = F.interpolate(images, size=(self.scaled,) * 2, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        x, size = images, (self.scaled, self.scaled)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
         edge = (self.scaled - self.size) // 2
         x = (x[..., edge : edge + self.size, edge : edge + self.size] - mean) / std
         out: Any = self.model.get_image_features(x) if hasattr(self.model, "get_image_features") else self.model(x)
