@@ -198,7 +198,7 @@ class GeneratedClassifier(_Classifier):
         weights_: {name: tensor}, for `load_state_dict` of the plain network.
     """
 
-    def __init__(self, generator: str | Path | Generator = "symbols", device: str = "cpu") -> None:
+    def __init__(self, generator: str | Path | Generator = "photos", device: str = "cpu") -> None:
         self.generator, self.device = generator, device
 
     def _weights(self, x: Tensor, y: Tensor, way: int) -> dict[str, Tensor]:

@@ -438,7 +438,7 @@ class TestPhotos:
         return page
 
     def test_files_of_every_class(self, page, photos):
-        assert not any(page.is_visible(hidden) for hidden in (".card .pad", ".card .next", "#fill", "#test-undo", ".take"))
+        assert not any(page.is_visible(hidden) for hidden in (".card .pad", ".card .next", ".card .undo", "#fill", "#test-undo", ".take"))
         shows(page, "#weights-status", "Give photos of at least 2 classes; 0 so far.")
         for i, colour in enumerate(("red", "blue")):
             card = page.locator(".card").nth(i)
@@ -463,7 +463,17 @@ class TestPhotos:
         for label, file in zip(body["labels"], files, strict=True):
             means = read_image(file, (3, 32, 32), "").float().mean((1, 2))
             assert ("red", "green", "blue")[int(means.argmax())] == label
-        assert page.locator(".card").count() == 3
+        assert [card.input_value() for card in page.locator(".card .top input").all()] == ["blue", "green", "red"]
+
+    def test_a_folder_of_too_many_classes(self, page, photos, tmp_path):
+        for n in range(11):
+            shutil.copytree(photos / "red", tmp_path / "many" / f"class{n}")
+        (tmp_path / "many" / "class0" / "notes.txt").write_text("no image")
+        page.locator("#folder-file").set_input_files(tmp_path / "many")
+        shows(page, "[role=alert]", "The page holds 10 classes, and there are 11: use mcdi generate.")
+        shutil.rmtree(tmp_path / "many" / "class10")
+        page.locator("#folder-file").set_input_files(tmp_path / "many")
+        shows(page, "#weights-status", "weights for 10 classes")
 
     def test_dropped_files(self, page, photos):
         page.locator("#folder-file").set_input_files(photos)
@@ -476,7 +486,7 @@ class TestPhotos:
         shows(page, "#prediction", "Prediction: green")
         before = page.locator(".card").nth(0).locator(".thumbs li").count()
         page.evaluate(drop, [".card", list((photos / "green" / "0.png").read_bytes())])
-        page.wait_for_function(f"document.querySelector('.card .thumbs').children.length === {before + 1}")
+        page.locator(".card").nth(0).locator(".thumbs li").nth(before).wait_for()
 
     def test_the_camera(self, page, photos):
         page.locator("#folder-file").set_input_files(photos)
@@ -485,6 +495,6 @@ class TestPhotos:
         shows(page, "#prediction", "Prediction:")
         take = page.locator(".card .take").nth(1)
         take.click()
-        page.wait_for_function("document.querySelectorAll('.card .thumbs')[1].children.length === 3")
+        page.locator(".card").nth(1).locator(".thumbs li").nth(2).wait_for()
         page.click("#camera")
         assert not take.is_visible() and page.get_attribute("#camera", "aria-pressed") == "false"

@@ -144,7 +144,7 @@ const camera = new Camera($("camera"), showTest);
 
 // A class for every folder that images lie in, in place of the classes so far.
 async function openFolders(files) {
-  const classes = [...byFolder(files)].filter(([name]) => name).slice(0, MAX_CLASSES);
+  const classes = byFolder(files, MAX_CLASSES);
   if (!classes.length) return;
   while (state.cards.length > Math.max(classes.length, 2)) state.cards.pop().node.remove();
   while (state.cards.length < classes.length) add();
@@ -276,7 +276,7 @@ on("test-file", "change", async () => {
   await testFile(file);
 });
 dropTarget($("test"), (files) => testFile(files[0]?.[1]).catch(showError));
-dropTarget(document.body, openFolders);
+dropTarget(document.body, (files) => openFolders(files).catch(showError));
 on("folder", "click", () => $("folder-file").click());
 on("folder-file", "change", () => openFolders([...$("folder-file").files].map((file) => [file.webkitRelativePath, file])));
 on("camera", "click", () => camera.toggle());

@@ -30,7 +30,7 @@ export class Card {
     this.canvas = element("canvas", { className: "pad" });
     this.pad = new Pad(this.canvas, { changed: () => this.changed(), moved: () => {}, announce: page.announce });
     this.nextButton = element("button", { type: "button", className: "next", textContent: "Next example", onclick: () => this.next() });
-    this.undo = element("button", { type: "button", textContent: "Undo", onclick: () => this.pad.undo() });
+    this.undo = element("button", { type: "button", className: "undo", textContent: "Undo", onclick: () => this.pad.undo() });
     this.file = element("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => this.load(this.file.files) });
     this.upload = element("button", { type: "button", textContent: "Upload", onclick: () => this.file.click() });
     this.take = element("button", { type: "button", className: "take", textContent: "Take photo", onclick: () => this.add([page.frame()]) });

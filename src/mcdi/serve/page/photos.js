@@ -20,7 +20,7 @@ export function dropTarget(node, take) {
     mark(0);
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
     const files = entries.length ? (await Promise.all(entries.map(filesOf))).flat() : [...event.dataTransfer.files].map((f) => [f.name, f]);
-    take(files.filter(([, file]) => file.type.startsWith("image/")));
+    take(files);
   });
 }
 
@@ -36,14 +36,15 @@ async function filesOf(entry) {
   return (await Promise.all(inside.map(filesOf))).flat();
 }
 
-// Image files by the folder that they lie in: [[path, file], ..] -> Map of the folder's name to its files.
-export function byFolder(files) {
+// Image files by the folder that they lie in: [[path, file], ..] -> [[name of the folder, its files], ..], by name.
+export function byFolder(files, most) {
   const classes = new Map();
-  for (const [path, file] of files) {
-    const name = path.split("/").filter(Boolean).at(-2) ?? "";
-    classes.set(name, [...(classes.get(name) ?? []), file]);
+  for (const [path, file] of files.filter(([, f]) => f.type.startsWith("image/"))) {
+    const name = path.split("/").filter(Boolean).at(-2);
+    if (name) classes.set(name, [...(classes.get(name) ?? []), file]);
   }
-  return classes;
+  if (classes.size > most) throw new Error(`The page holds ${most} classes, and there are ${classes.size}: use mcdi generate.`);
+  return [...classes].sort(([a], [b]) => a.localeCompare(b));
 }
 
 // The camera of the device and its button: frame() is the square in its middle; show(picture) is called again and again while it
