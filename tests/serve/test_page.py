@@ -438,7 +438,9 @@ class TestPhotos:
         return page
 
     def test_files_of_every_class(self, page, photos):
-        assert not any(page.is_visible(hidden) for hidden in (".card .pad", ".card .next", ".card .undo", "#fill", "#test-undo", ".take"))
+        assert not any(
+            page.is_visible(hidden) for hidden in (".card .pad", ".card .next", ".card .undo", "#fill", "#test-undo", ".take")
+        )
         shows(page, "#weights-status", "Give photos of at least 2 classes; 0 so far.")
         for i, colour in enumerate(("red", "blue")):
             card = page.locator(".card").nth(i)

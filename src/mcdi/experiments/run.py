@@ -34,7 +34,7 @@ from mcdi.tasks.family import TaskFamily
 from mcdi.tasks.registry import SOURCES, FamilySettings
 from mcdi.trajectories.prepare import prepare
 from mcdi.trajectories.store import Trajectories, TrajectoryStore
-from mcdi.utils.files import read_json, read_tensors, write_json, write_tensors
+from mcdi.utils.files import only_writer, read_json, read_tensors, write_json, write_tensors
 from mcdi.utils.workers import Backend, Progress, one_thread, silent, work_through
 
 T = TypeVar("T")
@@ -143,6 +143,9 @@ def train_method(
         context: the run, whose recipe has the method's settings and the number of tasks that choose its sampler.
         target: folder of the saved method; log.jsonl grows there during training.
         events: folder of TensorBoard's files, which hold the same as log.jsonl.
+
+    Raises:
+        McdiError: another process trains it.
     """
     if (target / "config.json").exists():
         if events is not None and not events.exists():
@@ -163,17 +166,17 @@ def train_method(
         log(done, total, figures)
 
     start = time.perf_counter()
-    with closing(training_log):
+    with only_writer(target), closing(training_log):
         method.fit(family, stored, seed=seed, log=report, folder=target)
-    training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
-    if isinstance(method, SupportsDevice):
-        method.to("cpu")
-    if isinstance(method, SupportsSampling) and "sampling" not in settings:
-        training["sampler"], method = choose_sampler(method, family, tasks=context.recipe.evaluation.validation)
-    write_json(target / "training.json", training)
-    Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
-    for path in target.glob("checkpoint*.safetensors"):
-        path.unlink()
+        training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
+        if isinstance(method, SupportsDevice):
+            method.to("cpu")
+        if isinstance(method, SupportsSampling) and "sampling" not in settings:
+            training["sampler"], method = choose_sampler(method, family, tasks=context.recipe.evaluation.validation)
+        write_json(target / "training.json", training)
+        Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
+        for path in target.glob("checkpoint*.safetensors"):
+            path.unlink()
 
 
 def _evaluate(context: Context, name: str, seed: int, trained: Path, progress: Progress) -> None:

@@ -39,6 +39,17 @@ def training_classes(family: TaskFamily, net: Head) -> Iterator[Tensor]:
         seen.update(classes)
 
 
+def packed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers in two bytes each, at most 1, and a power of 2 that they are in units of."""
+    scale = torch.ldexp(torch.ones(()), torch.frexp(x.abs().amax()).exponent)
+    return (x / scale).half(), scale
+
+
+def unpacked(numbers: Tensor, scale: Tensor) -> Tensor:
+    """The numbers of `packed`, and packing them again changes nothing."""
+    return numbers.float() * scale
+
+
 @register_method("lda", label="LDA", colour="#2f6b2f", marker="X", **FACTS)
 class DiscriminantAnalysis(ClosedForm):
     """w = S^-1 c, b = -c S^-1 c / 2, c the mean support feature and S the covariance of features within a class, which a few
@@ -118,15 +129,17 @@ class ProbabilisticDiscriminant(ClosedForm):
             return scores[-1]
 
         best, self.chosen = best_space(found, self.shares_within, self.shares_between, score)
-        self.space = best._replace(map=best.map.half().float())  # as its file holds it
+        self.space = best._replace(map=unpacked(*packed(best.map)))  # as its file holds it
         return self
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "chosen": self.chosen}
 
     def state(self) -> dict[str, Tensor]:
-        return {**self.space._asdict(), "map": self.space.map.half()}  # F x F numbers: two bytes each are enough
+        numbers, scale = packed(self.space.map)
+        return {**self.space._asdict(), "map": numbers, "scale": scale}
 
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        self.space, self.chosen = Space(**{n: t.float() for n, t in state.items()}), dict(config["chosen"])
+        mapping = unpacked(state["map"], state["scale"])
+        self.space, self.chosen = Space(mapping, state["between"], state["mean"]), dict(config["chosen"])
         return super().restore(config, state)
