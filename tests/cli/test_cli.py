@@ -194,12 +194,13 @@ class TestRun:
 
     def test_models(self, capsys):
         assert mcdi("models") == 0
-        (line,) = capsys.readouterr().out.splitlines()
-        assert line.startswith("symbols  Makes every weight of a small convolutional network for drawn symbols")
+        photos, symbols = capsys.readouterr().out.splitlines()
+        assert photos.startswith("photos  Makes a linear classifier for photos of any classes")
+        assert symbols.startswith("symbols  Makes every weight of a small convolutional network for drawn symbols")
         assert mcdi("models", "symbols") == 0
         assert "**Limits.**" in capsys.readouterr().out
         assert mcdi("models", "symbol") == 1
-        assert "no ready-made generator 'symbol': choose symbols" in capsys.readouterr().err
+        assert "no ready-made generator 'symbol': choose photos, symbols" in capsys.readouterr().err
 
     def test_recipes(self, tmp_path, capsys):
         assert mcdi("recipes") == 0

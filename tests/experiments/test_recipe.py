@@ -43,6 +43,8 @@ class TestRecipes:
                 "pacs-sketch-centred",
                 "pacs-sketch-head-combiner",
                 "paper",
+                "photos",
+                "photos-metric",
                 "shift",
                 "shift-film",
                 "sines",
