@@ -109,7 +109,7 @@ class Pretrained(nn.Module):
             self.features = self(torch.zeros(1, 3, self.size, self.size)).shape[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_compiling():  # traced, for an export too: parts of a batch would fix its size
             return self._read_few(images)
         return self._read(images) if self.cache is None else self.cache(images, self._read)
 
