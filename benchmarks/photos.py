@@ -2,15 +2,11 @@
 
     python benchmarks/photos.py
 
-Features of the support set are given: Gaussian classes of the length that features have there, five examples each. One thread,
-in turn; medians. Also the milliseconds of the backbone for one image.
+Features of the support set are given: Gaussian classes of the length that features have there, five examples each. One thread;
+medians. Also the milliseconds of the backbone for one image.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import mcdi
+from mcdi.experiments.evaluate import milliseconds
 from mcdi.experiments.run import provenance
 
 SHOTS = 5
@@ -30,17 +27,6 @@ def gaussian_classes(way: int, features: int) -> tuple[Tensor, Tensor]:
     x = torch.randn(way, 1, features, generator=g) + torch.randn(way, SHOTS, features, generator=g)
     x = torch.nn.functional.normalize(x.flatten(0, 1), dim=-1) * features**0.5
     return x, torch.arange(way).repeat_interleave(SHOTS)
-
-
-def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of every call."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(own[1:]) for name, own in times.items()}
 
 
 def main() -> None:
@@ -56,15 +42,12 @@ def main() -> None:
         table.add_column(column, justify="right")
     for way in arguments.classes:
         x, y = gaussian_classes(way, width)
+        own = milliseconds(lambda x=x, y=y: generator.generate((x, y)), arguments.rounds)
         plain = x.numpy(), y.numpy()
-        calls = {
-            "photos": lambda x=x, y=y: generator.generate((x, y)),
-            "regression": lambda plain=plain: LogisticRegression(max_iter=1000).fit(*plain),
-        }
-        ms = in_turn(calls, arguments.rounds)
-        table.add_row(str(way), f"{ms['photos']:.1f}", f"{ms['regression']:.0f}", f"{ms['regression'] / ms['photos']:.0f}x")
+        other = milliseconds(lambda plain=plain: LogisticRegression(max_iter=1000).fit(*plain), arguments.rounds)
+        table.add_row(str(way), f"{own:.1f}", f"{other:.1f}", f"{other / own:.1f}x")
     image = torch.zeros(1, *generator.image_shape, dtype=torch.uint8)
-    backbone = in_turn({"image": lambda: generator.embed(image)}, arguments.rounds)["image"]
+    backbone = milliseconds(lambda: generator.embed(image), arguments.rounds)
     Console().print(table, f"the backbone: {backbone:.0f} ms an image")
 
 

@@ -10,9 +10,8 @@ Four networks, all of whose weights are trained: a linear head on 64 features, 1
    the same through `higher` if it is installed (pip install higher), `trajectories` with one thread, and `prepare` with one
    worker a core, including the store. On a CPU the loops run with one thread and with all, and the faster one counts. Also
    GFLOP/s as a percentage of a large matrix product on one thread, and where the loop's time goes;
-2. the task loss of 32 networks of the last kind, all at once and one by one;
-3. peak memory above that of the interpreter, and time, while the tasks grow tenfold under one budget;
-   only where all networks are measured.
+2. where all networks are measured, peak memory above that of the interpreter, and time, while the tasks grow tenfold under
+   one budget.
 
 Contenders take turns; medians over `--rounds`. Start-up of workers is timed separately. Data are a pool of Gaussian examples:
 values do not change the arithmetic.
@@ -34,7 +33,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -44,7 +42,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcdi.experiments.run import provenance
-from mcdi.networks import grouped
 from mcdi.networks.base import Network
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.linear_head import LinearHead
@@ -229,25 +226,6 @@ def speed(case: str, rounds: int, device: str) -> list[str]:
     return [family.name, *speeds, *ratios, of_peak(one), of_peak(batched), f"{started:.1f}"]
 
 
-def task_loss(rounds: int, tasks: int = 32) -> str:
-    """The task loss of generated networks, forward and backward, on one thread: all at once and one by one."""
-    torch.set_num_threads(1)
-    family = CASES["small conv"]()
-    net, data = family.downstream, family.training_data("train", range(tasks))
-    weights = net.theta0(0, net.space.units(5)).expand(tasks, -1, -1).clone().requires_grad_()
-    mask = torch.ones(weights.shape[:2], dtype=torch.bool)
-    times: dict[int, list[float]] = {grouped.GROUPED_UP_TO: [], 0: []}
-    for _ in range(10 * rounds + 1):
-        for largest, own in times.items():
-            with patch.object(grouped, "GROUPED_UP_TO", largest):
-                start = time.perf_counter()
-                net.loss(weights, data, mask).sum().backward()
-                own.append(time.perf_counter() - start)
-    at_once, alone = (1000 * statistics.median(own[1:]) for own in times.values())
-    shown = f"{at_once:.0f} ms as grouped convolutions, {alone:.0f} ms one by one, {alone / at_once:.1f} times"
-    return f"the task loss of {tasks} networks of {family.name}, and its gradient: {shown}"
-
-
 def peak_memory() -> float:
     """Peak memory of this process in MiB."""
     status = Path("/proc/self/status")
@@ -310,10 +288,7 @@ def main() -> None:
     console.print(f"a matrix product reaches {peak() / 1e9:.1f} GFLOP/s on one thread")
     rows = (speed(case, arguments.rounds, arguments.device) for case in arguments.networks or SIZES)
     console.print(table_of(f"tasks a second, {EPOCHS} Adam steps each; {arguments.device}", COLUMNS, rows))
-    if arguments.device != "cpu":
-        return
-    console.print(task_loss(arguments.rounds))
-    if arguments.networks:
+    if arguments.device != "cpu" or arguments.networks:
         return
     console.print(f"the plain loop's time on Conv-4, one thread: {profile(CASES['conv']())}")
     rows = (row for name in GROWTH for row in growth(name))

@@ -11,10 +11,12 @@ is left out, or unseen classes would be seen.
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mcdi.tasks.images.photos import KEYS, npz_arrays
+from mcdi.tasks.images.photos import encoded_images, npz_classes
+from mcdi.types import SPLITS
 from mcdi.utils.files import write_bytes
 
 
@@ -24,36 +26,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--examples", type=int, default=100, help="at most so many images a class")
     arguments = parser.parse_args()
-    encoded: list[bytes] = []
-    label: list[int] = []
-    split: dict[str, int] = {}
-    for path in arguments.files:
-        arrays = npz_arrays(path, KEYS, optional=("class_split",))
-        names = [str(name) for name in arrays["classes"]]
-        of = arrays["class_split"].tolist() if "class_split" in arrays else [0] * len(names)
-        added = {n: s for n, s in zip(names, of, strict=True) if n not in split and (not split or s == 0)}
-        numbers = {n: len(split) + i for i, n in enumerate(added)}
-        count = dict.fromkeys(added, 0)
-        for number, image in zip(arrays["label"].tolist(), arrays["encoded"], strict=True):
-            name = names[number]
-            if name in added and count[name] < arguments.examples:
-                count[name] += 1
-                encoded.append(bytes(image))
-                label.append(numbers[name])
-        split |= added
-        print(f"{path.name}: {len(added)} of {len(names)} classes, {sum(count.values())} images")
+    classes: dict[str, list[Any]] = {}
+    split: list[int] = []
+    for number, path in enumerate(arguments.files):
+        found, own = npz_classes(path)
+        of = dict(zip(found, own or [0] * len(found), strict=True))
+        added = {n: files for n, files in found.items() if n not in classes and (number == 0 or of[n] == 0)}
+        classes |= {n: files[: arguments.examples] for n, files in added.items()}
+        split += [of[n] for n in added]
+        print(f"{path.name}: {len(added)} of {len(found)} classes")
     out = io.BytesIO()
-    np.savez(
-        out,
-        encoded=np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        offset=np.cumsum([0, *map(len, encoded)]),
-        label=np.array(label),
-        classes=np.array(list(split)),
-        class_split=np.array(list(split.values())),
-    )
+    label = np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()])
+    images = encoded_images([file for files in classes.values() for file in files])
+    np.savez(out, **images, label=label, classes=np.array(list(classes)), class_split=np.array(split))
     write_bytes(arguments.out, out.getvalue())
-    parts = ", ".join(f"{list(split.values()).count(i)} {name}" for i, name in enumerate(("training", "validation", "test")))
-    print(f"{arguments.out}: classes: {parts}")
+    counts = ", ".join(f"{split.count(i)} {name}" for i, name in enumerate(SPLITS))
+    print(f"{arguments.out}: {len(label)} images of classes for {counts}")
 
 
 if __name__ == "__main__":

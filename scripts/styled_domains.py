@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from mcdi.tasks.images.photos import natural_images
+from mcdi.tasks.images.photos import encoded_images, natural_images
 from mcdi.utils.files import write_bytes
 
 SIDE = 32
@@ -65,11 +65,9 @@ def main() -> None:
                 files.append(file.getvalue())
                 label.append(number_of_class)
                 domain.append(number)
-    offset = np.cumsum([0, *map(len, files)])
-    encoded = np.frombuffer(b"".join(files), dtype=np.uint8)
     out = io.BytesIO()
     names: dict[str, Any] = {"classes": np.array(photos.names), "domains": np.array(list(STYLES))}
-    np.savez(out, encoded=encoded, offset=offset, label=np.array(label), domain=np.array(domain), **names)
+    np.savez(out, **encoded_images(files), label=np.array(label), domain=np.array(domain), **names)
     write_bytes(arguments.out, out.getvalue())
     print(f"{arguments.out}: {len(files)} images of {len(photos.names)} classes in {len(STYLES)} styles")
 

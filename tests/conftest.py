@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from browsing import browser, visit  # noqa: F401, fixtures
 from PIL import Image, ImageDraw
 from worlds import World, both
 
@@ -24,7 +25,14 @@ TESTS = Path(__file__).parent
 # of `methods` belong together, because they share the methods that `worlds` has fitted.
 LONG = (
     *("experiments/test_studies.py", "methods/", "test_extensions.py", "test_docs.py", "experiments/test_presets.py"),
-    *("cli/test_cli.py", "tasks/test_text_lora.py", "serve/test_page.py", "serve/test_hostile.py", "utils/test_workers.py"),
+    *(
+        "cli/test_cli.py",
+        "tasks/test_text_lora.py",
+        "serve/test_page.py",
+        "serve/test_photo_page.py",
+        "serve/test_hostile.py",
+        "utils/test_workers.py",
+    ),
     *("test_site.py", "generator/test_export.py"),
 )
 

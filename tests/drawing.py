@@ -20,7 +20,7 @@ SETTINGS = {"T": 20, "options": {"width": 32, "depth": 1}, "training": {"iterati
 
 
 def trained(root):
-    """Folders of generators for letters, of one that reads vectors, of one that reads photos; and a ready-made one's name."""
+    """Folders of generators for letters, and of one that reads vectors; and the name of a ready-made one of whole networks."""
     pixels = {n: b.pixels for n, b in glyph_images(0, limit=60, examples=10).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -35,7 +35,6 @@ def trained(root):
         "letters": Generator("mc-di", make_method("mc-di", SETTINGS).fit(family, data, seed=0), network),
         "means": Generator("prototypes", make_method("prototypes", {}), network),
         "vectors": Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)),
-        "colours": Generator("prototypes", make_method("prototypes", {}), LinearHead(64, 5, Embedder(Conv4(3), 32))),
     }
     for name, generator in generators.items():
         generator.save_pretrained(root / name)

@@ -18,7 +18,7 @@ from mcdi.errors import McdiError
 from mcdi.experiments import run
 from mcdi.experiments.evaluate import distance
 from mcdi.experiments.recipe import Evaluation, read_recipe
-from mcdi.experiments.run import Context, read_run, train_method, with_seeds
+from mcdi.experiments.run import Context, read_run, with_seeds
 from mcdi.experiments.studies import ABOUT, STUDIES, find_study, measures, quick, reproduce
 from mcdi.experiments.studies.measures import distil
 from mcdi.experiments.studies.studies import fitting_methods
@@ -27,7 +27,6 @@ from mcdi.generator.saving import load_method
 from mcdi.methods import all_methods
 from mcdi.methods.meta_training import MetaTraining
 from mcdi.methods.sampling import SAMPLERS, Sampling, SupportsSampling
-from mcdi.utils.files import only_writer
 from mcdi.utils.workers import silent
 
 WHOLE = {"protonet", "r2-d2"}  # for whole networks, whose last layer they solve
@@ -287,15 +286,3 @@ def test_settings_are_judged_on_validation_tasks(done):
         scores[split] = net.score(method.generate(net, batch.support, batch.mask, seed=0), batch.query, batch.mask)
     assert row.scores is not None and torch.equal(row.scores, scores["val"]) and not torch.equal(row.scores, scores["test"])
     assert row.figures == {}
-
-
-def test_two_processes_do_not_train_the_same(done: Path, tmp_path: Path) -> None:
-    target = tmp_path / "prototypes-0"
-    with (
-        only_writer(target),
-        pytest.raises(McdiError, match="another process is writing to .*prototypes-0: wait until it ends"),
-    ):
-        train_method(Context(done), "prototypes", 0, target, log=silent)
-    assert not (target / "config.json").exists()
-    train_method(Context(done), "prototypes", 0, target, log=silent)
-    assert (target / "config.json").exists()

@@ -10,7 +10,7 @@ from worlds import TUNING
 from mcdi.errors import McdiError
 from mcdi.methods import make_method
 from mcdi.methods.baselines import finetune
-from mcdi.methods.baselines.discriminant import packed, training_classes, unpacked
+from mcdi.methods.baselines.discriminant import training_classes
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.baselines.maml import inner_steps
 from mcdi.networks.discriminant import Covariances, Space, covariances, discriminant_space
@@ -320,11 +320,3 @@ class TestMaml:
     def test_invalid_settings_are_refused(self, changes, message):
         with pytest.raises(McdiError, match=message):
             make_method("maml", changes)
-
-
-@pytest.mark.parametrize("size", [1e-20, 1e-6, 1.0, 3e5, 1e30])
-def test_two_bytes_a_number_are_enough_at_any_scale(size: float) -> None:
-    x = torch.randn(20, 20, generator=torch.Generator().manual_seed(0)) * size
-    once = unpacked(*packed(x))
-    torch.testing.assert_close(once, x, rtol=2**-11, atol=2**-24 * 4 * size)
-    assert torch.equal(unpacked(*packed(once)), once)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mcdi.errors import McdiError
 from mcdi.methods import make_method
+from mcdi.methods.baselines.discriminant import packed, unpacked
 from mcdi.networks.backbones.embedder import Embedder, cl2n, compute_features
 from mcdi.networks.backbones.vision import Conv4
 from mcdi.networks.discriminant import Covariances, Space, covariances, discriminant_space, metric_of, shrunk
@@ -86,3 +87,11 @@ def test_covariances_that_are_none() -> None:
     for x, said in ((classes(1, 4, torch.ones(4)), "fewer than two training classes"), (torch.ones(3, 5, 4), "all equal")):
         with pytest.raises(McdiError, match=said):
             covariances(x)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-6, 1.0, 3e5, 1e30])
+def test_two_bytes_a_number_are_enough_at_any_scale(size: float) -> None:
+    x = torch.randn(20, 20, generator=torch.Generator().manual_seed(0)) * size
+    once = unpacked(*packed(x))
+    torch.testing.assert_close(once, x, rtol=2**-11, atol=2**-24 * 4 * size)
+    assert torch.equal(unpacked(*packed(once)), once)

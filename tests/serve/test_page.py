@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 import torch
+from browsing import shows
 from hypothesis import HealthCheck, given, settings
-from PIL import Image
 from random_networks import plain_networks
 from safetensors.torch import load_file
 
@@ -20,8 +20,6 @@ from mcdi.tasks.images.files import read_image
 from mcdi.tasks.images.glyphs import glyph_images
 
 PAGE = importlib.resources.files("mcdi.serve") / "page"
-WAIT = 30_000  # milliseconds, for a busy machine
-FILMING = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # a camera that shows a test picture
 
 
 class TestFiles:
@@ -63,46 +61,6 @@ def address(tmp_path_factory):
 
     with process(trained(tmp_path_factory.mktemp("drawn"))) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    play = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs Debian's browser: apt-get install chromium")
-    with play.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=chromium, args=["--no-sandbox", *FILMING])
-
-
-@pytest.fixture
-def visit(address, browser):
-    """visit(**options) -> the page in a new window. Afterwards there must be no error and no request to another host."""
-    opened = []
-
-    def open_page(**options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, "reduced_motion": "reduce", **options})
-        context.set_default_timeout(WAIT)
-        page = context.new_page()
-        page.problems = []
-        page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e: page.problems.append(str(e)))
-        page.on("request", lambda r: page.problems.append(r.url) if not r.url.startswith((address, "blob:")) else None)
-        opened.append(page)
-        page.goto(address)
-        page.locator("#model").wait_for()
-        return page
-
-    yield open_page
-    for page in opened:
-        page.context.close()
-        assert page.problems == []
-
-
-def shows(page, selector, text):
-    from playwright.sync_api import expect
-
-    expect(page.locator(selector)).to_contain_text(text, timeout=WAIT)
 
 
 def fill(page):
@@ -379,7 +337,7 @@ class TestMessages:
 
         page.route("**/v1/generate", other)
         page.click("#fill")
-        shows(page, "[role=alert]", "there is no model of this name: choose letters, means, vectors, colours, symbols")
+        shows(page, "[role=alert]", "there is no model of this name: choose letters, means, vectors, symbols")
         page.unroute("**/v1/generate")
         page.click("#resample")
         shows(page, "#prediction", "Prediction:")
@@ -413,90 +371,3 @@ class TestMessages:
         shows(page, "#sampling-note", "it has no denoising chain")
         fill(page)
         assert not page.is_visible("#chain") and page.inner_text("#model-note") == ""
-
-
-class TestPhotos:
-    """A model of colour images: files, folders and the camera in place of drawings."""
-
-    @pytest.fixture
-    def photos(self, tmp_path):
-        """Two photos of three colours, in a folder a class: larger than the model's, wide and high."""
-        g = torch.Generator().manual_seed(0)
-        for number, colour in enumerate(("red", "green", "blue")):
-            (tmp_path / "photos" / colour).mkdir(parents=True)
-            for n, shape in enumerate(((90, 140, 3), (120, 60, 3))):
-                pixels = torch.randint(0, 90, shape, generator=g, dtype=torch.uint8)
-                pixels[..., number] += 160
-                Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / colour / f"{n}.png")
-        return tmp_path / "photos"
-
-    @pytest.fixture
-    def page(self, visit):
-        page = visit()
-        page.select_option("#model", "colours")
-        shows(page, "h1", "Show a few photos, get a classifier")
-        return page
-
-    def test_files_of_every_class(self, page, photos):
-        assert not any(
-            page.is_visible(hidden) for hidden in (".card .pad", ".card .next", ".card .undo", "#fill", "#test-undo", ".take")
-        )
-        shows(page, "#weights-status", "Give photos of at least 2 classes; 0 so far.")
-        for i, colour in enumerate(("red", "blue")):
-            card = page.locator(".card").nth(i)
-            card.locator(".top input").fill(colour)
-            card.locator("[type=file]").set_input_files([photos / colour / "0.png"])
-        shows(page, "#weights-status", "weights for 2 classes")
-        page.locator("#test-file").set_input_files(photos / "blue" / "1.png")
-        shows(page, "#prediction", "Prediction: blue")
-        page.locator("#test").click()
-        page.keyboard.press("Backspace")
-        shows(page, "#prediction", "Prediction: blue")  # a photo is no drawing
-        page.select_option("#model", "letters")
-        shows(page, "h1", "Draw a few examples")
-        assert page.is_visible(".card .pad") and not page.is_visible("#camera")
-
-    def test_a_folder_of_classes(self, page, photos):
-        with page.expect_request("**/v1/generate") as request:
-            page.locator("#folder-file").set_input_files(photos)
-        body = request.value.post_data_json
-        assert sorted(body["labels"]) == sorted(["red", "green", "blue"] * 2)
-        files = [memoryview(base64.b64decode(image)) for image in body["support"]["images"]]
-        for label, file in zip(body["labels"], files, strict=True):
-            means = read_image(file, (3, 32, 32), "").float().mean((1, 2))
-            assert ("red", "green", "blue")[int(means.argmax())] == label
-        assert [card.input_value() for card in page.locator(".card .top input").all()] == ["blue", "green", "red"]
-
-    def test_a_folder_of_too_many_classes(self, page, photos, tmp_path):
-        for n in range(11):
-            shutil.copytree(photos / "red", tmp_path / "many" / f"class{n}")
-        (tmp_path / "many" / "class0" / "notes.txt").write_text("no image")
-        page.locator("#folder-file").set_input_files(tmp_path / "many")
-        shows(page, "[role=alert]", "The page holds 10 classes, and there are 11: use mcdi generate.")
-        shutil.rmtree(tmp_path / "many" / "class10")
-        page.locator("#folder-file").set_input_files(tmp_path / "many")
-        shows(page, "#weights-status", "weights for 10 classes")
-
-    def test_dropped_files(self, page, photos):
-        page.locator("#folder-file").set_input_files(photos)
-        drop = """([selector, bytes]) => {
-            const data = new DataTransfer();
-            data.items.add(new File([new Uint8Array(bytes)], "x.png", { type: "image/png" }));
-            document.querySelector(selector).dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
-        }"""
-        page.evaluate(drop, ["#test", list((photos / "green" / "0.png").read_bytes())])
-        shows(page, "#prediction", "Prediction: green")
-        before = page.locator(".card").nth(0).locator(".thumbs li").count()
-        page.evaluate(drop, [".card", list((photos / "green" / "0.png").read_bytes())])
-        page.locator(".card").nth(0).locator(".thumbs li").nth(before).wait_for()
-
-    def test_the_camera(self, page, photos):
-        page.locator("#folder-file").set_input_files(photos)
-        shows(page, "#weights-status", "weights for 3 classes")
-        page.click("#camera")
-        shows(page, "#prediction", "Prediction:")
-        take = page.locator(".card .take").nth(1)
-        take.click()
-        page.locator(".card").nth(1).locator(".thumbs li").nth(2).wait_for()
-        page.click("#camera")
-        assert not take.is_visible() and page.get_attribute("#camera", "aria-pressed") == "false"

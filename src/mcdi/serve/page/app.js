@@ -151,10 +151,9 @@ async function openFolders(files) {
   for (const [i, [name, images]] of classes.entries()) {
     state.cards[i].name = name;
     state.cards[i].set([], { strokes: [], picture: null });
-    await state.cards[i].load(images);
+    await state.cards[i].load(images); // and with it the weights
   }
   updateButtons();
-  weights();
 }
 
 async function download() {

@@ -77,7 +77,7 @@ function mean(grey, width, columns, rows) {
   return sum / (rows.length * columns.length);
 }
 
-// What is sent of a drawing; of a photo a JPEG, which is a tenth of the size.
+// What is sent of a drawing; of a photo a JPEG, which is smaller.
 export function encoded(drawing, side, colour) {
   return render(drawing, side).toDataURL(colour ? "image/jpeg" : "image/png", 0.95).split(",")[1];
 }

@@ -4,7 +4,7 @@ import { square } from "./ink.js";
 
 const LIVE = 400; // milliseconds between two frames of the camera
 
-// Call `take(files)` with the image files that are dropped on a node, folders with everything in them: [[path, file], ..].
+// Call `take(files)` with the files that are dropped on a node, folders with everything in them: [[path, file], ..].
 export function dropTarget(node, take) {
   let depth = 0; // a drag enters the node's children too
   const mark = (change) => {

@@ -41,7 +41,7 @@ class ImageSettings(FamilySettings):
         centred: tasks see features less the centre of their support set (linear heads).
         rotations: training classes also come turned by 90, 180 and 270 degrees, as classes of their own.
         limit, examples: at most so many classes a split, images a class.
-        side: pixels of an image's side.
+        side: pixels of an image's side; a generator on pretrained backbones alone reads a user's images at theirs.
         backbone: "conv4" or "resnet8", trained here; "none" for networks that read pixels alone; or pretrained on colour
             images, with backbone_steps = 0: "efficientnet-lite0", "hf:ID" (or a folder), "timm:NAME",
             "torchvision:resnet50=FILE".
@@ -258,13 +258,14 @@ def _training_images(settings: ImageSettings, splits: Mapping[str, ClassImages])
 def _embedder(settings: ImageSettings, described: Mapping[str, Any] | None = None) -> Embedder:
     """With untrained networks; pretrained ones are fetched, or rebuilt without their weights from what is `described`.
     Where all are pretrained, a user's images are read at their size, whatever the side of the training images."""
-    models = described or {}
-    backbone = _backbone(settings, settings.backbone, settings.seed, models.get("model"))
-    other = _backbone(settings, settings.embedding, settings.seed + 1, models.get("embedding")) if settings.embedding else None
-    scaled = [b.scaled for b in (backbone, other) if isinstance(b, Pretrained)]
-    side = settings.side if len(scaled) < 2 - (other is None) else max(scaled)
-    embedding = None if other is None else Embedder(other, side)
-    return Embedder(backbone, side, embedding, metric_axes=min(settings.metric_axes, backbone.features))
+    models, names = described or {}, {"model": settings.backbone, "embedding": settings.embedding}
+    backbones = [
+        _backbone(settings, name, settings.seed + i, models.get(key)) for i, (key, name) in enumerate(names.items()) if name
+    ]
+    own = [b.scaled for b in backbones if isinstance(b, Pretrained)]
+    side = max(own) if len(own) == len(backbones) else settings.side
+    embedding = Embedder(backbones[1], side) if settings.embedding else None
+    return Embedder(backbones[0], side, embedding, metric_axes=min(settings.metric_axes, backbones[0].features))
 
 
 def _backbone(settings: ImageSettings, name: str, seed: int, described: Mapping[str, Any] | None) -> Backbone:

@@ -75,18 +75,31 @@ def read_classes(classes: Classes, size: int, examples: int | None) -> ClassImag
     return ClassImages(images, tuple(classes))
 
 
-def _npz(path: Path) -> dict[str, Classes]:
+def npz_classes(path: Path) -> tuple[Classes, list[int] | None]:
+    """The classes of a `.npz` in its order, and its `class_split` where it has one. Raises McdiError naming the fault."""
     arrays = npz_arrays(path, KEYS, optional=("class_split",))
     classes: Classes = {str(name): [] for name in arrays["classes"]}
     names = list(classes)
     for of, source in zip(arrays["label"].tolist(), arrays["encoded"], strict=True):
         classes[names[of]].append(source)
     if "class_split" not in arrays:
-        return _split(classes, path)
+        return classes, None
     own = arrays["class_split"].tolist()
     if len(own) != len(names) or set(own) - set(range(len(SPLITS))):
         raise McdiError(f"{path} is damaged: class_split must be 0, 1 or 2 for each of {len(names)} classes; make it again")
-    return {split: {n: classes[n] for n, of in zip(names, own, strict=True) if of == i} for i, split in enumerate(SPLITS)}
+    return classes, own
+
+
+def encoded_images(files: Sequence[bytes | memoryview]) -> dict[str, NDArray[Any]]:
+    """The arrays of a `.npz` that hold image files."""
+    return {"encoded": np.frombuffer(b"".join(files), dtype=np.uint8), "offset": np.cumsum([0, *map(len, files)])}
+
+
+def _npz(path: Path) -> dict[str, Classes]:
+    classes, own = npz_classes(path)
+    if own is None:
+        return _split(classes, path)
+    return {split: {n: c for (n, c), of in zip(classes.items(), own, strict=True) if of == i} for i, split in enumerate(SPLITS)}
 
 
 def _split(classes: Classes, path: Path) -> dict[str, Classes]:
