@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import mcdi
@@ -44,7 +45,8 @@ def main() -> None:
         x, y = gaussian_classes(way, width)
         own = milliseconds(lambda x=x, y=y: generator.generate((x, y)), arguments.rounds)
         plain = x.numpy(), y.numpy()
-        other = milliseconds(lambda plain=plain: LogisticRegression(max_iter=1000).fit(*plain), arguments.rounds)
+        with threadpool_limits(1):
+            other = milliseconds(lambda plain=plain: LogisticRegression(max_iter=1000).fit(*plain), arguments.rounds)
         table.add_row(str(way), f"{own:.1f}", f"{other:.1f}", f"{other / own:.1f}x")
     image = torch.zeros(1, *generator.image_shape, dtype=torch.uint8)
     backbone = milliseconds(lambda: generator.embed(image), arguments.rounds)
