@@ -23,7 +23,7 @@ from mcdi.generator.network_files import write_network
 from mcdi.generator.plain import operations
 from mcdi.methods import make_method
 from mcdi.networks.backbones.embedder import Embedder
-from mcdi.networks.backbones.pretrained import fetch
+from mcdi.networks.backbones.pretrained import FEW, fetch
 from mcdi.networks.backbones.vision import Conv4, NoBackbone
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.film import FilmHead
@@ -212,17 +212,17 @@ def test_a_head_and_its_backbone_are_one_file(backbone: str, suffix: str, tmp_pa
         buffer.copy_(0.1 * torch.randn(buffer.shape, generator=g))
     net = LinearHead(embedder.backbone.features, 3, embedder)
     made = Generator("prototypes", make_method("prototypes", {}), net)
-    x = torch.randint(0, 256, (3, *made.image_shape), generator=g, dtype=torch.uint8)
-    weights = made.generate((x, torch.arange(3)))
+    x = torch.randint(0, 256, (FEW + 1, *made.image_shape), generator=g, dtype=torch.uint8)
+    weights = made.generate((x, torch.arange(FEW + 1) % 3))
     path = tmp_path / f"classifier{suffix}"
     write_network(made, weights, CLASSES, path)
     expected = made.predict(weights, x)
     if suffix == ".onnx":
         run = onnx_run(onnx_session(path.read_bytes()))
-        out = {n: torch.cat([run({"images": p.float() / 255})["logits"] for p in x.split(n)]) for n in (1, 2)}
+        out = {n: torch.cat([run({"images": p.float() / 255})["logits"] for p in x.split(n)]) for n in (1, FEW + 1)}
     else:
         module = torch.export.load(path).module()
-        out = {n: torch.cat([module(p.float() / 255) for p in x.split(n)]) for n in (1, 2)}
+        out = {n: torch.cat([module(p.float() / 255) for p in x.split(n)]) for n in (1, FEW + 1)}
     for answer in out.values():
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     with pytest.raises(McdiError, match="no network of images in plain layers"):

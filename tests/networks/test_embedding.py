@@ -111,16 +111,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip")
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    CLIPVisionModel(CLIPVisionConfig(**size, image_size=16, patch_size=8)).save_pretrained(folder)
+    CLIPVisionModel(CLIPVisionConfig(**size, image_size=24, patch_size=8)).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
-        '{"size": {"shortest_edge": 16}, "crop_size": 16, "image_mean": [0, 0, 0]}'
+        '{"size": {"shortest_edge": 24}, "crop_size": 24, "image_mean": [0, 0, 0]}'
     )
     return folder
 
 
 class TestNetworks:
     def test_the_vision_tower_of_clip(self, clip):
-        found, pixels = fetch(f"hf:{clip}"), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        found, pixels = fetch(f"hf:{clip}"), torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
         model = CLIPVisionModel.from_pretrained(clip).eval()
         std = torch.tensor(found.described["pixels"]["std"])[:, None, None]
         with torch.no_grad():
@@ -223,6 +223,7 @@ class TestRun:
     def test_what_is_saved_is_all_that_is_needed(self, run, tmp_path, monkeypatch):
         generator = package.load(run / "methods" / "mc-di-0")
         x, y = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+        assert generator.image_shape == (3, 16, 16)  # one of the two was trained on images of this side
         weights, features = generator.generate((x, y)), generator.embed(x)
         assert features.shape == (4, 128 + 16)
         assert all(torch.equal(w, weights[n]) for n, w in generator.generate((features, y)).items())

@@ -1,6 +1,7 @@
 """The page of `mcdi serve` for a model of colour images: files, folders and the camera in place of drawings."""
 
 import base64
+import io
 import shutil
 
 import pytest
@@ -66,6 +67,10 @@ def test_files_of_every_class(page, photos):
     page.locator("#test").click()
     page.keyboard.press("Backspace")
     shows(page, "#prediction", "Prediction: blue")  # a photo is no drawing
+    pad = page.locator("#test")
+    before = pad.evaluate("canvas => canvas.toDataURL()")
+    pad.drag_to(pad, source_position={"x": 30, "y": 30}, target_position={"x": 150, "y": 120})
+    assert pad.evaluate("canvas => canvas.toDataURL()") == before
     page.select_option("#model", "symbols")
     shows(page, "h1", "Draw a few examples")
     assert page.is_visible(".card .pad") and not page.is_visible("#camera")
@@ -80,13 +85,15 @@ def test_a_folder_of_classes(page, photos):
     for label, file in zip(body["labels"], files, strict=True):
         means = read_image(file, (3, 32, 32), "").float().mean((1, 2))
         assert ("red", "green", "blue")[int(means.argmax())] == label
+        assert Image.open(io.BytesIO(file)).size in {(90, 90), (60, 60)}  # the middle: nothing is padded
     assert [card.input_value() for card in page.locator(".card .top input").all()] == ["blue", "green", "red"]
 
 
 def test_a_folder_of_too_many_classes(page, photos, tmp_path):
     for n in range(11):
         shutil.copytree(photos / "red", tmp_path / "many" / f"class{n}")
-    (tmp_path / "many" / "class0" / "notes.txt").write_text("no image")
+    (tmp_path / "many" / "papers").mkdir()
+    (tmp_path / "many" / "papers" / "notes.txt").write_text("no image, and so no class")
     page.locator("#folder-file").set_input_files(tmp_path / "many")
     shows(page, "[role=alert]", "The page holds 10 classes, and there are 11: use mcdi generate.")
     shutil.rmtree(tmp_path / "many" / "class10")
@@ -106,6 +113,9 @@ def test_dropped_files(page, photos):
     before = page.locator(".card").nth(0).locator(".thumbs li").count()
     page.evaluate(drop, [".card", list((photos / "green" / "0.png").read_bytes())])
     page.locator(".card").nth(0).locator(".thumbs li").nth(before).wait_for()
+    assert page.locator("[role=alert]").inner_text() == ""  # it was dropped on the card, not on the page too
+    page.evaluate(drop, ["body", list((photos / "green" / "0.png").read_bytes())])
+    shows(page, "[role=alert]", "There is no folder of images in it")
 
 
 def test_the_camera(page, photos):
@@ -113,8 +123,16 @@ def test_the_camera(page, photos):
     shows(page, "#weights-status", "weights for 3 classes")
     page.click("#camera")
     shows(page, "#prediction", "Prediction:")
+    for _ in range(2):  # live: one picture after the other
+        with page.expect_request("**/v1/predict"):
+            pass
     take = page.locator(".card .take").nth(1)
     take.click()
     page.locator(".card").nth(1).locator(".thumbs li").nth(2).wait_for()
     page.click("#camera")
     assert not take.is_visible() and page.get_attribute("#camera", "aria-pressed") == "false"
+    page.click("#camera")
+    take.wait_for()
+    page.select_option("#model", "symbols")
+    shows(page, "h1", "Draw a few examples")
+    assert page.get_attribute("#camera", "aria-pressed") == "false"  # a model of drawings does not film

@@ -145,7 +145,6 @@ const camera = new Camera($("camera"), showTest);
 // A class for every folder that images lie in, in place of the classes so far.
 async function openFolders(files) {
   const classes = byFolder(files, MAX_CLASSES);
-  if (!classes.length) return;
   while (state.cards.length > Math.max(classes.length, 2)) state.cards.pop().node.remove();
   while (state.cards.length < classes.length) add();
   for (const [i, [name, images]] of classes.entries()) {
@@ -276,7 +275,10 @@ on("test-file", "change", async () => {
 });
 dropTarget($("test"), (files) => testFile(files[0]?.[1]).catch(showError));
 dropTarget(document.body, (files) => openFolders(files).catch(showError));
-on("folder", "click", () => $("folder-file").click());
+on("folder", "click", () => {
+  $("folder-file").value = ""; // the same folder can be opened again
+  $("folder-file").click();
+});
 on("folder-file", "change", () => openFolders([...$("folder-file").files].map((file) => [file.webkitRelativePath, file])));
 on("camera", "click", () => camera.toggle());
 on("steps", "input", () => {

@@ -43,6 +43,7 @@ export function byFolder(files, most) {
     const name = path.split("/").filter(Boolean).at(-2);
     if (name) classes.set(name, [...(classes.get(name) ?? []), file]);
   }
+  if (!classes.size) throw new Error("There is no folder of images in it: give one that holds a folder for every class.");
   if (classes.size > most) throw new Error(`The page holds ${most} classes, and there are ${classes.size}: use mcdi generate.`);
   return [...classes].sort(([a], [b]) => a.localeCompare(b));
 }
