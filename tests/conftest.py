@@ -113,8 +113,8 @@ def worlds(sines: Sines) -> dict[str, World]:
 RECIPE = """
 about = "everything, tiny"
 methods = [
-    "prototypes", "linear-probe", "meta-baseline", "lda", "plda", "logistic-regression", "adam", "reptile", "maml",
-    "meta-hypernetwork", "metadiff", "vae",
+    "prototypes", "linear-probe", "meta-baseline", "lda", "plda", "adaptive-plda", "logistic-regression", "adam", "reptile",
+    "maml", "meta-hypernetwork", "metadiff", "vae",
     "p-diff", "d2nwg", "ocd-residual", "icis", "ghn-3",
     "hypernetwork", "ocd", "tw-di", "mv-di", "mc-di",
 ]

@@ -32,6 +32,7 @@ SETTINGS = {
     "meta-baseline": {},
     "lda": {},
     "plda": {},
+    "adaptive-plda": {},
     "logistic-regression": {},
 }
 # Forty iterations are too few for the printed loss weight, which is small at the first steps.

@@ -94,7 +94,7 @@ class TestCompare:
         )
 
     def test_which_methods_fit_a_network(self) -> None:
-        heads = {"prototypes", "linear-probe", "meta-baseline", "lda", "plda", "logistic-regression"}
+        heads = {"prototypes", "linear-probe", "meta-baseline", "lda", "plda", "adaptive-plda", "logistic-regression"}
         assert set(fitting_methods(read_recipe("glyphs"))) == set(all_methods()) - WHOLE
         assert set(fitting_methods(read_recipe("sines"))) == set(all_methods()) - heads - WHOLE
         assert set(fitting_methods(read_recipe("glyphs-conv4"))) == set(all_methods()) - heads

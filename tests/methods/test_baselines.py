@@ -10,11 +10,8 @@ from worlds import TUNING
 from mcdi.errors import McdiError
 from mcdi.methods import make_method
 from mcdi.methods.baselines import finetune
-from mcdi.methods.baselines.discriminant import training_classes
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.methods.baselines.maml import inner_steps
-from mcdi.networks.discriminant import Covariances, Space, covariances, discriminant_space
-from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.pixels import PixelNet
 from mcdi.tasks.episodes import FewShot
 from mcdi.types import Examples
@@ -29,7 +26,9 @@ class TestClosedForms:
         weights = world.weights(world.method("prototypes"))
         assert torch.equal(world.family.downstream.predict(weights, query.x).argmax(-1), nearest)
 
-    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "meta-baseline", "lda", "plda", "logistic-regression"])
+    @pytest.mark.parametrize(
+        "name", ["prototypes", "linear-probe", "meta-baseline", "lda", "plda", "adaptive-plda", "logistic-regression"]
+    )
     def test_refuse_whole_networks(self, worlds, name):
         with pytest.raises(McdiError, match="linear heads only"):
             worlds["sines"].fit(name)
@@ -60,107 +59,6 @@ class TestClosedForms:
         penalty = rows[..., :-1].square().sum() / (2 * 0.3) * (2 if way == 2 else 1)
         (slope,) = torch.autograd.grad(loss + penalty, rows)
         assert float(slope.abs().max()) < 1e-2
-
-    def test_lda_is_the_density_of_gaussians_of_one_covariance(self, worlds):
-        """Logits less log N(x; c, S) are equal for all classes; S is measured here class by class."""
-        world = worlds["gauss"]
-        method, (support, query) = world.method("lda"), world.batch[:2]
-        rest = world.family.examples["train"]
-        rest = (rest - rest.mean(1, keepdim=True)).flatten(0, 1)
-        measured = (method.axes * method.variances) @ method.axes.T
-        assert (measured - rest.T @ rest / len(rest)).norm() < 0.1 * measured.norm()
-        share = method.tuned["2"]
-        mixed = (1 - share) * measured + share * measured.diagonal().mean() * torch.eye(6)
-        means = torch.stack([support.x[support.y == c].reshape(40, 2, 6).mean(1) for c in range(3)], 1)
-        density = torch.distributions.MultivariateNormal(means[:, None], mixed).log_prob(query.x[:, :, None])
-        logits = world.family.downstream.predict(world.weights(method), query.x)
-        torch.testing.assert_close(logits.log_softmax(-1), density.log_softmax(-1), rtol=1e-3, atol=1e-3)
-
-    def test_lda_with_no_covariance_left_is_prototypes(self, worlds):
-        world = worlds["gauss"]
-        method, net, (support, query, mask, _) = world.method("lda"), world.family.downstream, world.batch
-        by = [net.predict(m._weights(net, support, mask, 1.0), query.x) for m in (method, world.method("prototypes"))]
-        assert torch.equal(*(logits.argmax(-1) for logits in by))
-
-    def test_plda_is_the_density_of_an_example_given_those_of_its_class(self, worlds):
-        """Logits less log N(x; m, S) are equal for all classes, with m and S by inverses of whole matrices."""
-        world = worlds["gauss"]
-        method, (support, query) = world.method("plda"), world.batch[:2]
-        back = torch.linalg.inv(method.space.map)
-        within, between = back.T @ back, back.T @ torch.diag(method.space.between) @ back
-        means = torch.stack([support.x[support.y == c].reshape(40, 2, 6).mean(1) for c in range(3)], 1) - method.space.mean
-        expected = means @ (between @ torch.linalg.inv(between + within / 2)).T + method.space.mean
-        spread = within + torch.linalg.inv(torch.linalg.inv(between) + 2 * torch.linalg.inv(within))
-        spread = (spread + spread.T) / 2
-        density = torch.distributions.MultivariateNormal(expected[:, None], spread).log_prob(query.x[:, :, None])
-        logits = world.family.downstream.predict(world.weights(method), query.x)
-        torch.testing.assert_close(logits.log_softmax(-1), density.log_softmax(-1), rtol=1e-3, atol=1e-3)
-
-    def test_plda_knows_in_which_directions_classes_differ(self):
-        """On Gaussian classes it is above prototypes and LDA with one example, and as good as with the true covariances."""
-        g, size, way = torch.Generator().manual_seed(0), 12, 5
-        between = torch.logspace(1, -2, size)
-        draws = {
-            split: between.sqrt() * torch.randn(count, 1, size, generator=g) + torch.randn(count, 30, size, generator=g)
-            for split, count in (("train", 300), ("val", 60), ("test", 60))
-        }
-        family = FewShot("x", LinearHead(size, way), draws, way=way, shots=(1,), queries=10)
-        batch = family.sample("test", range(400))
-        scores = {}
-        for name in ("prototypes", "lda", "plda"):
-            method = make_method(name, {}).fit(family, None, seed=0)
-            weights = method.generate(family.downstream, batch.support, batch.mask, seed=0)
-            scores[name] = float(family.downstream.score(weights, batch.query, batch.mask).mean())
-        method.space = Space(torch.eye(size), between, torch.zeros(size))
-        weights = method.generate(family.downstream, batch.support, batch.mask, seed=0)
-        best = float(family.downstream.score(weights, batch.query, batch.mask).mean())
-        assert scores["plda"] > max(scores["prototypes"], scores["lda"]) + 0.02 and scores["plda"] > best - 0.01
-
-    def test_covariances_are_those_of_all_training_examples(self, worlds):
-        """Each class once, whatever tasks it is in; and any invertible map of the features changes no answer."""
-        world = worlds["gauss"]
-        x, net = world.family.examples["train"].double(), world.family.downstream
-        found = covariances(training_classes(world.family, net))
-        rest = (x - x.mean(1, keepdim=True)).flatten(0, 1)
-        within = rest.T @ rest / (12 * 24)
-        torch.testing.assert_close(found.within, within)
-        torch.testing.assert_close(found.between, torch.cov(x.mean(1).T) - within / 25)
-        torch.testing.assert_close(found.mean, x.mean((0, 1)))
-        turn = torch.eye(6).double() + 0.5 * torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double()
-        support, query, mask, _ = world.batch
-        answers = []
-        for by in (torch.eye(6).double(), turn):
-            method = make_method("plda", {})
-            moved = Covariances(by.T @ found.within @ by, by.T @ found.between @ by, found.mean @ by)
-            method.space = discriminant_space(moved, 0.0)
-            seen, asked = (Examples(e.x @ by.float(), e.y) for e in (support, query))
-            weights = method.generate(net, seen, mask, seed=0)
-            answers.append(net.predict(weights, asked.x).log_softmax(-1))
-        torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-3)
-
-    def test_classes_of_the_same_number_in_two_sets_are_two(self):
-        """As families of text name them: a set, and numbers of classes in it."""
-        x = torch.randn(2, 4, 20, 3, generator=torch.Generator().manual_seed(0)).double()  # (sets, classes, ...)
-
-        class TwoSets:
-            def columns(self, split, seeds):
-                return {"set": torch.tensor(seeds).remainder(2), "classes": torch.tensor([[s % 4, (s + 1) % 4] for s in seeds])}
-
-            def training_data(self, split, seeds):
-                (seed,) = seeds
-                chosen = x[seed % 2, [seed % 4, (seed + 1) % 4]]
-                return Examples(chosen.flatten(0, 1)[None].float(), torch.arange(2).repeat_interleave(20)[None])
-
-        found = covariances(training_classes(TwoSets(), LinearHead(3, 2)))
-        rest = (x - x.mean(2, keepdim=True)).flatten(0, 2)
-        torch.testing.assert_close(found.within, rest.T @ rest / (8 * 19), rtol=1e-5, atol=1e-6)
-
-    def test_lda_needs_a_covariance(self):
-        same = {split: torch.arange(9.0)[:, None, None].expand(9, 20, 4) for split in ("train", "val", "test")}
-        family = FewShot("x", LinearHead(4, 3), same, way=3, shots=(2,), queries=5)
-        for name in ("lda", "plda"):
-            with pytest.raises(McdiError, match="all equal"):
-                make_method(name, {}).fit(family, None, seed=0)
 
     def test_meta_baseline_is_the_cosine_to_class_means(self, worlds):
         world = worlds["gauss"]

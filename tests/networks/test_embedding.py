@@ -81,7 +81,7 @@ class TestHead:
         for name, slope in plain.gradients(plain.space.unpack(weights), own, mask).items():
             torch.testing.assert_close(found[name], slope)
 
-    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "lda", "plda", "adam"])
+    @pytest.mark.parametrize("name", ["prototypes", "linear-probe", "lda", "adaptive-plda", "adam"])
     def test_methods_without_a_condition_do_not_know_of_it(self, name):
         data = noise(5, 24, F + E)
         told = {n: {"test": b, "val": b, "train": b} for n, b in (("both", data), ("own", data[..., :F].contiguous()))}

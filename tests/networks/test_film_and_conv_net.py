@@ -265,7 +265,7 @@ class TestSettings:
 def test_a_run(tmp_path, network):
     """Prepared, every method trained and measured, saved, loaded, and made to serve images."""
     text = RECIPE.replace("way = 3", f'network = "{network}"\nway = 3').replace("epochs = 12", "epochs = 6")
-    heads = [] if network == "conv-net" else ["prototypes", "linear-probe", "meta-baseline", "lda", "plda"]
+    heads = [] if network == "conv-net" else ["prototypes", "linear-probe", "meta-baseline", "lda", "plda", "adaptive-plda"]
     methods = [*heads, "adam", "reptile", "maml", "vae", "hypernetwork", "mc-di"]
     (tmp_path / "r.toml").write_text(with_methods(text, *methods))
     assert mcdi("run", tmp_path / "r.toml", "--out", tmp_path / "run", "--workers", 1) == 0

@@ -152,7 +152,7 @@ METHODS: Registry[MethodSpec] = Registry(
         **dict.fromkeys(("mc-di", "mv-di", "tw-di", "ocd", "hypernetwork"), _MCDI),
         **dict.fromkeys(("prototypes", "linear-probe", "meta-baseline"), f"{_BASELINES}.closed_form"),
         **dict.fromkeys(("protonet", "r2-d2"), f"{_BASELINES}.shared_body"),
-        **dict.fromkeys(("lda", "plda"), f"{_BASELINES}.discriminant"),
+        **dict.fromkeys(("lda", "plda", "adaptive-plda"), f"{_BASELINES}.discriminant"),
         "logistic-regression": f"{_BASELINES}.logistic",
         "adam": f"{_BASELINES}.finetune",
         "reptile": f"{_BASELINES}.reptile",

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.networks.support import class_means
+from mcdi.networks.support import class_means, members
 
 
 class Covariances(NamedTuple):
@@ -52,15 +52,18 @@ class Space(NamedTuple):
     map: Tensor  # (F, F)
     between: Tensor  # (F,), variances of class means
     mean: Tensor  # (F,)
+    anisotropy: Tensor = torch.ones(())  # F tr(S^2) / tr(S)^2 of the covariance within training classes, which shrinking leaves
 
 
 def discriminant_space(found: Covariances, share: float) -> Space:
     """share: of a multiple of the identity in the covariance within a class."""
     values, axes = torch.linalg.eigh(found.within)
-    white = axes / shrunk(values, share).clamp(min=1e-6 * float(values.mean())).sqrt()
+    within = shrunk(values, share).clamp(min=1e-6 * float(values.mean()))
+    white, left = axes / within.sqrt(), values.clamp(min=0) / within
     between, axes = torch.linalg.eigh(white.mT @ found.between @ white)
     between = between.clamp(min=1e-6 * max(1e-12, float(between.clamp(min=0).mean())))
-    return Space((white @ axes).float().contiguous(), between.float(), found.mean.float())
+    anisotropy = left.square().mean() / left.mean() ** 2
+    return Space((white @ axes).float().contiguous(), between.float(), found.mean.float(), anisotropy.float())
 
 
 def best_space(
@@ -78,23 +81,83 @@ def best_space(
     return max(tried(), key=lambda one: score(one[0]))
 
 
-def predictive_rows(space: Space, x: Tensor, y: Tensor, way: int) -> Tensor:
+class Adaptation(NamedTuple):
+    """What the examples of a task say of their own kind of features, in a `Space`: where the mean of all classes is, and the
+    covariance within a class, kept I + factors^T factors."""
+
+    centre: Tensor  # (B, 1, F)
+    kept: Tensor  # (B, 1, 1)
+    factors: Tensor  # (B, n, F)
+
+
+def adaptation(space: Space, z: Tensor, means: Tensor, y: Tensor, count: Tensor) -> Adaptation:
+    """Next to nothing where examples are as those of training; the more they differ, the more their own statistics.
+
+    The mean of the class means is shrunk towards that of training: by how far it is from there, beyond what the covariances let
+    one expect. The covariance within a class is mixed with that of the examples: by how far from a multiple of the identity it
+    is, beyond what that of training is. Products of examples of different classes tell this without a bias; one example a class
+    tells nothing.
+
+    Args:
+        z, y: examples in the space (B, S, F), labels (B, S).
+        means, count: of the classes (B, way, F), (B, way), zeros where there is no example.
+
+    Source:
+        James and Stein, Estimation with quadratic loss, 1961; Ledoit and Wolf, A well-conditioned estimator for
+        large-dimensional covariance matrices, 2004. To use both in the space of Gaussian classes is our choice.
+    """
+    between, size = space.between.to(z), z.shape[-1]
+    member = members(y, count.shape[1]).to(z)
+    classes = (count > 0).sum(1, keepdim=True)
+    tiny = torch.finfo(z.dtype).tiny
+    off = means.sum(1, keepdim=True) / classes[..., None]
+    expected = (between.sum() * classes + size * ((count > 0) / count.clamp(min=1)).sum(1, keepdim=True)) / classes**2
+    centre = off * (1 - expected[..., None] / off.square().sum(-1, keepdim=True).clamp(min=tiny)).clamp(min=0)
+
+    residuals = z - member @ means
+    free = (count - 1).clamp(min=0)
+    total = free.sum(1)
+    products = (residuals @ residuals.mT).square().masked_fill((member @ member.mT).bool(), 0)
+    pairs = total**2 - free.square().sum(1)
+    square = products.sum((1, 2)) / pairs.clamp(min=1)  # tr(S^2)
+    trace = residuals.square().sum((1, 2)) / total.clamp(min=1)
+    uneven = (size * square / trace.square().clamp(min=tiny)).clamp(max=size)  # from 1, a multiple of the identity, to one axis
+    excess = (uneven / space.anisotropy.to(z) - 1).clamp(min=0) * total
+    own = excess / (excess + size + uneven)
+    scale = own * size / (trace * total).clamp(min=tiny)
+    return Adaptation(centre, 1 - own[:, None, None], residuals * scale.sqrt()[:, None, None])
+
+
+def predictive_rows(space: Space, x: Tensor, y: Tensor, way: int, *, adapted: bool = False) -> Tensor:
     """Rows of the head that tells Gaussian classes apart: of n examples with the mean c a new one is N(m, S), with
     m = B (B + W / n)^-1 c and S = W + (B^-1 + n W^-1)^-1. With classes of different sizes, S is that of their mean size.
 
     Args:
         x, y: support sets (B, S, F), (B, S).
+        adapted: whether the mean of all classes and W are adapted to the task.
 
     Returns:
         (B, way, F + 1), weights and biases.
     """
-    mapping, between, mean = (t.to(x) for t in space)
+    mapping, between, mean, _ = (t.to(x) for t in space)
     means, count = class_means(x - mean, y, way)
+    means = means @ mapping
     n = count.clamp(min=1)[..., None]
-    expected = between / (between + 1 / n) * (means @ mapping)
-    scaled = expected / (1 + between / (1 + between * n.mean(1, keepdim=True)))
+    if adapted:
+        centre, kept, factors = adaptation(space, (x - mean) @ mapping, means, y, count)
+    else:
+        centre, kept, factors = means.new_zeros(1), means.new_ones(1), None
+    expected = between / (between + kept / n) * (means - centre)
+    variances = kept + between / (1 + between * n.mean(1, keepdim=True) / kept)
+    scaled = expected / variances
+    if factors is not None:  # (variances + factors^T factors)^-1, by Woodbury's identity
+        if factors.shape[1] > factors.shape[2]:
+            factors = torch.linalg.qr(factors, "r").R
+        thin = factors / variances
+        inner = torch.eye(factors.shape[1]).to(x) + thin @ factors.mT
+        scaled = scaled - torch.linalg.solve(inner, thin @ expected.mT).mT @ thin
     weight = scaled @ mapping.mT
-    bias = -0.5 * (expected * scaled).sum(-1, keepdim=True) - (weight * mean).sum(-1, keepdim=True)
+    bias = -(scaled * (0.5 * expected + centre)).sum(-1, keepdim=True) - (weight * mean).sum(-1, keepdim=True)
     return torch.cat([weight, bias], -1)
 
 

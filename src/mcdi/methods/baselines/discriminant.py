@@ -101,6 +101,7 @@ class ProbabilisticDiscriminant(ClosedForm):
     """
 
     name = "probabilistic discriminants"
+    adapted = False
     shares_within = (0.1, 0.3, 0.5, 0.7, 0.9)
     shares_between = (0.03, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
@@ -110,7 +111,7 @@ class ProbabilisticDiscriminant(ClosedForm):
         self.chosen = {"within": 1.0, "between": 1.0}
 
     def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
-        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way)
+        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way, adapted=self.adapted)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net = family.downstream
@@ -141,5 +142,15 @@ class ProbabilisticDiscriminant(ClosedForm):
 
     def restore(self, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
         mapping = unpacked(state["map"], state["scale"])
-        self.space, self.chosen = Space(mapping, state["between"], state["mean"]), dict(config["chosen"])
+        self.space, self.chosen = Space(mapping, *(state[n] for n in Space._fields[1:])), dict(config["chosen"])
         return super().restore(config, state)
+
+
+@register_method("adaptive-plda", label="adaptive PLDA", colour="#0a4d68", marker="*", **FACTS)
+class AdaptiveDiscriminant(ProbabilisticDiscriminant):
+    """`plda` whose mean of all classes and covariance within a class are those of the training classes as far as the support
+    set agrees, and its own as far as it does not (`networks.discriminant.adaptation`): a head for photos of another kind than
+    those of training, too."""
+
+    name = "adaptive discriminants"
+    adapted = True
