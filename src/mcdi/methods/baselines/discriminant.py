@@ -101,7 +101,6 @@ class ProbabilisticDiscriminant(ClosedForm):
     """
 
     name = "probabilistic discriminants"
-    adapted = False
     shares_within = (0.1, 0.3, 0.5, 0.7, 0.9)
     shares_between = (0.03, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
@@ -111,7 +110,7 @@ class ProbabilisticDiscriminant(ClosedForm):
         self.chosen = {"within": 1.0, "between": 1.0}
 
     def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
-        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way, adapted=self.adapted)
+        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way)
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net = family.downstream
@@ -150,7 +149,14 @@ class ProbabilisticDiscriminant(ClosedForm):
 class AdaptiveDiscriminant(ProbabilisticDiscriminant):
     """`plda` whose mean of all classes and covariance within a class are those of the training classes as far as the support
     set agrees, and its own as far as it does not (`networks.discriminant.adaptation`): a head for photos of another kind than
-    those of training, too."""
+    those of training, too. Its shares are those of `plda`, as validation tasks have nothing to adapt to."""
 
     name = "adaptive discriminants"
-    adapted = True
+
+    def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
+        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way, adapted=True)
+
+    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
+        plain = ProbabilisticDiscriminant(ClosedFormSettings()).fit(family, data, seed=seed, log=log, folder=folder)
+        self.space, self.chosen = plain.space, plain.chosen
+        return self
