@@ -21,10 +21,20 @@ from worlds import World
 import mcdi
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
+from mcdi.methods import make_method
+from mcdi.networks.linear_head import LinearHead
 from mcdi.sklearn import GeneratedClassifier, PrototypeHead, RidgeHead
 
 
-@parametrize_with_checks([PrototypeHead(), RidgeHead()])
+class AnyWidth(GeneratedClassifier):
+    """With a generator for features of as many numbers as it is given: a trained one has numbers of its own."""
+
+    @property
+    def _source(self) -> Generator:
+        return Generator("prototypes", make_method("prototypes", {}), LinearHead(self.n_features_in_, 2))
+
+
+@parametrize_with_checks([PrototypeHead(), RidgeHead(), AnyWidth()])
 def test_the_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 

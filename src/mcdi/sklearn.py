@@ -111,13 +111,13 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
 
     def _features(self, X: Any, y: ArrayLike | None = None, *, reset: bool) -> tuple[Tensor, Any]:
         """Examples as what weights read, (n, ...) float32, and labels (n,)."""
-        source = self._source
         if _plain_features(X):
             kind: dict[str, Any] = {"reset": reset, "dtype": np.float32}
             checked = _checks.validate_data(self, X, **kind) if y is None else _checks.validate_data(self, X, y, **kind)
             x, y = (checked, None) if y is None else checked
-            found = torch.from_numpy(np.ascontiguousarray(x))
+            found, source = torch.from_numpy(np.ascontiguousarray(x)), self._source
             return found if source is None else source.embed(found, query=y is None).cpu(), y
+        source = self._source
         if source is None:
             raise McdiError(f"{type(self).__name__} reads features (n, F): name a generator, whose backbone reads more")
         raw = X if source.network.embedder is None else as_images(X, source.image_shape)

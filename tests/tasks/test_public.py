@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import mcdi
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_photos import RECIPE, arrays, as_folders, images, photo
 
 from mcdi.errors import McdiError
@@ -174,12 +175,17 @@ class TestTransfer:
             ("two", "all classes", "3"),
         }
         assert found == {(m, *way) for m in ("prototypes", "mc-di") for way in ways}
+        assert {r["shots"] for r in rows} == {"1", "2"}  # that of training, and twice as many
         assert "`mcdi transfer tiny`" in (tmp_path / "transfer-tiny.md").read_text()
         monkeypatch.setattr(transfer, "FIRST", 2)
         context, method = Context(run), make_method("prototypes", {})
         for name, count in (("p-diff", 2), ("prototypes", context.tasks)):
             measured = transfer.transferred(context, Variant({"method": name, "target": "two"}, name), method, 0)
             assert [len(row.scores) for row in measured] == [count] * len(measured) and context.tasks > 2
+        features = load_file(run / "targets" / "two.safetensors")["features"]
+        save_file({"features": features[:, :2].contiguous()}, run / "targets" / "few.safetensors")
+        measured = transfer.transferred(context, Variant({"method": name, "target": "few"}, name), method, 0)
+        assert {row.factors["shots"] for row in measured} == {1}
         capfd.readouterr()
         assert mcdi("reproduce", "transfer", tmp_path / "tiny.toml", "--out", run, "--results", tmp_path, "--workers", 1) == 1
         assert "mcdi transfer --target NAME=PATH, once or more" in " ".join(capfd.readouterr().err.split())
