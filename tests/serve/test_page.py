@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from browsing import shows
@@ -166,10 +168,17 @@ def test_weights_are_downloaded(visit, tmp_path):
     page = visit()
     fill(page)
     with page.expect_download() as download:
-        page.click("#download")
+        page.click("#download-safetensors")
     assert download.value.suggested_filename == "letters.safetensors"
     download.value.save_as(tmp_path / "w.safetensors")
     assert {n: tuple(w.shape) for n, w in load_file(tmp_path / "w.safetensors").items()} == {"weight": (5, 64), "bias": (5,)}
+    with page.expect_download() as download:
+        page.click("#download-onnx")
+    assert download.value.suggested_filename == "letters.onnx"
+    download.value.save_as(tmp_path / "letters.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "letters.onnx")
+    assert session.run(None, {"images": np.zeros((2, *session.get_inputs()[0].shape[1:]), np.float32)})[0].shape == (2, 5)
+    assert page.is_enabled("#download-onnx") and page.inner_text("#download-onnx") == "Download classifier (ONNX)"
 
 
 def test_by_keyboard_only(visit):

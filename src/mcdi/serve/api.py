@@ -14,6 +14,7 @@ from mcdi.generator.api import Generator, Weights
 from mcdi.generator.plain import plain_network
 from mcdi.methods.sampling import Generated
 from mcdi.serve import wire
+from mcdi.serve.classifier_file import classifier_file
 from mcdi.serve.decode import SupportSet, decode_inputs, decode_support
 from mcdi.serve.handles import StoredWeights
 from mcdi.serve.limits import Refused
@@ -96,14 +97,15 @@ def models(service: Serving, tenant: Tenant) -> wire.Models:
 async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
     """Weights for a task. With format "handle" the server keeps the weights and answers JSON; with "network" the answer also
     holds the network as a list of operations. With "safetensors" it sends the file, whose metadata name model and classes,
-    and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence."""
+    and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence; with "onnx" the same headers and a file that classifies images
+    without mcdi."""
     start = time.perf_counter()
     with service.admitted():
         body = await service.body(request, wire.GenerateBody)
         if (body.samples or 1) > service.limits.samples:
             raise McdiError(f"samples = {body.samples}: ask for at most {service.limits.samples}")
         generator, support, (weights, confidence) = await _generate(service, body, body.samples)
-        if body.format != "safetensors":
+        if body.format in ("handle", "network"):
             answer: type[wire.Generated] = wire.Generated
             more: dict[str, Any] = {}
             if body.format == "network":  # before a handle is kept: not every network is a list of operations
@@ -113,7 +115,12 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
             shapes = {n: list(w.shape) for n, w in weights.items()}
             content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes, **more}
             return answer(**content, milliseconds=_since(start), confidence=float(confidence))
-        data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})
+        if body.format == "onnx":
+            async with service.writing:
+                data = await classifier_file(service.models.folder(body.model), weights, support.classes)
+            service.models.folder(body.model)  # still the same
+        else:
+            data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})
     headers = {"X-Mcdi-Milliseconds": f"{_since(start):.3f}", "X-Mcdi-Confidence": f"{float(confidence):.4f}"}
     return Response(data, media_type="application/octet-stream", headers=headers)
 

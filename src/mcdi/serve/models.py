@@ -88,6 +88,12 @@ class Models:
             raise Refused(404, f"there is no model of this name: choose {', '.join(self._served)}")
         return self._served[name][0]
 
+    def folder(self, name: str) -> Path:
+        """Of a generator that is served. Raises Refused where its files have been replaced since."""
+        if file_stamp(self.folders[name]) != self._served[name][1]:
+            raise Refused(503, "the files of this model are being replaced: try again in a minute")
+        return self.folders[name]
+
     def reload(self) -> dict[str, str]:
         """Replace models whose files have changed, if loading succeeds. Returns {name: "same", "new" or "failed"}."""
         results = dict.fromkeys(self._served, "same")

@@ -52,6 +52,7 @@ class Service:
         )
         self.metrics = Metrics(lambda: len(self.batcher), lambda: len(self.handles))
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="mcdi-decode")
+        self.writing = asyncio.Semaphore(1)  # one export of a classifier at a time
         self.active = 0
 
     @contextmanager

@@ -45,8 +45,10 @@ class Task(SamplingOptions):
 
 class GenerateBody(Task):
     samples: int | None = Field(None, ge=1, le=1000, description="Chains to average (default: as trained).")
-    format: Literal["safetensors", "handle", "network"] = Field(
-        "handle", description="The weights; a handle: the server keeps them; or a handle and the network, to be run elsewhere."
+    format: Literal["safetensors", "handle", "network", "onnx"] = Field(
+        "handle",
+        description="The weights; a handle: the server keeps them; a handle and the network, to be run elsewhere; or the "
+        "network with its backbone as an ONNX file, which takes up to two minutes.",
     )
 
 

@@ -33,6 +33,23 @@ export function send(path, body) {
 
 export const post = async (path, body) => (await send(path, body)).json();
 
+// Hand an answer to the visitor as a file; meanwhile its button says that it is being written.
+export async function save(name, button, answer) {
+  const label = button.textContent;
+  button.textContent = "Writing the file …";
+  button.disabled = true;
+  try {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await (await answer).blob());
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  } finally {
+    button.textContent = label;
+    button.disabled = false;
+  }
+}
+
 // Run `work` one call at a time; of the calls made meanwhile only the latest runs afterwards.
 export function newest(work, onError) {
   let running = false;

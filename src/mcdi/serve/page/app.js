@@ -1,6 +1,6 @@
 // The page: after every stroke it requests weights for the examples, a prediction for the test drawing, and the chain.
 
-import { debounced, models, newest, post, send, setKey } from "./api.js";
+import { debounced, models, newest, post, save, send, setKey } from "./api.js";
 import { drawBars, percent } from "./bars.js";
 import { Card, MAX_CLASSES, element, labels } from "./cards.js";
 import { ChainView } from "./chain.js";
@@ -53,7 +53,7 @@ function examples() {
 
 const weights = newest(async () => {
   const task = usable() ? examples() : null;
-  $("download").disabled = !task;
+  for (const button of document.querySelectorAll(".download")) button.disabled = !task;
   if (!task) return reset();
   const start = performance.now();
   const answer = await post("/v1/generate", { ...task.body, format: local() ? "network" : "handle" });
@@ -155,13 +155,10 @@ async function openFolders(files) {
   updateButtons();
 }
 
-async function download() {
+async function download(format) {
   const task = examples();
-  if (!task) return;
-  const data = await (await send("/v1/generate", { ...task.body, format: "safetensors" })).blob();
-  const address = URL.createObjectURL(data);
-  element("a", { href: address, download: `${state.model.name}.safetensors` }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  const file = `${state.model.name}.${format}`;
+  if (task) await save(file, $(`download-${format}`), send("/v1/generate", { ...task.body, format }));
 }
 
 const local = () => state.model.runs_anywhere && !colour();
@@ -296,5 +293,5 @@ on("resample", "click", () => {
   $("sampling-note").textContent = `Seed ${state.seed}. A deterministic chain gives the same weights for every seed.`;
   weights();
 });
-on("download", "click", download);
+for (const format of ["safetensors", "onnx"]) on(`download-${format}`, "click", () => download(format));
 open().catch(showError);
