@@ -27,8 +27,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def named(paths):
-    return [pytest.param(p, id=str(p.relative_to(ROOT))) for p in paths]
+def named(paths, slow=()):
+    marks = {name: pytest.mark.slow for name in slow}
+    return [pytest.param(p, id=str(p.relative_to(ROOT)), marks=marks.get(p.name, ())) for p in paths]
 
 
 def blocks(page, kind):
@@ -93,7 +94,7 @@ def _registries():
 
 
 @pytest.mark.usefixtures("_registries")
-@pytest.mark.parametrize("page", named(p for p in PAGES if blocks(p, "python")))
+@pytest.mark.parametrize("page", named((p for p in PAGES if blocks(p, "python")), slow=["own-module.md"]))
 def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, fit_once):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mcdi, "fit", fit_once)

@@ -136,6 +136,7 @@ def test_all_weights_of_the_network_are_generated(extended):
     assert config["space"]["parameters"].keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
 
+@pytest.mark.slow
 def test_it_is_exported_where_its_spec_says_so(extended):
     root, mcdi = extended
     mcdi("export whole/methods/mc-di-0 --format torch")

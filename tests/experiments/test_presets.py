@@ -68,7 +68,10 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["imagenet", "mini-imagenet", "domainnet-sketch", "domainnet-sketch-20way"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("imagenet", "mini-imagenet", "domainnet-sketch-20way")]
+
+
+@pytest.mark.parametrize("name", ["domainnet-sketch", *SLOW])
 def test_image_presets(name: str, resnets: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     data = tmp_path / "data"
     if name.startswith("domainnet"):
@@ -105,6 +108,7 @@ def test_a_folder_a_class_is_split_as_a_file_is(tmp_path):
 
 
 @pytest.mark.skipif(not GLUE.is_dir(), reason="needs the GLUE sets in ../shared/data/glue")
+@pytest.mark.slow
 def test_the_preset_of_roberta(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     roberta = make_models(tmp_path / "models")["roberta"]

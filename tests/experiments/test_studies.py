@@ -34,7 +34,9 @@ WHOLE_NETWORKS = ("parts", "size", "trained-chains")  # test_whole_networks.py
 ON_IMAGES = [s for s in STUDIES if s not in ("adapters", "transfer", *WHOLE_NETWORKS)]  # test_text_lora.py, test_targets.py
 
 
-@pytest.mark.parametrize("study", ON_IMAGES)
+@pytest.mark.parametrize(
+    "study", [pytest.param(s, marks=pytest.mark.slow) if s in ("ablation", "settings") else s for s in ON_IMAGES]
+)
 def test_every_study_runs_and_writes_its_three_files(study: str, recipe: Path, studied: Path) -> None:
     results = studied / "results"
     assert mcdi("reproduce", study, recipe, "--out", studied, "--results", results, "--workers", 1) == 0

@@ -237,6 +237,7 @@ class TestLearntStart:
         assert mcdi("prepare", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--workers", 2) == 0
         assert path.stat().st_mtime_ns == written and sorted(p.name for p in path.parent.iterdir()) == [path.name]
 
+    @pytest.mark.slow
     def test_a_module_of_ones_own(self) -> None:
         g = torch.Generator().manual_seed(0)
         x = torch.randn(30, 24, 2, generator=g)
@@ -273,6 +274,7 @@ class TestLearntStart:
         assert mcdi("prepare", tmp_path / "recipe.toml", "--out", tmp_path / "run", "--workers", 1) == 1
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.slow
     def test_the_study_of_preparations_starts_there_too(self, tmp_path: Path) -> None:
         short = self.START.replace("tasks = 24\nepochs = 6", "tasks = 8\nepochs = 3")
         (tmp_path / "recipe.toml").write_text(short)

@@ -242,7 +242,11 @@ with torch.no_grad():
 class TestAdapter:
     @pytest.mark.parametrize(
         ("kind", "way", "how"),
-        [("bert", 2, "both"), ("bert", 3, "both"), ("bert", 2, "rows"), ("roberta", 2, "both"), ("llama", 2, "both")],
+        [
+            ("bert", 3, "both"),
+            ("llama", 2, "both"),
+            *(pytest.param(*case, marks=pytest.mark.slow) for case in (("bert", 2, "rows"), ("roberta", 2, "both"))),
+        ],
     )
     def test_plain_peft_gives_the_same_logits(self, models, tmp_path, kind, way, how):
         """In another process, where mcdi is not on the path."""

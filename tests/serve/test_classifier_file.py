@@ -51,4 +51,4 @@ def test_files_that_are_replaced_meanwhile(folders, tmp_path):
         (folder / "config.json").write_text(config + " ")
         assert "being replaced" in message(client.post("/v1/generate", json=task("model", format="onnx")), 503)
         client.service.reload()
-        assert client.post("/v1/generate", json=task("model", format="onnx")).status_code == 200
+        assert client.service.models.folder("model") == folder

@@ -109,6 +109,7 @@ class TestCommandLine:
             x.rsplit("\t")[-1] in ("bad", "good") for x in lines
         )
 
+    @pytest.mark.slow
     def test_the_study_measures_every_unseen_set(self, done, tmp_path):
         recipe = tmp_path / "tiny.toml"
         recipe.write_text((done.parent / "tiny.toml").read_text() + "seeds = [0, 1]\n")
@@ -213,6 +214,7 @@ class TestStopped:
 
 
 class TestRowsAlone:
+    @pytest.mark.slow
     def test_from_a_recipe_to_an_adapter(self, models, examples, tmp_path):
         """The pairs of the adapter are those of theta_0, which episodes have moved from where peft draws them."""
         (tmp_path / "rows.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="head-combiner"))

@@ -73,6 +73,7 @@ def test_ray_that_is_not_installed(monkeypatch):
         list(work_through(square, None, [1], workers=1, backend="ray"))
 
 
+@pytest.mark.slow
 def test_preparation_with_dying_workers_gives_the_same_bytes(tmp_path, monkeypatch, backends):
     preparation = Preparation(tasks=40, epochs=9, k=3, lr=0.03, chunk=8, sharpness=2)
     family = Sines(shots=6, queries=20, hidden=6)
