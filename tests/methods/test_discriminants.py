@@ -204,6 +204,16 @@ class TestAdaptation:
         grid = [error(own) for own in torch.linspace(0, 1, 21)]
         assert error(1 - kept) < 1.1 * min(grid) < 0.9 * min(grid[0], grid[-1])
 
+    @pytest.mark.parametrize(("way", "shots"), [(5, 5), (2, 12)])
+    def test_how_uneven_a_covariance_is_has_no_bias(self, way, shots):
+        """Over tasks, as Ledoit and Wolf's weight tells it."""
+        spread = of_trace(torch.logspace(0.6, -0.6, SIZE))
+        x, y = drawn(1000, way, shots, spread=spread)
+        kept, free = adapted(x, y, way).kept.flatten(), way * (shots - 1)
+        own = 1 - kept
+        uneven = (own * SIZE + free * kept) / (free * kept - own)
+        assert float(uneven.mean()) == pytest.approx(float(spread.pow(4).mean()), rel=0.15)
+
     def test_other_kinds_of_features_are_told_apart_better(self):
         spread = 2 * of_trace(torch.logspace(1, -1, SIZE))[torch.randperm(SIZE, generator=torch.Generator().manual_seed(1))]
         x, y = drawn(300, 5, 25, spread=spread, off=3.0)
