@@ -79,7 +79,9 @@ class TestRunFolders:
         assert "'gan' is not a method of this run: choose prototypes" in fails("train", copy, "--method", "gan")
         shutil.rmtree(copy / "trajectories")
         shutil.rmtree(copy / "methods")
-        assert "index.json does not exist: check the path, or run the step" in fails("train", copy, "--method", "mc-di", "--workers", 1)
+        assert "index.json does not exist: check the path, or run the step" in fails(
+            "train", copy, "--method", "mc-di", "--workers", 1
+        )
         (copy / "recipe.json").write_text("{}")
         assert "recipe.json" in fails("evaluate", copy)
 

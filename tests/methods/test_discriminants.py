@@ -208,11 +208,11 @@ class TestAdaptation:
     def test_how_uneven_a_covariance_is_has_no_bias(self, way, shots):
         """Over tasks, as Ledoit and Wolf's weight tells it."""
         spread = of_trace(torch.logspace(0.6, -0.6, SIZE))
-        x, y = drawn(1000, way, shots, spread=spread)
+        x, y = drawn(4000, way, shots, spread=spread)
         kept, free = adapted(x, y, way).kept.flatten(), way * (shots - 1)
         own = 1 - kept
         uneven = (own * SIZE + free * kept) / (free * kept - own)
-        assert float(uneven.mean()) == pytest.approx(float(spread.pow(4).mean()), rel=0.15)
+        assert float(uneven.mean()) == pytest.approx(float(spread.pow(4).mean()), rel=0.05)
 
     def test_other_kinds_of_features_are_told_apart_better(self):
         spread = 2 * of_trace(torch.logspace(1, -1, SIZE))[torch.randperm(SIZE, generator=torch.Generator().manual_seed(1))]
