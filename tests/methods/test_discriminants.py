@@ -185,6 +185,15 @@ class TestAdaptation:
         plain, known = (float(adapted(x, y, 5, space)[1].mean()) for space in (SPACE, same))
         assert known > 0.95 > plain
 
+    @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+    def test_what_training_leaves_is_that_of_its_examples(self, worlds, share):
+        found = covariances(training_classes(worlds["gauss"].family, worlds["gauss"].family.downstream))
+        space = discriminant_space(found, share)
+        mapping = space.map.double()
+        left = mapping.T @ found.within @ mapping
+        measured = 6 * (left @ left).trace() / left.trace() ** 2
+        torch.testing.assert_close(space.anisotropy.double(), measured, rtol=1e-4, atol=0)
+
     def test_one_example_a_class_says_nothing_of_its_covariance(self):
         x, y = drawn(10, 5, 1, spread=of_trace(torch.logspace(1, -1, SIZE)), off=5.0)
         centre, kept, factors = adapted(x, y, 5)
