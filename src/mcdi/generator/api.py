@@ -38,7 +38,7 @@ class Generator:
     """A trained method and the downstream network whose weights it generates. Inputs of one task carry no batch
     dimension: x (S, ...) and y (S,); B tasks at once are x (B, S, ...) and y (B, S). x is what the network's backbone
     reads (images of `image_shape`, uint8, or floats in [0, 1]; for a language model a list of S texts, (sentence,) or
-    (sentence, sentence) each) or its features (F,)."""
+    (sentence, sentence) each) or its features (F,). Any number of threads may call one."""
 
     def __init__(self, name: str, method: WeightGenerator, network: base.Network, device: str = "cpu") -> None:
         self.name, self.method, self.network, self.device = name, method, network, device

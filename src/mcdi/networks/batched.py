@@ -2,22 +2,42 @@
 
 Training differs from that of one network: frozen parts behave as in evaluation, running statistics belong to a task, and
 dropout masks do not depend on the other tasks of the batch.
+
+torch runs a module with other tensors by swapping them in the module itself, and its mode is an attribute. Whatever does
+either holds the module's lock, so that threads can share one.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcdi.errors import McdiError
 from mcdi.networks.grouped import State as State
 from mcdi.networks.grouped import channels_last, run, runs
 
 OTHER_DROPOUTS = ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+
+_GUARD, _LOCKS = threading.Lock(), WeakKeyDictionary[nn.Module, Any]()
+
+
+@contextmanager
+def alone(module: nn.Module) -> Iterator[None]:
+    """No other thread changes this module, or one that has a part in common with it, meanwhile."""
+    own = threading.RLock()
+    with _GUARD:
+        locks = {id(lock): lock for lock in (_LOCKS.setdefault(part, own) for part in module.modules())}
+    with ExitStack() as held:
+        for _, lock in sorted(locks.items()):  # in one order, so that no two threads wait for each other
+            held.enter_context(lock)
+        yield
 
 
 def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -31,9 +51,15 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
     Returns:
         (N, S, ...). Raises McdiError for a module that draws random numbers otherwise than by dropout.
     """
-    if keys is None and runs(module):
-        assert isinstance(module, nn.Sequential)
-        return run(module, state, x)
+    with alone(module):
+        if keys is None and runs(module):
+            assert isinstance(module, nn.Sequential)
+            return run(module, state, x)
+        return _swapped(module, state, x, keys)
+
+
+def _swapped(module: nn.Module, state: State, x: Tensor, keys: Tensor | None) -> Tensor:
+    """`apply` of modules that only they themselves can run."""
     names = list(state)
 
     def one(key: Tensor | None, inputs: Tensor, *values: Tensor) -> Tensor:
@@ -46,8 +72,11 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
         before = torch.get_rng_state()
         own = [None] * len(x) if keys is None else keys
         each = [one(own[n], *(channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))]
-        if not torch.equal(before, torch.get_rng_state()):
-            raise McdiError(refused)
+        if not torch.equal(before, torch.get_rng_state()):  # by the module, or by another thread
+            with DrawsSeen() as seen, torch.no_grad():
+                one(own[0], *(channels_last(t[0].clone()) for t in (x, *state.values())))
+            if seen.any:
+                raise McdiError(refused)
         return torch.stack(each)
     try:
         return torch.func.vmap(one, in_dims=(None if keys is None else 0, *[0] * (1 + len(names))))(keys, x, *state.values())
@@ -61,6 +90,18 @@ def tasks_at_once(state: State, x: Tensor) -> int:
     """How many tasks' graphs should be in memory at once: on a CPU few, where images are convolved; they stay in cache."""
     convolves = x.device.type == "cpu" and any(p.ndim >= 4 for p in state.values())
     return max(1, 800 // x.shape[1]) if convolves else len(x)
+
+
+class DrawsSeen(TorchDispatchMode):
+    """Whether what runs inside, in this thread, draws random numbers: `any`."""
+
+    any = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.any = self.any or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 class SeededDropout(TorchFunctionMode):
@@ -114,12 +155,13 @@ def _same_modes_after(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training(module: nn.Module, chosen: Sequence[str]) -> Iterator[None]:
-    """Training mode for a while; parts with tensors, none of them in `chosen`, stay in evaluation mode.
+    """Training mode for a while, in which other threads wait for the module; parts with tensors, none of them in `chosen`, stay
+    in evaluation mode.
 
     Frozen batch norms keep their statistics and frozen blocks drop nothing; a dropout layer by itself is active.
     """
-    shared = {n: b.clone() for n, b in module.named_buffers() if n not in chosen}  # such as num_batches_tracked
-    with _same_modes_after(module):
+    with alone(module), _same_modes_after(module):
+        shared = {n: b.clone() for n, b in module.named_buffers() if n not in chosen}  # such as num_batches_tracked
         module.train()
         for name, part in module.named_modules():
             if getattr(part, "running_mean", None) is not None and getattr(part, "momentum", 0) is None:
@@ -139,7 +181,7 @@ def training(module: nn.Module, chosen: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, inside `training`."""
-    with _same_modes_after(module):
+    with alone(module), _same_modes_after(module):
         module.eval()
         yield
 

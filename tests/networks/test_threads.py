@@ -1,0 +1,176 @@
+"""Any number of threads may use one network: every answer is that of its own weights, and the module stays as it was."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError
+from mcdi.methods.baselines.finetune import adapt
+from mcdi.networks.backbones.embedder import Embedder
+from mcdi.networks.backbones.vision import NoBackbone
+from mcdi.networks.base import Network
+from mcdi.networks.batched import alone, apply, training
+from mcdi.networks.conv_net import ConvNet
+from mcdi.networks.film import FilmHead
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.lora import LoraClassifier
+from mcdi.networks.own import OwnNetwork
+from mcdi.networks.pixels import PixelNet
+from mcdi.tasks.curves import Sines
+from mcdi.types import Examples
+
+THREADS, TASKS = 8, 5
+
+
+@pytest.fixture(autouse=True)
+def often() -> Iterator[None]:
+    """Threads take turns a hundred times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+class Branching(nn.Module):
+    """No Sequential: only itself can run it."""
+
+    def __init__(self, image: bool) -> None:
+        super().__init__()
+        self.first: nn.Module = nn.Conv2d(1, 4, 3) if image else nn.Linear(6, 4)
+        self.drop, self.last = nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        return self.last(self.drop(h.mean((2, 3)) if h.ndim == 4 else h))
+
+
+def own(example: tuple[int, ...]) -> OwnNetwork:
+    module = Branching(len(example) == 3)
+    return OwnNetwork(module, example=example, target=(), way=3, regression=False, squeeze=False)
+
+
+NETWORKS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
+    "own": (lambda: own((6,)), (6,)),
+    "own of images": (lambda: own((1, 8, 8)), (1, 8, 8)),
+    "curve": (lambda: Sines(hidden=6).downstream, (1,)),
+    "linear-head": (lambda: LinearHead(6, 3), (6,)),
+    "film-head": (lambda: FilmHead(6, 3), (6,)),
+    "conv-net": (lambda: ConvNet(0, 3, Embedder(NoBackbone(1), 28)), (784,)),
+    "pixel-net": (lambda: PixelNet(0, 3, Embedder(NoBackbone(1), 28)), (784,)),
+}
+
+
+def work(net: Network, example: tuple[int, ...]) -> list[tuple[Tensor, Examples, Tensor]]:
+    """Weights, labelled examples and masks of some tasks."""
+    g = torch.Generator().manual_seed(0)
+    out = []
+    for _ in range(TASKS):
+        weights = 0.5 * torch.randn(2, net.space.U, net.space.D, generator=g)
+        x, y = torch.randn(2, 6, *example, generator=g), torch.arange(3).repeat(2).expand(2, 6)
+        labelled = Examples(x, x.flatten(2)[..., 0].sin() if net.regression else y)
+        out.append((weights, labelled, torch.ones(2, net.space.U, dtype=torch.bool)))
+    return out
+
+
+def in_threads(do: Callable[[int], Any], count: int) -> list[Any]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(do, range(count)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_answers_are_of_their_own_weights(name: str) -> None:
+    """Predicted, refined and in training mode side by side: only the last drops anything."""
+    make, example = NETWORKS[name]
+    net = make()
+    tasks, before = work(net, example), dict(net.module.named_parameters())
+
+    def one(i: int) -> Tensor:
+        weights, data, mask = tasks[i % TASKS]
+        if i % 7 == 0:
+            return adapt(net, weights, data, mask, 2, 0.01)
+        if i % 7 == 1:
+            with training(net.module, list(net.space.spec)):
+                return net.forward(net.space.unpack(weights), data.x, torch.tensor([1, 2]))
+        return net.predict(weights, data.x)
+
+    alone_ = [one(i) for i in range(7 * TASKS)]
+    for i, found in enumerate(in_threads(one, 140)):
+        torch.testing.assert_close(found, alone_[i % (7 * TASKS)], rtol=1e-4, atol=1e-5)
+    after = dict(net.module.named_parameters())
+    assert all(after[n] is p for n, p in before.items()) and not any(m.training for m in net.module.modules())
+
+
+def test_texts_are_read_side_by_side(models: Any) -> None:
+    from test_lora import lora
+
+    net = LoraClassifier(lora(models, "bert"), 2)
+    texts = [[(f"{'a word ' * n}and {n} more",), ("short",)] for n in range(1, 6)]
+    want = [net.read(t) for t in texts]
+    for i, found in enumerate(in_threads(lambda i: net.read(texts[i % 5]), 60)):
+        torch.testing.assert_close(found, want[i % 5])
+
+
+def test_a_module_can_be_saved_meanwhile() -> None:
+    net = own((6,))
+    tasks, want = work(net, (6,)), {n: t.clone() for n, t in net.state().items()}
+
+    def one(i: int) -> dict[str, Tensor] | None:
+        if i % 2:
+            net.predict(tasks[i % TASKS][0], tasks[i % TASKS][1].x)
+            return None
+        return {n: t.clone() for n, t in net.state().items()}
+
+    for state in in_threads(one, 200):
+        assert state is None or all(torch.equal(t, want[n]) for n, t in state.items())
+
+
+def test_random_numbers_of_another_thread_are_no_fault_of_the_module() -> None:
+    net = own((1, 8, 8))
+    tasks, over = work(net, (1, 8, 8)), threading.Event()
+
+    def draw() -> None:
+        while not over.is_set():
+            torch.rand(3)
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        for i in range(100):
+            net.predict(tasks[i % TASKS][0], tasks[i % TASKS][1].x)
+    finally:
+        over.set()
+        other.join()
+
+    class Noisy(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    module = Noisy(True)
+    state = {n: p.detach()[None] for n, p in module.named_parameters()}
+    with pytest.raises(McdiError, match="draws random numbers"):
+        apply(module.eval(), state, torch.zeros(1, 2, 1, 8, 8))
+
+
+def test_modules_with_a_part_in_common_wait_for_each_other() -> None:
+    part = nn.Linear(2, 2)
+    one, other, free = nn.Sequential(part, nn.ReLU()), nn.Sequential(part), nn.Linear(2, 2)
+    entered = {name: threading.Event() for name in ("other", "free")}
+
+    def enter(name: str, module: nn.Module) -> None:
+        with alone(module):
+            entered[name].set()
+
+    with alone(one), alone(one):  # the same thread may come again
+        threads = [threading.Thread(target=enter, args=a) for a in (("other", other), ("free", free))]
+        for thread in threads:
+            thread.start()
+        assert entered["free"].wait(10) and not entered["other"].wait(0.1)
+    assert entered["other"].wait(10)
+    for thread in threads:
+        thread.join()
