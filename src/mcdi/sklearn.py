@@ -115,8 +115,7 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
             kind: dict[str, Any] = {"reset": reset, "dtype": np.float32}
             checked = _checks.validate_data(self, X, **kind) if y is None else _checks.validate_data(self, X, y, **kind)
             x, y = (checked, None) if y is None else checked
-            found, source = torch.from_numpy(np.ascontiguousarray(x)), self._source
-            return found if source is None else source.embed(found, query=y is None).cpu(), y
+            return torch.from_numpy(np.ascontiguousarray(x)), y
         source = self._source
         if source is None:
             raise McdiError(f"{type(self).__name__} reads features (n, F): name a generator, whose backbone reads more")

@@ -139,6 +139,7 @@ class TestRun:
         out = capsys.readouterr().out
         assert "8 unseen tasks" in out and "report.html" in out
 
+    @pytest.mark.slow
     def test_killed_twice_with_two_workers_it_ends_with_the_same_bytes(self, done, recipe, tmp_path):
         """Some of the methods of the run that was never stopped, of every way to train."""
         folder, some = tmp_path / "cut", tmp_path / "tiny.toml"

@@ -71,6 +71,16 @@ class TestDiscriminants:
         best = float(family.downstream.score(weights, batch.query, batch.mask).mean())
         assert scores["plda"] > max(scores["prototypes"], scores["lda"]) + 0.02 and scores["plda"] > best - 0.01
 
+    def test_adaptive_plda_adapts_the_space_of_plda(self, worlds):
+        world = worlds["gauss"]
+        plain, method = world.method("plda"), world.method("adaptive-plda")
+        assert method.chosen == plain.chosen != {"within": 1.0, "between": 1.0}
+        assert all(torch.equal(a, b) for a, b in zip(method.space, plain.space, strict=True))
+        net, (support, _, mask, _) = world.family.downstream, world.batch
+        rows = predictive_rows(method.space, support.x, support.y, 3, adapted=True)
+        assert torch.equal(method.generate(net, support, mask, seed=0), rows)
+        assert not torch.allclose(rows, plain.generate(net, support, mask, seed=0))
+
     @pytest.mark.parametrize("name", ["plda", "adaptive-plda"])
     def test_covariances_are_those_of_all_training_examples(self, worlds, name):
         """Each class once, whatever tasks it is in; and any invertible map of the features changes no answer."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import signal
 
 import onnxruntime
 import pytest
@@ -10,6 +11,7 @@ import torch
 from serving import images, message, serving, task
 
 import mcdi as package
+from mcdi.serve import api
 from mcdi.serve import classifier_file as module
 from mcdi.serve.decode import decode_inputs
 from mcdi.serve.limits import Limits
@@ -32,8 +34,16 @@ def test_the_file_classifies_images_as_the_server_does(client, folders):
 
 
 def test_it_takes_too_long(client, monkeypatch):
+    started, start = [], asyncio.create_subprocess_exec
+
+    async def remembered(*arguments, **options):
+        started.append(await start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", remembered)
     monkeypatch.setattr(module, "SECONDS", 0.01)
     assert "took more than 0.01 seconds" in message(client.post("/v1/generate", json=task(format="onnx")), 504)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 @pytest.mark.parametrize(("known", "said"), [(False, "config.json does not exist"), (True, "see the log of the server")])
@@ -44,7 +54,7 @@ def test_failures_of_the_other_process(folders, tmp_path, known, said):
         asyncio.run(module.classifier_file(folders["drawings"] if known else tmp_path, weights, ["a", "b"]))
 
 
-def test_files_that_are_replaced_meanwhile(folders, tmp_path):
+def test_files_that_are_replaced_meanwhile(folders, tmp_path, monkeypatch):
     folder = shutil.copytree(folders["drawings"], tmp_path / "model")
     with serving({"model": folder}) as client:
         config = (folder / "config.json").read_text()
@@ -52,3 +62,10 @@ def test_files_that_are_replaced_meanwhile(folders, tmp_path):
         assert "being replaced" in message(client.post("/v1/generate", json=task("model", format="onnx")), 503)
         client.service.reload()
         assert client.service.models.folder("model") == folder
+
+        async def replaced(*_):
+            (folder / "config.json").write_text(config)
+            return b""
+
+        monkeypatch.setattr(api, "classifier_file", replaced)
+        assert "being replaced" in message(client.post("/v1/generate", json=task("model", format="onnx")), 503)
