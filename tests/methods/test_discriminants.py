@@ -167,21 +167,21 @@ class TestAdaptation:
         query = torch.randn(7, size, generator=g).double() + 3
         rows = predictive_rows(space, x, y, way, adapted=True)[0]
         logits = query @ rows[:, :-1].T + rows[:, -1]
-        centre, kept, factors = (t[0] for t in adapted(x, y, way, space))
+        centre, shrinkage, factors = (t[0] for t in adapted(x, y, way, space))
         z = (x - space.mean) @ mapping
-        own = kept * torch.eye(size) + factors.T @ factors
+        own = shrinkage * torch.eye(size) + factors.T @ factors
         b = torch.diag(space.between)
         means = class_means(z, y, way)[0][0] - centre
-        expected = means @ (b @ torch.linalg.inv(b + kept / shots * torch.eye(size))).T + centre
-        spread = own + torch.linalg.inv(torch.linalg.inv(b) + shots / kept * torch.eye(size))
+        expected = means @ (b @ torch.linalg.inv(b + shrinkage / shots * torch.eye(size))).T + centre
+        spread = own + torch.linalg.inv(torch.linalg.inv(b) + shots / shrinkage * torch.eye(size))
         density = torch.distributions.MultivariateNormal(expected, (spread + spread.T) / 2)
         found = density.log_prob(((query - space.mean) @ mapping)[:, None])
         torch.testing.assert_close(logits.log_softmax(-1), found.log_softmax(-1), rtol=1e-6, atol=1e-6)
 
     def test_nothing_changes_where_tasks_are_as_in_training(self):
         x, y = drawn(400, 5, 5, spread=torch.ones(SIZE))
-        centre, kept, _ = adapted(x, y, 5)
-        assert float(kept.mean()) > 0.95
+        centre, shrinkage, _ = adapted(x, y, 5)
+        assert float(shrinkage.mean()) > 0.95
         off = x.reshape(400, 5, 5, SIZE).mean((1, 2))
         assert float(centre.square().sum() / off.square().sum()) < 0.2
         plain, own = (predictive_rows(SPACE, x, y, 5, adapted=on) for on in (False, True))
@@ -192,8 +192,8 @@ class TestAdaptation:
         spread = of_trace(torch.logspace(0.4, -0.4, SIZE))
         x, y = drawn(400, 5, 5, spread=spread)
         same = SPACE._replace(anisotropy=spread.pow(4).mean())
-        plain, known = (float(adapted(x, y, 5, space)[1].mean()) for space in (SPACE, same))
-        assert known > 0.95 > plain
+        plain, informed = (float(adapted(x, y, 5, space)[1].mean()) for space in (SPACE, same))
+        assert informed > 0.95 > plain
 
     @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
     def test_what_training_leaves_is_that_of_its_examples(self, worlds, share):
@@ -206,32 +206,32 @@ class TestAdaptation:
 
     def test_one_example_a_class_says_nothing_of_its_covariance(self):
         x, y = drawn(10, 5, 1, spread=of_trace(torch.logspace(1, -1, SIZE)), off=5.0)
-        centre, kept, factors = adapted(x, y, 5)
-        assert bool((kept == 1).all()) and not factors.any() and float(centre.mean()) > 4
+        centre, shrinkage, factors = adapted(x, y, 5)
+        assert bool((shrinkage == 1).all()) and not factors.any() and float(centre.mean()) > 4
 
     def test_the_covariance_is_nearly_the_best_mixture(self):
         """In the Frobenius norm, of those of the identity and that of the examples."""
         spread = of_trace(torch.logspace(1, -1, SIZE))
         x, y = drawn(200, 5, 5, spread=spread)
-        _, kept, factors = adapted(x, y, 5)
-        sample = factors.mT @ factors / (1 - kept).clamp(min=1e-6)
+        _, shrinkage, factors = adapted(x, y, 5)
+        sample = factors.mT @ factors / (1 - shrinkage).clamp(min=1e-6)
         truth, identity = torch.diag(spread.square()), torch.eye(SIZE)
 
         def error(own):
             return float(((1 - own) * identity + own * sample - truth).square().sum((1, 2)).mean())
 
         grid = [error(own) for own in torch.linspace(0, 1, 21)]
-        assert error(1 - kept) < 1.1 * min(grid) < 0.9 * min(grid[0], grid[-1])
+        assert error(1 - shrinkage) < 1.1 * min(grid) < 0.9 * min(grid[0], grid[-1])
 
     @pytest.mark.parametrize(("way", "shots"), [(5, 5), (2, 12)])
-    def test_how_uneven_a_covariance_is_has_no_bias(self, way, shots):
+    def test_the_anisotropy_is_estimated_without_bias(self, way, shots):
         """Over tasks, as Ledoit and Wolf's weight tells it."""
         spread = of_trace(torch.logspace(0.6, -0.6, SIZE))
         x, y = drawn(4000, way, shots, spread=spread)
-        kept, free = adapted(x, y, way).kept.flatten(), way * (shots - 1)
-        own = 1 - kept
-        uneven = (own * SIZE + free * kept) / (free * kept - own)
-        assert float(uneven.mean()) == pytest.approx(float(spread.pow(4).mean()), rel=0.05)
+        shrinkage, free = adapted(x, y, way).shrinkage.flatten(), way * (shots - 1)
+        own = 1 - shrinkage
+        anisotropy = (own * SIZE + free * shrinkage) / (free * shrinkage - own)
+        assert float(anisotropy.mean()) == pytest.approx(float(spread.pow(4).mean()), rel=0.05)
 
     def test_other_kinds_of_features_are_told_apart_better(self):
         spread = 2 * of_trace(torch.logspace(1, -1, SIZE))[torch.randperm(SIZE, generator=torch.Generator().manual_seed(1))]
@@ -251,7 +251,7 @@ class TestAdaptation:
         order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
         names = torch.tensor([4, 0, 2])
         found, other = adapted(x, y, 3), adapted(x[:, order], names[y[:, order]], 5)
-        for a, b in zip(found, (other.centre, other.kept, other.factors[:, order.argsort()]), strict=True):
+        for a, b in zip(found, (other.centre, other.shrinkage, other.factors[:, order.argsort()]), strict=True):
             torch.testing.assert_close(a, b)
         rows, others = predictive_rows(SPACE, x, y, 3, adapted=True), predictive_rows(SPACE, x, 2 - y, 3, adapted=True)
         torch.testing.assert_close(rows, others.flip(1), rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ from mcdi.methods.baselines.finetune import adapt
 from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.backbones.vision import NoBackbone
 from mcdi.networks.base import Network
-from mcdi.networks.batched import alone, apply, training
+from mcdi.networks.batched import apply, exclusive, training
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.film import FilmHead
 from mcdi.networks.linear_head import LinearHead
@@ -99,9 +99,9 @@ def test_answers_are_of_their_own_weights(name: str) -> None:
                 return net.forward(net.space.unpack(weights), data.x, torch.tensor([1, 2]))
         return net.predict(weights, data.x)
 
-    alone_ = [one(i) for i in range(7 * TASKS)]
+    expected = [one(i) for i in range(7 * TASKS)]
     for i, found in enumerate(in_threads(one, 140)):
-        torch.testing.assert_close(found, alone_[i % (7 * TASKS)], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected[i % (7 * TASKS)], rtol=1e-4, atol=1e-5)
     after = dict(net.module.named_parameters())
     assert all(after[n] is p for n, p in before.items()) and not any(m.training for m in net.module.modules())
 
@@ -163,10 +163,10 @@ def test_modules_with_a_part_in_common_wait_for_each_other() -> None:
     entered = {name: threading.Event() for name in ("other", "free")}
 
     def enter(name: str, module: nn.Module) -> None:
-        with alone(module):
+        with exclusive(module):
             entered[name].set()
 
-    with alone(one), alone(one):  # the same thread may come again
+    with exclusive(one), exclusive(one):  # the same thread may come again
         threads = [threading.Thread(target=enter, args=a) for a in (("other", other), ("free", free))]
         for thread in threads:
             thread.start()

@@ -41,17 +41,17 @@ def test_it_takes_too_long(client, monkeypatch):
         return started[-1]
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", remembered)
-    monkeypatch.setattr(module, "SECONDS", 0.01)
+    monkeypatch.setattr(module, "TIMEOUT", 0.01)
     assert "took more than 0.01 seconds" in message(client.post("/v1/generate", json=task(format="onnx")), 504)
     assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
-@pytest.mark.parametrize(("known", "said"), [(False, "config.json does not exist"), (True, "see the log of the server")])
-def test_failures_of_the_other_process(folders, tmp_path, known, said):
+@pytest.mark.parametrize(("exists", "message"), [(False, "config.json does not exist"), (True, "see the log of the server")])
+def test_failures_of_the_other_process(folders, tmp_path, exists, message):
     """A sentence is passed on; what nobody foresaw is for the log."""
     weights = {"other": torch.zeros(2, 7)}  # of another network
-    with pytest.raises(package.McdiError, match=said):
-        asyncio.run(module.classifier_file(folders["drawings"] if known else tmp_path, weights, ["a", "b"]))
+    with pytest.raises(package.McdiError, match=message):
+        asyncio.run(module.classifier_file(folders["drawings"] if exists else tmp_path, weights, ["a", "b"]))
 
 
 def test_files_that_are_replaced_meanwhile(folders, tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ class Network(SavedNetwork):
     def theta0(self, seed: int, units: int) -> Tensor:
         """(units, D): one start for all tasks of a family, which removes most of the weight-space symmetry."""
         generator = torch.Generator().manual_seed(seed)
-        with batched.alone(self.module):
+        with batched.exclusive(self.module):
             state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         drawn = () if self.start == "module" else self.space.parameter_names
         start = {n: self._start(n, state[n], generator) if n in drawn else state[n] for n in self.space.spec}
@@ -245,7 +245,7 @@ class Network(SavedNetwork):
 
     def with_state(self, state: State) -> nn.Module:
         """A copy of the module with the weights of one task, which may have another number of classes."""
-        with batched.alone(self.module):
+        with batched.exclusive(self.module):
             module = copy.deepcopy(self.module)
         for name, value in state.items():
             owner, _, own = name.rpartition(".")

@@ -4,7 +4,7 @@ Training differs from that of one network: frozen parts behave as in evaluation,
 dropout masks do not depend on the other tasks of the batch.
 
 torch runs a module with other tensors by swapping them in the module itself, and its mode is an attribute. Whatever does
-either holds the module's lock, so that threads can share one.
+either holds the module's lock, so that threads can share the module.
 """
 
 import threading
@@ -29,14 +29,14 @@ _GUARD, _LOCKS = threading.Lock(), WeakKeyDictionary[nn.Module, Any]()
 
 
 @contextmanager
-def alone(module: nn.Module) -> Iterator[None]:
-    """No other thread changes this module, or one that has a part in common with it, meanwhile."""
-    own = threading.RLock()
+def exclusive(module: nn.Module) -> Iterator[None]:
+    """Lock the module and all that share a submodule with it; the thread that holds the lock may take it again."""
+    new = threading.RLock()
     with _GUARD:
-        locks = {id(lock): lock for lock in (_LOCKS.setdefault(part, own) for part in module.modules())}
-    with ExitStack() as held:
-        for _, lock in sorted(locks.items()):  # in one order, so that no two threads wait for each other
-            held.enter_context(lock)
+        locks = {id(lock): lock for lock in (_LOCKS.setdefault(part, new) for part in module.modules())}
+    with ExitStack() as stack:
+        for _, lock in sorted(locks.items()):  # always in the same order, which prevents deadlocks
+            stack.enter_context(lock)
         yield
 
 
@@ -51,15 +51,15 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
     Returns:
         (N, S, ...). Raises McdiError for a module that draws random numbers otherwise than by dropout.
     """
-    with alone(module):
+    with exclusive(module):
         if keys is None and runs(module):
             assert isinstance(module, nn.Sequential)
             return run(module, state, x)
-        return _swapped(module, state, x, keys)
+        return _functional_call(module, state, x, keys)
 
 
-def _swapped(module: nn.Module, state: State, x: Tensor, keys: Tensor | None) -> Tensor:
-    """`apply` of modules that only they themselves can run."""
+def _functional_call(module: nn.Module, state: State, x: Tensor, keys: Tensor | None) -> Tensor:
+    """`apply` through torch.func.functional_call, for modules that `run` does not know."""
     names = list(state)
 
     def one(key: Tensor | None, inputs: Tensor, *values: Tensor) -> Tensor:
@@ -73,9 +73,9 @@ def _swapped(module: nn.Module, state: State, x: Tensor, keys: Tensor | None) ->
         own = [None] * len(x) if keys is None else keys
         each = [one(own[n], *(channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))]
         if not torch.equal(before, torch.get_rng_state()):  # by the module, or by another thread
-            with DrawsSeen() as seen, torch.no_grad():
+            with RandomOps() as detected, torch.no_grad():
                 one(own[0], *(channels_last(t[0].clone()) for t in (x, *state.values())))
-            if seen.any:
+            if detected.any:
                 raise McdiError(refused)
         return torch.stack(each)
     try:
@@ -92,8 +92,8 @@ def tasks_at_once(state: State, x: Tensor) -> int:
     return max(1, 800 // x.shape[1]) if convolves else len(x)
 
 
-class DrawsSeen(TorchDispatchMode):
-    """Whether what runs inside, in this thread, draws random numbers: `any`."""
+class RandomOps(TorchDispatchMode):
+    """Detects random operations of this thread: `any`."""
 
     any = False
 
@@ -160,7 +160,7 @@ def training(module: nn.Module, chosen: Sequence[str]) -> Iterator[None]:
 
     Frozen batch norms keep their statistics and frozen blocks drop nothing; a dropout layer by itself is active.
     """
-    with alone(module), _same_modes_after(module):
+    with exclusive(module), _same_modes_after(module):
         shared = {n: b.clone() for n, b in module.named_buffers() if n not in chosen}  # such as num_batches_tracked
         module.train()
         for name, part in module.named_modules():
@@ -181,7 +181,7 @@ def training(module: nn.Module, chosen: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, inside `training`."""
-    with alone(module), _same_modes_after(module):
+    with exclusive(module), _same_modes_after(module):
         module.eval()
         yield
 

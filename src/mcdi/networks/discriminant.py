@@ -52,17 +52,17 @@ class Space(NamedTuple):
     map: Tensor  # (F, F)
     between: Tensor  # (F,), variances of class means
     mean: Tensor  # (F,)
-    anisotropy: Tensor = torch.ones(())  # F tr(S^2) / tr(S)^2 of the covariance within training classes, which shrinking leaves
+    anisotropy: Tensor = torch.ones(())  # F tr(S^2) / tr(S)^2 of the whitened covariance S within training classes
 
 
 def discriminant_space(found: Covariances, share: float) -> Space:
     """share: of a multiple of the identity in the covariance within a class."""
     values, axes = torch.linalg.eigh(found.within)
     within = shrunk(values, share).clamp(min=1e-6 * float(values.mean()))
-    white, left = axes / within.sqrt(), values.clamp(min=0) / within
+    white, whitened = axes / within.sqrt(), values.clamp(min=0) / within
     between, axes = torch.linalg.eigh(white.mT @ found.between @ white)
     between = between.clamp(min=1e-6 * max(1e-12, float(between.clamp(min=0).mean())))
-    anisotropy = left.square().mean() / left.mean() ** 2
+    anisotropy = whitened.square().mean() / whitened.mean() ** 2
     return Space((white @ axes).float().contiguous(), between.float(), found.mean.float(), anisotropy.float())
 
 
@@ -82,21 +82,20 @@ def best_space(
 
 
 class Adaptation(NamedTuple):
-    """What the examples of a task say of their own kind of features, in a `Space`: where the mean of all classes is, and the
-    covariance within a class, kept I + factors^T factors."""
+    """Statistics of one task in a `Space`: the mean of all classes, and the covariance within a class,
+    shrinkage I + factors^T factors."""
 
     centre: Tensor  # (B, 1, F)
-    kept: Tensor  # (B, 1, 1)
+    shrinkage: Tensor  # (B, 1, 1)
     factors: Tensor  # (B, n, F)
 
 
 def adaptation(space: Space, z: Tensor, means: Tensor, y: Tensor, count: Tensor) -> Adaptation:
-    """Next to nothing where examples are as those of training; the more they differ, the more their own statistics.
+    """Shrinkage estimates of a task's mean and covariance, close to those of training for in-distribution tasks.
 
-    The mean of the class means is shrunk towards that of training: by how far it is from there, beyond what the covariances let
-    one expect. The covariance within a class is mixed with that of the examples: by how far from a multiple of the identity it
-    is, beyond what that of training is. Products of examples of different classes tell this without a bias; one example a class
-    tells nothing.
+    The mean of the class means is shrunk towards that of training, by its squared distance from there and the expected one. The
+    sample covariance within a class is shrunk towards the identity, by its anisotropy and that of training. Inner products of
+    examples of different classes estimate the anisotropy without bias. One example a class gives no estimate.
 
     Args:
         z, y: examples in the space (B, S, F), labels (B, S).
@@ -110,22 +109,22 @@ def adaptation(space: Space, z: Tensor, means: Tensor, y: Tensor, count: Tensor)
     member = members(y, count.shape[1]).to(z)
     classes = (count > 0).sum(1, keepdim=True)
     tiny = torch.finfo(z.dtype).tiny
-    off = means.sum(1, keepdim=True) / classes[..., None]
+    mean = means.sum(1, keepdim=True) / classes[..., None]
     expected = (between.sum() * classes + size * ((count > 0) / count.clamp(min=1)).sum(1, keepdim=True)) / classes**2
-    centre = off * (1 - expected[..., None] / off.square().sum(-1, keepdim=True).clamp(min=tiny)).clamp(min=0)
+    centre = mean * (1 - expected[..., None] / mean.square().sum(-1, keepdim=True).clamp(min=tiny)).clamp(min=0)
 
     residuals = z - member @ means
-    free = (count - 1).clamp(min=0)
-    total = free.sum(1)
+    degrees = (count - 1).clamp(min=0)  # of freedom
+    total = degrees.sum(1)
     products = (residuals @ residuals.mT).square().masked_fill((member @ member.mT).bool(), 0)
-    pairs = total**2 - free.square().sum(1)
+    pairs = total**2 - degrees.square().sum(1)
     square = products.sum((1, 2)) / pairs.clamp(min=1)  # tr(S^2)
     trace = residuals.square().sum((1, 2)) / total.clamp(min=1)
-    uneven = (size * square / trace.square().clamp(min=tiny)).clamp(max=size)  # from 1, a multiple of the identity, to one axis
-    excess = (uneven / space.anisotropy.to(z) - 1).clamp(min=0) * total
-    own = excess / (excess + size + uneven)
-    scale = own * size / (trace * total).clamp(min=tiny)
-    return Adaptation(centre, 1 - own[:, None, None], residuals * scale.sqrt()[:, None, None])
+    anisotropy = (size * square / trace.square().clamp(min=tiny)).clamp(max=size)
+    excess = (anisotropy / space.anisotropy.to(z) - 1).clamp(min=0) * total
+    weight = excess / (excess + size + anisotropy)
+    scale = weight * size / (trace * total).clamp(min=tiny)
+    return Adaptation(centre, 1 - weight[:, None, None], residuals * scale.sqrt()[:, None, None])
 
 
 def predictive_rows(space: Space, x: Tensor, y: Tensor, way: int, *, adapted: bool = False) -> Tensor:
@@ -134,7 +133,7 @@ def predictive_rows(space: Space, x: Tensor, y: Tensor, way: int, *, adapted: bo
 
     Args:
         x, y: support sets (B, S, F), (B, S).
-        adapted: whether the mean of all classes and W are adapted to the task.
+        adapted: whether the mean of all classes and W are those of `adaptation`.
 
     Returns:
         (B, way, F + 1), weights and biases.
@@ -144,11 +143,11 @@ def predictive_rows(space: Space, x: Tensor, y: Tensor, way: int, *, adapted: bo
     means = means @ mapping
     n = count.clamp(min=1)[..., None]
     if adapted:
-        centre, kept, factors = adaptation(space, (x - mean) @ mapping, means, y, count)
+        centre, shrinkage, factors = adaptation(space, (x - mean) @ mapping, means, y, count)
     else:
-        centre, kept, factors = means.new_zeros(1), means.new_ones(1), None
-    expected = between / (between + kept / n) * (means - centre)
-    variances = kept + between / (1 + between * n.mean(1, keepdim=True) / kept)
+        centre, shrinkage, factors = means.new_zeros(1), means.new_ones(1), None
+    expected = between / (between + shrinkage / n) * (means - centre)
+    variances = shrinkage + between / (1 + between * n.mean(1, keepdim=True) / shrinkage)
     scaled = expected / variances
     if factors is not None:  # (variances + factors^T factors)^-1, by Woodbury's identity
         if factors.shape[1] > factors.shape[2]:

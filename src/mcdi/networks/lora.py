@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings
 from mcdi.networks.base import NetworkTraits
-from mcdi.networks.batched import State, alone
+from mcdi.networks.batched import State, exclusive
 from mcdi.networks.heads import CLOSED_FORM_HEADS, Condition, Head
 from mcdi.networks.registry import register_network
 from mcdi.networks.support import least_squares_rows, spreads
@@ -84,7 +84,7 @@ class LoraClassifier(Head):
         return _rebuilt, (self._arguments(), self.state(), self.feature_bank)
 
     def theta0(self, seed: int, units: int) -> Tensor:
-        with alone(self.module):
+        with exclusive(self.module):
             held = dict(self.module.named_parameters())
         start = self.space.pack({n: held[n][None] for n in self.space.spec})[0]
         return torch.cat([start[:1].expand(self.classes(units), -1), start[self.way :]])
@@ -178,7 +178,7 @@ class LoraClassifier(Head):
     @property
     def pairs(self) -> dict[str, nn.Parameter]:
         """The LoRA pairs that theta_0 holds, by name."""
-        with alone(self.module):
+        with exclusive(self.module):
             return {n: p for n, p in self.module.named_parameters() if n in self.adapted}
 
     def state(self) -> dict[str, Tensor]:

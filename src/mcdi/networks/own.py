@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks.base import LastLayer
-from mcdi.networks.batched import State, alone
+from mcdi.networks.batched import State, exclusive
 from mcdi.networks.last_layer import EndsInLinear, ends_in_linear
 from mcdi.networks.registry import register_network
 from mcdi.types import Examples
@@ -125,7 +125,7 @@ class OwnNetwork(EndsInLinear):
         return {"kind": self.kind, **shapes, **sizes, "select": self.select, "unit": self.space.unit, "head": self.head}
 
     def state(self) -> dict[str, Tensor]:
-        with alone(self.module):
+        with exclusive(self.module):
             own = {f"module.{n}": t.contiguous() for n, t in self.module.state_dict().items()}
         return {"probes": self.probes, "scale": self.scale, **own}
 

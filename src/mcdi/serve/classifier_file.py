@@ -1,4 +1,4 @@
-"""A generated network as an ONNX file. A process of its own writes it: an export changes PyTorch beside other requests."""
+"""A generated network as an ONNX file, written by a separate process: an export changes global state of PyTorch."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ from mcdi.serve.limits import Refused
 from mcdi.utils.files import read_tensors, write_tensors
 
 log = logging.getLogger("mcdi.serve")
-SECONDS = 120.0  # a backbone takes ten to thirty
-REFUSED = 3  # exit status of what a user can cure
-GIVEN, MADE = "weights.safetensors", "classifier.onnx"
+TIMEOUT = 120.0  # seconds
+INVALID = 3  # exit status for a McdiError
+WEIGHTS, CLASSIFIER = "weights.safetensors", "classifier.onnx"
 
 
 async def classifier_file(folder: Path, weights: Weights, classes: Sequence[int | str]) -> bytes:
@@ -29,33 +29,33 @@ async def classifier_file(folder: Path, weights: Weights, classes: Sequence[int 
     Raises:
         McdiError: there is no such file of this network; Refused (504) after two minutes.
     """
-    with TemporaryDirectory() as place:
-        write_tensors(Path(place) / GIVEN, weights, {"classes": [str(c) for c in classes]})
-        command = (sys.executable, "-m", __name__, str(folder), place)
+    with TemporaryDirectory() as scratch:
+        write_tensors(Path(scratch) / WEIGHTS, weights, {"classes": [str(c) for c in classes]})
+        command = (sys.executable, "-m", __name__, str(folder), scratch)
         process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         try:
-            _, said = await asyncio.wait_for(process.communicate(), SECONDS)
+            _, stderr = await asyncio.wait_for(process.communicate(), TIMEOUT)
         except TimeoutError as error:
-            raise Refused(504, f"the file took more than {SECONDS:g} seconds: use mcdi generate --network") from error
+            raise Refused(504, f"the file took more than {TIMEOUT:g} seconds: use mcdi generate --network") from error
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if process.returncode == REFUSED:
-            raise McdiError(said.decode().strip().splitlines()[-1])
+        if process.returncode == INVALID:
+            raise McdiError(stderr.decode().strip().splitlines()[-1])
         if process.returncode:
-            log.error("no classifier of %s was written: %s", folder, said.decode(errors="replace"))
+            log.error("no classifier of %s was written: %s", folder, stderr.decode(errors="replace"))
             raise Refused(500, "the file could not be written: see the log of the server")
-        return (Path(place) / MADE).read_bytes()
+        return (Path(scratch) / CLASSIFIER).read_bytes()
 
 
-def main(folder: str, place: str) -> None:
+def main(folder: str, scratch: str) -> None:
     try:
-        weights, described = read_tensors(Path(place) / GIVEN)
-        write_network(load(folder), weights, described["classes"], Path(place) / MADE)
+        weights, metadata = read_tensors(Path(scratch) / WEIGHTS)
+        write_network(load(folder), weights, metadata["classes"], Path(scratch) / CLASSIFIER)
     except McdiError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(REFUSED) from None
+        raise SystemExit(INVALID) from None
 
 
 if __name__ == "__main__":

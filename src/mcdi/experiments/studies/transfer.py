@@ -16,7 +16,7 @@ from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.workers import Progress
 
 QUERIES = 40_000  # at once
-MORE = 2  # times the shots of training are measured too, where a target has as many examples
+EXTRA_SHOTS = 2  # times the largest number in training, where a target has enough examples
 FIRST = 200  # tasks of a slow method: tasks have many more classes than in a comparison
 
 
@@ -63,13 +63,13 @@ def transferred(context: Context, variant: Variant, method: WeightGenerator, see
     name, settings = str(variant.factors["target"]), context.recipe.family
     features = read_tensors(_path(context, name))[0]["features"]
     net, rows = context.family.downstream, []
-    more = MORE * max(settings.shots)
-    measured = (*settings.shots, more) if more + settings.queries <= features.shape[1] else settings.shots
+    extra = EXTRA_SHOTS * max(settings.shots)
+    all_shots = (*settings.shots, extra) if extra + settings.queries <= features.shape[1] else settings.shots
     tasks = range(min(context.tasks, FIRST if variant.spec.slow else context.tasks))
     for label, way in (("as trained", min(settings.way, len(features))), ("all classes", len(features))):
-        family = FewShot(name, net, {"test": features}, way=way, shots=measured, queries=settings.queries)
+        family = FewShot(name, net, {"test": features}, way=way, shots=all_shots, queries=settings.queries)
         size = max(1, QUERIES // way // settings.queries)
-        for shots in measured:
+        for shots in all_shots:
             scores = []
             for first in tasks[::size]:
                 batch = family.sample("test", tasks[first : first + size], shots=shots)

@@ -147,9 +147,9 @@ class ProbabilisticDiscriminant(ClosedForm):
 
 @register_method("adaptive-plda", label="adaptive PLDA", colour="#0a4d68", marker="*", **FACTS)
 class AdaptiveDiscriminant(ProbabilisticDiscriminant):
-    """`plda` whose mean of all classes and covariance within a class are those of the training classes as far as the support
-    set agrees, and its own as far as it does not (`networks.discriminant.adaptation`): a head for photos of another kind than
-    those of training, too. Its shares are those of `plda`, as validation tasks have nothing to adapt to."""
+    """`plda` with the mean of all classes and the covariance within a class estimated by shrinkage from the support set
+    (`networks.discriminant.adaptation`), for out-of-distribution tasks. The tuned shares are those of `plda`: validation tasks
+    are in-distribution."""
 
     name = "adaptive discriminants"
 

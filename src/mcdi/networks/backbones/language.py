@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError, explained, optional
-from mcdi.networks.batched import alone
+from mcdi.networks.batched import exclusive
 from mcdi.types import Sentences
 from mcdi.utils.settings import check_choices
 
@@ -91,7 +91,7 @@ class Tail(nn.Module):
         caught: dict[str, Tensor] = {}
         head, base = self.model.get_submodule(self.head), self.model.base_model
         with (
-            alone(self.model),  # hooks are the module's, not a thread's
+            exclusive(self.model),  # all threads share its hooks
             head.register_forward_pre_hook(lambda _, args: caught.update(read=args[0])),
             base.register_forward_hook(lambda _, args, out: caught.update(states=out.last_hidden_state)),
         ):
@@ -239,7 +239,7 @@ class Encoder:
         """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first, L = `length`."""
         out = []
         for i in range(0, len(texts), batch):
-            with alone(self.inner):  # so is the tokenizer's padding, and the hook that ends the trunk
+            with exclusive(self.inner):  # all threads share the tokenizer and the hook that ends the trunk
                 tokens = self.tokens(texts[i : i + batch]).to(self.whole.device)
                 states, present = self._trunk(tokens), tokens["attention_mask"][..., None].float()
             rows = F.pad(torch.cat([states * present, present], -1), (0, 0, POOLED, 0))
