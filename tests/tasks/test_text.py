@@ -46,9 +46,15 @@ class TestReading:
 
     def test_a_scale_becomes_its_ends(self, tmp_path):
         path = write(tmp_path, "s.tsv", "text\tlabel\n" + "\n".join(f"t{n}\t{n / 4}" for n in range(60)))
-        found = read_texts(path)
+        found = read_sets(tmp_path, scales=["s"])["s"]["train"]
         assert found.classes == ("low", "high") and found.texts[0] == ("t0",) and found.texts[-1] == ("t59",)
         assert found.labels == tuple([0] * 20 + [1] * 20)
+        assert len(read_texts(path).classes) == 60  # numbers are classes unless the user declares a scale
+        with pytest.raises(McdiError, match="scales names the set 'other', which is not in"):
+            read_sets(tmp_path, scales=["other"])
+        write(tmp_path, "words.tsv", "text\tlabel\na\tgood\nb\tbad\n")
+        with pytest.raises(McdiError, match="a label is no number .*: leave the set out of scales"):
+            read_sets(tmp_path, scales=["words"])
 
     @pytest.mark.parametrize(
         ("name", "text", "said"),
@@ -62,7 +68,11 @@ class TestReading:
             ("a.tsv", "text\tlabel\nx\t1\n\t0\n", "row 3: text is empty"),
             ("a.csv", 'text,label\n"x,1\n', "mend its quotes"),
             ("a.tsv", "text\tlabel\nx\t1\ny\t1\n", "one label only, '1'"),
-            ("a.tsv", "text\tlabel\n" + "\n".join(f"x\tc{n}" for n in range(30)), "30 different labels"),
+            ("a.csv", "text,Text,label\nx,y,1\n", "two columns called 'text'"),
+            ("a.jsonl", '{"text": ["x"], "label": 1}', r'row 1: text is \["x"\], not a text'),
+            ("a.jsonl", '{"text": "x", "label": {"a": 1}}', 'row 1: label is {"a": 1}, not a label'),
+            ("a.jsonl", '{"text": "x", "label": NaN}', "row 1: label is empty"),
+            ("a.csv", "text,label\nx,nan\n", "row 2: label is empty"),
             ("a.jsonl", '{"text": "x", "label": 1}\n{', "row 2 is no JSON"),
             ("a.jsonl", "[1]", "no JSON object"),
             ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}', "row 2: label is empty"),

@@ -1,8 +1,9 @@
 """What is done with a trained generator: `mcdi generate`, `serve`, `export` to a file, `push` to the Hugging Face Hub."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +33,13 @@ def generate(
     query: Annotated[
         Path | None, typer.Option("--query", help="What to classify with the weights: a folder of images, or a file of text.")
     ] = None,
+    label_names: Annotated[
+        bool, typer.Option("--label-names", help="For text: every label's name is one more example of its class.")
+    ] = False,
+    form: Annotated[
+        Literal["tsv", "jsonl"],
+        typer.Option("--format", help="Of the lines for --query: tsv escapes tabs and line breaks; jsonl has probabilities."),
+    ] = "tsv",
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = a deterministic chain.")] = None,
     samples: Annotated[int | None, typer.Option(help="Chains to average.")] = None,
@@ -46,11 +54,12 @@ def generate(
     import torch
 
     from mcdi.generator.adapters import save_adapter
+    from mcdi.generator.answers import answer_lines
     from mcdi.generator.api import load
     from mcdi.generator.network_files import check_name, write_network
     from mcdi.networks.lora import LoraClassifier
     from mcdi.tasks.images.files import read_folder, read_images
-    from mcdi.tasks.text.labelled import read_texts, read_unlabelled
+    from mcdi.tasks.text.labelled import label_texts, read_texts, read_unlabelled
     from mcdi.utils.files import write_tensors
     from mcdi.utils.workers import pick_device
 
@@ -61,22 +70,24 @@ def generate(
         raise McdiError("--int8 is for a C header: give --network NAME.h, or leave it out")
     generator = load(model, pick_device(device))
     made = generator.network
-    texts = isinstance(made, LoraClassifier)
-    if adapter is not None and not texts:
+    if adapter is not None and not isinstance(made, LoraClassifier):
         raise McdiError(f"--adapter is for language models, and {model} generates a {made.kind}: use --out")
+    if label_names and not made.reads_texts:
+        raise McdiError(f"--label-names is for text, and {model} reads none: leave it out")
     x: Any
-    if texts:
+    if made.reads_texts:
         labelled = read_texts(support)
-        x, y, names = labelled.texts, torch.tensor(labelled.labels), list(labelled.classes)
+        names, of_names = list(labelled.classes), label_texts(labelled) if label_names else ()
+        x, y = (*labelled.texts, *of_names), torch.tensor([*labelled.labels, *range(len(of_names))])
     else:
         x, y, names = read_folder(support, generator.image_shape)
     new: Any = None
-    shown: list[str] = []
-    if query is not None and texts:
-        new = read_unlabelled(query)
-        shown = ["\t".join(sentences) for sentences in new]
+    queries: Sequence[tuple[str, ...]] = ()
+    if query is not None and made.reads_texts:
+        new = queries = read_unlabelled(query)
     elif query is not None:
-        new, shown = read_images(query, generator.image_shape)
+        new, files = read_images(query, generator.image_shape)
+        queries = [(file,) for file in files]
     weights, confidence = generator.sample((x, y), steps=steps, temperature=temperature, samples=samples, stop=stop, seed=seed)
     if confidence < 1:
         blend = "are blended with those of ridge regression" if confidence else "are those of ridge regression"
@@ -93,8 +104,8 @@ def generate(
         write_network(generator, weights, names, network, int8=int8)
         console.print(f"{network}: the network, {network.stat().st_size:,} bytes", soft_wrap=True, markup=False)
     if query is not None:
-        for label, choice in zip(shown, generator.predict(weights, new).argmax(-1).tolist(), strict=True):
-            typer.echo(f"{label}\t{names[choice]}")
+        for line in answer_lines(queries, generator.predict(weights, new), names, form):
+            typer.echo(line)
 
 
 def export(

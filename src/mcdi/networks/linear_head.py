@@ -26,7 +26,7 @@ class LinearHead(Head):
             heads; everything that is a head reads the backbone's.
     """
 
-    options = ("condition", "centred", "embedding")
+    options: tuple[str, ...] = ("condition", "centred", "embedding")
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
-from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings
+from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings, check_base
+from mcdi.networks.backbones.texts import as_texts
 from mcdi.networks.base import NetworkTraits
 from mcdi.networks.batched import State, exclusive
 from mcdi.networks.heads import CLOSED_FORM_HEADS, Condition, Head
@@ -48,10 +49,7 @@ class LoraClassifier(Head):
         self, lora: LoraSettings, way: int, base: int | None = None, condition: Condition = "means", examples: int = 0
     ) -> None:
         self.encoder = Encoder(lora, way)
-        self.base = self.encoder.fingerprint()
-        if base not in (None, self.base):
-            cure = "give that one, or train anew"
-            raise McdiError(f"the model {lora.model!r} has other weights than the one that this was made with: {cure}")
+        self.base = check_base(self.encoder, base)
         tail = self.encoder.tail
         names = [n for n, _ in tail.named_parameters()]
         self.adapted = [n for n in names if "lora_" in n]
@@ -97,8 +95,8 @@ class LoraClassifier(Head):
         return _rebuilt(arguments, self.state(), self.feature_bank)
 
     def read(self, x: Any) -> Tensor:
-        """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
-        return x if isinstance(x, Tensor) else self.encoder.read(x)
+        """Texts, see `texts.as_texts` -> their states; tensors stay as they are."""
+        return x if isinstance(x, Tensor) else self.encoder.read(as_texts(x))
 
     def set_feature_bank(self, bank: Tensor, training: Tensor) -> None:
         """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""
@@ -178,8 +176,7 @@ class LoraClassifier(Head):
     @property
     def pairs(self) -> dict[str, nn.Parameter]:
         """The LoRA pairs that theta_0 holds, by name."""
-        with exclusive(self.module):
-            return {n: p for n, p in self.module.named_parameters() if n in self.adapted}
+        return self.encoder.pairs
 
     def state(self) -> dict[str, Tensor]:
         return {"centre": self.centre, "spread": self.spread, **{f"start.{n}": p.detach() for n, p in self.pairs.items()}}
@@ -187,8 +184,8 @@ class LoraClassifier(Head):
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.centre, self.spread = state["centre"], state["spread"]
-        for n, p in self.pairs.items() if self.encoder.settings.start == "trained" else ():
-            p.copy_(state[f"start.{n}"])
+        if self.encoder.settings.start == "trained":
+            self.encoder.set_pairs({n: state[f"start.{n}"] for n in self.pairs})
 
 
 def _rebuilt(arguments: Mapping[str, Any], state: dict[str, Tensor], bank: Tensor | None) -> LoraClassifier:

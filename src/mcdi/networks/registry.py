@@ -37,6 +37,7 @@ NETWORKS: Registry[NetworkSpec] = Registry(
         "conv-net": "mcdi.networks.conv_net",
         "curve": "mcdi.networks.curve",
         "lora": "mcdi.networks.lora",
+        "sentence-head": "mcdi.networks.sentence_head",
         "own": "mcdi.networks.own",
     },
 )

@@ -85,6 +85,7 @@ SOURCES: Registry[FamilySpec] = Registry(
         **dict.fromkeys(("glyphs", "omniglot", "natural", "domains"), "mcdi.tasks.images.features"),
         "sines": "mcdi.tasks.curves",
         "text": "mcdi.tasks.text.source",
+        "intents": "mcdi.tasks.text.intents",
     },
 )
 

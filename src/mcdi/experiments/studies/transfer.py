@@ -1,10 +1,11 @@
-"""The study `transfer`, the paper's first table: generators of one collection of images make heads for other data sets without
-a gradient step, from a few labelled images, for five of their classes and for all of them, by one model."""
+"""The study `transfer`, the paper's first table: generators of one collection of images, or of sentences, make heads for other
+data sets without a gradient step, from a few examples, for five of their classes and for all of them, by one model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.experiments.run import Context
@@ -12,6 +13,9 @@ from mcdi.experiments.studies.variants import Measured, Variant
 from mcdi.methods import WeightGenerator
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.public import public_images
+from mcdi.tasks.text.intents import IntentSettings, target_sentences
+from mcdi.tasks.text.rows import label_sentence
+from mcdi.types import Examples
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.workers import Progress
 
@@ -40,19 +44,37 @@ def _path(context: Context, name: str) -> Path:
 
 
 def add_targets(context: Context, targets: Mapping[str, Path], progress: Progress) -> None:
-    """Embed targets with the run's backbone, once. Raises McdiError without one of colour images, or for a taken name."""
-    network = context.family.downstream
-    if network.embedder is None or network.embedder.shape[0] != 3:
-        raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")
+    """Embed targets with the run's backbone, once. Raises McdiError without one of colour images or of sentences, or for a
+    taken name."""
     for name, path in targets.items():
         target, source = _path(context, name), str(path.resolve())
         if not target.exists():
             progress(f"target {name}", 0, 1, {})
-            images = public_images(path, size=network.embedder.side)
-            write_tensors(target, {"features": network.embed(images.pixels)}, {"classes": images.names, "source": source})
-            progress(f"target {name}", 1, 1, {"classes": float(len(images.names))})
+            tensors, classes = _embedded(context, path)
+            write_tensors(target, tensors, {"classes": classes, "source": source})
+            progress(f"target {name}", 1, 1, {"classes": float(len(classes))})
         elif (embedded := read_tensors(target)[1]["source"]) != source:
             raise McdiError(f"the target {name} of this run is {embedded}: give {path} another name")
+
+
+def _embedded(context: Context, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Features (C, M, F) of a target, of sentences also those of the classes' names (C, F), and its classes."""
+    network, settings = context.family.downstream, context.recipe.family
+    if isinstance(settings, IntentSettings):
+        sentences = target_sentences(settings, path)
+        count = min(map(len, sentences.values()))
+        features = torch.stack([network.read(texts[:count]) for texts in sentences.values()])
+        return {"features": features, "names": network.read([label_sentence(name) for name in sentences])}, list(sentences)
+    if network.embedder is None or network.embedder.shape[0] != 3:
+        raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")
+    images = public_images(path, size=network.embedder.side)
+    return {"features": network.embed(images.pixels)}, list(images.names)
+
+
+def with_names(support: Examples, names: Tensor) -> Examples:
+    """Support sets in which the name of every class (B, way, F) is one more example of it."""
+    labels = torch.arange(names.shape[1]).expand(names.shape[:2])
+    return Examples(torch.cat([support.x, names], 1), torch.cat([support.y, labels], 1))
 
 
 @torch.no_grad()
@@ -61,7 +83,8 @@ def transferred(context: Context, variant: Variant, method: WeightGenerator, see
     if "target" not in variant.factors:
         raise McdiError("this study is the command `mcdi transfer`, which takes --target NAME=PATH")
     name, settings = str(variant.factors["target"]), context.recipe.family
-    features = read_tensors(_path(context, name))[0]["features"]
+    tensors = read_tensors(_path(context, name))[0]
+    features, names = tensors["features"], tensors.get("names")
     net, rows = context.family.downstream, []
     extra = EXTRA_SHOTS * max(settings.shots)
     all_shots = (*settings.shots, extra) if extra + settings.queries <= features.shape[1] else settings.shots
@@ -70,10 +93,14 @@ def transferred(context: Context, variant: Variant, method: WeightGenerator, see
         family = FewShot(name, net, {"test": features}, way=way, shots=all_shots, queries=settings.queries)
         size = max(1, QUERIES // way // settings.queries)
         for shots in all_shots:
-            scores = []
-            for first in tasks[::size]:
-                batch = family.sample("test", tasks[first : first + size], shots=shots)
-                weights = method.generate(net, batch.support, batch.mask, seed=seed)
-                scores.append(net.score(weights, batch.query, batch.mask))
-            rows.append(Measured({"classes": label, "way": way, "shots": shots}, {}, torch.cat(scores)))
+            for used in (None,) if names is None else (None, names):
+                scores = []
+                for first in tasks[::size]:
+                    seeds = tasks[first : first + size]
+                    batch = family.sample("test", seeds, shots=shots)
+                    support = batch.support if used is None else with_names(batch.support, used[family.classes("test", seeds)])
+                    weights = method.generate(net, support, batch.mask, seed=seed)
+                    scores.append(net.score(weights, batch.query, batch.mask))
+                more = {} if names is None else {"label names": "unused" if used is None else "one more example"}
+                rows.append(Measured({"classes": label, "way": way, "shots": shots, **more}, {}, torch.cat(scores)))
     return rows

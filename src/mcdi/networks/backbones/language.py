@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from mcdi.types import Sentences
 from mcdi.utils.settings import check_choices
 
 MASKED = -1e9  # attention score of what is not attended to
-POOLED = 2  # rows in front of the tokens: what the head reads, and the mean of the last layer's states
+POOLED, MEAN = 2, 1  # rows in front of the tokens: what the head reads, and (row 1) the mean of the last layer's states
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class Tail(nn.Module):
             self(x)
         present = x[:, POOLED:, -1:]
         return torch.stack([caught["read"], (caught["states"] * present).sum(1) / present.sum(1)], 1)
+
+
+def unpadded(states: Tensor) -> Tensor:
+    """States (N, POOLED + L, H + 1) as far as the longest of these texts."""
+    return states[:, : POOLED + int(states[:, POOLED:, -1].sum(1).max())]
 
 
 def lora_libraries() -> tuple[Any, Any]:
@@ -230,6 +235,24 @@ class Encoder:
                 checksum = zlib.crc32(p.detach().cpu().contiguous().numpy(), zlib.crc32(name.encode(), checksum))
         return checksum
 
+    @property
+    def pairs(self) -> dict[str, nn.Parameter]:
+        """The LoRA pairs, by name."""
+        with exclusive(self.tail):
+            return {n: p for n, p in self.tail.named_parameters() if "lora_" in n}
+
+    @torch.no_grad()
+    def set_pairs(self, values: Mapping[str, Tensor]) -> None:
+        """Take the pairs of these names."""
+        own = self.pairs
+        for name, value in values.items():
+            own[name].copy_(value)
+
+    def means(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
+        """The mean of the last layer's states of every text: (N, H)."""
+        parts = [self.read(texts[i : i + batch])[:, MEAN, :-1] for i in range(0, max(1, len(texts)), batch)]
+        return torch.cat(parts)
+
     def to(self, device: str) -> None:
         self.whole.to(device)
         self.tail.to(device)  # its parameters are the same ones, its buffers are not
@@ -237,7 +260,8 @@ class Encoder:
     @torch.no_grad()
     def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
         """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first, L = `length`."""
-        out = []
+        hidden = int(self.whole.config.hidden_size)
+        out = [torch.empty(0, POOLED + self.settings.length, hidden + 1, device=self.whole.device)]
         for i in range(0, len(texts), batch):
             with exclusive(self.inner):  # all threads share the tokenizer and the hook that ends the trunk
                 tokens = self.tokens(texts[i : i + batch]).to(self.whole.device)
@@ -257,3 +281,12 @@ class Encoder:
         except _Reached as end:
             return end.args[0]
         raise AssertionError("the first adapted layer was not called")
+
+
+def check_base(encoder: Encoder, base: int | None) -> int:
+    """The fingerprint of the frozen model. Raises McdiError where `base` is that of another."""
+    fingerprint = encoder.fingerprint()
+    if base not in (None, fingerprint):
+        cure = "give that one, or train anew"
+        raise McdiError(f"the model {encoder.settings.model!r} has other weights than the one that this was made with: {cure}")
+    return fingerprint

@@ -36,6 +36,7 @@ class TextSettings:
             are many kinds of tasks.
         templates: every training set comes again within each, where "{text}" is its text, of a pair the first, and "{words}"
             the words of its labels, "good, bad or plain"; such a set comes in two orders of them.
+        scales: sets whose labels are a scale, of which the lowest and the highest third are two classes.
         label_words: {set: words of its classes, in their order}, where labels are no words.
         texts, test_texts: examples kept of a set, and of one for test; as many for its queries where it has a test or
             validation file.
@@ -48,6 +49,7 @@ class TextSettings:
     pairs: tuple[Literal["same", "halves"], ...] = ("same", "halves")
     words: int = 16
     templates: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
     label_words: Mapping[str, Any] = field(default_factory=dict)
     texts: int = 400
     test_texts: int = 400

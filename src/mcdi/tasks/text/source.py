@@ -102,7 +102,7 @@ def _load(settings: TextFamilySettings, folder: Path) -> TextTasks:
 
 def _embed(settings: TextFamilySettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
     """Write the states of every chosen text in front of the adapted layers, half precision, and which set it is of."""
-    sets = {} if data is None else read_sets(data)
+    sets = {} if data is None else read_sets(data, scales=settings.text.scales)
     sets |= read_hub(settings.text.hub)
     chosen = choose(sets or phrase_sets(settings.seed), settings.text, settings.way, settings.seed)
     network = _network(settings)

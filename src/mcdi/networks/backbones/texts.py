@@ -1,0 +1,43 @@
+"""Texts as users give them: strings and pairs of strings, checked before a tokenizer reads them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from mcdi.errors import McdiError
+from mcdi.types import Sentences
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def as_texts(x: Any) -> list[Sentences]:
+    """Single sentences or pairs.
+
+    Args:
+        x: a string or a tuple of two, which are one example; or a list, array or other iterable of them.
+
+    Returns:
+        (sentence,) or (sentence, sentence) each, all of one kind.
+
+    Raises:
+        McdiError: anything else, named by its position; single sentences among pairs.
+    """
+    if isinstance(x, str) or (isinstance(x, tuple) and 0 < len(x) <= 2 and all(isinstance(s, str) for s in x)):
+        x = [x]
+    if isinstance(x, dict | bytes) or not isinstance(x, Iterable):
+        raise McdiError(f"texts are a list of strings, or of pairs of strings, not {type(x).__name__}: convert them")
+    out: list[Sentences] = []
+    for number, item in enumerate(x):
+        parts = (item,) if isinstance(item, str) else tuple(item) if isinstance(item, Iterable) else ()
+        if isinstance(item, dict | bytes) or not 1 <= len(parts) <= 2 or not all(isinstance(p, str) for p in parts):
+            raise McdiError(f"text {number} is {str(item)[:60]!r}, not a string or a pair of strings: convert it")
+        if out and len(parts) != len(out[0]):
+            raise McdiError(f"text {number} is {_kind(parts)}, and text 0 is {_kind(out[0])}: give examples of one kind")
+        out.append(tuple(well_formed(str(part)) for part in parts))
+    return out
+
+
+def _kind(text: Sentences) -> str:
+    return "a pair" if len(text) == 2 else "a single sentence"

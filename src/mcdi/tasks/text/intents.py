@@ -1,0 +1,246 @@
+"""The source "intents": sets of sentences with many classes, whose N-way K-shot tasks are made as those of images are."""
+
+import csv
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mcdi.errors import McdiError, explained
+from mcdi.networks.backbones.embedder import cl2n
+from mcdi.networks.backbones.language import MEAN, Encoder, LoraSettings, check_base, unpadded
+from mcdi.networks.backbones.vision import prototypical_loss, train_adamw
+from mcdi.networks.heads import Condition
+from mcdi.networks.registry import NETWORKS
+from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
+from mcdi.tasks.text.labelled import Splits, read_sets
+from mcdi.types import SPLITS
+from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.training import BACKBONE, FEATURES, checkpoint_of, run_training
+from mcdi.utils.workers import Progress
+
+DIVISION = "class_splits.tsv"  # in the folder of a set: columns fold, split, label
+NAMES = {"train": "train", "validation": "val", "val": "val", "test": "test"}  # of splits in it
+SHOTS, QUERIES = 4, 4  # at most, of a class in a step of training
+SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
+READ = 64  # sentences at a time
+
+Classes = dict[str, list[str]]  # {"set/label": sentences}
+
+
+@dataclass(frozen=True)
+class IntentSettings(FamilySettings):
+    """Sentences of many classes, and a frozen sentence encoder in front of a linear head.
+
+    Attributes:
+        condition, centred: see networks.linear_head.LinearHead.
+        sets: those that tasks are made of, every task of one of them; `mcdi transfer` measures others.
+        fold: which published division of the classes, where a set has several (`class_splits.tsv`).
+        examples: sentences of a class, at most; every class of a split has as many as the smallest.
+        backbone_steps, backbone_way: steps in which the encoder's LoRA pairs are trained on training classes, and classes of a
+            step. 0: the encoder stays as it is.
+        lora: the encoder, and where its pairs are.
+    """
+
+    data: str = "intents"
+    network: str = "sentence-head"
+    condition: Condition = "means"
+    centred: bool = False
+    sets: tuple[str, ...] = ("clinc150", "hwu64")
+    fold: int = 1
+    examples: int = 100
+    backbone_steps: int = 0
+    backbone_way: int = 24
+    lora: LoraSettings = LoraSettings(generate="rows")
+
+    def check(self) -> None:
+        super().check()
+        if not self.sets:
+            raise McdiError("family.sets is empty: name the sets that tasks are made of")
+        if self.examples < max(self.shots) + self.queries:
+            needed = f"{max(self.shots)} shots and {self.queries} queries"
+            raise McdiError(f"examples = {self.examples} cannot give {needed}: raise examples")
+
+    def quick(self) -> Self:
+        return replace(self, examples=max(self.shots) + self.queries, backbone_steps=min(2, self.backbone_steps))
+
+
+def sentences_of(parts: Splits, examples: int, seed: int) -> Classes:
+    """{label: `examples` sentences at most, drawn at random} of a set. A sentence that occurs again is left out. Raises
+    McdiError for pairs of sentences."""
+    first, seen = next(iter(parts.values())), set[str]()
+    if first.pairs:
+        raise McdiError(
+            f"the set {first.name} has pairs of sentences; intents are single ones: leave it out, or use data = 'text'"
+        )
+    out: Classes = {label: [] for label in first.classes}
+    for part in parts.values():
+        for (text,), number in zip(part.texts, part.labels, strict=True):
+            if text not in seen:
+                seen.add(text)
+                out[part.classes[number]].append(text)
+    drawn = {label: random.Random(f"{seed} {first.name} {label}") for label, texts in out.items() if texts}
+    return {label: r.sample(out[label], min(examples, len(out[label]))) for label, r in drawn.items()}
+
+
+def division_of(folder: Path, name: str, labels: Sequence[str], fold: int) -> dict[str, str]:
+    """{label: split} of a set's classes. Without a file DIVISION, of every 25 classes in order 16 are for training, 4 for
+    validation and 5 for the test. Raises McdiError for a division that does not fit."""
+    path = folder / name / DIVISION
+    if not path.exists():
+        if len(labels) < 21:
+            rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
+            raise McdiError(f"the set {name} has {len(labels)} classes, but {rule}: give at least 21, or a {DIVISION}")
+        return {label: SPLITS[(n % 25 >= 16) + (n % 25 >= 20)] for n, label in enumerate(labels)}
+    kinds = OSError, KeyError, UnicodeDecodeError
+    reading = explained(f"{path} cannot be read", "it needs the columns fold, split and label", *kinds)
+    with reading, path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [(r["fold"], r["split"], r["label"]) for r in csv.DictReader(file, delimiter="\t")]
+    chosen = {label: split for number, split, label in rows if number == str(fold)}
+    if not chosen:
+        raise McdiError(f"{path} has no fold {fold}: choose {', '.join(sorted({number for number, _, _ in rows}))}")
+    if wrong := sorted(set(chosen.values()) - set(NAMES)):
+        raise McdiError(f"{path} has the split {wrong[0]!r}: write {', '.join(NAMES)}")
+    if missing := [label for label in chosen if label not in labels]:
+        raise McdiError(f"{path} has the class {missing[0]!r}, of which the set has no sentence: correct one of them")
+    return {label: NAMES[split] for label, split in chosen.items()}
+
+
+def read_intents(settings: IntentSettings, data: Path | None) -> dict[str, Classes]:
+    """The sentences of every split by class. Raises McdiError naming what is missing."""
+    if data is None:
+        raise McdiError("this family reads labelled sentences: give --data, a folder with a folder or a file a set")
+    found = read_sets(data)
+    if missing := [name for name in settings.sets if name not in found]:
+        raise McdiError(f"the set {missing[0]!r} is not in {data}, which has {', '.join(found)}: change family.sets")
+    out: dict[str, Classes] = {split: {} for split in SPLITS}
+    for name in settings.sets:
+        classes = sentences_of(found[name], settings.examples, settings.seed)
+        for label, split in division_of(data, name, list(classes), settings.fold).items():
+            out[split][f"{name}/{label}"] = classes[label]
+    return out
+
+
+def target_sentences(settings: IntentSettings, path: Path) -> Classes:
+    """The sentences of a set that heads are made for, by class: of one of those that training uses, its test classes. Raises
+    McdiError naming what is wrong."""
+    found = read_sets(path.parent)
+    name = path.name if path.is_dir() else path.stem
+    if name not in found:
+        raise McdiError(f"{path} holds no labelled sentences: give a file, or a folder with train and test files")
+    classes = sentences_of(found[name], settings.examples, settings.seed)
+    if name not in settings.sets:
+        return classes
+    division = division_of(path.parent, name, list(classes), settings.fold)
+    return {label: texts for label, texts in classes.items() if division.get(label) == "test"}
+
+
+def train_pairs(
+    encoder: Encoder, states: Tensor, classes: Sequence[Tensor], *, steps: int, way: int, seed: int, device: str, **resume: Any
+) -> Iterator[float]:
+    """Train the encoder's LoRA pairs in place with the ProtoNet loss of cosines; yields the loss of every step, whose classes
+    are all of one set.
+
+    Args:
+        states: of all sentences in front of the adapted layers (N, ...), see `Encoder.read`.
+        classes: of every set its sentences by class (C, M), row numbers of `states`.
+        resume: `start` and `checkpoint` of `train_adamw`.
+    """
+    pairs = nn.ParameterList(p.requires_grad_() for p in encoder.pairs.values())
+    weights = torch.tensor([float(len(c)) for c in classes])
+
+    def episode(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        of = classes[int(torch.multinomial(weights, 1, generator=generator))]
+        chosen = of[torch.randperm(len(of), generator=generator)[:way]]
+        picks = torch.rand(chosen.shape, generator=generator).argsort(1)[:, : SHOTS + QUERIES]
+        x = states[chosen.gather(1, picks).flatten()].to(device).float()
+        shots = 1 + int(torch.randint(min(SHOTS, picks.shape[1] - 1), (1,), generator=generator))
+        means = encoder.tail.pooled(unpadded(x))[:, MEAN]
+        features = nn.functional.normalize(means, dim=-1) * SHARPNESS**0.5
+        return prototypical_loss(features.unflatten(0, picks.shape), shots)
+
+    try:
+        yield from train_adamw(pairs, episode, steps, lr=1e-3, weight_decay=0.01, checkpoint_every=20, **resume)
+    finally:
+        pairs.requires_grad_(False)
+
+
+def _build(settings: IntentSettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> FewShot:
+    if not (folder / FEATURES).exists():
+        _embed(settings, folder, data, device, progress)
+    return _load(settings, folder)
+
+
+def _load(settings: IntentSettings, folder: Path) -> FewShot:
+    state, described = read_tensors(folder / BACKBONE)
+    features, metadata = read_tensors(folder / FEATURES)
+    family = _tasks(settings, features, metadata["groups"], described["base"])
+    family.downstream.load_state(state)
+    return family
+
+
+def _tasks(settings: IntentSettings, features: Mapping[str, Tensor], groups: Mapping[str, list[int]], base: int) -> FewShot:
+    parts = {"features": features["train"].shape[-1], "base": base}
+    network = NETWORKS.get(settings.network).network.for_family(settings, **parts)
+    counts: dict[str, Any] = {"way": settings.way, "shots": settings.shots, "queries": settings.queries}
+    return FewShot(settings.data, network, features, groups=groups, **counts)
+
+
+def _embed(settings: IntentSettings, folder: Path, data: Path | None, device: str, progress: Progress) -> None:
+    """Train the pairs; write them, the centre, and the features of every sentence."""
+    splits = read_intents(settings, data)
+    if empty := [split for split, classes in splits.items() if not classes]:
+        raise McdiError(f"the {empty[0]} split has no class: change family.fold or family.sets")
+    groups = {split: _numbers(classes) for split, classes in splits.items()}
+    counts = {split: min(map(len, classes.values())) for split, classes in splits.items()}
+    _tasks(settings, {n: torch.empty(len(c), counts[n], 1) for n, c in splits.items()}, groups, 0)  # checks the numbers
+    encoder = Encoder(settings.lora, settings.way)
+    encoder.to(device)
+    base = check_base(encoder, None)
+    if settings.backbone_steps:
+        _train(settings, encoder, splits["train"], folder, device, progress)
+    trained = {n: p.detach().half() for n, p in encoder.pairs.items()} if settings.backbone_steps else {}
+    encoder.set_pairs(trained)  # as their file holds them
+    means, total, done = dict[str, Tensor](), sum(map(len, splits.values())), 0
+    for split, classes in splits.items():
+        rows = []
+        for texts in classes.values():
+            rows.append(encoder.means([(text,) for text in texts[: counts[split]]]).cpu())
+            progress("classes through the encoder", done := done + 1, total, {})
+        means[split] = torch.stack(rows)
+    centre = means["train"].flatten(0, 1).mean(0)
+    write_tensors(folder / BACKBONE, {"centre": centre, **{f"pair.{n}": p for n, p in trained.items()}}, {"base": base})
+    write_tensors(folder / FEATURES, {n: cl2n(x, centre) for n, x in means.items()}, {"groups": groups})
+    checkpoint_of(folder, "backbone").unlink(missing_ok=True)
+
+
+def _numbers(classes: Mapping[str, Any]) -> list[int]:
+    """The number of every class's set."""
+    sets = list(dict.fromkeys(name.partition("/")[0] for name in classes))
+    return [sets.index(name.partition("/")[0]) for name in classes]
+
+
+def _train(settings: IntentSettings, encoder: Encoder, classes: Classes, folder: Path, device: str, progress: Progress) -> None:
+    texts = [(text,) for of in classes.values() for text in of]
+    states = []
+    for i in range(0, len(texts), READ):
+        states.append(encoder.read(texts[i : i + READ]).half().cpu())
+        progress("sentences of training classes", min(i + READ, len(texts)), len(texts), {})
+    first, sets = 0, dict[int, list[Tensor]]()
+    for number, of in zip(_numbers(classes), classes.values(), strict=True):
+        sets.setdefault(number, []).append(torch.arange(first, first + len(of)))
+        first += len(of)
+    rows = [torch.stack([r[: min(map(len, of))] for r in of]) for of in sets.values()]
+    options: dict[str, Any] = {"way": settings.backbone_way, "seed": settings.seed, "device": device}
+    losses = partial(train_pairs, encoder, torch.cat(states), rows, steps=settings.backbone_steps, **options)
+    run_training(losses, settings.backbone_steps, folder, "backbone", progress)
+
+
+register_source(FamilySpec("intents", IntentSettings, _build, _load, kind="sentences"))
