@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from mcdi.generator.api import Generator
 from mcdi.methods import method_spec
 from mcdi.methods.base import Log, silent
@@ -12,7 +14,9 @@ from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.own import OwnTasks
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import Stored
+from mcdi.utils.random import checked_seed
 from mcdi.utils.settings import merged
+from mcdi.utils.torch_state import plain_torch
 
 VALIDATION = 200  # support sets of held-out tasks that choose a sampler
 # For networks of up to a few thousand weights. The functional term decides: weights are many, what they compute is little. A
@@ -46,6 +50,8 @@ FILTERS: dict[str, Any] = {
 ADAM = Preparation(epochs=60, lr=0.03)
 
 
+@plain_torch()
+@torch.random.fork_rng(devices=[])  # layers draw their first weights
 def fit(
     tasks: OwnTasks,
     method: str = "mc-di",
@@ -68,6 +74,7 @@ def fit(
         seed: decides the result.
         log: hears of every step.
     """
+    seed = checked_seed(seed)
     if stored is None:
         theta0 = trajectory_start(tasks, preparation, log=log)
         stored = trajectories(tasks, "train", range(len(tasks)), preparation, theta0=theta0)

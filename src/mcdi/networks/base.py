@@ -15,6 +15,7 @@ from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.batched import State
 from mcdi.networks.support import members
 from mcdi.types import Examples
+from mcdi.utils.tensors import numbers_of
 from mcdi.weights import WeightSpace
 
 Start = Literal["gaussian", "module"]
@@ -61,6 +62,8 @@ class TaskEmbedding:
     regression = False  # whether y are real numbers, not classes
     centred = False  # whether tasks see features less the centre of their support set
     reads_texts = False  # whether users give texts
+    reads_integers = False  # whether examples that are not embedded are integers
+    feature_dims = 1  # dimensions of an embedded example
 
     @property
     def summary_size(self) -> int:
@@ -69,7 +72,7 @@ class TaskEmbedding:
 
     def read(self, x: Any) -> Tensor:
         """What a user gives, as a tensor that `embed` takes."""
-        return torch.as_tensor(x)
+        return numbers_of(x, "the examples")
 
     def embed(self, x: Tensor) -> Tensor:
         """Raw examples (..., *shape) -> what `condition` and `forward` read (..., input_size)."""

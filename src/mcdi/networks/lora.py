@@ -38,6 +38,7 @@ class LoraClassifier(Head):
         base: the fingerprint that the frozen model must have; another is a McdiError.
     """
 
+    feature_dims = 2
     statistics = 3  # numbers a feature in the condition of a pair
     exportable = False
     reads_texts = supports_adapters = True
@@ -97,8 +98,8 @@ class LoraClassifier(Head):
         return _rebuilt(arguments, self.state(), self.feature_bank)
 
     def read(self, x: Any) -> Tensor:
-        """Texts, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
-        return x if isinstance(x, Tensor) else self.encoder.read(x)
+        """Texts, a sentence, (sentence,) or (sentence, sentence) each -> their states; tensors stay as they are."""
+        return x if isinstance(x, Tensor) else self.encoder.read([(text,) if isinstance(text, str) else text for text in x])
 
     def set_feature_bank(self, bank: Tensor, training: Tensor) -> None:
         """Keep the states of many texts (N, POOLED + L, H + 1); features are centred on the mean of `training` ones (n,)."""

@@ -14,6 +14,9 @@ from mcdi.networks.base import LastLayer
 from mcdi.networks.own import Describe, Loss, OwnNetwork
 from mcdi.types import Examples, TaskBatch
 from mcdi.utils.random import uniform
+from mcdi.utils.settings import check_number
+from mcdi.utils.tensors import numbers_of
+from mcdi.utils.torch_state import plain_torch
 from mcdi.weights import Unit
 
 HELD_OUT = 10  # of so many tasks one is not trained on: the sampler is chosen on these
@@ -37,11 +40,12 @@ class OwnTasks:
         McdiError: data that do not fit the module or are too few.
     """
 
+    @plain_torch()
     def __init__(
         self,
         module: nn.Module,
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         *,
         shots: int = 10,
         loss: Loss | None = None,
@@ -50,7 +54,8 @@ class OwnTasks:
         unit: Unit = "whole",
         head: LastLayer = "generated",
     ) -> None:
-        x, y = (t.float() if t.is_floating_point() else t.long() for t in (torch.as_tensor(x), torch.as_tensor(y)))
+        x, y = (numbers_of(values, name).cpu() for values, name in ((x, "the examples x"), (y, "the examples' y")))
+        x, y = (t if t.is_floating_point() else t.long() for t in (x, y))
         self.shots: tuple[int, ...] = (shots,)
         kind = _fitting(module, x, y, shots, describe)
         self.downstream = OwnNetwork(module, **kind, loss=loss, describe=describe, select=select, unit=unit, head=head)
@@ -72,6 +77,7 @@ class OwnTasks:
         rows = torch.as_tensor(seeds) % len(self.parts[split].y)  # later seeds: the same tasks, other examples
         return Examples(*(t[rows] for t in self.parts[split]))
 
+    @plain_torch()
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         data, shots, net = self._tasks(split, seeds), shots or self.shots[0], self.downstream
         order = torch.from_numpy(uniform(split, seeds, draw, count=data.y.shape[1])).argsort(1)
@@ -97,8 +103,6 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
     """Arguments of OwnNetwork that the data decide: shapes, classes, how many numbers describe a support set."""
     if x.ndim < 2 or y.ndim < 2 or x.shape[:2] != y.shape[:2] or len(y) < 2:
         raise McdiError(f"x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (N, S, ...) and (N, S), N >= 2 tasks")
-    if not all(bool(torch.isfinite(t).all()) for t in (x, y)):
-        raise McdiError("the examples hold NaN or infinite values: clean them first")
     if describe is None and not x.is_floating_point():
         raise McdiError(f"x of {x.dtype} cannot be compared by distance: give `describe`, or real numbers")
     regression, target = y.is_floating_point(), tuple(y.shape[2:])
@@ -110,6 +114,7 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
     if not regression and (target or len(out) != 2):
         raise McdiError(f"labels y (N, S) go with outputs (S, classes), not y {tuple(y.shape)} and outputs {out}")
     way = 1 if regression else out[-1]
+    check_number(int, shots=shots)
     if shots < 1:
         raise McdiError(f"shots = {shots} examples: choose at least 1")
     if not regression:
@@ -117,14 +122,15 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
     elif y.shape[1] <= shots:
         raise McdiError(f"a task has {y.shape[1]} examples: choose shots below that, not {shots}")
     size = None if describe is None else describe(x[:1], y[:1]).shape[-1]
-    return dict(example=x.shape[2:], target=target, way=way, regression=regression, squeeze=squeeze, described=size)
+    kind: dict[str, Any] = {"regression": regression, "squeeze": squeeze, "integer": not x.is_floating_point()}
+    return {"example": x.shape[2:], "target": target, "way": way, "described": size, **kind}
 
 
 def _output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
     """Shape of the module's output for one task's inputs; the user's module keeps its modes and statistics."""
     try:
         with torch.no_grad():
-            return tuple(copy.deepcopy(module).eval()(x).shape)
+            return tuple(copy.deepcopy(module).cpu().float().eval()(x).shape)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise McdiError(f"the module does not take a task's inputs, {x.dtype} {tuple(x.shape)}: {reason}") from error
