@@ -12,6 +12,7 @@ from mcdi.errors import McdiError
 from mcdi.networks import batched
 from mcdi.networks.base import Network
 from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.per_task import PerTask
 from mcdi.trajectories.optimise import Optimisation, Tasks, dropout_keys, epoch_batches, optimise, view_generators
 from mcdi.trajectories.prepare import LiveBytes, bytes_per_task
 from mcdi.types import Examples
@@ -111,7 +112,7 @@ def plain(net, theta0, tasks, settings, n):
 
         def backward(x, y, passed):
             optimiser.zero_grad()
-            with batched.SeededDropout(dropout_keys(task, passed)[0]):
+            with PerTask(dropout_keys(task, passed)[0]):
                 out = module(x)
             net.criterion(out[None], y[None]).sum().backward()
 

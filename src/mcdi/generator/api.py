@@ -102,8 +102,8 @@ class Generator:
         return self.sample(support, seed=seed, ensemble=ensemble, **options).weights
 
     def confidence(self, support: Support, *, seed: Seed = 0) -> Tensor:
-        """How far a task resembles those of training, 1 to 0: () or (B,). It is the share of the learnt head that the blend
-        with ridge regression leaves; 1 for methods and networks without such a blend."""
+        """How far a task resembles those of training, 1 to 0: () or (B,). The blend with ridge regression leaves so much of the
+        learnt head; 1 for methods and networks without such a blend."""
         return self.sample(support, seed=seed).confidence
 
     @plain_torch()
@@ -206,14 +206,14 @@ class Generator:
         queries = queries_of(self.network, x, len(flat), single=single)
         return queries.cut(self.network.predict(flat, self.embed(queries.x, query=True)))
 
+    def load_into(self, module: nn.Module, weights: Mapping[str, Any]) -> None:
+        """Give a module like the generator's own the weights of one task, and the tensors that are not generated (buffers, tied
+        names, what `select` left out): in evaluation mode it then answers what `predict` does."""
+        self.network.load_into(module, squeeze_batch(self._dict(packed(self.network, weights, self.device, single=True))))
+
     @plain_torch()
     def refine(
-        self,
-        support: Support,
-        weights: Mapping[str, Any] | None = None,
-        *,
-        steps: int = 10,
-        lr: float = 0.01,
+        self, support: Support, weights: Mapping[str, Any] | None = None, *, steps: int = 10, lr: float = 0.01
     ) -> Weights:
         """Weights after `steps` steps of Adam at rate `lr` on the support set, from `weights` or from newly generated ones."""
         examples, mask, single = self._support(support)
@@ -241,9 +241,8 @@ class Generator:
         revision: str | None = None,
         commit_message: str = "Upload a generator of mcdi",
     ) -> str:
-        """Upload this generator to "user/name" on the Hugging Face Hub, with a card (`mcdi[hub]`), and return the address of
-        the commit. `mcdi push` does the same for a generator in its run, and its card says more. Raises McdiError when the Hub
-        cannot be reached or refuses."""
+        """Upload this generator, with a card, to "user/name" on the Hugging Face Hub (`mcdi[hub]`); returns the address of the
+        commit. The card of `mcdi push` says more. Raises McdiError when the Hub cannot be reached or refuses."""
         options: dict[str, Any] = {"private": private, "token": token, "branch": revision, "message": commit_message}
         return saving.push_generator((self.name, self.method, self.network), repo_id, **options)
 
@@ -279,8 +278,7 @@ class Generator:
 
     @plain_torch()
     def to(self, device: str | torch.device) -> "Generator":
-        """Generate on this device from now on: "cpu", "cuda", "cuda:1", or "auto", the best there is. Raises McdiError for one
-        that is unknown or absent."""
+        """Generate on this device from now on, or on the best there is, "auto". Raises McdiError for an absent one."""
         self.device = device = pick_device(device)
         if isinstance(self.method, SupportsDevice):
             self.method.to(device)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mcdi.errors import explained
 from mcdi.generator.api import Generator
 from mcdi.methods import method_spec
 from mcdi.methods.base import Log, silent
@@ -73,6 +74,9 @@ def fit(
             2000}} trains longer, {"training": {"meta": "reptile"}} is the paper's bi-level training.
         seed: decides the result.
         log: hears of every step.
+
+    Raises:
+        McdiError: settings that the method does not have, or a module that it cannot train on.
     """
     seed = checked_seed(seed)
     if stored is None:
@@ -81,7 +85,9 @@ def fit(
     spec = method_spec(method)
     own = FILTERS if tasks.downstream.space.unit == "filter" else SMALL
     values = merged(own if spec.shared_settings else {}, settings or {})
-    trained = spec.build(values).fit(tasks, stored, seed=seed, log=log)
+    built, cannot = spec.build(values), f"{method} cannot train on this module"
+    with explained(cannot, "choose another method, or training = {'meta': 'none'}", RuntimeError):
+        trained = built.fit(tasks, stored, seed=seed, log=log)
     if isinstance(trained, SupportsSampling) and "sampling" not in values:
         trained = choose_sampler(trained, tasks, tasks=VALIDATION, seed=seed)[1]
     return Generator(method, trained, tasks.downstream)

@@ -130,7 +130,7 @@ class OwnNetwork(EndsInLinear):
 
     def state(self) -> dict[str, Tensor]:
         with exclusive(self.module):
-            own = {f"module.{n}": t.contiguous() for n, t in self.module.state_dict().items()}
+            own = {f"module.{n}": t.clone() for n, t in self.module.state_dict().items()}  # tied ones share memory
         return {"probes": self.probes, "scale": self.scale, **own}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
