@@ -210,10 +210,14 @@ class TestDropout:
         for layer in (nn.Dropout1d(0.3), nn.AlphaDropout(0.3)):
             with pytest.raises(McdiError, match="use nn.Dropout"):
                 batched.apply(layer.train(), state, x, torch.tensor([1, 2]))
-        attention = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True).train()
-        for some in (slice(0, 2), slice(0, 1)):
-            with pytest.raises(McdiError, match="only nn.Dropout may draw"):
-                batched.apply(attention, {"none": state["none"][some]}, x[some], torch.tensor([1, 2])[some])
+
+    def test_dropout_inside_attention_is_a_task_s_own(self):
+        x, state = torch.randn(1, 3, 5, 4).expand(3, -1, -1, -1), {"none": torch.zeros(3)}
+        attention, keys = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True).train(), torch.tensor([1, 2, 1])
+        out = batched.apply(attention, state, x, keys)
+        assert torch.equal(out[0], out[2]) and not torch.allclose(out[0], out[1], atol=0.01)
+        alone = batched.apply(attention, {"none": state["none"][:1]}, x[:1], keys[1:2])
+        assert torch.allclose(alone[0], out[1], atol=1e-5)
 
     def test_a_cumulative_batch_norm_raises_an_error(self):
         with pytest.raises(McdiError, match="momentum"), batched.training(nn.BatchNorm1d(3, momentum=None), []):

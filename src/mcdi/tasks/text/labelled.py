@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mcdi.errors import McdiError, explained, optional
 from mcdi.types import Sentences
+from mcdi.utils.files import visible
 
 Row = tuple[int, Mapping[str, str]]  # its number in the file, {column: text}
 # Columns of pairs, as GLUE and its like name them, then those of single sentences.
@@ -140,13 +141,13 @@ def read_sets(folder: Path) -> dict[str, Splits]:
     if not folder.is_dir():
         raise McdiError(f"{folder} is no folder: give one that holds a folder or a file of labelled text for every data set")
     out: dict[str, Splits] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(p for p in folder.iterdir() if visible(p.name)):
         if any((path / mark).exists() for mark in SAVED):
             problem, cure = f"the data set saved in {path} cannot be read", "save_to_disk it again"
             parts = _loaded("load_from_disk", problem, cure, str(path))
             out[path.name] = _splits(path, parts if isinstance(parts, Mapping) else {"train": parts})
         elif path.is_dir():
-            parts = {p.stem: read_texts(p) for p in sorted(path.iterdir()) if p.suffix in SUFFIXES}
+            parts = {p.stem: read_texts(p) for p in sorted(path.iterdir()) if p.suffix in SUFFIXES and visible(p.name)}
             if parts:
                 out[path.name] = parts
         elif path.suffix in SUFFIXES:
