@@ -78,9 +78,9 @@ def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 
     """
     if not 0 < floor < 1 or T < 1:
         raise McdiError(f"a schedule needs 0 < floor < 1 and T >= 1, not floor = {floor}, T = {T}")
-    step = torch.arange(T, dtype=torch.float64)
+    step = torch.arange(T, dtype=torch.float64, device="cpu")  # whatever the default is
     if kind == "cosine":
-        bar = torch.cos(math.acos(math.sqrt(floor)) * (1 - torch.arange(T + 1, dtype=torch.float64) / T)) ** 2
+        bar = torch.cos(math.acos(math.sqrt(floor)) * (1 - torch.cat([step, step.new_full((1,), T)]) / T)) ** 2
         alpha = bar[:-1] / bar[1:]
     elif kind == "linear":
         low, high = 0.0, 1.0
@@ -89,7 +89,7 @@ def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 
             low, high = (beta, high) if float((1 - beta * (T - step) / T).log().sum().exp()) > floor else (low, beta)
         alpha = 1 - high * (T - step) / T
     elif kind == "constant":
-        alpha = torch.full((T,), floor ** (1 / T), dtype=torch.float64)
+        alpha = torch.full_like(step, floor ** (1 / T))
     else:
         raise McdiError(f"unknown schedule {kind!r}: choose cosine, linear or constant")
     return Schedule(alpha.float(), k, **check)
@@ -129,7 +129,7 @@ def to_x0(f: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
 def draw(n: int, schedule: Schedule, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """n pairs (t, i) for training: i uniform in 1..k, t uniform in [0, e_i)."""
     i = torch.randint(1, schedule.k + 1, (n,), generator=generator, device=generator.device)
-    u = torch.rand(n, generator=generator, device=generator.device)
+    u = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float32)
     return (u * schedule.ends[i]).long().clamp(max=schedule.T - 1), i
 
 

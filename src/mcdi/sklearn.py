@@ -23,6 +23,9 @@ from mcdi.generator.saving import CONFIG
 from mcdi.networks.support import class_means, least_squares_rows, prototype_rows
 from mcdi.tasks.images.files import fit_image, read_image
 from mcdi.utils.files import tensor_bytes, tensors_of
+from mcdi.utils.settings import check_number
+from mcdi.utils.tensors import pixels_of, tensor_of
+from mcdi.utils.torch_state import plain_torch
 
 _base = optional("sklearn.base", "sklearn", "mcdi.sklearn")
 _checks = optional("sklearn.utils.validation", "sklearn", "mcdi.sklearn")
@@ -79,6 +82,7 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
             self.__dict__.pop(name, None)
         return self.partial_fit(X, y)
 
+    @plain_torch()
     def partial_fit(self, X: Any, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """New weights from the examples so far and these, whose classes may be new.
 
@@ -111,6 +115,7 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
 
     def _features(self, X: Any, y: ArrayLike | None = None, *, reset: bool) -> tuple[Tensor, Any]:
         """Examples as what weights read, (n, ...) float32, and labels (n,)."""
+        X = np.asarray(tensor_of(X, "X").cpu()) if isinstance(X, Tensor) else X
         if _plain_features(X):
             kind: dict[str, Any] = {"reset": reset, "dtype": np.float32}
             checked = _checks.validate_data(self, X, **kind) if y is None else _checks.validate_data(self, X, y, **kind)
@@ -125,6 +130,7 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
             _checks.check_consistent_length(X, y)
         return source.embed(source.network.read(raw), query=y is None).cpu(), y
 
+    @plain_torch()
     def decision_function(self, X: Any) -> NDArray[np.float32]:
         """Logits (n, classes); for two classes the difference (n,), as scikit-learn has it."""
         _checks.check_is_fitted(self)
@@ -132,6 +138,7 @@ class _Classifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ignore[m
             logits = self._logits(self._features(X, reset=False)[0])
         return (logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits).numpy()
 
+    @plain_torch()
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Probabilities (n, classes)."""
         logits = torch.from_numpy(self.decision_function(X))
@@ -172,14 +179,10 @@ def as_images(X: Any, shape: tuple[int, int, int]) -> Tensor:
         if isinstance(image, str | Path):
             return read_image(Path(image), shape, str(image))
         if not isinstance(image, Image.Image):
-            array = np.asarray(image)
+            array = np.asarray(tensor_of(image, where).cpu())
             if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
                 raise McdiError(f"{where} has the shape {array.shape}: give (H, W) or (H, W, 3)")
-            if np.issubdtype(array.dtype, np.floating):
-                if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-                    raise McdiError(f"{where} has numbers outside 0 to 1: scale them, or give uint8")
-                array = (array * 255).round()
-            image = Image.fromarray(array.astype(np.uint8))
+            image = Image.fromarray(pixels_of(array, f"the pixels of {where}").numpy())
         return fit_image(image, shape, where)
 
     return torch.stack([one(image, f"X[{i}]") for i, image in enumerate(X)])
@@ -238,5 +241,6 @@ class RidgeHead(_Classifier):
         self.generator, self.ridge, self.device = generator, ridge, device
 
     def _weights(self, x: Tensor, y: Tensor, way: int) -> dict[str, Tensor]:
+        check_number(float, ridge=self.ridge)
         rows = least_squares_rows(x[None].double(), y[None], way, self.ridge)[0].float()
         return {"weight": rows[:, :-1], "bias": rows[:, -1]}

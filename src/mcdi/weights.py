@@ -131,7 +131,9 @@ class WeightSpace:
             if got != shape and not (of_class and got[1:] == shape[1:]):
                 raise McdiError(f"{n} has shape {got} in a task: this space needs {shape}")
         parts = {n: params[n].to(self.dtype) for n in self.spec}
-        batch = next(iter(parts.values())).shape[0]
+        batch, *others = {len(p) for p in parts.values()}
+        if others:
+            raise McdiError("the parameters are of different numbers of tasks: give one first dimension to all")
         if self.unit == "row":
             rows = torch.cat([p.reshape(batch, p.shape[1], self._row(n)) for n, p in parts.items() if n not in self.shared], -1)
             return torch.cat([rows, *(self._cut(parts[n].reshape(batch, -1), self._chunks(n)) for n in self.shared)], 1)

@@ -189,7 +189,7 @@ class TestKinds:
         (dict(x=torch.zeros(5, 3)), "do not match"),
         (dict(x=torch.full((60, 40, 2), torch.nan)), "NaN"),
         (dict(module=small(1)), "labels must be 0..0"),
-        (dict(module=nn.Conv1d(2, 2, 1)), "does not take a task's inputs, torch.float32 .40, 2.: Given groups"),
+        (dict(module=nn.Conv1d(2, 2, 1)), "does not take a task's inputs, torch.float32 .40, 2. .RuntimeError: Given groups"),
         (dict(y=torch.rand(60, 40)), r"answers \(40, 2\)"),
         (dict(shots=0), "at least 1"),
         (dict(shots=30), "more than shots = 30"),

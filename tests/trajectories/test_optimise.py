@@ -12,6 +12,7 @@ from mcdi.errors import McdiError
 from mcdi.networks import batched
 from mcdi.networks.base import Network
 from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.per_task import PerTask
 from mcdi.trajectories.optimise import Optimisation, Tasks, dropout_keys, epoch_batches, optimise, view_generators
 from mcdi.trajectories.prepare import LiveBytes, bytes_per_task
 from mcdi.types import Examples
@@ -111,7 +112,7 @@ def plain(net, theta0, tasks, settings, n):
 
         def backward(x, y, passed):
             optimiser.zero_grad()
-            with batched.SeededDropout(dropout_keys(task, passed)[0]):
+            with PerTask(dropout_keys(task, passed)[0]):
                 out = module(x)
             net.criterion(out[None], y[None]).sum().backward()
 
@@ -209,10 +210,14 @@ class TestDropout:
         for layer in (nn.Dropout1d(0.3), nn.AlphaDropout(0.3)):
             with pytest.raises(McdiError, match="use nn.Dropout"):
                 batched.apply(layer.train(), state, x, torch.tensor([1, 2]))
-        attention = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True).train()
-        for some in (slice(0, 2), slice(0, 1)):
-            with pytest.raises(McdiError, match="only nn.Dropout may draw"):
-                batched.apply(attention, {"none": state["none"][some]}, x[some], torch.tensor([1, 2])[some])
+
+    def test_dropout_inside_attention_is_a_task_s_own(self):
+        x, state = torch.randn(1, 3, 5, 4).expand(3, -1, -1, -1), {"none": torch.zeros(3)}
+        attention, keys = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True).train(), torch.tensor([1, 2, 1])
+        out = batched.apply(attention, state, x, keys)
+        assert torch.equal(out[0], out[2]) and not torch.allclose(out[0], out[1], atol=0.01)
+        alone = batched.apply(attention, {"none": state["none"][:1]}, x[:1], keys[1:2])
+        assert torch.allclose(alone[0], out[1], atol=1e-5)
 
     def test_a_cumulative_batch_norm_raises_an_error(self):
         with pytest.raises(McdiError, match="momentum"), batched.training(nn.BatchNorm1d(3, momentum=None), []):

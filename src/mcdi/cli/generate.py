@@ -172,6 +172,7 @@ def serve(
 
     Example: [bold]mcdi serve runs/glyphs/methods/mc-di-0[/]
     """
+    from mcdi.utils.settings import check_number
     from mcdi.utils.workers import pick_device
 
     try:
@@ -181,6 +182,7 @@ def serve(
         from mcdi.serve.service import Service
     except ImportError as error:
         raise McdiError(f"serving needs fastapi, uvicorn and prometheus-client ({error}): pip install 'mcdi[serve]'") from error
+    check_number(float, wait=wait, timeout=timeout, body=body, handle_mib=handle_mib)
     limits = Limits(
         queue=queue,
         batch=batch,

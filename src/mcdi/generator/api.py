@@ -1,37 +1,32 @@
 """The user's API: load(folder).generate(support) gives weights ready for load_state_dict or functional_call."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.generator import saving
-from mcdi.generator.exported import Exported, squeeze_batch
+from mcdi.generator.exported import Exported, owned, squeeze_batch
+from mcdi.generator.inputs import embedded, packed, queries_of, seeds_of, support_of
 from mcdi.methods import WeightGenerator, method_spec
 from mcdi.methods.base import SupportsDevice
 from mcdi.methods.baselines.finetune import adapt
-from mcdi.methods.sampling import SAMPLERS, Generated, Sampling, SupportsSampling, reduce_draws
+from mcdi.methods.sampling import SAMPLERS, Chain, Generated, Sampling, SupportsSampling, reduce_draws
 from mcdi.networks import base
 from mcdi.networks.heads import as_head
 from mcdi.networks.own import Describe, Loss
-from mcdi.networks.support import centre_of, support_batch
+from mcdi.networks.support import centre_of
 from mcdi.types import Examples
 from mcdi.utils.random import Seed
+from mcdi.utils.torch_state import plain_torch
+from mcdi.utils.workers import pick_device
 
 Weights = dict[str, Tensor]
-
-
-class Chain(NamedTuple):
-    """The states of one task's chain: times (n), weights (n, U, D), and their losses (n,) on the support set."""
-
-    times: list[int]
-    weights: Tensor
-    losses: Tensor
-    support: Examples
-    mask: Tensor
+Support = tuple[Any, Any] | Examples  # x and y, of any type that holds numbers
 
 
 class Generator:
@@ -40,8 +35,8 @@ class Generator:
     reads (images of `image_shape`, uint8, or floats in [0, 1]; for a language model a list of S texts, (sentence,) or
     (sentence, sentence) each) or its features (F,). Any number of threads may call one."""
 
-    def __init__(self, name: str, method: WeightGenerator, network: base.Network, device: str = "cpu") -> None:
-        self.name, self.method, self.network, self.device = name, method, network, device
+    def __init__(self, name: str, method: WeightGenerator, network: base.Network, device: str | torch.device = "cpu") -> None:
+        self.name, self.method, self.network, self.device = name, method, network, pick_device(device)
         self.exported: Exported | None = None  # made by `mcdi export`; it answers unless options are given
 
     @property
@@ -56,7 +51,9 @@ class Generator:
         """Whether it makes networks for any number of classes: some denoisers read the weights of all classes as one vector."""
         return self.network.space.any_rows and getattr(self.method, "any_units", True)
 
-    def embed(self, x: Tensor, *, query: bool = False) -> Tensor:
+    @plain_torch()
+    @torch.no_grad()
+    def embed(self, x: Any, *, query: bool = False) -> Tensor:
         """Features (..., X) of inputs.
 
         Args:
@@ -66,35 +63,16 @@ class Generator:
         Raises:
             McdiError: inputs of another shape, NaN or infinite values.
         """
-        x, net = x.to(self.device), self.network
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise McdiError("the examples hold NaN or infinite values: clean them first")
-        raw, shape = net.example_shape, None if net.embedder is None else net.embedder.shape
-        if raw is not None:
-            if tuple(x.shape[x.ndim - len(raw) :]) != raw:
-                raise McdiError(f"examples of shape {tuple(x.shape)} do not end in {raw}, the shape of one")
-            return net.embed(x.float() if x.is_floating_point() else x)
-        if shape is not None and x.ndim >= 4 and tuple(x.shape[-3:]) == shape:
-            images = x if x.dtype == torch.uint8 else (x * 255).round().clamp(0, 255).to(torch.uint8)
-            return net.embed_query(images) if query else net.embed(images)
-        own = net.input_size - net.embedding_size  # features of the backbone alone
-        width = own if query and x.shape[-1] == own else net.input_size
-        if x.shape[-1] != width or (x.ndim >= 4 and x.shape[-2] == width):  # square: images of another size
-            neither = "not" if shape is None else f"neither images (..., {', '.join(map(str, shape))}) nor"
-            raise McdiError(f"examples of shape {tuple(x.shape)} are {neither} features (..., {width})")
-        return x.float()
+        return embedded(self.network, x, self.device, query=query)
 
-    def _support(self, support: tuple[Any, Tensor] | Examples) -> tuple[Examples, Tensor, bool]:
-        net, labels = self.network, torch.as_tensor(support[1]).to(self.device)
-        kind: dict[str, Any] = {"any_way": self.any_way, "regression": net.regression, "target": net.target_shape}
-        x, y, way, single = support_batch(net.read(support[0]), labels, way=net.way, **kind)
-        mask = torch.ones(len(y), net.space.units(way), dtype=torch.bool, device=self.device)
-        return Examples(self.embed(x), y), mask, single
+    def _support(self, support: Support) -> tuple[Examples, Tensor, bool]:
+        examples, way, single = support_of(self.network, support, self.device, any_way=self.any_way)
+        mask = torch.ones(len(examples.y), self.network.space.units(way), dtype=torch.bool, device=self.device)
+        return examples._replace(x=self.embed(examples.x)), mask, single
 
-    @torch.no_grad()
     def generate(
         self,
-        support: tuple[Any, Tensor] | Examples,
+        support: Support,
         *,
         steps: int | None = None,
         temperature: float | None = None,
@@ -123,19 +101,19 @@ class Generator:
         options = {"steps": steps, "temperature": temperature, "samples": samples, "stop": stop}
         return self.sample(support, seed=seed, ensemble=ensemble, **options).weights
 
-    @torch.no_grad()
-    def confidence(self, support: tuple[Any, Tensor] | Examples, *, seed: Seed = 0) -> Tensor:
-        """How far a task resembles those of training, 1 to 0: () or (B,). It is the share of the learnt head that the blend
-        with ridge regression leaves; 1 for methods and networks without such a blend."""
+    def confidence(self, support: Support, *, seed: Seed = 0) -> Tensor:
+        """How far a task resembles those of training, 1 to 0: () or (B,). The blend with ridge regression leaves so much of the
+        learnt head; 1 for methods and networks without such a blend."""
         return self.sample(support, seed=seed).confidence
 
+    @plain_torch()
     @torch.no_grad()
     def sample(
-        self, support: tuple[Any, Tensor] | Examples, *, seed: Seed = 0, ensemble: bool = False, **options: float | None
+        self, support: Support, *, seed: Seed = 0, ensemble: bool = False, **options: float | None
     ) -> Generated[Weights]:
         """What `generate` and `confidence` return, from one pass. Options are those of `generate`."""
         examples, mask, single = self._support(support)
-        sampling = self.sampling(**options)
+        sampling, seed = self.sampling(**options), seeds_of(seed, len(mask), self.name)
         if ensemble and sampling is None:
             raise McdiError(f"{self.name} has no chain to sample: ensemble is for the diffusion methods")
         plain = not ensemble and set(options.values()) <= {None}
@@ -144,7 +122,8 @@ class Generator:
         else:
             packed, confidence = self.sample_packed(examples, mask, sampling, seed, ensemble=ensemble)
             weights = self._dict(packed)
-        return Generated(squeeze_batch(weights), confidence[0]) if single else Generated(weights, confidence)
+        weights = owned(squeeze_batch(weights) if single else weights)
+        return Generated(weights, confidence[0] if single else confidence)
 
     def sample_packed(
         self, support: Examples, mask: Tensor, sampling: Sampling | None, seed: Seed = 0, *, ensemble: bool = False
@@ -180,8 +159,9 @@ class Generator:
         """Whether every task of a batch may have a seed of its own. Others draw nothing, or one order of examples for all."""
         return method_spec(self.name).seed_per_task
 
+    @plain_torch()
     @torch.no_grad()
-    def chain(self, support: tuple[Any, Tensor] | Examples, *, seed: int = 0, **options: float | None) -> Chain:
+    def chain(self, support: Support, *, seed: int = 0, **options: float | None) -> Chain:
         """Every state of one chain of one task, before any blend; from noise in T steps unless `steps` or `temperature` ask
         for something else. Raises McdiError where there is no chain."""
         if not isinstance(self.method, SupportsSampling) or not self.method.is_chain:
@@ -205,27 +185,41 @@ class Generator:
     def _dict(self, flat: Tensor) -> Weights:
         return {n: w.unflatten(0, flat.shape[:-2]) for n, w in self.network.space.unpack(flat.flatten(0, -3)).items()}
 
-    def _flat(self, weights: Weights, single: bool) -> Tensor:
-        return self.network.space.pack({n: (w[None] if single else w).to(self.device) for n, w in weights.items()})
-
+    @plain_torch()
     @torch.no_grad()
-    def predict(self, weights: Weights, x: Any) -> Tensor:
-        """Outputs of the generated network, (S, classes) logits or (S, ...) values: for new inputs x (S, ...) and the weights
-        of one task, or, with a batch dimension in front, for x and weights of a batch as `generate` returns them."""
-        x = self.network.read(x)
+    def predict(self, weights: Mapping[str, Any], x: Any) -> Tensor:
+        """Outputs of generated networks for new inputs.
+
+        Args:
+            weights: of one task, or of a batch as `generate` returns them.
+            x: (S, ...), or one input (...), for the weights of one task; (B, S, ...) or (B, ...) for a batch.
+
+        Returns:
+            (S, classes) logits or (S, ...) values, without S for one input, with B in front for a batch.
+
+        Raises:
+            McdiError: inputs or weights that do not fit the network.
+        """
         name, (shape, *_) = next(iter(self.network.space.spec.items()))  # weights from a file come in another order
         single = name in weights and weights[name].ndim == len(shape)
-        out = self.network.predict(self._flat(weights, single), self.embed(x[None] if single else x, query=True))
-        return out[0] if single else out
+        flat = packed(self.network, weights, self.device, single=single)
+        queries = queries_of(self.network, x, len(flat), single=single)
+        return queries.cut(self.network.predict(flat, self.embed(queries.x, query=True)))
 
+    def load_into(self, module: nn.Module, weights: Mapping[str, Any]) -> None:
+        """Give a module like the generator's own the weights of one task, and the tensors that are not generated (buffers, tied
+        names, what `select` left out): in evaluation mode it then answers what `predict` does."""
+        self.network.load_into(module, squeeze_batch(self._dict(packed(self.network, weights, self.device, single=True))))
+
+    @plain_torch()
     def refine(
-        self, support: tuple[Any, Tensor] | Examples, weights: Weights | None = None, *, steps: int = 10, lr: float = 0.01
+        self, support: Support, weights: Mapping[str, Any] | None = None, *, steps: int = 10, lr: float = 0.01
     ) -> Weights:
         """Weights after `steps` steps of Adam at rate `lr` on the support set, from `weights` or from newly generated ones."""
         examples, mask, single = self._support(support)
-        start = self._flat(self.generate(support) if weights is None else weights, single)
+        start = packed(self.network, self.generate(support) if weights is None else weights, self.device, single=single)
         refined = self._dict(adapt(self.network, start, examples, mask, steps, lr))
-        return squeeze_batch(refined) if single else refined
+        return owned(squeeze_batch(refined) if single else refined)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the content of its two files; as any object where no file holds the code of its module."""
@@ -233,6 +227,7 @@ class Generator:
             return object.__new__, (type(self),), self.__dict__
         return _unpickled, (saving.to_bytes(self.name, self.method, self.network), self.device)
 
+    @plain_torch()
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors and then config.json, each in one step; no pickle."""
         saving.save(Path(folder), self.name, self.method, self.network)
@@ -246,17 +241,18 @@ class Generator:
         revision: str | None = None,
         commit_message: str = "Upload a generator of mcdi",
     ) -> str:
-        """Upload this generator to "user/name" on the Hugging Face Hub, with a card (`mcdi[hub]`), and return the address of
-        the commit. `mcdi push` does the same for a generator in its run, and its card says more. Raises McdiError when the Hub
-        cannot be reached or refuses."""
+        """Upload this generator, with a card, to "user/name" on the Hugging Face Hub (`mcdi[hub]`); returns the address of the
+        commit. The card of `mcdi push` says more. Raises McdiError when the Hub cannot be reached or refuses."""
         options: dict[str, Any] = {"private": private, "token": token, "branch": revision, "message": commit_message}
         return saving.push_generator((self.name, self.method, self.network), repo_id, **options)
 
     @classmethod
+    @plain_torch()
+    @torch.random.fork_rng(devices=[])  # layers draw their first weights
     def from_pretrained(
         cls,
         model: str | Path,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         *,
         module: nn.Module | None = None,
         loss: Loss | None = None,
@@ -269,7 +265,7 @@ class Generator:
 
         Args:
             model: its folder, or "user/name" on the Hugging Face Hub (`mcdi[hub]`).
-            device: where it generates.
+            device: where it generates; "auto" is the best there is.
             module: of a generator made from `OwnTasks`: that module, whose code no file holds.
             loss, describe: as they were given to `OwnTasks`.
             revision, token, cache_dir: branch, tag or commit on the Hub; access to a private repository; place of downloads.
@@ -280,19 +276,23 @@ class Generator:
         folder = saving.located(model, revision=revision, token=token, cache_dir=cache_dir)
         return cls(*saving.load_saved(folder, module=module, loss=loss, describe=describe)).to(device)
 
-    def to(self, device: str) -> "Generator":
-        self.device = device
+    @plain_torch()
+    def to(self, device: str | torch.device) -> "Generator":
+        """Generate on this device from now on, or on the best there is, "auto". Raises McdiError for an absent one."""
+        self.device = device = pick_device(device)
         if isinstance(self.method, SupportsDevice):
             self.method.to(device)
         self.network.to(device)
         return self
 
 
+@plain_torch()
+@torch.random.fork_rng(devices=[])
 def _unpickled(files: dict[str, bytes], device: str) -> Generator:
     return Generator(*saving.from_bytes(files)).to(device)
 
 
-def load(model: str | Path, device: str = "cpu", **options: Any) -> Generator:
+def load(model: str | Path, device: str | torch.device = "cpu", **options: Any) -> Generator:
     """The generator in a folder, for instance `runs/glyphs/methods/mc-di-0`; or a ready-made one, "symbols"; or `user/name` on
     the Hugging Face Hub. Options are those of `Generator.from_pretrained`."""
     return Generator.from_pretrained(model, device, **options)

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from mcdi.methods.sampling import Generated
 from mcdi.networks.support import support_batch
 from mcdi.utils.files import read_bytes, read_json
 from mcdi.utils.random import Seed, noise_streams, normal
+from mcdi.utils.tensors import labels_of, numbers_of
+from mcdi.utils.torch_state import plain_torch
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
 CONFIDENCE = "confidence"  # name of the last output, after the parameters
@@ -67,7 +69,8 @@ class Exported:
                 raise McdiError(f"{path} was exported by an earlier version, {metadata['version']}: export again")
         return cls(metadata, run)
 
-    def generate(self, support: tuple[Any, Tensor], *, seed: int = 0) -> dict[str, Tensor]:
+    @plain_torch()
+    def generate(self, support: tuple[Any, Any], *, seed: int = 0) -> dict[str, Tensor]:
         """Weights from a support set, without a gradient step, as `Generator.generate` returns them.
 
         Args:
@@ -78,12 +81,12 @@ class Exported:
             McdiError: inputs that do not fit the model.
         """
         d = self.metadata
-        inputs = torch.as_tensor(support[0]).float(), torch.as_tensor(support[1])
+        inputs = numbers_of(support[0], "the examples").float(), (numbers_of if d["real"] else labels_of)(support[1], "labels")
         x, y, way, single = support_batch(*inputs, way=d["way"], any_way=d["any_way"], regression=d["real"])
         if x.shape[2:] != (d["features"],):
             raise McdiError(f"examples of shape {tuple(x.shape[2:])} are not features ({d['features']},): embed them first")
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
-        return squeeze_batch(weights) if single else weights
+        return owned(squeeze_batch(weights) if single else weights)
 
     def serves(self, units: int) -> bool:
         """Whether it generates weights of this number of units; some denoisers fix the number at export."""
@@ -104,6 +107,13 @@ class Exported:
 def squeeze_batch(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a batch of one task without the batch dimension."""
     return {n: w[0] for n, w in weights.items()}
+
+
+def owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights whose memory is theirs alone, each in order. Raises McdiError for NaN or infinite ones."""
+    if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
+        raise McdiError("the weights are not finite: the examples, the temperature or the learning rate are too large")
+    return {n: w.detach().clone(memory_format=torch.contiguous_format) for n, w in weights.items()}
 
 
 def noise_for(metadata: dict[str, Any], tasks: int, units: int, seed: Seed) -> Tensor:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from mcdi.errors import explained
 from mcdi.generator.api import Generator
 from mcdi.methods import method_spec
 from mcdi.methods.base import Log, silent
@@ -12,7 +15,9 @@ from mcdi.methods.sampling import SupportsSampling
 from mcdi.tasks.own import OwnTasks
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import Stored
+from mcdi.utils.random import checked_seed
 from mcdi.utils.settings import merged
+from mcdi.utils.torch_state import plain_torch
 
 VALIDATION = 200  # support sets of held-out tasks that choose a sampler
 # For networks of up to a few thousand weights. The functional term decides: weights are many, what they compute is little. A
@@ -46,6 +51,8 @@ FILTERS: dict[str, Any] = {
 ADAM = Preparation(epochs=60, lr=0.03)
 
 
+@plain_torch()
+@torch.random.fork_rng(devices=[])  # layers draw their first weights
 def fit(
     tasks: OwnTasks,
     method: str = "mc-di",
@@ -67,14 +74,20 @@ def fit(
             2000}} trains longer, {"training": {"meta": "reptile"}} is the paper's bi-level training.
         seed: decides the result.
         log: hears of every step.
+
+    Raises:
+        McdiError: settings that the method does not have, or a module that it cannot train on.
     """
+    seed = checked_seed(seed)
     if stored is None:
         theta0 = trajectory_start(tasks, preparation, log=log)
         stored = trajectories(tasks, "train", range(len(tasks)), preparation, theta0=theta0)
     spec = method_spec(method)
     own = FILTERS if tasks.downstream.space.unit == "filter" else SMALL
     values = merged(own if spec.shared_settings else {}, settings or {})
-    trained = spec.build(values).fit(tasks, stored, seed=seed, log=log)
+    built, cannot = spec.build(values), f"{method} cannot train on this module"
+    with explained(cannot, "choose another method, or training = {'meta': 'none'}", RuntimeError):
+        trained = built.fit(tasks, stored, seed=seed, log=log)
     if isinstance(trained, SupportsSampling) and "sampling" not in values:
         trained = choose_sampler(trained, tasks, tasks=VALIDATION, seed=seed)[1]
     return Generator(method, trained, tasks.downstream)

@@ -13,7 +13,7 @@ from mcdi.core import OuterStep, reptile_displacement
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log
 from mcdi.utils.files import read_tensors, write_tensors
-from mcdi.utils.settings import check_choices
+from mcdi.utils.settings import check_fields
 from mcdi.utils.training import cosine_rate, restore_training, training_state
 
 Batch = dict[str, Tensor]  # the arguments of a loss by name; (K, B, tasks, ...) each in batch_at
@@ -50,7 +50,7 @@ class MetaTraining:
         return self.inner_steps, self.learners, self.tasks
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if not 0 <= self.warmup < 1:
             raise McdiError(f"warmup = {self.warmup} is a fraction of the iterations: choose 0 <= warmup < 1")
         if self.clip < 0:

@@ -11,7 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.networks.base import Network
 from mcdi.types import Examples
 from mcdi.utils.random import Seed
-from mcdi.utils.settings import check_choices
+from mcdi.utils.settings import check_fields
 from mcdi.weights import WeightSpace
 
 W = TypeVar("W")
@@ -22,6 +22,16 @@ class Generated(NamedTuple, Generic[W]):
 
     weights: W
     confidence: Tensor
+
+
+class Chain(NamedTuple):
+    """The states of one task's chain: times (n), weights (n, U, D), and their losses (n,) on the support set."""
+
+    times: list[int]
+    weights: Tensor
+    losses: Tensor
+    support: Examples
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Sampling:
     renamed: ClassVar[Mapping[str, str]] = {"share": "mixing_weight", "usual": "calibration_quantiles"}
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.samples < 1 or self.temperature < 0:
             raise McdiError(f"samples = {self.samples} must be at least 1 and temperature = {self.temperature} not negative")
         if not 0 < self.mixing_weight <= 1:

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.networks import batched
 from mcdi.networks.backbones.embedder import Embedder
 from mcdi.networks.batched import State
 from mcdi.networks.support import members
 from mcdi.types import Examples
+from mcdi.utils.tensors import numbers_of
 from mcdi.weights import WeightSpace
 
 Start = Literal["gaussian", "module"]
@@ -61,6 +62,8 @@ class TaskEmbedding:
     regression = False  # whether y are real numbers, not classes
     centred = False  # whether tasks see features less the centre of their support set
     reads_texts = False  # whether users give texts
+    reads_integers = False  # whether examples that are not embedded are integers
+    feature_dims = 1  # dimensions of an embedded example
 
     @property
     def summary_size(self) -> int:
@@ -69,7 +72,7 @@ class TaskEmbedding:
 
     def read(self, x: Any) -> Tensor:
         """What a user gives, as a tensor that `embed` takes."""
-        return torch.as_tensor(x)
+        return numbers_of(x, "the examples")
 
     def embed(self, x: Tensor) -> Tensor:
         """Raw examples (..., *shape) -> what `condition` and `forward` read (..., input_size)."""
@@ -227,7 +230,7 @@ class Network(SavedNetwork):
         leaves = {n: state[n].detach().requires_grad_() for n in self.space.parameter_names}
         with torch.enable_grad():
             total = self.losses({**state, **leaves}, data, mask, keys).sum()
-        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()), materialize_grads=True), strict=True))
 
     def solved(self, weights: Tensor, support: Examples, how: LastLayer | None = None) -> Tensor:
         """Weights (B, U, D) with the last layer in closed form on the support set, differentiable in the others.
@@ -251,6 +254,16 @@ class Network(SavedNetwork):
             owner, _, own = name.rpartition(".")
             getattr(module.get_submodule(owner), own).data = value
         return module
+
+    def load_into(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Give `module` the weights of one task, and all that this network does not generate."""
+        with batched.exclusive(self.module):
+            held = self.module.state_dict()
+            names = {id(p): n for n, p in self.module.named_parameters()}
+            tied = {n: names[id(p)] for n, p in self.module.named_parameters(remove_duplicate=False)}
+        state = {n: weights.get(tied.get(n, n), t) for n, t in held.items()}
+        with explained("the weights do not fit this module", "give one like the generator's", RuntimeError, AttributeError):
+            module.load_state_dict(state)
 
     response_size = 0  # numbers that `response` gives of an example
 

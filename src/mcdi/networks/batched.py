@@ -10,21 +10,20 @@ either holds the module's lock, so that threads can share the module.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcdi.errors import McdiError
 from mcdi.networks.grouped import State as State
 from mcdi.networks.grouped import channels_last, run, runs
+from mcdi.networks.per_task import PerTask
 
-OTHER_DROPOUTS = ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-
+_VECTORISES = WeakKeyDictionary[nn.Module, dict[bool, bool]]()
 _GUARD, _LOCKS = threading.Lock(), WeakKeyDictionary[nn.Module, Any]()
 
 
@@ -63,12 +62,13 @@ def _functional_call(module: nn.Module, state: State, x: Tensor, keys: Tensor | 
     names = list(state)
 
     def one(key: Tensor | None, inputs: Tensor, *values: Tensor) -> Tensor:
-        with nullcontext() if key is None else SeededDropout(key):
+        with PerTask(key):
             return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (inputs,))
 
     refused = f"{type(module).__name__} draws random numbers that are no function of the task: only nn.Dropout may draw"
-    # On a CPU the grouped convolution that vmap makes is slower than N plain ones.
-    if x.device.type == "cpu" and (len(x) == 1 or any(p.ndim >= 4 for p in state.values())):
+    # On a CPU the grouped convolution that vmap makes is slower than N plain ones; and vmap does not know every function.
+    plain = x.device.type == "cpu" and (len(x) == 1 or any(p.ndim >= 4 for p in state.values()))
+    if plain or not _vectorises(module, one, keys, x, state):
         before = torch.get_rng_state()
         own = [None] * len(x) if keys is None else keys
         each = [one(own[n], *(channels_last(t[n]) for t in (x, *state.values()))) for n in range(len(x))]
@@ -84,6 +84,23 @@ def _functional_call(module: nn.Module, state: State, x: Tensor, keys: Tensor | 
         if "randomness" in str(error):
             raise McdiError(refused) from error
         raise
+
+
+def _vectorises(module: nn.Module, one: Callable[..., Tensor], keys: Tensor | None, x: Tensor, state: State) -> bool:
+    """Whether vmap runs a module, tried once for each of its modes on a copy of one task: recurrent layers, for instance, and
+    control flow that depends on data are run task by task."""
+    known = _VECTORISES.setdefault(module, {})
+    if module.training not in known:
+        few = [t[:1].detach().clone() for t in (x, *state.values())]
+        try:
+            with torch.no_grad():
+                torch.func.vmap(one, in_dims=(None if keys is None else 0, *[0] * len(few)))(
+                    None if keys is None else keys[:1], *few
+                )
+            known[module.training] = True
+        except RuntimeError as error:
+            known[module.training] = "randomness" in str(error)  # which is refused where it is run
+    return known[module.training]
 
 
 def tasks_at_once(state: State, x: Tensor) -> int:
@@ -102,45 +119,6 @@ class RandomOps(TorchDispatchMode):
     ) -> Any:
         self.any = self.any or torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **(kwargs or {}))
-
-
-class SeededDropout(TorchFunctionMode):
-    """Dropout whose masks are a function of a task's key, the number of the call, and the position in the tensor."""
-
-    def __init__(self, key: Tensor) -> None:
-        super().__init__()
-        self.key, self.calls = key, 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.functional.dropout:
-            return self._drop(*args, **kwargs)
-        if getattr(func, "__name__", "") in OTHER_DROPOUTS and kwargs.get("training", args[2] if len(args) > 2 else True):
-            raise McdiError(f"{func.__name__} is not repeatable task by task yet: use nn.Dropout")
-        return func(*args, **kwargs)
-
-    def _drop(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training or not p:
-            return input
-        self.calls += 1
-        position = torch.arange(input.numel(), device=input.device).reshape(input.shape)
-        keep = _uniform(self.key + self.calls, position) >= p
-        return torch.where(keep, input / (1 - p), torch.zeros_like(input)) if p < 1 else input * 0
-
-
-def _uniform(key: Tensor, position: Tensor) -> Tensor:
-    """Numbers in [0, 1) decided by (key, position): SplitMix64 in int64, whose products wrap."""
-    z = _mix(_mix(key * -7046029254386353131) + (position + 1) * -7046029254386353131)
-    return (z >> 40 & 0xFFFFFF).float() / 2**24
-
-
-def _mix(z: Tensor) -> Tensor:
-    # int64 >> keeps the sign: the copies of it are masked away
-    z = (z ^ (z >> 30 & 0x3FFFFFFFF)) * -4658895280553007687
-    z = (z ^ (z >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685
-    return z ^ (z >> 31 & 0x1FFFFFFFF)
 
 
 @contextmanager
@@ -187,8 +165,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def draws(module: nn.Module) -> bool:
-    """Whether `module` drops anything in its present mode."""
-    return any(m.training and getattr(m, "p", 0) for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
+    """Whether `module` drops anything in its present mode; code that is not torch's own may call dropout as a function."""
+    return any(m.training and _may_drop(m) for m in module.modules())
+
+
+def _may_drop(module: nn.Module) -> bool:
+    dropout = getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
+    dropout = module.dropout if isinstance(module, nn.MultiheadAttention) else dropout
+    return bool(dropout) or not type(module).__module__.startswith("torch.")
 
 
 def split_frozen(module: nn.Module, chosen: Sequence[str]) -> tuple[nn.Module | None, nn.Module]:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mcdi.networks.per_task import with_statistics
+
 State = dict[str, Tensor]
 
 # Pixels times channels of a task, before and after it, up to which one grouped convolution was faster than N plain ones when we
@@ -100,6 +102,8 @@ def _layer(layer: nn.Module, own: State, h: Tensor, tasks: int) -> Tensor:
         return F.group_norm(h, tasks * layer.num_groups, weight, bias, layer.eps)
     if isinstance(layer, nn.BatchNorm2d):
         statistics = flat["running_mean"], flat["running_var"]
+        if not layer.training:
+            return with_statistics(h, *statistics, weight, bias, layer.eps)
         return F.batch_norm(h, *statistics, weight, bias, layer.training, layer.momentum or 0.0, layer.eps)
     out: Tensor = layer(h)
     return out

@@ -1,7 +1,6 @@
 """A language model's LoRA pairs and classifier rows as a downstream network."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ from mcdi.networks.heads import CLOSED_FORM_HEADS, Condition, Head
 from mcdi.networks.registry import register_network
 from mcdi.networks.support import least_squares_rows, spreads
 from mcdi.types import Examples
+from mcdi.utils.names import exactly
 from mcdi.utils.settings import make
 
 
@@ -39,6 +39,7 @@ class LoraClassifier(Head):
         base: the fingerprint that the frozen model must have; another is a McdiError.
     """
 
+    feature_dims = 2
     statistics = 3  # numbers a feature in the condition of a pair
     exportable = False
     reads_texts = supports_adapters = True
@@ -58,7 +59,7 @@ class LoraClassifier(Head):
         features = int(self.encoder.whole.config.hidden_size)
         told: dict[str, Any] = {"condition": condition, "examples": examples, "heads": CLOSED_FORM_HEADS}
         told["shared_statistics"] = POOLED * self.statistics * features
-        generated: dict[str, Any] = {"select": _exactly(chosen), "start": "module", "shared": _exactly(shared)}
+        generated: dict[str, Any] = {"select": exactly(chosen), "start": "module", "shared": exactly(shared)}
         super().__init__(tail, features, way, **told, **generated)
         self.input_size = features + 1
         self.centre, self.spread = torch.zeros(POOLED, features), torch.ones(POOLED, 1)
@@ -193,7 +194,3 @@ def _rebuilt(arguments: Mapping[str, Any], state: dict[str, Tensor], bank: Tenso
     network.load_state(state)
     network.feature_bank = bank
     return network
-
-
-def _exactly(names: Sequence[str]) -> str:
-    return "^(" + "|".join(map(re.escape, names)) + ")$" if names else ""

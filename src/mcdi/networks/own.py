@@ -35,6 +35,7 @@ class OwnNetwork(EndsInLinear):
         example, target: shapes of one x and of one y.
         way, regression: number of classes, or 1 where y are real numbers.
         squeeze: the module answers (S, 1) where y is (S,).
+        integer: x are integers, as tokens are.
         described: how many numbers `describe` gives.
         loss: of one task; the default is cross-entropy or the mean square.
         describe: makes the condition in place of the probes: x (B, S, ...), y (B, S, ...) -> (B, C).
@@ -53,6 +54,7 @@ class OwnNetwork(EndsInLinear):
         way: int,
         regression: bool,
         squeeze: bool,
+        integer: bool = False,
         described: int | None = None,
         loss: Loss | None = None,
         describe: Describe | None = None,
@@ -72,12 +74,13 @@ class OwnNetwork(EndsInLinear):
                 f"head = {head!r} is for a classifier that ends in a generated Linear layer with a bias: leave it out"
             )
         classes = unit == "filter" and self.supports_solved
-        super().__init__(copy.deepcopy(module), unit=unit, select=select, start="module", classes=classes)
+        super().__init__(copy.deepcopy(module).cpu().float(), unit=unit, select=select, start="module", classes=classes)
         if self.supports_solved:
             self.set_head(head)
         self.example_shape, self.target_shape = tuple(example), tuple(target)
         self.input_size = torch.Size(self.example_shape).numel()
         self.way, self.regression, self.squeeze, self.described = way, regression, squeeze, described
+        self.reads_integers = integer
         self.select, self.own_loss, self.describe = select, loss, describe
         values = torch.Size(self.target_shape).numel() if regression else way
         self.condition_size = PROBES * (1 + values) if described is None else described
@@ -122,11 +125,12 @@ class OwnNetwork(EndsInLinear):
     def config(self) -> dict[str, Any]:
         shapes = {"example": list(self.example_shape or ()), "target": list(self.target_shape)}
         sizes = {"way": self.way, "regression": self.regression, "squeeze": self.squeeze, "described": self.described}
+        sizes["integer"] = self.reads_integers
         return {"kind": self.kind, **shapes, **sizes, "select": self.select, "unit": self.space.unit, "head": self.head}
 
     def state(self) -> dict[str, Tensor]:
         with exclusive(self.module):
-            own = {f"module.{n}": t.contiguous() for n, t in self.module.state_dict().items()}
+            own = {f"module.{n}": t.clone() for n, t in self.module.state_dict().items()}  # tied ones share memory
         return {"probes": self.probes, "scale": self.scale, **own}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

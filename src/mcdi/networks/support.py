@@ -13,8 +13,8 @@ def support_batch(
     """Check a user's support set, and give it a batch dimension where it has none.
 
     Args:
-        x: (S, ...) or (B, S, ...).
-        y: (S, *target) or (B, S, *target).
+        x: (S, ...), (B, S, ...), or one example (...).
+        y: (S, *target), (B, S, *target) or (*target).
         way: classes that the generator was trained for.
         any_way: whether it makes weights for other numbers of classes too.
         regression, target: whether y are real numbers, and the shape of one.
@@ -25,7 +25,9 @@ def support_batch(
     Raises:
         McdiError: labels that do not fit x, the number of classes or the kind of task.
     """
-    single = y.ndim == 1 + len(target)
+    single = y.ndim <= 1 + len(target)
+    if y.ndim == len(target):  # one example
+        x, y = x[None], y[None]
     if single:
         x, y = x[None], y[None]
     if y.ndim != 2 + len(target) or x.shape[:2] != y.shape[:2] or y.shape[2:] != target or y.shape[1] == 0:

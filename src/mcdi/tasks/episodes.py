@@ -10,6 +10,7 @@ from mcdi.networks.base import Network
 from mcdi.networks.support import centre_of
 from mcdi.types import Examples, TaskBatch
 from mcdi.utils.random import uniform
+from mcdi.utils.torch_state import plain_torch
 
 
 class FewShot:
@@ -77,6 +78,7 @@ class FewShot:
             keys = keys.masked_fill(self.groups[split] != chosen[:, None], -1.0)
         return keys.topk(self.way, dim=1).indices
 
+    @plain_torch()
     def sample(self, split: str, seeds: Sequence[int], *, draw: int = 0, shots: int | None = None) -> TaskBatch:
         shots = self.shots[0] if shots is None else shots
         self._check_shots(split, shots)
@@ -91,6 +93,7 @@ class FewShot:
         support, query = self._labelled(x[:, :, :shots], x[:, :, shots:])
         return TaskBatch(support, query, mask, torch.as_tensor(seeds))
 
+    @plain_torch()
     def training_data(self, split: str, seeds: Sequence[int]) -> Examples:
         return self._labelled(self._examples(split)[self.classes(split, seeds)])[0]
 

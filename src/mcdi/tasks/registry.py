@@ -10,7 +10,7 @@ from mcdi.networks.base import NetworkTraits
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.family import TaskFamily
 from mcdi.utils.registry import Registry
-from mcdi.utils.settings import check_choices, make
+from mcdi.utils.settings import check_fields, make
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FamilySettings:
 
     def check(self) -> None:
         """Raises McdiError for settings that do not go together; sources extend it."""
-        check_choices(self)
+        check_fields(self)
         if not self.shots or min(*self.shots, self.queries) < 1 or self.way < 2:
             raise McdiError("way must be at least 2; shots needs at least one entry; shots and queries must be at least 1")
         kind, network = SOURCES.get(self.data).kind, NETWORKS.get(self.network)

@@ -18,7 +18,7 @@ from mcdi.networks.base import Network
 from mcdi.networks.batched import State
 from mcdi.types import Examples
 from mcdi.utils.random import uniform
-from mcdi.utils.settings import check_choices
+from mcdi.utils.settings import check_fields
 from mcdi.utils.training import cosine_rate
 
 # An augmentation: the examples x (S, ...) of one task and its generator -> views of them, of the same shape.
@@ -87,7 +87,7 @@ class Optimisation:
     augment: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.lr <= 0 or min(self.weight_decay, self.sam_rho, self.augment) < 0:
             given = f"weight_decay = {self.weight_decay}, sam_rho = {self.sam_rho} and augment = {self.augment}"
             raise McdiError(f"lr = {self.lr} must be positive; {given} not negative")

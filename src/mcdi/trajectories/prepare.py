@@ -22,6 +22,7 @@ from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.optimise import Augment, Optimisation, Tasks, optimise
 from mcdi.trajectories.sharpness import hessian_spectrum
 from mcdi.trajectories.store import Trajectories, TrajectoryStore
+from mcdi.utils.torch_state import plain_torch
 from mcdi.utils.workers import Backend, Progress, silent, work_through
 
 CHUNK = 500  # tasks a shard, if they fit
@@ -58,6 +59,7 @@ class Preparation(Optimisation):
             raise McdiError(f"{given}, sharpness = {self.sharpness} not negative")
 
 
+@plain_torch()
 def trajectories(
     family: TaskFamily,
     split: str,

@@ -111,6 +111,14 @@ def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, An
         return tensors, {n: json.loads(v) for n, v in header.get("__metadata__", {}).items()}
 
 
+SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "@eadir", "lost+found")
+
+
+def visible(*names: str) -> bool:
+    """Whether files and folders of these names are the user's: not hidden, and nothing that a system or a tool put there."""
+    return not any(name.startswith((".", "$")) or name.lower() in SYSTEM for name in names)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Delete what a killed `write_bytes` left in `folder`. Only for the process that has the lock of `only_writer`."""
     for path in folder.glob(".*.tmp"):

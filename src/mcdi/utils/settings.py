@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import json
+import math
+import numbers
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -40,17 +42,74 @@ def make(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     raise McdiError("; ".join(problems))
 
 
-def check_choices(settings: Any) -> None:
-    """Raises McdiError for a field of a dataclass that is none of its Literal's values; those made in Python pass no `make`."""
-    for name, legal in _choices(settings.__class__).items():
-        if getattr(settings, name) not in legal:
-            raise McdiError(f"{name} = {getattr(settings, name)!r} is unknown: choose {', '.join(map(str, legal))}")
+def check_fields(settings: Any) -> None:
+    """Raises McdiError for a field of a dataclass that is none of its Literal's values, or no number of its type: settings made
+    in Python pass no `make`."""
+    for name, (legal, kind) in _fields(settings.__class__).items():
+        value = getattr(settings, name)
+        if legal and value not in legal:
+            raise McdiError(f"{name} = {value!r} is unknown: choose {', '.join(map(str, legal))}")
+        if kind is not None:
+            check_number(kind, **{name: value})
+
+
+def check_number(kind: type[int] | type[float], **values: Any) -> None:
+    """Raises McdiError for a value, by its name, that is neither None, nor a finite number of this kind, nor made of such."""
+    for name, value in values.items():
+        for number in _leaves(value):
+            if isinstance(number, bool) or not isinstance(number, numbers.Integral if kind is int else numbers.Real):
+                raise McdiError(f"{name} = {value!r} is no {'whole ' if kind is int else ''}number: give one")
+        for sentence in _unfit(name, value):
+            raise McdiError(sentence)
+
+
+def _fits(value: Any) -> bool:
+    """Whether all numbers in a value are finite, and its integers have no more than 64 bits."""
+    real = (n for n in _leaves(value) if isinstance(n, numbers.Real))
+    return all(-(2**63) <= int(n) < 2**63 if isinstance(n, numbers.Integral) else math.isfinite(n) for n in real)
+
+
+def _unfit(name: str, value: Any) -> Iterator[str]:
+    """A sentence on every number of a value, or of the tables in it, that does not fit."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _unfit(f"{name}.{key}", part)
+    elif not _fits(value):
+        yield f"{name} = {value!r} is no finite number of 64 bits: give one"
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(part)
+    elif value is not None:
+        yield value
 
 
 @functools.cache
-def _choices(cls: Any) -> dict[str, tuple[Any, ...]]:
-    hints = typing.get_type_hints(cls)
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
+def _fields(cls: Any) -> dict[str, tuple[tuple[Any, ...], type[int] | type[float] | None]]:
+    """The legal values, and the kind of the numbers, of every field that has either."""
+    out = {}
+    for field in dataclasses.fields(cls):
+        hint = typing.get_type_hints(cls)[field.name]
+        legal = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        types = set(_types(hint))
+        kind = None if types & {str, bool} or not types & {int, float} else float if float in types else int
+        if legal or kind:
+            out[field.name] = legal, kind
+    return out
+
+
+def _types(hint: Any) -> Iterator[Any]:
+    """The types that a hint is made of, without those of a mapping's keys."""
+    if typing.get_origin(hint) is typing.Literal:
+        return
+    parts = typing.get_args(hint)
+    if not parts:
+        yield hint
+    origin = typing.get_origin(hint)
+    for part in parts[1:] if isinstance(origin, type) and issubclass(origin, Mapping) else parts:
+        yield from _types(part)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +141,9 @@ def _complete(cls: Any, values: Mapping[str, Any], where: str, problems: list[st
         elif dataclasses.is_dataclass(types.get(key)) and isinstance(value, Mapping):
             table = _complete(types[key], value, f"{where}.{key}", problems)
             complete[key] = merged(_default(cls, key), table)
+        elif unfit := list(_unfit(f"{where}.{key}", value)):
+            problems += unfit
+            del complete[key]
     return complete
 
 

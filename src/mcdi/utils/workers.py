@@ -170,13 +170,17 @@ def _ray(work: Any, shared: Any, jobs: Sequence[Any], workers: int) -> Iterator[
             ray.shutdown()
 
 
-def pick_device(name: str) -> str:
-    """The torch device that a user names; auto: CUDA where available. Raises McdiError for an unavailable one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+def pick_device(name: str | torch.device) -> str:
+    """The torch device that a user names; "auto" is the best there is. Raises McdiError for one that is unknown or absent."""
+    given = str(name) if isinstance(name, torch.device) else name
+    kind, _, number = given.partition(":") if isinstance(given, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda") or given.endswith(":") or (number and (kind == "auto" or not number.isdecimal())):
         raise McdiError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
-        raise McdiError(f"{name} is not available: this torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    return name
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "auto":
+        return "cuda" if count else "cpu"
+    if kind == "cpu" and int(number or 0) > 0:
+        raise McdiError(f"{name} is not available: there is one device named cpu; use it")
+    if kind == "cuda" and int(number or 0) >= count:
+        raise McdiError(f"{name} is not available: this torch sees {count} CUDA devices; use the device cpu")
+    return "cpu" if kind == "cpu" else str(given)

@@ -27,6 +27,7 @@ from mcdi.trajectories.prepare import LiveBytes, trajectories
 from mcdi.trajectories.store import Stored, TrajectoryStore
 from mcdi.types import TaskBatch
 from mcdi.utils.files import read_json
+from mcdi.utils.random import step_generator
 from mcdi.utils.workers import one_thread
 
 G = TypeVar("G", bound=HasDenoiser)
@@ -234,7 +235,7 @@ def distil(
     start = torch.zeros(training.tasks, dtype=torch.int64)
 
     def batch_at(step: int) -> Batch:
-        g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        g = step_generator(seed, step)
         _, tasks = stored_tasks(family, data, training.tasks, step, g)
         chain = teacher.chain(net, tasks.support, tasks.mask, seed=seed * 1_000_003 + step, sampling=sampling)
         first, last = (space.standardise(weights) for weights in (chain[0][1], chain[-1][1]))

@@ -15,6 +15,7 @@ from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
+from mcdi.utils.settings import check_number
 
 
 def _batches(support: Examples, size: int | None, seed: int) -> Iterator[Examples]:
@@ -60,7 +61,14 @@ def adapt(
         net, support, mask: the downstream network, x (B, S, ...) and y (B, S), and which units exist, (B, U).
         steps, lr, decay: of Adam.
         batch, seed: examples a step, None for all, and the seed of their order.
+
+    Raises:
+        McdiError: a rate that is not positive and finite, or no number of steps.
     """
+    check_number(int, steps=steps)
+    check_number(float, lr=lr, decay=decay)
+    if steps < 0 or lr <= 0:
+        raise McdiError(f"steps = {steps} must not be negative, and lr = {lr} must be positive")
     path = adam_path(net, weights, support, mask, lr, decay, batch, seed)
     return next(itertools.islice(path, steps - 1, None)).clone() if steps else weights
 

@@ -14,6 +14,7 @@ from mcdi.methods.meta_training import Batch
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples
+from mcdi.utils.random import step_generator
 from mcdi.weights import WeightSpace
 
 
@@ -41,7 +42,7 @@ class DenoisingLoss:
     def batch_at(self, step: int) -> Batch:
         """The batch of a step, (K, B, tasks, ...) each."""
         s, net = self.denoiser.settings, self.family.downstream
-        g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        g = step_generator(self.seed, step)
         (k, learners, _), n = self.shape, math.prod(self.shape)
         rows, tasks = stored_tasks(self.family, self.data, n, step, g)
         t, i = core.draw(n, self.schedule, g)

@@ -9,7 +9,7 @@ from mcdi.errors import McdiError
 from mcdi.methods.meta_training import MetaTraining
 from mcdi.methods.sampling import Sampling
 from mcdi.networks.base import NetworkTraits
-from mcdi.utils.settings import check_choices
+from mcdi.utils.settings import check_fields
 
 Part = Literal["all", "vectors", "classes"]  # of a network: everything, its biases and norms, the rows of its classes
 
@@ -64,7 +64,7 @@ class DiffusionSettings:
     renamed: ClassVar[Mapping[str, Any]] = {"around": "prior_input", "denoiser": {"span": "head-combiner"}}
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if "among" in self.options:
             raise McdiError("the option among was renamed: write set_attention_layers")
         if self.objective == "regression" and self.parameterisation != "x0":

@@ -21,7 +21,7 @@ from mcdi.networks.base import Network
 from mcdi.tasks.family import TaskFamily
 from mcdi.trajectories.store import Stored
 from mcdi.types import Examples, TaskBatch
-from mcdi.utils.random import Seed, noise_streams, normal
+from mcdi.utils.random import Seed, noise_streams, normal, step_generator
 from mcdi.weights import WeightSpace
 
 
@@ -94,7 +94,7 @@ class StoredWeightGenerator(Generic[S, M]):
             self.net = self.make_module(space)
 
         def batch_at(stage: Stage, step: int) -> Batch:
-            g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            g = step_generator(seed, step)
             rows, tasks = stored_tasks(family, data, math.prod(training.shape), step, g)
             return by_learner(training.shape, **stage.draw(space.standardise(rows.targets[:, -1]), tasks, g))
 

@@ -22,7 +22,7 @@ def compute_features(model: nn.Module, images: Tensor) -> Tensor:
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     flat, few = images.flatten(0, -4), 32 if device.type == "cpu" else 512
     out = [model((part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)) for part in flat.split(few)]
-    return torch.cat(out).reshape(*images.shape[:-3], -1)
+    return torch.cat(out).flatten(1).unflatten(0, images.shape[:-3])
 
 
 def cl2n(features: Tensor, mean: Tensor) -> Tensor:

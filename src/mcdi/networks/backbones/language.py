@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError, explained, optional
 from mcdi.networks.batched import exclusive
 from mcdi.types import Sentences
-from mcdi.utils.settings import check_choices
+from mcdi.utils.settings import check_fields
 
 MASKED = -1e9  # attention score of what is not attended to
 POOLED, MEAN = 2, 1  # rows in front of the tokens: what the head reads, and (row 1) the mean of the last layer's states
@@ -43,7 +43,7 @@ class LoraSettings:
     start: Literal["trained", "drawn"] = "trained"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if min(self.rank, self.alpha, self.layers, self.length) < 1:
             given = f"rank = {self.rank}, alpha = {self.alpha}, layers = {self.layers}, length = {self.length}"
             raise McdiError(f"{given} must be at least 1")

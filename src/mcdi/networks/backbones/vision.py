@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.pretrained import Pretrained, is_pretrained, rebuild
+from mcdi.utils.random import step_generator
 from mcdi.utils.training import cosine_rate, restore_training, training_state
 
 
@@ -187,7 +188,7 @@ def train_backbone(
 
     def episode(step: int) -> Tensor:
         model.train()
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = step_generator(seed, step)
         classes = torch.randperm(len(images), generator=generator)[:way]
         picks = torch.rand(way, images.shape[1], generator=generator).argsort(1)[:, :seen]
         batch = images[classes[:, None], picks].flatten(0, 1).float() / 255

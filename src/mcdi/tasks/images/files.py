@@ -1,23 +1,31 @@
 """Image files as they look: turned as the camera was held, on white, at any size and depth; and folders of them."""
 
 import io
+import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import DRAWING, Shape
+from mcdi.utils.files import visible
 
 HEIC = (".heic", ".heif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", *HEIC)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", *HEIC)
+SUFFIXES = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+VISIBLE = 128  # opacity from which a pixel counts as drawn
+PAPERS = (255, 0, 128)  # grey levels that what is transparent becomes, the first that shows what is drawn
+CONTRAST, HIDDEN = 64, 0.05  # levels of a paper that hide a pixel, and the share of an outline that may be hidden
+log = logging.getLogger("mcdi.images")
 Source = Path | memoryview  # of one encoded image
 MOST_PIXELS = 300_000_000  # to decode: a gigabyte of colours
 _LIMIT = threading.Lock()  # of Pillow's limit of pixels, which is one for the process
@@ -59,7 +67,8 @@ def _read_heic(path: Path) -> None:
 def read_image(source: Source, shape: Shape, where: str) -> Tensor:
     """An image file, by path or by its bytes, as uint8 of `shape`: (1, side, side) or (3, side, side). One channel: a
     drawing, ink = 255; a dark one on light paper is inverted. Three: a colour image, its shorter side resized, the
-    centre kept. It is turned as its EXIF orientation says, what is transparent becomes white, and 16 bits become 8. Raises
+    centre kept. It is turned as its EXIF orientation says, what is transparent becomes white (black or
+    grey where white would hide what is drawn), and 16 bits become 8. Raises
     McdiError naming `where` for an unreadable file."""
     side = shape[-1]
     try:
@@ -77,11 +86,10 @@ def read_image(source: Source, shape: Shape, where: str) -> Tensor:
 def fit_image(image: Image.Image, shape: Shape, where: str) -> Tensor:
     """As `read_image`, of an image in memory."""
     channels, _, side = shape
-    image = _opaque(_of_eight_bits(_upright(image), where))
+    colours = _opaque(_of_eight_bits(_upright(image), where), "L" if channels == 1 else "RGB")
     if channels == 1:
-        grey = np.array(image.convert("L").resize((side, side), Image.Resampling.BOX))
+        grey = np.array(colours.resize((side, side), Image.Resampling.BOX))
         return torch.from_numpy(255 - grey if grey.mean() > 127 else grey)[None]
-    colours = image.convert("RGB")
     width, height = colours.size
     edge = min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2
@@ -109,30 +117,84 @@ def _of_eight_bits(image: Image.Image, where: str) -> Image.Image:
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """The image on white."""
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
+    """The image in `mode`, "L" or "RGB", without transparency: on white, or on black or grey where white would hide the outline
+    of what is drawn."""
     if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return image.convert(mode)
+    image = image.convert("RGBA")
+    alpha, drawn = image.getchannel("A"), image.convert("RGB").convert(mode)
+    if alpha.getextrema()[0] == 255:
+        return drawn
+    seen = np.asarray(alpha) >= VISIBLE
+    outline = seen & (np.asarray(alpha.filter(ImageFilter.MinFilter(3))) < VISIBLE)
+    values = np.asarray(drawn)[outline if outline.any() else seen].astype(np.int16)
+    levels = values.reshape(len(values), -1)
+    hidden = {paper: float((abs(levels - paper).max(1) < CONTRAST).mean()) if len(levels) else 0.0 for paper in PAPERS}
+    paper = next((p for p in PAPERS if hidden[p] <= HIDDEN), min(PAPERS, key=lambda p: hidden[p]))
+    return Image.composite(drawn, Image.new(mode, image.size, (paper,) * len(drawn.getbands())), alpha)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The visible folders in a folder, in order."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and visible(p.name)) if folder.is_dir() else []
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The image files in a folder and in the folders below it, in order; a warning counts the visible files that are none."""
+    found = _files(folder)
+    _warn(folder, found.unused)
+    return found.images
+
+
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """The image files of every visible folder in `folder`, as `files_of`, by its name."""
+    found = {p.name: _files(p) for p in folders_in(folder)}
+    beside = [p for p in folder.iterdir() if p.is_file() and visible(p.name)] if found else []
+    _warn(folder, sum((f.unused for f in found.values()), Counter()), len(beside))
+    return {name: f.images for name, f in found.items()}
+
+
+class _Files(NamedTuple):
+    images: list[Path]
+    unused: Counter[str]  # visible files by their suffix
+
+
+def _files(folder: Path) -> _Files:
+    below = (p for p in folder.rglob("*") if visible(*p.relative_to(folder).parts))
+    files = sorted(p for p in below if not p.is_dir())
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    return _Files(images, Counter(p.suffix.lower() or "without a suffix" for p in files if p not in set(images)))
+
+
+def _warn(folder: Path, unused: Counter[str], beside: int = 0) -> None:
+    if unused:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unused.items()))
+        log.warning("%s: %d files are not used (%s): images are %s", folder, unused.total(), kinds, SUFFIXES)
+    if beside:
+        log.warning("%s: %d files beside the folders of classes are not used", folder, beside)
 
 
 def read_images(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, list[str]]:
-    """Every image file of `folder`, by name, as `read_image` makes it: uint8 (N, *shape), and the paths. Raises
-    McdiError naming a folder without images, or an unreadable file."""
+    """Every image file in a folder and in those below it, by name, as `read_image` makes it: uint8 (N, *shape), and the paths.
+    Raises McdiError naming a folder without images, or an unreadable file."""
     if not folder.is_dir():
         raise McdiError(f"{folder} is not a folder: give one that holds image files")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    return _stacked(folder, files_of(folder), shape)
+
+
+def _stacked(folder: Path, paths: list[Path], shape: Shape) -> tuple[Tensor, list[str]]:
     if not paths:
-        raise McdiError(f"{folder} holds no image files ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}): add some")
+        raise McdiError(f"{folder} holds no image files ({SUFFIXES}): add some")
     return torch.stack([read_image(path, shape, str(path)) for path in paths]), [str(p) for p in paths]
 
 
 def read_folder(folder: Path, shape: Shape = DRAWING) -> tuple[Tensor, Tensor, list[str]]:
     """A support set from one sub-folder of images a class: x uint8 (S, *shape), y (S,), class names. Raises McdiError
     when there are fewer than two classes."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    classes = class_folders(folder) if folder.is_dir() else {}
     if len(classes) < 2:
         raise McdiError(f"{folder} needs at least two sub-folders of example images, one a class; it has {len(classes)}")
-    images = [read_images(c, shape)[0] for c in classes]
+    images = [_stacked(folder / name, paths, shape)[0] for name, paths in classes.items()]
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(x) for x in images]))
-    return torch.cat(images), labels, [c.name for c in classes]
+    return torch.cat(images), labels, list(classes)

@@ -175,7 +175,7 @@ def _draw(codes: Sequence[int], faces: Sequence[_Face], seed: int, size: int, ex
     glyphs, which, hands = list[Pixels](), list[NDArray[np.int64]](), list[NDArray[np.float32]]()
     for code in codes:
         shapes = [g for face in faces if (g := face.glyph(code)) is not None]
-        rng = np.random.default_rng((seed, code))
+        rng = np.random.default_rng((seed % 2**64, code))
         which.append(len(glyphs) + rng.integers(len(shapes), size=examples))
         hands.append(rng.uniform(-1, 1, (examples, 7 + 2 * 5 * 5)).astype(np.float32))
         glyphs += shapes

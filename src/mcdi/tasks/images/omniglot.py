@@ -17,7 +17,7 @@ from torch import Tensor
 from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages, alphabet
 from mcdi.tasks.images.files import read_image
-from mcdi.utils.files import write_bytes
+from mcdi.utils.files import visible, write_bytes
 
 Split = Literal["alphabets", "characters"]
 
@@ -98,10 +98,12 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
     kinds = zipfile.BadZipFile, zlib.error, EOFError, OSError
     with explained(f"{source} cannot be read", "delete it and fetch the archive anew", *kinds):
         if source.is_dir():
-            yield from ((file.relative_to(source.parent).as_posix(), file.read_bytes()) for file in source.rglob("*.png"))
+            files = (file for file in source.rglob("*.png") if visible(*file.relative_to(source).parts))
+            yield from ((file.relative_to(source.parent).as_posix(), file.read_bytes()) for file in files)
             return
         with zipfile.ZipFile(source) as archive:
-            yield from ((name, archive.read(name)) for name in archive.namelist() if name.endswith(".png"))
+            names = (name for name in archive.namelist() if name.endswith(".png") and visible(*name.split("/")))
+            yield from ((name, archive.read(name)) for name in names)
 
 
 def _download(part: str, folder: Path) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages
-from mcdi.tasks.images.files import IMAGE_SUFFIXES, Source, read_image
+from mcdi.tasks.images.files import Source, class_folders, folders_in, read_image
 from mcdi.types import SPLITS
 
 Classes = dict[str, list[Source]]
@@ -165,21 +165,15 @@ def _folders(path: Path) -> dict[str, Classes]:
     if (path / "train.csv").is_file():
         return {split: _rows(path / f"{split}.csv", path / "images") for split in SPLITS}
     missing = [split for split in SPLITS if not (path / split).is_dir()]
-    if len(missing) == len(SPLITS) and (classes := class_folders(path)):
+    if len(missing) == len(SPLITS) and (classes := _sources(path)):
         return _split(classes, path)
     if missing:
         raise McdiError(f"{path} has no {missing[0]}/: it must be {LAYOUTS}")
-    return {split: class_folders(path / split) for split in SPLITS}
+    return {split: _sources(path / split) for split in SPLITS}
 
 
-def class_folders(path: Path) -> Classes:
-    """The image files of every folder in `path`, by its name."""
-    return {p.name: list(files_of(p)) for p in sorted(path.iterdir()) if p.is_dir()} if path.is_dir() else {}
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The image files below a folder, in order."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+def _sources(path: Path) -> Classes:
+    return {name: list[Source](files) for name, files in class_folders(path).items()}
 
 
 DOMAIN_LAYOUTS = "a folder a domain with a folder a class in each, or a .npz of encoded images with their domains"
@@ -237,7 +231,7 @@ def _domain_npz(path: Path) -> dict[str, Classes]:
 def _domain_folders(path: Path) -> dict[str, Classes]:
     if not path.is_dir():
         raise McdiError(f"{path} does not exist or is no folder: check --data, which must be {DOMAIN_LAYOUTS}")
-    styles = {style.name: class_folders(style) for style in sorted(p for p in path.iterdir() if p.is_dir())}
+    styles = {style.name: _sources(style) for style in folders_in(path)}
     held = {style: {name: files for name, files in classes.items() if files} for style, classes in styles.items()}
     out = {style: classes for style, classes in held.items() if classes}
     if not out:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages
-from mcdi.tasks.images.files import Source
-from mcdi.tasks.images.photos import KEYS, Classes, class_folders, files_of, npz_arrays, read_classes
+from mcdi.tasks.images.files import Source, class_folders, files_of
+from mcdi.tasks.images.photos import KEYS, Classes, npz_arrays, read_classes
 from mcdi.types import SPLITS
 
 LAYOUTS = "CIFAR or STL-10 in binary form, FGVC-Aircraft, Oxford Pets, a folder of images a class, or a .npz"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mcdi.errors import McdiError, explained, optional
 from mcdi.tasks.text.rows import SUFFIXES, Labelled, Row, file_rows, label_key, label_sentence, labelled_rows
 from mcdi.types import Sentences
+from mcdi.utils.files import visible
 
 PARTS = ("train", "validation", "dev", "test")  # how names of a set's files begin, where it has a file "train"
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in the folder of a DatasetDict, of a Dataset
@@ -92,9 +93,7 @@ def read_sets(folder: Path, *, scales: Sequence[str] = ()) -> dict[str, Splits]:
     if not folder.is_dir():
         raise McdiError(f"{folder} is no folder: give one that holds a folder or a file of labelled text for every data set")
     out: dict[str, Splits] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "__")):
-            continue
+    for path in sorted(p for p in folder.iterdir() if visible(p.name)):
         saved, name = any((path / mark).exists() for mark in SAVED), path.name if path.is_dir() else path.stem
         if saved:
             problem, cure = f"the data set saved in {path} cannot be read", "save_to_disk it again"
@@ -120,7 +119,7 @@ def set_files(path: Path) -> dict[str, Path]:
     are named as PARTS, and of another folder all."""
     if not path.is_dir():
         return {"train": path} if path.suffix.lower() in SUFFIXES else {}
-    files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
+    files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and visible(p.name)}
     return {part: file for part, file in files.items() if part.startswith(PARTS)} if "train" in files else files
 
 
