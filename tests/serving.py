@@ -23,6 +23,7 @@ pytest.importorskip("fastapi", reason="needs mcdi[serve]")
 from fastapi.testclient import TestClient
 
 from mcdi.serve.app import create_app
+from mcdi.serve.deployment import Deployment
 from mcdi.serve.limits import Keys, Limits
 from mcdi.serve.models import Models
 from mcdi.serve.service import Service
@@ -90,13 +91,14 @@ def make_folders(root, worlds):
 
 
 @contextmanager
-def serving(folders, keys=None, **limits):
+def serving(folders, keys=None, deployment=Deployment(), **limits):  # noqa: B008 - it is frozen
     """A client of a service in this process, which is client.service."""
     service = Service(Models(folders), Limits(**limits), Keys(keys))
-    client = TestClient(create_app(service), raise_server_exceptions=False)
+    client = TestClient(create_app(service, deployment), "http://localhost", raise_server_exceptions=False)
     client.service = service
     try:
-        yield client
+        with client:  # one event loop for all requests, as in a server
+            yield client
     finally:
         service.close()
 
