@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -26,6 +27,7 @@ from mcdi.serve.app import create_app
 from mcdi.serve.deployment import Deployment
 from mcdi.serve.limits import Keys, Limits
 from mcdi.serve.models import Models
+from mcdi.serve.run import _socket, make_server
 from mcdi.serve.service import Service
 
 
@@ -101,6 +103,22 @@ def serving(folders, keys=None, deployment=Deployment(), **limits):  # noqa: B00
             yield client
     finally:
         service.close()
+
+
+@contextmanager
+def listening(folders, keys=None, deployment=Deployment(), **limits):  # noqa: B008 - it is frozen
+    """(address, service, server) of a server in this process, at a socket of its own. At the end it has stopped by itself."""
+    service, sock = Service(Models(folders), Limits(**limits), Keys(keys)), _socket("127.0.0.1", 0)
+    server, address = make_server(service, deployment), sock.getsockname()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    try:
+        yield address, service, server
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        service.close()
+    assert not thread.is_alive()
 
 
 def message(response, status):

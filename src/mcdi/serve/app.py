@@ -46,6 +46,9 @@ def create_app(service: Service, deployment: Deployment = Deployment()) -> FastA
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    root = deployment.root_path
+    if root and any(f"{path}/".startswith(f"{root}/") for path in ("/page", *_openapi(app, root)["paths"])):
+        raise McdiError(f"root path {root} is a path of the server itself: choose another")
     app.add_middleware(ResponseMiddleware, service=service, deployment=deployment)
     if deployment.origins:
         app.add_middleware(
@@ -55,7 +58,7 @@ def create_app(service: Service, deployment: Deployment = Deployment()) -> FastA
             allow_headers=["Authorization", "Content-Type", "Content-Encoding"],
             expose_headers=["X-Mcdi-Milliseconds", "X-Mcdi-Confidence", "Retry-After"],
         )
-    app.openapi = lambda: _openapi(app, deployment.root_path)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, root)  # type: ignore[method-assign]
     return app
 
 
@@ -99,7 +102,7 @@ class ResponseMiddleware:
 def _route(scope: Scope) -> str:
     """The route's pattern, never the requested path: metrics need a bounded number of labels."""
     pattern = getattr(scope.get("route"), "path", None)
-    page = scope["path"].startswith(scope["root_path"] + "/page/")
+    page = scope.get("root_path", "").endswith("/page")  # of files, whose root path it becomes
     return pattern if isinstance(pattern, str) else "/page" if page else "other"
 
 

@@ -1,9 +1,14 @@
 """Connections to the server: uvicorn's HTTP/1.1, with limits for clients that send nothing, or do not read their answers."""
 
 import asyncio
+import fcntl
 import json
 import resource
 import socket
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -11,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SLOWEST = 1024  # bytes of an answer that a client must read in a second
+WAITING = 1024  # connections that the operating system holds until they are accepted
 GRACE = 0.25  # seconds for requests that are on their way when the server ends
 NO_HTTP = "this is no valid HTTP/1.1 request, or its head is longer than 16 KiB: send HTTP/1.1"
 
@@ -34,7 +40,10 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._timer: asyncio.TimerHandle | None = None
-        self._since = self._unread = 0.0  # when the client's turn began, and the bytes of the answer that it had not read then
+        self._since, self._unread = (
+            0.0,
+            0,
+        )  # when the client's turn began, and the bytes of the answer that it had not read then
         self._ending = False
 
     @property
@@ -96,14 +105,14 @@ class Connection(H11Protocol):
         self._ending = True
         if self._answering:
             self.cycle.keep_alive = False
-        elif self.transport.get_write_buffer_size():
+        elif self._bytes_unread():
             self.transport.close()  # once the client has read its answer
         else:
             self._start_timer(GRACE)
 
     def _start_timer(self, seconds: float | None = None) -> None:
         self._stop_timer()
-        self._since, self._unread = self.loop.time(), self.transport.get_write_buffer_size()
+        self._since, self._unread = self.loop.time(), self._bytes_unread()
         self._timer = self.loop.call_later(self.idle if seconds is None else seconds, self._time_is_up)
 
     def _stop_timer(self) -> None:
@@ -111,8 +120,15 @@ class Connection(H11Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _bytes_unread(self) -> int:
+        """Of the answers: in this process and, where it says so, in the operating system."""
+        left, connection = self.transport.get_write_buffer_size(), self.transport.get_extra_info("socket")
+        with suppress(OSError):
+            left += int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return left
+
     def _time_is_up(self) -> None:
-        read = self._unread - self.transport.get_write_buffer_size()
+        read = self._unread - self._bytes_unread()
         if self._unread and read >= min(self._unread, SLOWEST * self.idle):
             self._start_timer()  # it reads a long answer
         else:
@@ -120,8 +136,29 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server. At its end it first accepts all connections that have been made."""
+    """Uvicorn's server. At its end it answers all connections that have been made, also those it had not accepted yet."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:  # how many wait there is another number than how many are accepted at once
+            listener.listen(WAITING)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.sleep(GRACE)
+        made = [connection for listener in sockets or [] for connection in _waiting(listener)]
+        for server in self.servers:
+            server.close()  # at once: whoever comes from now on is told so
+        for connection in made:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
         await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        options: Any = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        return self.config.http_protocol_class(**options)
+
+
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    with suppress(OSError):  # there are no more
+        while True:
+            connection = listener.accept()[0]
+            connection.setblocking(False)
+            yield connection

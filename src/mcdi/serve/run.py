@@ -12,7 +12,7 @@ import uvicorn
 from mcdi.errors import McdiError
 from mcdi.serve.app import create_app
 from mcdi.serve.classifier_file import TIMEOUT
-from mcdi.serve.connections import Connection, Server, most_connections
+from mcdi.serve.connections import WAITING, Connection, Server, most_connections
 from mcdi.serve.deployment import Deployment
 from mcdi.serve.service import Service
 
@@ -32,20 +32,7 @@ def serve(
     """
     listening = _socket(host, port)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload, daemon=True).start())
-    limits, most = service.limits, most_connections(service.limits.connections)
-    config = uvicorn.Config(
-        create_app(service, deployment),
-        http=Connection.limited(limits.idle, most),
-        ws="none",
-        log_level="error",  # a warning for every broken request would fill the log
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nothing depends on them
-        backlog=max(8, most // 8),  # connections that are accepted before one can be closed
-        timeout_keep_alive=math.ceil(limits.idle) + 1,  # `Connection` is earlier
-        timeout_graceful_shutdown=math.ceil(3 * limits.timeout + TIMEOUT),
-    )
-    server = Server(config)
+    server = make_server(service, deployment)
 
     def stop(number: int, frame: FrameType | None) -> None:
         """Handles a signal before uvicorn installs its handlers, and the one that uvicorn raises again at its end."""
@@ -61,6 +48,24 @@ def serve(
         service.close()
 
 
+def make_server(service: Service, deployment: Deployment) -> Server:
+    """Uvicorn's server with the limits of a service."""
+    limits, most = service.limits, most_connections(service.limits.connections)
+    config = uvicorn.Config(
+        create_app(service, deployment),
+        http=Connection.limited(limits.idle, most),
+        ws="none",
+        log_level="error",  # a warning for every broken request would fill the log
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing depends on them
+        backlog=max(8, most // 8),  # connections that are accepted before one can be closed
+        timeout_keep_alive=math.ceil(limits.idle) + 1,  # `Connection` is earlier
+        timeout_graceful_shutdown=math.ceil(3 * limits.timeout + TIMEOUT),
+    )
+    return Server(config)
+
+
 def _socket(host: str, port: int) -> socket.socket:
     """A listening socket. Raises McdiError for an address or port that cannot be used."""
     try:
@@ -69,7 +74,7 @@ def _socket(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(1024)
+        listener.listen(WAITING)
     except OSError as error:
         raise McdiError(f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another --port") from error
     return listener
