@@ -93,9 +93,9 @@ def make_folders(root, worlds):
 
 
 @contextmanager
-def serving(folders, keys=None, deployment=Deployment(), **limits):  # noqa: B008 - it is frozen
+def serving(folders, keys=None, deployment=Deployment(), code=None, **limits):  # noqa: B008 - it is frozen
     """A client of a service in this process, which is client.service."""
-    service = Service(Models(folders), Limits(**limits), Keys(keys))
+    service = Service(Models(folders, code=code), Limits(**limits), Keys(keys))
     client = TestClient(create_app(service, deployment), "http://localhost", raise_server_exceptions=False)
     client.service = service
     try:

@@ -73,7 +73,7 @@ def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limi
     if widths != {reads[kind]}:
         sizes = ", ".join(map(str, sorted(widths)[:3]))
         raise McdiError(f"{where}: features have {sizes} numbers, this model reads {reads[kind]}")
-    return _real(values, where)
+    return _real(values, where).reshape(len(values), *generator.network.feature_shape)
 
 
 def _real(rows: list[list[float]], where: str) -> Tensor:

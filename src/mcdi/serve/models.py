@@ -83,6 +83,10 @@ class Models:
         folder = self.folders[name]
         stamp = file_stamp(folder)
         generator = load(folder, self.device, **named_code(self.code.get(name)))
+        if target := generator.network.target_shape:
+            raise McdiError(
+                f"{folder} learns targets of shape {target}, and a request has one number an example: use mcdi.load"
+            )
         if self.bf16 and generator.network.embedder is not None:
             generator.network.embedder.in_bf16()
         if (folder / SAMPLER).exists():
