@@ -105,18 +105,15 @@ def wrong_value(rng: random.Random) -> bytes:
     """A value of one field, at any depth, replaced; or a field left out or added."""
     task = body(rng)
     at: Any = task
-    while True:
-        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
-        key = rng.choice(keys) if keys else None
-        if key is not None and isinstance(at[key], dict | list) and rng.random() < 0.6:
-            at = at[key]
-            continue
-        break
+    key: Any = rng.choice(list(at))
+    while isinstance(at[key], dict | list) and rng.random() < 0.6:
+        at = at[key]
+        key = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
     if isinstance(at, dict) and rng.random() < 0.3:
         at[rng.choice(["steps", "samples", "grid", "format", "temperature", "handle", "queries", "x"])] = rng.choice(VALUES)
-    elif key is not None and rng.random() < 0.1:
+    elif rng.random() < 0.1:
         del at[key]
-    elif key is not None:
+    else:
         at[key] = rng.choice(VALUES)
     return sent(rng, task)
 
@@ -171,6 +168,7 @@ def half(rng: random.Random) -> bytes:
     return whole[: rng.randrange(len(whole))]
 
 
+GONE, SILENCE = "half a request, then gone", "half a request, then silence"
 KINDS: dict[str, Bytes] = {
     "valid": valid,
     "damaged JSON": lambda rng: sent(rng, damaged(rng, json.dumps(body(rng)).encode())),
@@ -183,11 +181,10 @@ KINDS: dict[str, Bytes] = {
     "gzip, damaged or a bomb": wrong_gzip,
     "wrong paths, methods, hosts": wrong_place,
     "too large": lambda rng: request(rng.choice(ROUTES), b" " * rng.choice([10, 2**20 + 1]), f"Content-Length: {10**9}"),
-    "half a request, then gone": half,
-    "half a request, then silence": half,
+    GONE: half,
+    SILENCE: half,
 }
 SILENT = 0.01  # of all requests: each takes seconds
-GONE, SILENCE = "half a request, then gone", "half a request, then silence"
 
 
 def answer(address: tuple[str, int], kind: str, data: bytes) -> str:
@@ -232,16 +229,12 @@ def memory(process: "subprocess.Popen[str]") -> float:
 
 
 class Results:
-    """What came back, by kind; `next` hands out the numbers of requests."""
+    """What came back, by kind."""
 
-    def __init__(self, requests: int) -> None:
+    def __init__(self) -> None:
         self.statuses: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.slowest: defaultdict[str, float] = defaultdict(float)
-        self._numbers, self._lock = iter(range(requests)), threading.Lock()
-
-    def next(self) -> int | None:
-        with self._lock:
-            return next(self._numbers, None)
+        self._lock = threading.Lock()
 
     def add(self, kind: str, status: str, seconds: float) -> None:
         with self._lock:
@@ -249,10 +242,11 @@ class Results:
             self.slowest[kind] = max(self.slowest[kind], seconds)
 
 
-def attack(address: tuple[str, int], results: Results, seed: int) -> None:
+def attack(address: tuple[str, int], results: Results, seeds: Iterator[str]) -> None:
+    """Send a request for every seed; several clients share the seeds."""
     often = [kind for kind in KINDS if kind != SILENCE]
-    while (number := results.next()) is not None:
-        rng = random.Random(f"{seed} {number}")
+    for seed in seeds:
+        rng = random.Random(seed)
         kind = SILENCE if rng.random() < SILENT else rng.choice(often)
         data, start = KINDS[kind](rng), time.perf_counter()
         results.add(kind, answer(address, kind, data), time.perf_counter() - start)
@@ -265,26 +259,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--growth", type=float, default=48.0, help="MiB")
     arguments = parser.parse_args()
-    block, totals, levels = max(1, arguments.requests // 8), Results(0), []
+    results, levels = Results(), []
     with tempfile.TemporaryDirectory() as scratch, server(Path(scratch) / "vectors") as (address, process):
         for part in range(8):
-            results = Results(block)
-            seeds = (arguments.seed * 8 + part,) * arguments.clients
-            threads = [threading.Thread(target=attack, args=(address, results, seed)) for seed in seeds]
+            seeds = iter([f"{arguments.seed} {part} {number}" for number in range(arguments.requests // 8)])
+            clients = range(arguments.clients)
+            threads = [threading.Thread(target=attack, args=(address, results, seeds)) for _ in clients]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            for kind, statuses in results.statuses.items():
-                totals.statuses[kind] += statuses
-                totals.slowest[kind] = max(totals.slowest[kind], results.slowest[kind])
             levels.append(memory(process))
         healthy = answer(address, "", request("/healthz", b"", method="GET"))
         process.terminate()
         code, log = process.wait(60), process.stderr.read() if process.stderr else ""
-    show(totals, arguments.requests)
+    show(results, arguments.requests)
     print("memory after every eighth, MiB: " + ", ".join(f"{level:.0f}" for level in levels))
-    statuses = sum(totals.statuses.values(), Counter[str]())
+    statuses = sum(results.statuses.values(), Counter[str]())
     bad = {s: n for s, n in statuses.items() if s == "no end" or (s.startswith("5") and s not in ("503", "504"))}
     grown = levels[-1] - levels[1]
     print(
@@ -294,14 +285,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def show(totals: Results, requests: int) -> None:
+def show(results: Results, requests: int) -> None:
     table = Table(title=f"{provenance()['hardware']}, {requests:,} requests")
     for column in ("kind", "requests", "answers", "slowest s"):
         table.add_column(column, justify="left" if column in ("kind", "answers") else "right")
     for kind in KINDS:
-        counts = totals.statuses[kind]
+        counts = results.statuses[kind]
         shown = ", ".join(f"{status}: {count}" for status, count in sorted(counts.items()))
-        table.add_row(kind, str(counts.total()), shown, f"{totals.slowest[kind]:.1f}")
+        table.add_row(kind, str(counts.total()), shown, f"{results.slowest[kind]:.1f}")
     Console(width=120).print(table)
 
 

@@ -40,10 +40,8 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._timer: asyncio.TimerHandle | None = None
-        self._since, self._unread = (
-            0.0,
-            0,
-        )  # when the client's turn began, and the bytes of the answer that it had not read then
+        self._since = 0.0  # when the client's turn began
+        self._unread = 0  # bytes of answers that it had not read then
         self._ending = False
 
     @property
