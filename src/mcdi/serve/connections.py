@@ -29,7 +29,7 @@ def most_connections(asked: int) -> int:
 class Connection(H11Protocol):
     """A connection that is closed when its client takes longer than `idle` seconds to send the head of a request, from the
     start or from the last answer, or stops reading. Beyond `most` connections the one closes that has waited longest for its
-    client, so that new ones are always served. The bodies of requests have a limit of their own, see `Service.body`."""
+    client, so that new ones are always served. Bodies have a time of their own, see `bodies.py`."""
 
     idle, most = 30.0, 512
 
@@ -57,8 +57,9 @@ class Connection(H11Protocol):
         self._start_timer()
         if len(self.connections) > self.most:
             ours = [c for c in self.connections if isinstance(c, Connection) and not c.transport.is_closing()]
-            if len(ours) > self.most:  # this new one is among those that wait
-                min((c for c in ours if c._awaits_client), key=lambda c: c._since).transport.abort()
+            if len(ours) > self.most:
+                waiting = [c for c in ours if c._awaits_client]
+                min(waiting, key=lambda c: c._since, default=self).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
