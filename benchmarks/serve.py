@@ -158,7 +158,7 @@ def main() -> None:
                 levels.append((f"{min(done + BLOCK, arguments.requests):,}", memory(pid)))
     Console().print(table)
     for clients in (1, 16, 64):
-        print(f"batches / no batches, {clients} clients: {rates['batches', clients] / rates['one by one', clients]:.2f}")
+        print(f"batches / no batches, {clients} clients: {rates['batches', clients] / rates['no batches', clients]:.2f}")
     print("memory of the server, MiB: " + ", ".join(f"{name} {level:.0f}" for name, level in levels))
 
 

@@ -1,6 +1,7 @@
 """A small generator for drawn letters, a server process, and strokes that a mouse draws on the page."""
 
 import math
+import resource
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -42,17 +43,29 @@ def trained(root):
 
 
 @contextmanager
-def process(folders):
-    """The URL of a process of `mcdi serve` for these folders."""
-    command = [sys.executable, "-m", "mcdi", "serve", *map(str, folders), "--port", "0"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def process(folders, *options, limits=None):
+    """The URL of a process of `mcdi serve` for these folders, with limits of the operating system."""
+    with started(folders, *options, limits=limits) as (url, _):
+        yield url
+
+
+@contextmanager
+def started(folders, *options, limits=None):
+    """The URL of a process of `mcdi serve`, and the process."""
+    command = [sys.executable, "-m", "mcdi", "serve", *map(str, folders), "--port", "0", *map(str, options)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: _limit(limits or {}))
     try:
         first = running.stderr.readline()
         assert " serves" in first, first + running.stderr.read()
-        yield first.split()[0]
+        yield first.split()[0], running
     finally:
         running.kill()
         running.communicate()
+
+
+def _limit(limits):
+    for kind, value in limits.items():
+        resource.setrlimit(kind, (value, value))
 
 
 def _arc(count, turns, inner=1.0):

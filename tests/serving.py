@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -23,8 +24,10 @@ pytest.importorskip("fastapi", reason="needs mcdi[serve]")
 from fastapi.testclient import TestClient
 
 from mcdi.serve.app import create_app
+from mcdi.serve.deployment import Deployment
 from mcdi.serve.limits import Keys, Limits
 from mcdi.serve.models import Models
+from mcdi.serve.run import _socket, make_server
 from mcdi.serve.service import Service
 
 
@@ -90,15 +93,32 @@ def make_folders(root, worlds):
 
 
 @contextmanager
-def serving(folders, keys=None, **limits):
+def serving(folders, keys=None, deployment=Deployment(), code=None, **limits):  # noqa: B008 - it is frozen
     """A client of a service in this process, which is client.service."""
-    service = Service(Models(folders), Limits(**limits), Keys(keys))
-    client = TestClient(create_app(service), raise_server_exceptions=False)
+    service = Service(Models(folders, code=code), Limits(**limits), Keys(keys))
+    client = TestClient(create_app(service, deployment), "http://localhost", raise_server_exceptions=False)
     client.service = service
     try:
-        yield client
+        with client:  # one event loop for all requests, as in a server
+            yield client
     finally:
         service.close()
+
+
+@contextmanager
+def listening(folders, keys=None, deployment=Deployment(), **limits):  # noqa: B008 - it is frozen
+    """(address, service, server) of a server in this process, at a socket of its own. At the end it has stopped by itself."""
+    service, sock = Service(Models(folders), Limits(**limits), Keys(keys)), _socket("127.0.0.1", 0)
+    server, address = make_server(service, deployment), sock.getsockname()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    try:
+        yield address, service, server
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        service.close()
+    assert not thread.is_alive()
 
 
 def message(response, status):

@@ -173,11 +173,12 @@ class TestRefused:
         assert checked(sampler, lambda feeds: sampler(**feeds)) == 0
         assert checked(sampler, lambda feeds: {n: w[..., None] for n, w in sampler(**feeds).items()}) == float("inf")
 
-    def test_methods_and_networks_that_are_not_functions(self, tmp_path):
+    def test_methods_and_networks_that_are_not_functions(self, tmp_path, monkeypatch):
         generator = Generator("adam", make_method("adam", {}), LinearHead(6, 3))
         with pytest.raises(McdiError, match="adam cannot be exported, .*: choose .*mc-di.*prototypes"):
             export(generator, tmp_path / "a.pt2", "torch")
         own = OwnNetwork(nn.Linear(2, 3), example=(2,), target=(), way=3, regression=False, squeeze=False)
+        monkeypatch.setattr(OwnNetwork, "exportable", False)
         with pytest.raises(McdiError, match="a generator of own networks cannot be exported"):
             export(Generator("prototypes", make_method("prototypes", {}), own), tmp_path / "a.pt2", "torch")
 

@@ -11,6 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from serving import images, message, png, serving, task, vectors
 
+from mcdi.serve.deployment import Deployment
+
 schemathesis = pytest.importorskip("schemathesis", reason="needs mcdi[dev]")
 JSON = {"Content-Type": "application/json"}
 
@@ -193,16 +195,17 @@ CONFORMS = [getattr(schemathesis.checks, f"{n}_conformance") for n in ("status_c
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_requests_generated_from_the_openapi_description(client, mode):
-    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
-    operations = [operation.ok() for operation in schema.get_all_operations()]
-    assert len(operations) == 8
-    for operation in operations if mode == "positive" else (o for o in operations if o.method == "post"):
+def test_requests_generated_from_the_openapi_description(folders, mode):
+    with serving(folders, deployment=Deployment(hosts=None)) as client:
+        schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+        operations = [operation.ok() for operation in schema.get_all_operations()]
+        assert len(operations) == 8
+        for operation in operations if mode == "positive" else (o for o in operations if o.method == "post"):
 
-        @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
-        @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
-        def check(case):
-            response = case.call()
-            case.validate_response(response, checks=[schemathesis.checks.not_a_server_error, *CONFORMS])
+            @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+            @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+            def check(case):
+                response = case.call()
+                case.validate_response(response, checks=[schemathesis.checks.not_a_server_error, *CONFORMS])
 
-        check()
+            check()

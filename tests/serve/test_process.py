@@ -72,17 +72,18 @@ def test_a_process_from_its_first_request_to_its_last(started, folders):
         assert "new files of" in process.stderr.readline()
 
         answers = []
-        slow = socket.create_connection(address.removeprefix("http://").split(":"))  # active: the batcher waits for it
-        head = f"Host: x\r\nAuthorization: Bearer {'a' * 20}\r\nContent-Type: application/json\r\nContent-Length: 9"
-        slow.sendall(f"POST /v1/generate HTTP/1.1\r\n{head}\r\n\r\n{{".encode())
-        late = Client(address, key="a" * 20)
-        thread = threading.Thread(target=lambda: answers.append(late.generate("drawings", FILES, LABELS, seed=3)))
-        thread.start()
-        time.sleep(0.2)  # it waits in a batch
+        late = [Client(address, key="a" * 20) for _ in range(8)]  # all but one wait for half a second in a batch
+        ask = lambda client: answers.append(client.generate("drawings", FILES, LABELS, seed=3))
+        threads = [threading.Thread(target=ask, args=(client,)) for client in late]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        thread.join()
-        slow.close()
-        torch.testing.assert_close(answers[0].weights, generated.weights, rtol=1e-4, atol=1e-4)
+        for thread in threads:
+            thread.join()
+        assert len(answers) == len(late)
+        for answer in answers:
+            torch.testing.assert_close(answer.weights, generated.weights, rtol=1e-4, atol=1e-4)
     assert process.wait(30) == 0 and process.stderr.read() == ""
     with pytest.raises(McdiError, match="is it running"):
         Client(address).health()

@@ -10,6 +10,7 @@ import typer
 from mcdi.cli.options import Device, Model, console
 from mcdi.errors import McdiError
 
+OWN_CODE = "package:factory, a function that returns the module of your own that the generator is for."
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -116,6 +117,7 @@ def export(
     kind: Annotated[str, typer.Option("--format", help="onnx, or torch: a torch.export program (.pt2).")] = "onnx",
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1..T (default: as trained).")] = None,
     temperature: Annotated[float | None, typer.Option(help="Scale of the noise; 0 = none (default: as trained).")] = None,
+    module: Annotated[str | None, typer.Option(help=OWN_CODE)] = None,
 ) -> None:
     """One file from the features and labels of a support set to weights, checked to give what the generator gives.
 
@@ -123,12 +125,14 @@ def export(
     """
     from mcdi.generator import export as exporting
     from mcdi.generator.api import load
+    from mcdi.generator.own_code import named_code
     from mcdi.generator.saving import MODEL, located
 
     folder = located(model)
     # A generator of the Hub lies in its cache, to which nothing is added.
     path = out or (folder if folder == model else Path()) / exporting.FILES.get(kind, kind)
-    difference = exporting.export(load(folder), path, kind, weights=folder / MODEL, steps=steps, temperature=temperature)
+    generator = load(folder, **named_code(module))
+    difference = exporting.export(generator, path, kind, weights=folder / MODEL, steps=steps, temperature=temperature)
     typer.echo(f"{path}: differs from the generator's weights by {difference:.1e} of the largest at most")
 
 
@@ -159,6 +163,10 @@ def serve(
     wait: Annotated[float, typer.Option(min=0, help="Milliseconds to wait for others to batch; 0 = none.")] = 2,
     queue: Annotated[int, typer.Option(min=1, help="Requests at once; further ones are answered with 429.")] = 128,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a request.")] = 30,
+    idle: Annotated[float, typer.Option(min=0.1, help="Seconds that a connection may wait for its client.")] = 30,
+    connections: Annotated[
+        int, typer.Option(min=1, help="Open at once, within half of the file descriptors; the longest idle closes first.")
+    ] = 512,
     body: Annotated[float, typer.Option(min=0.01, help="MiB of a request.")] = 8,
     examples: Annotated[int, typer.Option(min=2, help="Of a support set, or of queries.")] = 1000,
     classes: Annotated[int, typer.Option(min=2, help="Of a task.")] = 100,
@@ -166,6 +174,17 @@ def serve(
     handle_mib: Annotated[float, typer.Option("--handle-mib", min=0.01, help="MiB of them for each tenant.")] = 256,
     api_key_file: Annotated[
         Path | None, typer.Option("--api-key-file", help="Lines tenant:key; requests then need 'Authorization: Bearer KEY'.")
+    ] = None,
+    root_path: Annotated[str, typer.Option(help="Path that a proxy puts in front, e.g. /mcdi.")] = "",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name in the header Host to answer without keys; * matches anything (repeatable)."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="Origin of other pages that may call, https://example.org or * (repeatable).")
+    ] = None,
+    module: Annotated[
+        list[str] | None, typer.Option(help=f"{OWN_CODE} With several models NAME=package:factory (repeatable).")
     ] = None,
 ) -> None:
     """Generated weights over HTTP: POST /v1/generate, /v1/predict. SIGTERM ends it, all answered; SIGHUP loads new files.
@@ -176,8 +195,9 @@ def serve(
     from mcdi.utils.workers import pick_device
 
     try:
+        from mcdi.serve.deployment import Deployment
         from mcdi.serve.limits import MIB, Keys, Limits
-        from mcdi.serve.models import Models, parse_models
+        from mcdi.serve.models import Models, parse_code, parse_models
         from mcdi.serve.run import serve as run_server
         from mcdi.serve.service import Service
     except ImportError as error:
@@ -188,6 +208,8 @@ def serve(
         batch=batch,
         wait=wait / 1000,
         timeout=timeout,
+        idle=idle,
+        connections=connections,
         body=int(body * MIB),
         examples=examples,
         classes=classes,
@@ -201,5 +223,7 @@ def serve(
         console.print(f"{address} serves; GET /v1/models lists the models", soft_wrap=True, markup=False, highlight=False)
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    loaded = Models(parse_models(models), pick_device(device), bf16=bf16)
-    run_server(Service(loaded, limits, Keys(api_key_file)), host, port, ready)
+    keys, folders = Keys(api_key_file), parse_models(models)
+    deployment = Deployment.of(root_path, cors or [], allow_host or [], host, keys=keys.needed)
+    loaded = Models(folders, pick_device(device), bf16=bf16, code=parse_code(module or [], folders))
+    run_server(Service(loaded, limits, keys), host, port, ready, deployment)

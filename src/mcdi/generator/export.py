@@ -65,7 +65,13 @@ class Sampler(nn.Module):
             chain = {"steps": steps, "samples": sampling.samples, "noise": noise, "temperature": sampling.temperature}
         parameters = [[n, list(s), d] for n, (s, d) in net.space.spec.items()]
         shape = {"way": net.way, "units": net.space.U, "extra": net.space.extra, "numbers": net.space.D}
-        kind = {"network": net.kind, "features": net.input_size, "rows": net.space.unit == "row", "real": net.regression}
+        kind = {
+            "network": net.kind,
+            "example": list(net.feature_shape),
+            "target": list(net.target_shape),
+            "rows": net.space.unit == "row",
+            "real": net.regression,
+        }
         origin = {"version": __version__, "method": self.generator.name, "options": self.options, "parameters": parameters}
         return {**origin, **shape, **kind, "any_way": self.generator.any_way, **chain}
 
@@ -75,7 +81,10 @@ class Sampler(nn.Module):
         metadata, y = self.metadata(), torch.arange(way).repeat(shots).expand(tasks, -1).contiguous()
         centres = torch.randn(tasks, way, net.input_size, generator=g).repeat(1, shots, 1)
         x = centres + torch.randn(tasks, way * shots, net.input_size, generator=g)
-        feeds = {"x": x, "y": x[..., 0].sin() if metadata["real"] else y}
+        if metadata["real"]:
+            size = torch.Size(net.target_shape).numel()
+            y = x[..., :1].sin().expand(-1, -1, size).reshape(*x.shape[:2], *net.target_shape)
+        feeds = {"x": x.reshape(*x.shape[:2], *net.feature_shape), "y": y}
         units = net.space.units(way)
         if metadata["rows"]:
             feeds["mask"] = torch.ones(tasks, units, dtype=torch.bool)

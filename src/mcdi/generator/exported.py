@@ -65,7 +65,7 @@ class Exported:
             weights = path.with_name(MODEL)
             if metadata["weights"] is not None and weights.exists() and fingerprint(weights) != metadata["weights"]:
                 raise McdiError(f"{path} was made from other weights than the {MODEL} next to it: export again")
-            if "options" not in metadata:
+            if "options" not in metadata or "example" not in metadata:
                 raise McdiError(f"{path} was exported by an earlier version, {metadata['version']}: export again")
         return cls(metadata, run)
 
@@ -82,9 +82,10 @@ class Exported:
         """
         d = self.metadata
         inputs = numbers_of(support[0], "the examples").float(), (numbers_of if d["real"] else labels_of)(support[1], "labels")
-        x, y, way, single = support_batch(*inputs, way=d["way"], any_way=d["any_way"], regression=d["real"])
-        if x.shape[2:] != (d["features"],):
-            raise McdiError(f"examples of shape {tuple(x.shape[2:])} are not features ({d['features']},): embed them first")
+        kind = {"way": d["way"], "any_way": d["any_way"], "regression": d["real"], "target": tuple(d["target"])}
+        x, y, way, single = support_batch(*inputs, **kind)
+        if x.shape[2:] != (wanted := tuple(d["example"])):
+            raise McdiError(f"examples of shape {tuple(x.shape[2:])} are not features {wanted}: embed them first")
         weights, _ = self.run(x, y, way + d["extra"] if d["rows"] else d["units"], seed)
         return owned(squeeze_batch(weights) if single else weights)
 

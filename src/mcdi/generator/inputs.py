@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods import method_spec
+from mcdi.networks.backbones.texts import is_text
 from mcdi.networks.base import Network
 from mcdi.networks.support import support_batch
 from mcdi.types import Examples
@@ -72,7 +73,7 @@ class Queries(NamedTuple):
 
 def queries_of(net: Network, x: Any, tasks: int, *, single: bool) -> Queries:
     """New inputs for the networks of some tasks, not yet embedded. See `Generator.predict`."""
-    one = isinstance(x, str)
+    one = is_text(x)
     given = numbers_of(x, "the examples") if isinstance(x, Tensor) or not net.reads_texts else x
     if not isinstance(given, Tensor):
         given = net.read([x] if one else x) if len(x) else torch.zeros(0)
@@ -84,7 +85,7 @@ def queries_of(net: Network, x: Any, tasks: int, *, single: bool) -> Queries:
     dims = {len(net.example_shape)} if net.example_shape is not None else {net.feature_dims, *images}
     front = given.ndim - (0 if single else 1)  # dimensions of S and of an example
     if one := one or (front in dims and front - 1 not in dims):
-        given = given if isinstance(x, str) else given[None] if single else given[:, None]
+        given = given if is_text(x) else given[None] if single else given[:, None]
     batch = given[None] if single else given
     if len(batch) != tasks:
         raise McdiError(

@@ -1,4 +1,4 @@
-"""Linear solve for ONNX, which has no such operator: Gauss-Jordan elimination as a loop over the columns."""
+"""What ONNX has no operator for: linear systems, by Gauss-Jordan elimination as a loop over the columns, and distances."""
 
 # Annotations index are ONNX types, which `script` reads; mypy would read them as Python's.
 # mypy: disable-error-code="misc,type-arg,valid-type,untyped-decorator"
@@ -37,4 +37,13 @@ def _solve(a: Any, b: Any, left: bool = True, check_errors: bool = False) -> tup
     return SolveDefinite(a, b), op.Identity(a), none, op.Identity(none)
 
 
-SOLVE: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten._linalg_solve_ex.default: _solve}
+def _distances(a: Any, b: Any, p: float, compute_mode: Any = None) -> Any:
+    """Euclidean, as torch.cdist gives them: (B, S, F), (B, R, F) -> (B, S, R)."""
+    left, right = op.Unsqueeze(a, op.Constant(value_ints=[-2])), op.Unsqueeze(b, op.Constant(value_ints=[-3]))
+    return op.Sqrt(op.ReduceSumSquare(op.Sub(left, right), op.Constant(value_ints=[-1]), keepdims=0))
+
+
+SOLVE: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten._linalg_solve_ex.default: _solve,
+    torch.ops.aten._cdist_forward.default: _distances,
+}

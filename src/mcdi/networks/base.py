@@ -91,6 +91,11 @@ class TaskEmbedding:
         raise NotImplementedError
 
     @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of one example that `condition` and `forward` read."""
+        return (self.input_size,) if self.example_shape is None else self.example_shape
+
+    @property
     def set_shape(self) -> tuple[int, ...]:
         """Of one example in `support_set`."""
         return self.example_shape or (self.input_size,)

@@ -43,7 +43,7 @@ class OwnNetwork(EndsInLinear):
         head: how the last layer of a classifier is made, see `EndsInLinear`; for a Sequential that ends in a Linear layer.
     """
 
-    needs_module, exportable = True, False
+    needs_module = True
 
     def __init__(
         self,
@@ -102,17 +102,19 @@ class OwnNetwork(EndsInLinear):
 
     def condition(self, support: Examples, units: int) -> Tensor:
         condition = self._estimate(support) if self.describe is None else self.describe(*support)
-        if condition.shape != (wanted := (len(support.y), self.condition_size)):
-            given = f"describe gave {tuple(condition.shape)} for {len(support.y)} support sets, not {wanted}"
+        wanted = support.y.shape[0], self.condition_size  # not len(), which an export would take as a constant
+        if condition.shape != wanted:
+            given = f"describe gave {tuple(condition.shape)} for {wanted[0]} support sets, not {wanted}"
             raise McdiError(f"{given}: it must give as many numbers for support sets of every size")
         return condition[:, None].expand(-1, units, -1)
 
     def _estimate(self, support: Examples) -> Tensor:
         x, (mean, std, width) = support.x.flatten(2), self.scale.to(support.x.device)
         y = (support.y - mean) / std if self.regression else F.one_hot(support.y, self.way) - 1 / self.way
-        probes = self.probes.to(x.device).expand(len(x), -1, -1)
+        probes = self.probes.to(x.device).expand(x.shape[0], -1, -1)
         near, own = (torch.exp(-0.5 * (torch.cdist(points, x) / width) ** 2) for points in (probes, x))
-        value = near @ torch.linalg.solve(own + NOISE**2 * torch.eye(x.shape[1], device=x.device), y.reshape(*x.shape[:2], -1))
+        definite = own + NOISE**2 * torch.eye(x.shape[1], device=x.device)
+        value = near @ torch.linalg.solve_ex(definite, y.reshape(*x.shape[:2], -1)).result
         return torch.cat([value.flatten(1), near.sum(-1).log1p()], -1)
 
     def forward(self, state: State, x: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -25,12 +25,13 @@ from mcdi.utils.files import tensor_bytes
 router = APIRouter()
 bearer = HTTPBearer(auto_error=False, description="A key of --api-key-file; not needed if the server runs without one.")
 REFUSALS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or its length is given twice.",
     401: "The key is missing or wrong.",
     404: "The model or the handle is unknown.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The content type is not JSON.",
+    415: "The content type is not JSON, or the content encoding not gzip.",
+    421: "The header Host names another server.",
     422: "A value does not fit the model or the limits.",
     429: "Too many requests are waiting; Retry-After gives the delay in seconds.",
     503: "The server is too busy.",
@@ -38,15 +39,19 @@ REFUSALS = {
 }
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
 Serving = Annotated[Service, Depends(service_of)]
 
 
-def tenant_of(service: Serving, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> str:
-    return service.keys.tenant(credentials.credentials if credentials else None)
+async def tenant_of(
+    request: Request, service: Serving, _: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> str:
+    """Of the bytes that were sent: FastAPI's text of them loses some characters beyond ASCII at its ends."""
+    scheme, _space, key = dict(request.scope["headers"]).get(b"authorization", b"").partition(b" ")
+    return service.keys.tenant(key.strip(b" ") if scheme.lower() == b"bearer" else None)
 
 
 Tenant = Annotated[str, Depends(tenant_of)]
@@ -63,7 +68,7 @@ def documented(body: type[BaseModel] | None, *statuses: int) -> dict[str, Any]:
 
 
 @router.get("/healthz", tags=["operation"])
-def healthz() -> wire.Health:
+async def healthz() -> wire.Health:
     """Liveness: the process answers."""
     return wire.Health(status="ok", version=mcdi.__version__)
 
@@ -71,7 +76,7 @@ def healthz() -> wire.Health:
 @router.get("/readyz", tags=["operation"], **documented(None, 503))
 async def readyz(service: Serving) -> wire.Health:
     """Readiness: the queue has room for another request."""
-    if service.active >= service.limits.queue:
+    if service.full:
         raise Refused(503, "the queue is full: retry later, or use another server")
     return wire.Health(status="ready", version=mcdi.__version__)
 
@@ -100,25 +105,23 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
     and the headers X-Mcdi-Milliseconds and X-Mcdi-Confidence; with "onnx" the same headers and a file that classifies images
     without mcdi."""
     start = time.perf_counter()
-    with service.admitted():
-        body = await service.body(request, wire.GenerateBody)
+    async with service.admitted(request, tenant, wire.GenerateBody) as body:
         if (body.samples or 1) > service.limits.samples:
             raise McdiError(f"samples = {body.samples}: ask for at most {service.limits.samples}")
-        generator, support, (weights, confidence) = await _generate(service, body, body.samples)
+        generator, support, (weights, confidence) = await _generate(service, tenant, body, body.samples)
         if body.format in ("handle", "network"):
             answer: type[wire.Generated] = wire.Generated
             more: dict[str, Any] = {}
             if body.format == "network":  # before a handle is kept: not every network is a list of operations
                 answer = wire.GeneratedNetwork
-                more = {"operations": await service.in_decoder(_operations, generator, weights)}
+                more = {"operations": await service.in_decoder(tenant, _operations, generator, weights)}
             handle = service.handles.add(tenant, StoredWeights(generator, weights, support.classes))
             shapes = {n: list(w.shape) for n, w in weights.items()}
             content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes, **more}
             return answer(**content, milliseconds=_since(start), confidence=float(confidence))
         if body.format == "onnx":
-            async with service.writing:
-                data = await classifier_file(service.models.folder(body.model), weights, support.classes)
-            service.models.folder(body.model)  # still the same
+            async with service.writer():
+                data = await classifier_file(generator, weights, support.classes, service.models.code.get(body.model))
         else:
             data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})
     headers = {"X-Mcdi-Milliseconds": f"{_since(start):.3f}", "X-Mcdi-Confidence": f"{float(confidence):.4f}"}
@@ -129,15 +132,14 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
 async def predict(request: Request, service: Serving, tenant: Tenant) -> wire.Predicted:
     """Predictions for queries, with the weights of a handle or with weights generated for this request only."""
     start = time.perf_counter()
-    with service.admitted():
-        body = await service.body(request, wire.PredictBody)
+    async with service.admitted(request, tenant, wire.PredictBody) as body:
         if body.handle is not None:
             stored = service.handles.get(tenant, body.handle)
         else:
-            generator, support, generated = await _generate(service, body.task(), None)
+            generator, support, generated = await _generate(service, tenant, body.task(), None)
             stored = StoredWeights(generator, generated.weights, support.classes)
-        x = await service.in_decoder(decode_inputs, body.queries, "queries", stored.generator, service.limits)
-        out = await service.compute(prediction(stored, x))
+        x = await service.in_decoder(tenant, decode_inputs, body.queries, "queries", stored.generator, service.limits)
+        out = await service.compute(tenant, prediction(stored, x))
     values, classes, took = out.tolist(), list(stored.classes), _since(start)
     if not classes:
         return wire.Predicted(labels=[], probabilities=[], classes=[], outputs=values, milliseconds=took)
@@ -148,32 +150,34 @@ async def predict(request: Request, service: Serving, tenant: Tenant) -> wire.Pr
 @router.post("/v1/chain", tags=["chains"], **documented(wire.Task))
 async def chain(request: Request, service: Serving, tenant: Tenant) -> wire.Chain:
     """Every state of one chain, with its loss on the support set. By default it starts from noise and takes T steps."""
-    with service.admitted():
-        return await _trace(service, await service.body(request, wire.Task), None)
+    async with service.admitted(request, tenant, wire.Task) as body:
+        return await _trace(service, tenant, body, None)
 
 
 @router.post("/v1/landscape", tags=["chains"], **documented(wire.LandscapeBody))
 async def landscape(request: Request, service: Serving, tenant: Tenant) -> wire.Landscape:
     """The chain of /v1/chain and the loss on the support set, in the plane through its end in which it varies most."""
-    with service.admitted():
-        body = await service.body(request, wire.LandscapeBody)
-        return await _trace(service, body, body.grid)
+    async with service.admitted(request, tenant, wire.LandscapeBody) as body:
+        return await _trace(service, tenant, body, body.grid)
 
 
-async def _decode(service: Service, task: wire.Task) -> tuple[Generator, SupportSet]:
+async def _decode(service: Service, tenant: str, task: wire.Task) -> tuple[Generator, SupportSet]:
     generator = service.models.get(task.model)
-    return generator, await service.in_decoder(decode_support, task, generator, service.limits)
+    return generator, await service.in_decoder(tenant, decode_support, task, generator, service.limits)
 
 
-async def _generate(service: Service, task: wire.Task, samples: int | None) -> tuple[Generator, SupportSet, Generated[Weights]]:
-    generator, support = await _decode(service, task)
+async def _generate(
+    service: Service, tenant: str, task: wire.Task, samples: int | None
+) -> tuple[Generator, SupportSet, Generated[Weights]]:
+    generator, support = await _decode(service, tenant, task)
     options = Options(task.steps, task.temperature, samples)
-    return generator, support, await service.compute(generation(generator, support, task.seed, options))
+    return generator, support, await service.compute(tenant, generation(generator, support, task.seed, options))
 
 
-async def _trace(service: Service, task: wire.Task, grid: int | None) -> Any:
-    generator, support = await _decode(service, task)
-    return await service.compute(trace_chain(generator, support, task.seed, Options(task.steps, task.temperature), grid))
+async def _trace(service: Service, tenant: str, task: wire.Task, grid: int | None) -> Any:
+    generator, support = await _decode(service, tenant, task)
+    options = Options(task.steps, task.temperature)
+    return await service.compute(tenant, trace_chain(generator, support, task.seed, options, grid))
 
 
 def _operations(generator: Generator, weights: Weights) -> list[wire.Operation]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +18,7 @@ import mcdi
 from mcdi.errors import McdiError
 from mcdi.serve import wire
 from mcdi.serve.api import router
+from mcdi.serve.deployment import Deployment
 from mcdi.serve.limits import Refused
 from mcdi.serve.service import Service
 
@@ -30,9 +32,10 @@ SECURITY_HEADERS = [
 ]
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, deployment: Deployment = Deployment()) -> FastAPI:  # noqa: B008 - it is frozen
     """The application of one service, which the caller closes."""
-    app = FastAPI(title="mcdi", version=mcdi.__version__, docs_url=None, redoc_url=None)
+    # A redirect to the path with or without its last slash would name the host that the request sent.
+    app = FastAPI(title="mcdi", version=mcdi.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.include_router(router)
     for kind in (McdiError, HTTPException, RequestValidationError):
@@ -43,22 +46,34 @@ def create_app(service: Service) -> FastAPI:
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    app.add_middleware(ResponseMiddleware, service=service)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    root = deployment.root_path
+    if root and any(f"{path}/".startswith(f"{root}/") for path in ("/page", *_openapi(app, root)["paths"])):
+        raise McdiError(f"root path {root} is a path of the server itself: choose another")
+    app.add_middleware(ResponseMiddleware, service=service, deployment=deployment)
+    if deployment.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=deployment.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Content-Encoding"],
+            expose_headers=["X-Mcdi-Milliseconds", "X-Mcdi-Confidence", "Retry-After"],
+        )
+    app.openapi = lambda: _openapi(app, root)  # type: ignore[method-assign]
     return app
 
 
 class ResponseMiddleware:
-    """Adds security headers and metrics to every response; logs an unexpected exception and answers status 500."""
+    """Refuses what the deployment does not allow, and adds security headers and metrics to every response; logs an unexpected
+    exception and answers status 500."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: ASGIApp, service: Service, deployment: Deployment) -> None:
+        self.app, self.service, self.deployment = app, service, deployment
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+    async def __call__(self, sent: Scope, receive: Receive, send: Send) -> None:
+        if sent["type"] != "http":
+            await self.app(sent, receive, send)
             return
-        start, status = time.perf_counter(), 0
+        start, status, scope = time.perf_counter(), 0, self.deployment.local_scope(sent)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -68,7 +83,12 @@ class ResponseMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_headers)
+            self.deployment.check(scope)
+            root = self.deployment.root_path  # alone: the page's links are relative to the path with its slash
+            app = self.app if scope["path"] != root else RedirectResponse(f"{root}/")
+            await app(scope, receive, send_with_headers)
+        except Refused as error:
+            await _answer(error.status, str(error), error.headers)(scope, receive, send_with_headers)
         except Exception:
             log.exception("%s %s", scope["method"], _route(scope))
             if not status:
@@ -82,7 +102,8 @@ class ResponseMiddleware:
 def _route(scope: Scope) -> str:
     """The route's pattern, never the requested path: metrics need a bounded number of labels."""
     pattern = getattr(scope.get("route"), "path", None)
-    return pattern if isinstance(pattern, str) else "/page" if scope["path"].startswith("/page/") else "other"
+    page = scope.get("root_path", "").endswith("/page")  # of files, whose root path it becomes
+    return pattern if isinstance(pattern, str) else "/page" if page else "other"
 
 
 def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -100,10 +121,12 @@ async def _error(request: Request, error: Exception) -> JSONResponse:
     return _answer(422, str(error))
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, root_path: str) -> dict[str, Any]:
     """FastAPI's description, with the bodies that `Service.body` parses."""
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes, description=mcdi.__doc__)
+        servers: Any = [{"url": root_path}] if root_path else None
+        about: dict[str, Any] = {"title": app.title, "version": app.version, "description": mcdi.__doc__}
+        schema = get_openapi(**about, routes=app.routes, servers=servers)
         schemas = schema["components"]["schemas"]
         for body in BODIES:
             description = body.model_json_schema(ref_template="#/components/schemas/{model}")

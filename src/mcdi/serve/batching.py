@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 Run = Callable[[list[Any]], list[Any]]
@@ -13,19 +14,21 @@ Run = Callable[[list[Any]], list[Any]]
 
 @dataclass(eq=False)
 class Job:
-    """One request; `size` is its part of a batch. Jobs with the same key can run together."""
+    """One request of a tenant; `size` is its part of a batch. Jobs with the same key can run together."""
 
     key: Hashable
     run: Run
     payload: Any
     size: int = 1
+    tenant: str = ""
     arrived: float = field(default_factory=time.monotonic)
     future: Future[Any] = field(default_factory=Future)
 
 
 class Batcher:
-    """Runs jobs of the same key together, the oldest first, up to `max_size`. The oldest waits for others at most `max_wait`
-    seconds, and only while `expects_more()`; `on_batch` is called with the number of jobs of every batch."""
+    """Runs jobs of the same key together, the oldest first, up to `max_size`. The first of a batch is the oldest of the tenant
+    that has waited longest for a batch. It waits for others at most `max_wait` seconds, and only while `expects_more()`;
+    `on_batch` is called with the number of jobs of every batch."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Batcher:
     ) -> None:
         self.max_size, self.max_wait, self.on_batch, self.expects_more = max_size, max_wait, on_batch, expects_more
         self._waiting: deque[Job] = deque()
+        self._batches, self._last = count(1), dict[str, int]()  # the number of every tenant's last batch
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="mcdi-torch", daemon=True)
@@ -73,18 +77,20 @@ class Batcher:
                 if self._closed:
                     return []
                 self._changed.wait()
-            first = self._waiting[0]
+            first = min(self._waiting, key=lambda job: self._last.get(job.tenant, 0))
             while not self._closed and sum(job.size for job in self._waiting if job.key == first.key) < self.max_size:
                 left = first.arrived + self.max_wait - time.monotonic()
                 if left <= 0 or not self.expects_more():
                     break
                 self._changed.wait(left)
-            taken, rest, room = list[Job](), deque[Job](), max(self.max_size, first.size)
+            self._waiting.remove(first)
+            taken, rest, room = [first], deque[Job](), self.max_size - first.size
             for job in self._waiting:
                 fits = job.key == first.key and job.size <= room
                 (taken if fits else rest).append(job)
                 room -= job.size if fits else 0
             self._waiting = rest
+            self._last |= dict.fromkeys((job.tenant for job in taken), next(self._batches))
             return taken
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mcdi.errors import McdiError
-from mcdi.generator.api import Weights, load
+from mcdi.generator.api import Generator, Weights, load
 from mcdi.generator.network_files import write_network
+from mcdi.generator.own_code import named_code
 from mcdi.serve.limits import Refused
 from mcdi.utils.files import read_tensors, write_tensors
 
@@ -19,20 +20,24 @@ INVALID = 3  # exit status for a McdiError
 WEIGHTS, CLASSIFIER = "weights.safetensors", "classifier.onnx"
 
 
-async def classifier_file(folder: Path, weights: Weights, classes: Sequence[int | str]) -> bytes:
+async def classifier_file(generator: Generator, weights: Weights, classes: Sequence[int | str], code: str | None) -> bytes:
     """The network of `weights` with its backbone, as `write_network` writes it.
 
     Args:
-        folder: of the generator that made them.
+        generator: that made them; it is saved for the other process, because its own folder may have other files by now.
         classes: labels, in the order of the outputs.
+        code: where `named_code` finds the user's own module.
 
     Raises:
         McdiError: there is no such file of this network; Refused (504) after two minutes.
     """
     with TemporaryDirectory() as scratch:
         write_tensors(Path(scratch) / WEIGHTS, weights, {"classes": [str(c) for c in classes]})
-        command = (sys.executable, "-m", __name__, str(folder), scratch)
-        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        await asyncio.to_thread(generator.save_pretrained, Path(scratch) / "generator")
+        command = (sys.executable, "-m", __name__, scratch, *([] if code is None else [code]))
+        pipe = asyncio.subprocess.PIPE
+        # In a session of its own, so that Ctrl-C in a terminal ends the server alone, which then waits for the file.
+        process = await asyncio.create_subprocess_exec(*command, stderr=pipe, start_new_session=True)
         try:
             _, stderr = await asyncio.wait_for(process.communicate(), TIMEOUT)
         except TimeoutError as error:
@@ -44,15 +49,16 @@ async def classifier_file(folder: Path, weights: Weights, classes: Sequence[int 
         if process.returncode == INVALID:
             raise McdiError(stderr.decode().strip().splitlines()[-1])
         if process.returncode:
-            log.error("no classifier of %s was written: %s", folder, stderr.decode(errors="replace"))
+            log.error("no classifier was written: %s", stderr.decode(errors="replace"))
             raise Refused(500, "the file could not be written: see the log of the server")
         return (Path(scratch) / CLASSIFIER).read_bytes()
 
 
-def main(folder: str, scratch: str) -> None:
+def main(scratch: str, code: str | None = None) -> None:
     try:
         weights, metadata = read_tensors(Path(scratch) / WEIGHTS)
-        write_network(load(folder), weights, metadata["classes"], Path(scratch) / CLASSIFIER)
+        generator = load(Path(scratch) / "generator", **named_code(code))
+        write_network(generator, weights, metadata["classes"], Path(scratch) / CLASSIFIER)
     except McdiError as error:
         print(error, file=sys.stderr)
         raise SystemExit(INVALID) from None

@@ -1,8 +1,10 @@
 """A client of `mcdi serve` for Python programs, built on the standard library; it returns tensors."""
 
 import base64
+import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -10,16 +12,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.generator.api import Weights
 from mcdi.serve import wire
-from mcdi.serve.limits import Refused
-from mcdi.utils.files import tensors_of
+from mcdi.serve.limits import Refused, is_key
+from mcdi.utils.files import read_bytes, tensors_of
 
-Inputs = Mapping[str, Any]  # {"images": [path or bytes]}, {"features": tensor or rows} or {"texts": [(s,) or (s, s)]}
+# {"images": [path, bytes, or array of uint8 (H, W) or (H, W, 3)]}, {"features": array, tensor or rows}, or {"texts": [s, (s,)
+# or (s, s)]}. Arrays are numpy's or what has tolist(), and so are labels and options.
+Inputs = Mapping[str, Any]
 
 
 class Handle(wire.Generated):
@@ -50,12 +56,26 @@ class Client(AbstractContextManager["Client"]):
     and `status`, and McdiError for a server that cannot be reached."""
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise McdiError(f"{url!r} is not the URL of a server: give http://HOST:PORT")
+        """
+        Args:
+            url: http://HOST:PORT, with the path that a proxy puts in front, if there is one.
+            key: of the server's --api-key-file.
+            timeout: seconds for an answer to begin.
+        """
+        with explained(f"{url!r} is not the URL of a server", "give http://HOST:PORT", ValueError):
+            parts = urlsplit(url)
+            name, port = parts.hostname, parts.port
+        path, plain = parts.path.rstrip("/"), url.isascii() and url.isprintable() and " " not in url
+        if parts.scheme not in ("http", "https") or not name or parts.username or parts.query or parts.fragment or not plain:
+            raise McdiError(
+                f"{url!r} is not the URL of a server: give http://HOST:PORT, with the path of a proxy if there is one"
+            )
+        if key is not None and not is_key(key):
+            raise McdiError("the API key holds blanks or control characters: give it as the server's file has it")
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self.url, self._connection = url, kind(parts.hostname, parts.port, timeout=timeout)
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self.url, self._path, self._connection = url, path, kind(name, port, timeout=timeout)
+        authorization = {"Authorization": f"Bearer {key}".encode()} if key else {}
+        self._headers: dict[str, str | bytes] = {"Content-Type": "application/json", **authorization}
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -91,11 +111,14 @@ class Client(AbstractContextManager["Client"]):
         return dict(json.loads(self._call(method, path, body)[1]))
 
     def _call(self, method: str, path: str, body: Any = None) -> tuple[HTTPResponse, bytes]:
-        data = None if body is None else json.dumps(body).encode()
+        with explained(
+            "the request cannot be written as JSON", "send numbers, names and arrays of them", TypeError, ValueError
+        ):
+            data = None if body is None else json.dumps(_plain(body)).encode()
         reused = self._connection.sock is not None
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # a body that is too large is refused before it is read
-                self._connection.request(method, path, data, self._headers)
+                self._connection.request(method, self._path + path, data, self._headers)
             response = self._connection.getresponse()
             answer = response.read()
         except (HTTPException, OSError) as error:
@@ -112,16 +135,32 @@ class Client(AbstractContextManager["Client"]):
 
 
 def _task(model: str, support: Inputs, labels: Sequence[Any]) -> dict[str, Any]:
-    plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-    return {"model": model, "support": _inputs(support), "labels": plain}
+    return {"model": model, "support": _inputs(support), "labels": list(_plain(labels))}
 
 
 def _inputs(inputs: Inputs) -> dict[str, Any]:
-    sent: dict[str, Any] = {}
-    for kind, values in inputs.items():
-        if kind == "images":
-            files = [v if isinstance(v, bytes) else Path(v).read_bytes() for v in values]
-            sent[kind] = [base64.b64encode(file).decode() for file in files]
-        else:
-            sent[kind] = values.tolist() if isinstance(values, Tensor) else [list(v) for v in values]
-    return sent
+    forms: dict[str, Callable[[Any], Any]] = {"images": _image, "texts": lambda v: [v] if isinstance(v, str) else list(v)}
+    return {kind: [forms.get(kind, list)(v) for v in values] for kind, values in inputs.items()}
+
+
+def _image(image: Any) -> str:
+    """An image file in base64."""
+    if isinstance(image, str | os.PathLike):
+        image = read_bytes(Path(image))
+    if not isinstance(image, bytes):
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
+            given = f"an image is {pixels.dtype} {pixels.shape}, neither a file nor an array of pixels"
+            raise McdiError(f"{given}: give uint8 (H, W) or (H, W, 3)")
+        Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
+        image = file.getvalue()
+    return base64.b64encode(image).decode()
+
+
+def _plain(value: Any) -> Any:
+    """Tensors, arrays and their numbers, at any depth, as lists and numbers of Python."""
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    return value if isinstance(value, str | bytes) or not isinstance(value, Iterable) else [_plain(v) for v in value]

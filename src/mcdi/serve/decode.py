@@ -16,6 +16,8 @@ from mcdi.tasks.images.files import opened, read_image, scale_down
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 SCALED = 4  # times the pixels of other files may a JPEG have: progressive ones are kept whole until they are scaled down
+LONGEST_NAME = 200  # characters of a label
+LONGEST_NUMBER = 10**LONGEST_NAME
 MAX_VALUE = 1e6  # of a feature or label; sums of squares of larger ones overflow float32
 
 
@@ -35,16 +37,17 @@ def decode_support(task: Task, generator: Generator, limits: Limits) -> SupportS
     if generator.network.regression:
         if any(isinstance(v, str) for v in task.labels):
             raise McdiError("labels of a regression must be numbers, not names")
-        return SupportSet(x, _real([[float(v)] for v in task.labels], "labels")[:, 0], ())
+        bounded = [float(min(max(v, -2 * MAX_VALUE), 2 * MAX_VALUE)) for v in task.labels]  # integers may exceed any float
+        return SupportSet(x, _real([bounded], "labels")[0], ())
     if {type(v) for v in task.labels} not in ({int}, {str}):
         raise McdiError("labels of a classifier must be all integers or all names")
-    classes: tuple[Label, ...] = tuple(sorted(set(task.labels)))  # type: ignore[arg-type]
+    classes: tuple[Label, ...] = tuple(sorted(set(task.labels)))
     if not 2 <= len(classes) <= limits.classes:
         raise McdiError(f"labels contain {len(classes)} classes: give 2 to {limits.classes}")
-    if any(isinstance(c, str) and len(c) > 200 for c in classes):
-        raise McdiError("a class name has more than 200 characters: shorten it")
+    if any(abs(c) >= LONGEST_NUMBER if isinstance(c, int) else len(c) > LONGEST_NAME for c in classes):
+        raise McdiError(f"one of the labels has more than {LONGEST_NAME} characters: shorten it")
     index = {c: i for i, c in enumerate(classes)}
-    return SupportSet(x, torch.tensor([index[v] for v in task.labels]), classes)  # type: ignore[index]
+    return SupportSet(x, torch.tensor([index[v] for v in task.labels]), classes)
 
 
 def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limits) -> Any:
@@ -70,7 +73,7 @@ def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limi
     if widths != {reads[kind]}:
         sizes = ", ".join(map(str, sorted(widths)[:3]))
         raise McdiError(f"{where}: features have {sizes} numbers, this model reads {reads[kind]}")
-    return _real(values, where)
+    return _real(values, where).reshape(len(values), *generator.network.feature_shape)
 
 
 def _real(rows: list[list[float]], where: str) -> Tensor:

@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Set
 from dataclasses import dataclass
 
 from mcdi.generator.api import Generator, Weights
@@ -56,3 +57,9 @@ class Handles:
                 raise Refused(404, "this handle is unknown or was evicted: generate the weights again")
             handles.move_to_end(handle)
             return handles[handle]
+
+    def keep(self, tenants: Set[str]) -> None:
+        """Drop the handles of all other tenants."""
+        with self._lock:
+            for tenant in self._stored.keys() - tenants:
+                del self._stored[tenant], self._bytes[tenant]

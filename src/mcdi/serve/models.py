@@ -3,15 +3,16 @@
 import logging
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.generator.api import Generator, load
 from mcdi.generator.exported import FILES as EXPORTED
 from mcdi.generator.exported import Exported
+from mcdi.generator.own_code import named_code
 from mcdi.generator.plain import plain_network
 from mcdi.generator.ready_made import ready_made
 from mcdi.generator.saving import FILES
@@ -51,18 +52,41 @@ def parse_models(models: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
+def parse_code(modules: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """package:factory by model, from NAME=package:factory, or of the only model from package:factory."""
+    code: dict[str, str] = {}
+    for text in modules:
+        model, named, function = text.rpartition("=")
+        if not named and len(names) != 1:
+            raise McdiError(f"--module {text} is for one of {len(names)} models: say which, with NAME={text}")
+        name = model if named else next(iter(names))
+        if name not in names or name in code:
+            problem = "already has its module" if name in code else f"is not served: choose {', '.join(names)}"
+            raise McdiError(f"--module {text}: the model {name!r} {problem}")
+        code[name] = function
+    return code
+
+
 class Models:
     """Generators by name. Requests can name only these: no file is opened for a request."""
 
-    def __init__(self, folders: Mapping[str, Path], device: str = "cpu", *, bf16: bool = False) -> None:
-        """Load all models; with `bf16` their backbones compute in bfloat16."""
-        self.folders, self.device, self.bf16 = folders, device, bf16
-        self._served = {name: self._load(folder) for name, folder in folders.items()}
+    def __init__(
+        self, folders: Mapping[str, Path], device: str = "cpu", *, bf16: bool = False, code: Mapping[str, str] | None = None
+    ) -> None:
+        """Load all models; with `bf16` their backbones compute in bfloat16.
+        code: by name, where `named_code` finds the user's own module of a model."""
+        self.folders, self.device, self.bf16, self.code = folders, device, bf16, dict(code or {})
+        self._served = {name: self._load(name) for name in folders}
         self._reloading = threading.Lock()
 
-    def _load(self, folder: Path) -> tuple[Generator, FileStamp]:
+    def _load(self, name: str) -> tuple[Generator, FileStamp]:
+        folder = self.folders[name]
         stamp = file_stamp(folder)
-        generator = load(folder, self.device)
+        generator = load(folder, self.device, **named_code(self.code.get(name)))
+        if target := generator.network.target_shape:
+            raise McdiError(
+                f"{folder} learns targets of shape {target}, and a request has one number an example: use mcdi.load"
+            )
         if self.bf16 and generator.network.embedder is not None:
             generator.network.embedder.in_bf16()
         if (folder / SAMPLER).exists():
@@ -88,22 +112,17 @@ class Models:
             raise Refused(404, f"there is no model of this name: choose {', '.join(self._served)}")
         return self._served[name][0]
 
-    def folder(self, name: str) -> Path:
-        """Of a generator that is served. Raises Refused where its files have been replaced since."""
-        if file_stamp(self.folders[name]) != self._served[name][1]:
-            raise Refused(503, "the files of this model are being replaced: try again in a minute")
-        return self.folders[name]
-
     def reload(self) -> dict[str, str]:
         """Replace models whose files have changed, if loading succeeds. Returns {name: "same", "new" or "failed"}."""
         results = dict.fromkeys(self._served, "same")
         with self._reloading:
             for name, folder in self.folders.items():
                 try:
-                    if file_stamp(folder) != self._served[name][1]:
-                        self._served[name] = self._load(folder)
-                        results[name] = "new"
-                        log.warning("%s: new files of %s loaded", name, folder)
+                    with explained(f"{folder} cannot be loaded", "restore its files"):  # whatever it is: others come after it
+                        if file_stamp(folder) != self._served[name][1]:
+                            self._served[name] = self._load(name)
+                            results[name] = "new"
+                            log.warning("%s: new files of %s loaded", name, folder)
                 except McdiError as error:
                     results[name] = "failed"
                     log.error("%s: the old model stays in use, the new files cannot be loaded: %s", name, error)

@@ -1,20 +1,40 @@
 """JSON schemas of requests and responses, checked by pydantic and described by OpenAPI."""
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from mcdi.generator import plain
 
 Label = int | str
-Labels = list[Annotated[StrictInt, Field(ge=-(2**53), le=2**53)] | StrictStr | StrictFloat]
+
+
+def _label(value: Any) -> Any:
+    """An integer of any size, a name or a finite number."""
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, float) and not math.isfinite(value):
+        wrong = "NaN or infinite"
+    elif value is None or isinstance(value, bool):
+        wrong = words[value]
+    elif isinstance(value, int | float | str):
+        return value
+    else:
+        wrong = "a list" if isinstance(value, list) else "an object"
+    raise PydanticCustomError("label", f"is {wrong}: send an integer or a name; for a regression a number")
+
+
+LABEL_SCHEMA = {"anyOf": [{"type": kind} for kind in ("integer", "string", "number")]}
+Labels = list[Annotated[Any, PlainValidator(_label), WithJsonSchema(LABEL_SCHEMA)]]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    """Of a request: nothing is converted, true is no 1 and "5" no 5."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class Inputs(Strict):

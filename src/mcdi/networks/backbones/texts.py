@@ -12,6 +12,11 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def is_text(x: Any) -> bool:
+    """Whether this is one example: a string, or a tuple of one or two."""
+    return isinstance(x, str) or (isinstance(x, tuple) and 0 < len(x) <= 2 and all(isinstance(s, str) for s in x))
+
+
 def as_texts(x: Any) -> list[Sentences]:
     """Single sentences or pairs.
 
@@ -24,8 +29,7 @@ def as_texts(x: Any) -> list[Sentences]:
     Raises:
         McdiError: anything else, named by its position; single sentences among pairs.
     """
-    if isinstance(x, str) or (isinstance(x, tuple) and 0 < len(x) <= 2 and all(isinstance(s, str) for s in x)):
-        x = [x]
+    x = [x] if is_text(x) else x
     if isinstance(x, dict | bytes) or not isinstance(x, Iterable):
         raise McdiError(f"texts are a list of strings, or of pairs of strings, not {type(x).__name__}: convert them")
     out: list[Sentences] = []

@@ -2,7 +2,7 @@
 
 let key = "";
 export function setKey(value) {
-  key = value;
+  key = String.fromCharCode(...new TextEncoder().encode(value.trim())); // headers hold bytes
 }
 
 export class ServerError extends Error {
@@ -16,7 +16,8 @@ async function request(path, options = {}) {
   const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
   let response;
   try {
-    response = await fetch(path, { ...options, headers });
+    // Relative to this file, as a proxy may serve all of it under a path.
+    response = await fetch(new URL(`..${path}`, import.meta.url), { ...options, headers });
   } catch {
     throw new ServerError("The server does not answer. Check that it is running.", 0);
   }

@@ -1,0 +1,302 @@
+"""A server behind a proxy, beside pages of other sites, and shared by tenants."""
+
+import gzip
+import json
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from serving import listening, message, png, serving, task
+from test_batching import Gate
+
+from mcdi.errors import McdiError
+from mcdi.serve.app import create_app
+from mcdi.serve.batching import Batcher, Job
+from mcdi.serve.bodies import decompressed
+from mcdi.serve.client import Client
+from mcdi.serve.deployment import LOCAL, Deployment
+from mcdi.serve.limits import Keys, Limits, Refused
+
+JSON = {"Content-Type": "application/json"}
+FEW = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class TestRootPath:
+    @pytest.mark.parametrize("removed", [True, False])
+    def test_below_a_path_that_a_proxy_removes_or_not(self, folders, removed):
+        with serving({"drawings": folders["drawings"]}, deployment=Deployment("/a/mcdi")) as client:
+            front = "" if removed else "/a/mcdi"
+            for path in ("/healthz", "/v1/models", "/page/app.js", "/", "/openapi.json"):
+                assert client.get(front + path).status_code == 200
+            assert client.post(f"{front}/v1/generate", json=task()).status_code == 200
+            message(client.get(f"{front}/a/mcdi"), 404) if not removed else None
+            message(client.get("/a/mcdix/healthz"), 404)
+            assert client.get("/openapi.json").json()["servers"] == [{"url": "/a/mcdi"}]
+            alone = client.get("/a/mcdi", follow_redirects=False)
+            assert alone.status_code == 307 and alone.headers["location"] == "/a/mcdi/"
+            metrics = client.get("/metrics").text
+            assert 'route="/page",status="200"' in metrics and 'route="/v1/generate"' in metrics
+
+    def test_the_client(self, folders):
+        with listening({"drawings": folders["drawings"]}, deployment=Deployment("/mcdi")) as ((_, port), _, _):
+            for end in ("", "/"):
+                with Client(f"http://localhost:{port}/mcdi{end}") as client:
+                    assert client.health()["status"] == "ok" and client.models()[0]["name"] == "drawings"
+                    files = {"images": [png("ring"), png("stroke")]}
+                    assert client.predict(client.keep("drawings", files, ["a", "b"]), files).classes == ["a", "b"]
+
+    @pytest.mark.parametrize("path", ["mcdi", "/a//b", "/..", "/a/../b", "/a b", "/a?b", "//host", "/v1", "/page", "/é"])
+    def test_paths_that_cannot_be(self, client, path):
+        with pytest.raises(McdiError, match="root path"):
+            create_app(client.service, Deployment(path))
+        assert Deployment.of("/mcdi/", [], [], "127.0.0.1", keys=False).root_path == "/mcdi"
+
+
+class TestHost:
+    NAMES = st.from_regex(r"[a-z0-9-]{1,20}(\.[a-z0-9-]{1,20}){0,3}\.?", fullmatch=True)
+
+    @FEW
+    @given(name=NAMES, port=st.none() | st.integers(0, 65535))
+    def test_other_names_are_refused_without_keys(self, client, name, port):
+        assume(name not in LOCAL)
+        host = name if port is None else f"{name}:{port}"
+        for path in ("/v1/models", "/", "/healthz", "/v1/models/", "/page"):
+            answer = client.get(path, headers={"Host": host}, follow_redirects=False)
+            assert "does not answer to the host" in message(answer, 421) and "location" not in answer.headers
+
+    @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]", "[::1]:8000", "localhost:"])
+    def test_names_of_this_machine(self, client, host):
+        assert client.get("/healthz", headers={"Host": host}).status_code == 200
+
+    def test_names_that_are_allowed(self):
+        def answers(host, listened, names=(), keys=False):
+            deployment = Deployment.of("", [], list(names), listened, keys=keys)
+            try:
+                deployment.check({"headers": [(b"host", host.encode())], "http_version": "1.1"})
+            except Refused as error:
+                assert error.status == 421
+                return False
+            return True
+
+        assert answers("10.0.0.5:80", "0.0.0.0") and answers("[fe80::1]", "::") and answers("10.0.0.5", "10.0.0.5")
+        assert not answers("10.0.0.5", "127.0.0.1") and not answers("evil.example", "0.0.0.0")
+        assert not answers("10.0.0.5.evil.example", "0.0.0.0") and not answers("1.2.3.4x", "0.0.0.0")
+        assert answers("mcdi.example.org:8000", "127.0.0.1", ["*.Example.org"]) and answers("x", "127.0.0.1", ["*"])
+        assert not answers("example.org", "127.0.0.1", ["*.example.org"]) and answers("any.thing", "127.0.0.1", keys=True)
+
+    @FEW
+    @given(path=st.sampled_from(["/v1/models", "/healthz", "/v1/generate", "/page", "/metrics"]), host=NAMES)
+    def test_no_redirect_names_a_host(self, folders, anyhost, path, host):
+        answer = anyhost.get(path + "/", headers={"Host": host}, follow_redirects=False)
+        assert "location" not in answer.headers and answer.status_code == 404
+
+
+@pytest.fixture(scope="module")
+def anyhost(folders):
+    with serving({"drawings": folders["drawings"]}, deployment=Deployment(hosts=None)) as client:
+        yield client
+
+
+class TestOtherOrigins:
+    def test_off_by_default(self, client):
+        asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+        for answer in (client.get("/v1/models", headers=asked), client.options("/v1/generate", headers=asked)):
+            assert not [n for n in answer.headers if n.startswith("access-control")]
+
+    def test_origins_that_were_named(self, folders):
+        origin = "https://example.org"
+        with serving({"drawings": folders["drawings"]}, deployment=Deployment(origins=(origin,))) as client:
+            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            asked = {**headers, "Access-Control-Request-Headers": "authorization, content-type"}
+            before = client.options("/v1/generate", headers=asked)
+            assert before.status_code == 200 and before.headers["access-control-allow-origin"] == origin
+            for answer in (client.post("/v1/generate", json=task(), headers=headers), client.get("/none", headers=headers)):
+                assert answer.headers["access-control-allow-origin"] == origin
+            other = client.get("/v1/models", headers={"Origin": "https://evil.example"})
+            assert "access-control-allow-origin" not in other.headers
+            assert "access-control-allow-credentials" not in other.headers
+
+    @pytest.mark.parametrize("origin", ["example.org", "https://a/", "https://a/b", "ftp://a", "null", "https://[", ""])
+    def test_no_origins(self, origin):
+        with pytest.raises(McdiError, match="no origin"):
+            Deployment(origins=(origin,))
+
+
+def test_head_is_get_without_its_body(client):
+    for path in ("/healthz", "/readyz", "/metrics", "/", "/page/app.js", "/v1/models", "/none"):
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == get.status_code and head.content == b""
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head("/v1/generate").status_code == 405
+
+
+class TestGzip:
+    @FEW
+    @given(data=st.binary(max_size=300), level=st.integers(0, 9))
+    def test_within_the_limit(self, data, level):
+        packed = gzip.compress(data, level)
+        assert decompressed(packed, len(data)) == data
+        for wrong in (packed[:-1], packed + b"x", b"x" + packed, packed[: len(packed) // 2]):
+            with pytest.raises(Refused) as refused:
+                decompressed(wrong, 1000)
+            assert refused.value.status == 400
+        if data:
+            with pytest.raises(Refused) as refused:
+                decompressed(packed, len(data) - 1)
+            assert refused.value.status == 413
+
+    def test_a_request(self, client):
+        sent = {**JSON, "Content-Encoding": "gzip"}
+        assert client.post("/v1/generate", content=gzip.compress(json.dumps(task()).encode()), headers=sent).status_code == 200
+        bomb = gzip.compress(b" " * 2**26, 1)  # 300 KB
+        tracemalloc.start()
+        assert "once it is decompressed" in message(client.post("/v1/generate", content=bomb, headers=sent), 413)
+        assert tracemalloc.get_traced_memory()[1] < 2 * Limits().body + 2**21  # of 64 MiB no more are made than are allowed
+        tracemalloc.stop()
+        assert "not gzip" in message(client.post("/v1/generate", content=b"{}", headers=sent), 400)
+        for coding in ("br", "deflate", "gzip, gzip", "zstd", "chunked", ""):
+            refused = client.post("/v1/generate", content=b"{}", headers={**JSON, "Content-Encoding": coding})
+            assert "not understood" in message(refused, 415) and refused.headers["accept-encoding"] == "gzip"
+
+
+def key_file(folder, *lines):
+    path = folder / "keys"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+KEY = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=16, max_size=40)
+
+
+class TestKeys:
+    @FEW
+    @given(key=KEY, tenant=st.from_regex(r"[a-z]{1,8}", fullmatch=True))
+    def test_every_key_of_a_file_can_be_sent(self, tmp_path, key, tenant):
+        keys = Keys(key_file(tmp_path, f"{tenant}:{key}"))
+        assert keys.tenant(key.encode()) == tenant
+        if max(key) <= "\xff":
+            assert keys.tenant(key.encode("latin-1")) == tenant
+        for wrong in (None, b"", key.encode() + b"x", key.encode()[:-1]):
+            with pytest.raises(Refused):
+                keys.tenant(wrong)
+
+    def test_keys_over_http(self, folders, tmp_path):
+        secrets = [
+            "x" * 16,
+            "schlüssel-für-anna",
+            "ключ-из-шестнадцати",
+            "a:b:c#d%20&=" * 2,
+            "ends-with-nbsp-utf8-à",
+            "ÿ\u0085x"[0] * 16,
+        ]
+        path = key_file(tmp_path, *(f"t{i}:{key}" for i, key in enumerate(secrets)))
+        with listening({"drawings": folders["drawings"]}, path) as ((_, port), _, _):
+            for key in secrets:
+                with Client(f"http://127.0.0.1:{port}", key=key) as client:
+                    assert client.models()
+        for wrong in ("x" * 15 + "\n", "a key with blanks!", "x" * 20 + "\r\nX: y"):
+            with pytest.raises(McdiError, match="key"):
+                Client("http://127.0.0.1", key=wrong)
+
+    @pytest.mark.parametrize(
+        ("lines", "text"),
+        [
+            (["a:" + "k" * 16, "b:" + "k" * 16], "line 2 has the key of another tenant, a"),
+            (["a:" + "ÿ" * 16, "b:" + "ÿ".encode().decode("latin-1") * 16], "line 2 has the key of another tenant, a"),
+            (["a: " + "k" * 16], "without blanks"),
+            (["a:kkkkkkkk kkkkkkkk"], "without blanks"),
+            (["a:kkkkkkkk\tkkkkkkkk"], "without blanks"),
+            (["a:kkkkkkkk\u00a0kkkkkkkk"], "without blanks"),
+            (["a:" + "k" * 1001], "16 to 1000"),
+        ],
+    )
+    def test_files_that_are_refused(self, tmp_path, lines, text):
+        with pytest.raises(McdiError, match=text) as refused:
+            Keys(key_file(tmp_path, *lines))
+        assert "k" * 16 not in str(refused.value)
+
+    def test_a_tenant_may_have_several_keys(self, tmp_path):
+        keys = Keys(key_file(tmp_path, "\ufeffa:" + "k" * 16, "  # a comment", "a:" + "l" * 16 + "  ", "a:" + "k" * 16))
+        assert keys.tenants == {"a"} and keys.tenant(b"l" * 16) == "a"
+
+    def test_they_are_read_anew(self, folders, tmp_path, caplog):
+        path = key_file(tmp_path, "ann:" + "a" * 20, "bob:" + "b" * 20)
+        ann, bob, eve = ({"Authorization": f"Bearer {k * 20}"} for k in "abe")
+        with serving({"drawings": folders["drawings"]}, path) as client:
+            handle = client.post("/v1/generate", json=task(), headers=ann).json()["handle"]
+            kept = client.post("/v1/generate", json=task(), headers=bob).json()["handle"]
+            path.write_text("bob:" + "b" * 20 + "\neve:" + "e" * 20)
+            client.service.reload()
+            assert [client.get("/v1/models", headers=h).status_code for h in (ann, bob, eve)] == [401, 200, 200]
+            query = {"handle": kept, "queries": task()["support"]}
+            assert client.post("/v1/predict", json=query, headers=bob).status_code == 200
+            assert len(client.service.handles) == 1 and handle != kept  # those of ann are gone
+            for broken in ("bob:short", ""):
+                path.write_text(broken)
+                client.service.reload()
+                assert client.get("/v1/models", headers=eve).status_code == 200
+            assert caplog.text.count("the old API keys stay in use") == 2
+
+
+@pytest.fixture(scope="module")
+def waiting(folders, tmp_path_factory):
+    path = key_file(tmp_path_factory.mktemp("keys"), *(f"{t}:{t * 20}" for t in "abcd"))
+    with serving({"closed": folders["closed"]}, path) as client:
+
+        def fresh(queue):
+            client.service.limits = replace(client.service.limits, queue=queue)
+            client.service.active.clear()
+            return client.service
+
+        yield fresh
+
+
+class TestTenants:
+    @FEW
+    @given(queue=st.integers(2, 40), arrivals=st.lists(st.sampled_from("abcd"), min_size=1, max_size=200))
+    def test_whoever_has_nothing_in_the_queue_finds_a_place(self, waiting, queue, arrivals):
+        """As long as there is one, and no tenant can take the last half alone."""
+        service = waiting(queue)
+        for tenant in arrivals:
+            left = queue - service.active.total()
+            try:
+                service.refuse_if_full(tenant)
+                service.active[tenant] += 1
+            except Refused as refused:
+                assert refused.status == 429 and service.active[tenant] >= left
+            assert service.active.total() <= queue
+            if len(set(arrivals)) == 1:
+                assert service.active[tenant] <= (queue + 1) // 2
+
+    def test_a_flood_of_one_tenant_does_not_stop_another(self, folders, tmp_path):
+        gate, path = Gate(), key_file(tmp_path, "a:" + "a" * 20, "b:" + "b" * 20)
+        a, b = ({"Authorization": f"Bearer {k * 20}"} for k in "ab")
+        with serving({"closed": folders["closed"]}, path, queue=8) as client, ThreadPoolExecutor(24) as pool:
+            blocked = client.service.batcher.submit(Job("gate", gate, 0))
+            flood = [pool.submit(client.post, "/v1/generate", json=task("closed"), headers=a) for _ in range(20)]
+            while sum(f.done() for f in flood) < 16:
+                pass
+            other = pool.submit(client.post, "/v1/generate", json=task("closed"), headers=b)
+            gate.open.set()
+            blocked.result(10)
+            assert other.result(30).status_code == 200
+            statuses = sorted(f.result(30).status_code for f in flood)
+            assert statuses == [200] * 4 + [429] * 16
+            refused = next(f.result() for f in flood if f.result().status_code == 429)
+            assert "of this API key" in message(refused, 429)
+
+    def test_batches_alternate_between_tenants(self):
+        gate, batcher = Gate(), Batcher(1, 0.0)
+        first = batcher.submit(Job("gate", gate, 0))
+        while batcher._waiting:
+            pass
+        jobs = [Job(object(), gate, f"{t}{i}", tenant=t) for t, n in (("a", 4), ("b", 2), ("c", 1)) for i in range(n)]
+        futures = [batcher.submit(job) for job in jobs]
+        gate.open.set()
+        for future in (first, *futures):
+            future.result(10)
+        batcher.close()
+        assert [p for (p,) in gate.batches] == [0, "a0", "b0", "c0", "a1", "b1", "a2", "a3"]
