@@ -10,6 +10,10 @@ class McdiError(ValueError):
     """An error that a user can cause and cure; the CLI prints its message without a traceback."""
 
 
+class McdiWarning(UserWarning):
+    """What a user should know, and what is no error; the CLI prints it as a note."""
+
+
 @contextmanager
 def explained(problem: str, cure: str, *kinds: type[Exception]) -> Iterator[None]:
     """Failures of these kinds, or of any but McdiError, as one sentence: problem (reason): cure."""

@@ -16,6 +16,7 @@ from mcdi.serve import classifier_file as module
 from mcdi.serve.decode import decode_inputs
 from mcdi.serve.limits import Limits
 from mcdi.serve.wire import Inputs
+from mcdi.utils.files import read_json, write_json
 
 
 def test_the_file_classifies_images_as_the_server_does(client, folders):
@@ -58,7 +59,7 @@ def test_files_that_are_replaced_meanwhile(folders, tmp_path, monkeypatch):
     folder = shutil.copytree(folders["drawings"], tmp_path / "model")
     with serving({"model": folder}) as client:
         config = (folder / "config.json").read_text()
-        (folder / "config.json").write_text(config + " ")
+        write_json(folder / "config.json", {**read_json(folder / "config.json"), "more": 1})
         assert "being replaced" in message(client.post("/v1/generate", json=task("model", format="onnx")), 503)
         client.service.reload()
         assert client.service.models.folder("model") == folder

@@ -1,8 +1,9 @@
 """The program `mcdi`: its commands for whole runs, and the entry point. Commands import what they need when they run."""
 
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -26,7 +27,7 @@ from mcdi.cli.options import (
 from mcdi.cli.progress import progress
 from mcdi.cli.store import app as store_app
 from mcdi.cli.studies import compare, report, reproduce, transfer
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, McdiWarning
 
 if TYPE_CHECKING:
     from mcdi.utils.workers import Backend
@@ -231,8 +232,19 @@ def models(model: ShownModel = None) -> None:
         typer.echo(f"{name}  {about(name)}")
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    """Ours as one line, others as Python prints them."""
+    if issubclass(category, McdiWarning):
+        console.print(f"note: {message}", soft_wrap=True, markup=False, highlight=False)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
 def main() -> None:
     """Entry point: a user's error is one sentence and exit code 1; a bug keeps its traceback."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except McdiError as error:
