@@ -3,7 +3,7 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ from mcdi.cli.progress import progress
 from mcdi.cli.store import app as store_app
 from mcdi.cli.studies import compare, report, reproduce, transfer
 from mcdi.errors import McdiError, McdiWarning
+from mcdi.utils.files import cause_of
 
 if TYPE_CHECKING:
     from mcdi.utils.workers import Backend
@@ -186,10 +187,12 @@ def demo(
     trained ones."""
     from mcdi.experiments.demo import run_demo
     from mcdi.experiments.symbols import run_symbols
+    from mcdi.utils.files import check_writable
 
     shown = {"sines": run_demo, "symbols": run_symbols}
     if what not in shown:
         raise McdiError(f"there is no demo {what!r}: choose {' or '.join(shown)}")
+    check_writable(out)
     with progress(console) as show:
         table = shown[what](out, seed=seed, progress=show)
     Console().print(table)
@@ -248,5 +251,13 @@ def main() -> None:
     try:
         app()
     except McdiError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        _end(str(error))
+    except OSError as error:  # of a path that nothing has checked
+        if not isinstance(error.filename, str):
+            raise
+        _end(f"{error.filename} cannot be used: {cause_of(error, Path(error.filename))}")
+
+
+def _end(sentence: str) -> NoReturn:
+    console.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+    sys.exit(1)

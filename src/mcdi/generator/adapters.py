@@ -11,7 +11,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.language import lora_libraries
 from mcdi.networks.lora import LoraClassifier
-from mcdi.utils.files import json_bytes, read_bytes, write_bytes, write_tensors
+from mcdi.utils.files import json_bytes, only_writer, read_bytes, write_bytes, write_tensors
 
 CARD = """---
 library_name: peft
@@ -73,7 +73,8 @@ def save_adapter(
     card = CARD.format(
         base=encoder.source, folder=str(folder), count=len(classes), classes=names, length=length, examples=examples
     )
-    write_tensors(folder / "adapter_model.safetensors", tensors)
-    write_bytes(folder / "README.md", card.encode())
     described = {**adapter, "base_model_name_or_path": encoder.source, "inference_mode": True}
-    write_bytes(folder / "adapter_config.json", json_bytes(described))  # peft knows no checksum
+    with only_writer(folder):
+        write_tensors(folder / "adapter_model.safetensors", tensors)
+        write_bytes(folder / "README.md", card.encode())
+        write_bytes(folder / "adapter_config.json", json_bytes(described))  # peft knows no checksum

@@ -19,7 +19,7 @@ from mcdi.methods import WeightGenerator, make_method
 from mcdi.networks.base import Network
 from mcdi.networks.registry import NETWORKS, build
 from mcdi.utils.checksums import checksum
-from mcdi.utils.files import read_bytes, read_json, read_tensors, write_json, write_tensors
+from mcdi.utils.files import only_writer, read_bytes, read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
@@ -52,6 +52,12 @@ def _belonging(folder: Path) -> AbstractContextManager[None]:
 
 
 def save(folder: Path, name: str, method: WeightGenerator, network: Network) -> None:
+    """`write_files`, where no other process writes. Raises McdiError where one does."""
+    with only_writer(folder):
+        write_files(folder, name, method, network)
+
+
+def write_files(folder: Path, name: str, method: WeightGenerator, network: Network) -> None:
     """Write model.safetensors and then config.json, each in one step."""
     parts = {"method": method.state(), "network": network.state()}
     data = write_tensors(folder / MODEL, {f"{part}.{n}": t for part, state in parts.items() for n, t in state.items()})
@@ -73,7 +79,7 @@ def load_saved(folder: Path, **code: Any) -> tuple[str, WeightGenerator, Network
 def to_bytes(name: str, method: WeightGenerator, network: Network) -> dict[str, bytes]:
     """The content of the files of a saved generator, by name."""
     with tempfile.TemporaryDirectory() as scratch:
-        save(Path(scratch), name, method, network)
+        write_files(Path(scratch), name, method, network)
         return {file: read_bytes(Path(scratch) / file) for file in FILES}
 
 

@@ -17,7 +17,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.api import Weights
 from mcdi.serve import wire
 from mcdi.serve.limits import Refused
-from mcdi.utils.files import tensors_of
+from mcdi.utils.files import read_bytes, tensors_of
 
 Inputs = Mapping[str, Any]  # {"images": [path or bytes]}, {"features": tensor or rows} or {"texts": [(s,) or (s, s)]}
 
@@ -120,7 +120,7 @@ def _inputs(inputs: Inputs) -> dict[str, Any]:
     sent: dict[str, Any] = {}
     for kind, values in inputs.items():
         if kind == "images":
-            files = [v if isinstance(v, bytes) else Path(v).read_bytes() for v in values]
+            files = [v if isinstance(v, bytes) else read_bytes(Path(v)) for v in values]
             sent[kind] = [base64.b64encode(file).decode() for file in files]
         else:
             sent[kind] = values.tolist() if isinstance(values, Tensor) else [list(v) for v in values]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mcdi.errors import McdiError
+from mcdi.utils.files import read_text
 
 MIB = 2**20
 
@@ -58,12 +59,8 @@ class Keys:
         self.keys: list[tuple[str, bytes]] | None = None
         if path is None:
             return
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise McdiError(f"{path} cannot be read ({error}): give a file of lines tenant:key") from error
         self.keys = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip() or line.startswith("#"):
                 continue
             tenant, _, key = line.strip().partition(":")

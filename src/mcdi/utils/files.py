@@ -8,21 +8,23 @@ import mmap
 import os
 import secrets
 import stat
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_bytes
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from mcdi.errors import McdiError, McdiWarning, explained
 from mcdi.utils.checksums import BLANK, CHECKSUM, Content, is_sealed, seal
 
-TEMPORARY = ".tmp"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPORARY, LOCK = ".tmp", ".lock"
+WAIT = 1.0  # seconds for a lock, in which a short writer ends
 DAMAGED = "restore it, or delete it and run its step again"
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -31,7 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` in one step: readers see the old file or the new one. A new file has the permissions of the umask, another
     keeps its own. Raises McdiError when it cannot be written."""
     check_writable(path)
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_temporaries(path.parent)
         with _temporary(path.parent) as (name, file):
@@ -43,25 +45,30 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.replace(name, path)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(*paths: Path) -> None:
     """Raises McdiError for what is no place of a file, so that a command says so before its work: a folder, a link, a device or
     a pipe, or a folder that is none or that may not be written to."""
-    with _writing(path):
-        if path.is_symlink():
-            raise McdiError(f"{path} is a link to {path.readlink()}: name that file, or remove the link")
-        if path.is_dir():
-            raise McdiError(f"{path} is a folder: give the name of a file")
-        if path.exists() and not path.is_file():
-            raise McdiError(f"{path} is a device, a pipe or a socket: give the name of a file")
-        if path.exists() and not os.access(path, os.W_OK, effective_ids=_EFFECTIVE):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        _check_folder(path.parent)
+    for path in paths:
+        with writing(path):
+            _check_file(path)
+            _check_folder(path.parent)
 
 
 def check_folder_writable(path: Path) -> None:
     """As `check_writable`, for a folder that files are written to."""
-    with _writing(path):
+    with writing(path):
         _check_folder(path)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_symlink():
+        raise McdiError(f"{path} is a link to {path.readlink()}: name that file, or remove the link")
+    if path.is_dir():
+        raise McdiError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise McdiError(f"{path} is a device, a pipe or a socket: give the name of a file")
+    if path.exists() and not os.access(path, os.W_OK, effective_ids=_EFFECTIVE):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _check_folder(folder: Path) -> None:
@@ -102,16 +109,17 @@ def remove_temporaries(folder: Path) -> None:
 
 def append_bytes(path: Path, data: bytes) -> None:
     """Add to the end of `path`, for logs only: a kill may leave a part of `data`."""
-    with _writing(path), path.open("ab") as file:
+    with writing(path), path.open("ab") as file:
         file.write(data)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Within the block, what keeps `path` from being written is a McdiError that names the cause."""
     try:
         yield
     except OSError as error:
-        raise McdiError(f"cannot write to {path}: {_cause(error, path)}; or choose another --out") from error
+        raise McdiError(f"cannot write to {path}: {cause_of(error, path)}; or choose another --out") from error
 
 
 @contextmanager
@@ -122,10 +130,16 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
     except OSError as error:
-        raise McdiError(f"{path} cannot be read: {_cause(error, path)}") from error
+        raise McdiError(f"{path} cannot be read: {cause_of(error, path)}") from error
 
 
-def _cause(error: OSError, path: Path) -> str:
+def check_readable(path: Path) -> None:
+    """Raises McdiError for a file that is missing or unreadable, before a library calls it damaged."""
+    with reading(path), path.open("rb"):
+        pass
+
+
+def cause_of(error: OSError, path: Path) -> str:
     """What the system says, and the cure."""
     at = error.filename if isinstance(error.filename, str) else str(path)
     cures = {
@@ -136,8 +150,8 @@ def _cause(error: OSError, path: Path) -> str:
         errno.EEXIST: f"{_no_folder(Path(at))} is not a folder: check the path",
         errno.EISDIR: f"{at} is a folder: give the name of a file",
         errno.ENOENT: f"{at} does not exist: check the path",
-        errno.ENOSPC: "the disk is full: free space",
-        errno.EDQUOT: "the quota of the disk is used up: free space",
+        errno.ENOSPC: f"{error.strerror}: free space",
+        errno.EDQUOT: f"{error.strerror}: free space",
         errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
         errno.ELOOP: "its links form a circle: remove one",
     }
@@ -166,13 +180,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; line ends are kept. Raises McdiError for one
-    that is missing, unreadable or no such text."""
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises McdiError for one that is missing,
+    unreadable or no such text."""
     data = read_bytes(path)
     marks = {"utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
     coding = next((name for name, starts in marks.items() if data.startswith(starts)), "utf-8-sig")
     with explained(f"{path} cannot be read as UTF-8 text", "save it as UTF-8", UnicodeDecodeError):
-        return data.decode(coding)
+        return data.decode(coding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -194,7 +208,7 @@ def _warn_unsealed(path: Path) -> None:
     warnings.warn(text, McdiWarning, stacklevel=3)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any] | None = None) -> bytes:
     """Replace `path` in one step by a safetensors file of tensors on any device, metadata that JSON can hold, and a checksum.
     Returns the bytes written."""
     data = tensor_bytes(tensors, metadata)
@@ -202,8 +216,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     return data
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
+def tensor_bytes(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any] | None = None) -> bytes:
     """The content of the file that `write_tensors` writes; the same for the same tensors and metadata."""
+    from safetensors.torch import save  # here, so that a command that only prints does not wait for torch
+
     data = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
     start = 8 + int.from_bytes(data[:8], "little")
     # Written here, because safetensors puts metadata in a random order.
@@ -213,9 +229,11 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | No
     return seal(b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[start:])))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Tensors, mapped into memory, and metadata of a file of `write_tensors`, verified. Raises McdiError for one that is
     missing, unreadable or changed."""
+    from safetensors.torch import load_file
+
     with reading(path), path.open("rb") as file:
         empty = os.fstat(file.fileno()).st_size == 0
         data: Content = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -227,8 +245,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def tensors_of(data: bytes, where: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """As `read_tensors`, from bytes in memory, which need no checksum. where: what errors call them."""
+    from safetensors.torch import load as load_bytes
+
     is_sealed(data, where)
     with _not_tensors(where):
         tensors = load_bytes(data)  # refuses whatever has no such header
@@ -246,17 +266,35 @@ def _not_tensors(where: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Lock `folder` for writing until the block or the process ends. Raises McdiError when another process has the lock."""
-    with _writing(folder):
+    """Lock `folder` for writing until the block or the process ends. Raises McdiError when another process has the lock and
+    keeps it for more than a second."""
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _lock(folder / LOCK)
     try:
-        with explained(f"{folder} cannot be locked", "choose a folder on a local disk", OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                cure = "wait until it ends, stop it, or choose another --out"
-                raise McdiError(f"another process is writing to {folder}: {cure}") from error
         yield
     finally:
+        (folder / LOCK).unlink(missing_ok=True)
         os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of a locked file, the one that lies at `path`: another process may have deleted the one before."""
+    end = time.monotonic() + WAIT
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                os.close(handle)
+                cure = "wait until it ends, stop it, or choose another --out"
+                raise McdiError(f"another process is writing to {path.parent}: {cure}") from error
+        except OSError as error:
+            os.close(handle)
+            cure = "choose a folder on a local disk"
+            raise McdiError(f"{path.parent} cannot be locked ({error.strerror}): {cure}") from error
+        os.close(handle)
+        time.sleep(0.02)

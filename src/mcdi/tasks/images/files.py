@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import DRAWING, Shape
+from mcdi.utils.files import check_readable
 
 HEIC = (".heic", ".heif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", *HEIC)
@@ -71,6 +72,8 @@ def read_image(source: Source, shape: Shape, where: str) -> Tensor:
     except McdiError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(source, Path):
+            check_readable(source)
         raise McdiError(f"{where} cannot be read as an image: replace or remove it") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mcdi.errors import McdiError, explained, optional
 from mcdi.types import Sentences
+from mcdi.utils.files import read_text
 
 Row = tuple[int, Mapping[str, str]]  # its number in the file, {column: text}
 # Columns of pairs, as GLUE and its like name them, then those of single sentences.
@@ -86,10 +87,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
     """(row number, {column: text}) of a file; the number counts lines from 1, the header's included."""
     if path.suffix not in SUFFIXES:
         raise McdiError(f"{path.name} is no file of labelled text: give a {', '.join(SUFFIXES)} file")
-    if not path.exists():
-        raise McdiError(f"{path} does not exist: check the path")
-    with explained(f"{path} cannot be read as UTF-8 text", "save it as UTF-8", OSError, UnicodeDecodeError):
-        text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     if path.suffix == ".jsonl":
         yield from _json_rows(path, text.split("\n"))
         return
