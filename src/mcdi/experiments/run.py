@@ -121,7 +121,7 @@ def learnt_start(context: Context, progress: Progress = silent) -> Tensor | None
             start = trajectory_start(context.family, preparation, values, log=log, folder=folder)
             assert start is not None
             write_tensors(path, {"start": start})
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return read_tensors(path)[0]["start"]
 
 
@@ -152,6 +152,7 @@ def train_method(
         McdiError: another process trains it.
     """
     if (target / "config.json").exists():
+        _remove_checkpoints(target)  # a kill may have left them
         if events is not None and not events.exists():
             EventFiles(events, read_log(target / LOG)).writer.close()
         return
@@ -160,12 +161,9 @@ def train_method(
     method = spec.build(settings)
     if isinstance(method, SupportsDevice):
         method.to(device)
-    losses: list[list[float]] = []
     training_log = TrainingLog(target / LOG, events)
 
     def report(done: int, total: int, figures: dict[str, float]) -> None:
-        if "loss" in figures and (done % max(1, total // 100) == 0):
-            losses.append([done, round(figures["loss"], 5)])
         training_log(done, total, figures)
         log(done, total, figures)
 
@@ -174,15 +172,25 @@ def train_method(
         if (target / "config.json").exists():  # another process has ended meanwhile
             return
         method.fit(family, stored, seed=seed, log=report, folder=target)
-        training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
+        training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": _losses(target / LOG)}
         if isinstance(method, SupportsDevice):
             method.to("cpu")
         if isinstance(method, SupportsSampling) and "sampling" not in settings:
             training["sampler"], method = choose_sampler(method, family, tasks=context.recipe.evaluation.validation)
         write_json(target / "training.json", training)
         write_files(target, name, method, Generator(name, method, family.downstream).to("cpu").network)
-        for path in target.glob("checkpoint*.safetensors"):
-            path.unlink()
+        _remove_checkpoints(target)
+
+
+def _losses(log: Path) -> list[list[float]]:
+    """[[step, loss]], about a hundred of every network, from the log, which has those before a stop too."""
+    points = [p for p in read_log(log) if "loss" in p.figures]
+    return [[p.step, round(p.figures["loss"], 5)] for p in points if p.step % max(1, p.of // 100) == 0]
+
+
+def _remove_checkpoints(target: Path) -> None:
+    for path in target.glob("checkpoint*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 def _evaluate(context: Context, name: str, seed: int, trained: Path, progress: Progress) -> None:
