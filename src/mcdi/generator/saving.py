@@ -19,7 +19,7 @@ from mcdi.methods import WeightGenerator, make_method
 from mcdi.networks.base import Network
 from mcdi.networks.registry import NETWORKS, build
 from mcdi.utils.checksums import checksum
-from mcdi.utils.files import only_writer, read_bytes, read_json, read_tensors, write_json, write_tensors
+from mcdi.utils.files import only_writer, read_bytes, read_json, tensors_of, write_json, write_tensors
 
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
@@ -35,8 +35,9 @@ def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tenso
         raise McdiError(f"{path} is a generator of format {saved}, and this version of mcdi reads format {FORMAT}: {cure}")
     if saved != FORMAT or "method" not in config:
         raise McdiError(f"{path} does not describe a generator of format {FORMAT}: restore it, or train the generator again")
-    tensors, _ = read_tensors(folder / MODEL)
-    if config.get("weights", weights := checksum(read_bytes(folder / MODEL))) != weights:
+    data = read_bytes(folder / MODEL)  # not mapped into memory: a server goes on while somebody writes the file anew
+    tensors, _ = tensors_of(data, f"{folder}/{MODEL}")
+    if config.get("weights", weights := checksum(data)) != weights:
         raise McdiError(f"{folder}: {CONFIG} and {MODEL} do not belong together: restore both, or save the generator again")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise McdiError(f"{folder}/{MODEL} holds NaN or infinite weights: train again or restore the file")
