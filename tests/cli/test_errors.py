@@ -47,7 +47,7 @@ class TestArguments:
         out = ("--out", tmp_path / "x")
         assert "holds neither images_background.zip nor" in fails("run", "omniglot", "--data", tmp_path / "no", *out)
         (tmp_path / "images_background.zip").write_bytes(b"PK but not really")
-        assert "images_background.zip cannot be read (File is not a zip file)" in fails(
+        assert "images_background.zip cannot be read (BadZipFile: File is not a zip file)" in fails(
             "run", "omniglot", "--data", tmp_path, *out
         )
         assert "data = 'glyphs' is generated and reads no --data" in fails(

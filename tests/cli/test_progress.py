@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mcdi.cli.entry import Interrupted
 from mcdi.cli.progress import PlainLines, progress
+from mcdi.errors import Interrupted
 
 
 class TestPlainLines:

@@ -7,12 +7,10 @@ import threading
 from types import FrameType
 from typing import Any
 
+from mcdi.errors import Interrupted
+
 INTERRUPTED = 130  # exit code, as shells have it
 GRACE = 10.0  # seconds in which a command ends its workers
-
-
-class Interrupted(BaseException):
-    """Ctrl-C, with the line that is printed. It is no KeyboardInterrupt, which libraries catch to print words of their own."""
 
 
 def main() -> None:

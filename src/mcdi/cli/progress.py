@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
-from mcdi.cli.entry import Interrupted
+from mcdi.errors import Interrupted
 
 if TYPE_CHECKING:
     from mcdi.utils.workers import Progress
