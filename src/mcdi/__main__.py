@@ -1,6 +1,6 @@
 """`python -m mcdi`: the command line."""
 
-from mcdi.cli.main import main
+from mcdi.cli.entry import main
 
 if __name__ == "__main__":
     main()

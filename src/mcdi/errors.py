@@ -10,6 +10,15 @@ class McdiError(ValueError):
     """An error that a user can cause and cure; the CLI prints its message without a traceback."""
 
 
+class McdiWarning(UserWarning):
+    """What a user should know, and what is no error; the CLI prints it as a note."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C at the CLI, with the line that is printed. It is no KeyboardInterrupt, which libraries catch and report in their
+    own words."""
+
+
 @contextmanager
 def explained(problem: str, cure: str, *kinds: type[Exception]) -> Iterator[None]:
     """Failures of these kinds, or of any but McdiError, as one sentence: problem (reason): cure."""

@@ -25,6 +25,7 @@ from mcdi.experiments.recipe_files import recipe_names
 from mcdi.methods import METHODS, method_spec
 from mcdi.methods.mcdi.method import Diffusion
 from mcdi.tasks.images.files import read_folder
+from mcdi.utils.files import read_json, write_json
 
 SERVING = [name for name in METHODS if method_spec(name).networks != "last layer"]  # those of the recipe, on heads
 
@@ -161,9 +162,9 @@ class TestRun:
 
     def test_an_idle_worker_does_not_outlive_a_killed_command(self, copy, recipe):
         shutil.rmtree(copy / "methods")
-        long = json.loads((copy / "recipe.json").read_text())
+        long = read_json(copy / "recipe.json")
         long["generator"]["training"]["iterations"] = 100_000
-        (copy / "recipe.json").write_text(json.dumps(long))
+        write_json(copy / "recipe.json", long)
         options = ["--method", "prototypes", "--method", "mc-di", "--workers", "2"]
         process = start("train", copy, *options)
         wait_for(process, lambda: list(copy.glob("methods/p*/config.json")) and list(copy.glob("methods/mc*/checkpoint*")))
@@ -247,9 +248,9 @@ class TestGenerate:
     def test_low_confidence_is_noted(self, done, support, tmp_path, capsys, level, note):
         model, out = tmp_path / "model", tmp_path / "w.safetensors"
         shutil.copytree(done / "methods" / "mc-di-0", model)
-        config = json.loads((model / "config.json").read_text())
+        config = read_json(model / "config.json")
         config["settings"]["sampling"]["calibration_quantiles"] = {"1": [level] * 11}
-        (model / "config.json").write_text(json.dumps(config))
+        write_json(model / "config.json", config)
         assert mcdi("generate", model, "--support", support, "--out", out) == 0
         assert note in (text := capsys.readouterr().err) and ("unlike" in text) == bool(note)
         assert mcdi("generate", model, "--support", support, "--out", out, "--steps", 2) == 0

@@ -1,6 +1,5 @@
 """Whatever a user gets wrong ends in exit code 1 and one sentence that names it, without a traceback."""
 
-import json
 import shutil
 
 import pytest
@@ -10,7 +9,7 @@ from conftest import RECIPE, mcdi
 import mcdi as package
 from mcdi.errors import McdiError
 from mcdi.trajectories.shards import checksum, index_bytes, sealed_index
-from mcdi.utils.files import read_json, read_tensors, write_tensors
+from mcdi.utils.files import read_json, read_tensors, write_json, write_tensors
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ class TestArguments:
         out = ("--out", tmp_path / "x")
         assert "holds neither images_background.zip nor" in fails("run", "omniglot", "--data", tmp_path / "no", *out)
         (tmp_path / "images_background.zip").write_bytes(b"PK but not really")
-        assert "images_background.zip cannot be read (File is not a zip file)" in fails(
+        assert "images_background.zip cannot be read (BadZipFile: File is not a zip file)" in fails(
             "run", "omniglot", "--data", tmp_path, *out
         )
         assert "data = 'glyphs' is generated and reads no --data" in fails(
@@ -108,9 +107,9 @@ class TestRunFolders:
 class TestModels:
     def broken(self, copy, change):
         path = copy / "methods" / "mc-di-0" / "config.json"
-        config = json.loads(path.read_text())
+        config = read_json(path)
         change(config)
-        path.write_text(json.dumps(config))
+        write_json(path, config)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -141,7 +140,9 @@ class TestModels:
         shutil.copy(copy / "methods" / "adam-0" / "model.safetensors", model / "model.safetensors")
         assert "do not belong together" in fails(*command)
         tensors, _ = read_tensors(copy / "methods" / "mv-di-0" / "model.safetensors")
-        write_tensors(model / "model.safetensors", {n: t * float("nan") for n, t in tensors.items() if t.is_floating_point()})
+        broken = {n: t * float("nan") for n, t in tensors.items() if t.is_floating_point()}
+        data = write_tensors(model / "model.safetensors", broken)
+        write_json(model / "config.json", {**read_json(model / "config.json"), "weights": checksum(data)})
         assert "holds NaN or infinite weights" in fails(*command)
         (model / "model.safetensors").write_bytes(b"\x80\x02 a pickle")
         assert "not a readable safetensors file" in fails(*command)

@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import mcdi
+from damage import changed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from mcdi import Generator, load
@@ -19,6 +22,7 @@ from mcdi.networks.own import OwnNetwork
 from mcdi.tasks.curves import Sines
 from mcdi.tasks.episodes import FewShot
 from mcdi.trajectories.prepare import Preparation, trajectories
+from mcdi.utils.files import read_json, write_json
 
 TRAINING = {"meta": "none", "iterations": 2, "learners": 2, "tasks": 4}
 SETTINGS = {"T": 6, "options": {"width": 8, "depth": 1, "heads": 2}, "training": TRAINING}
@@ -193,11 +197,19 @@ class TestRefused:
 
     def test_a_file_of_an_earlier_version(self, exported, tmp_path):
         old = shutil.copytree(exported, tmp_path / "old")
-        metadata = json.loads((old / "sampler.json").read_text())
-        del metadata["options"]
-        (old / "sampler.json").write_text(json.dumps(metadata))
-        with pytest.raises(McdiError, match="was exported by an earlier version, .*: export again"):
+        (old / "sampler.json").write_text(json.dumps(read_json(old / "sampler.json")))
+        with pytest.raises(McdiError, match=r"sampler.json has no checksum: .* an earlier version; export again"):
             Exported.load(old)
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_a_changed_file(self, exported, onnx, tmp_path, data):
+        """No byte of an exported sampler can change unnoticed."""
+        path = data.draw(st.sampled_from([onnx, exported / "sampler.pt2", exported / "sampler.json"]))
+        folder = shutil.copytree(path.parent, tmp_path / "changed", dirs_exist_ok=True)
+        (folder / path.name).write_bytes(changed(path.read_bytes(), data))
+        with pytest.raises(McdiError, match=rf"{path.stem}\.(onnx|pt2|json)"):
+            Exported.load(folder / path.name.replace(".json", ".pt2"))
 
     def test_damage_and_absence(self, exported, tmp_path):
         with pytest.raises(McdiError, match=r"holds no sampler.onnx and no sampler.pt2: run mcdi export"):
@@ -208,7 +220,7 @@ class TestRefused:
         (broken / "sampler.pt2").write_bytes(b"no archive")
         with pytest.raises(McdiError, match="do not belong together: export again"):
             Exported.load(broken)
-        (broken / "sampler.json").write_text("{}")
+        write_json(broken / "sampler.json", {})
         with pytest.raises(McdiError, match="not a sampler that mcdi export wrote"):
             Exported.load(broken)
 
@@ -242,7 +254,7 @@ def test_equations_near_singular_are_solved_in_float64():
 
 class TestFile:
     def test_describes_itself(self, exported, onnx):
-        of_torch = json.loads((exported / "sampler.json").read_text())
+        of_torch = read_json(exported / "sampler.json")
         import onnxruntime
 
         of_onnx = json.loads(onnxruntime.InferenceSession(onnx).get_modelmeta().custom_metadata_map["mcdi"])

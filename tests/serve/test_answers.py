@@ -15,6 +15,7 @@ from mcdi.serve.decode import decode_support
 from mcdi.serve.limits import Limits
 from mcdi.serve.models import Models, describe
 from mcdi.serve.wire import Task
+from mcdi.utils.files import read_json, write_json
 
 
 def read(folder, body):
@@ -78,9 +79,9 @@ class TestGenerate:
         from serving import serving
 
         folder = shutil.copytree(folders["drawings"], tmp_path / "calibrated")
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         config["settings"]["sampling"]["calibration_quantiles"] = {"2": [-99.0] * 11}
-        (folder / "config.json").write_text(json.dumps(config))
+        write_json(folder / "config.json", config)
         with serving({"calibrated": folder}) as client:
             assert client.post("/v1/generate", json=task("calibrated")).json()["confidence"] == 0
             assert client.post("/v1/generate", json=task("calibrated", steps=2)).json()["confidence"] == 1

@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import shutil
+import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import changed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from mcdi.errors import McdiError
@@ -163,6 +168,60 @@ def test_refuses_an_archive_that_is_no_zip_or_has_damaged_bytes(official: Path, 
             omniglot_images(tmp_path)
 
 
+STRANGE: dict[str, tuple[Callable[[zipfile.ZipInfo], object], str]] = {
+    "encrypted": (lambda e: setattr(e, "flag_bits", e.flag_bits | 1), "is encrypted"),
+    "link": (lambda e: setattr(e, "external_attr", 0o120777 << 16), "is a link or a device"),
+    "device": (lambda e: setattr(e, "external_attr", 0o020666 << 16), "is a link or a device"),
+    "bomb": (lambda e: setattr(e, "file_size", 2**30), "1,073,741,824 bytes, too many for a drawing"),
+    "packer": (lambda e: setattr(e, "compress_type", 97), "cannot be read .*: delete it"),
+}
+PLACES = st.sampled_from(["/", "../", "a/../../", "C:/", "..\\\\", "\\\\\\\\host/", "a/../"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=st.sampled_from([*STRANGE, "place", "twice"]), at=st.integers(0, 599), place=PLACES, data=st.data())
+def test_refuses_strange_entries(kind: str, at: int, place: str, data: st.DataObject) -> None:
+    """Nothing of an archive is unpacked to the disk, and none that holds such an entry is the official one."""
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two files of one name
+        with zipfile.ZipFile(Path(name) / "images_background.zip", "w") as archive:
+            for number, (entry, content) in enumerate(files("images_background").items()):
+                strange = kind == "place" and number == at
+                archive.writestr(f"{place}{data.draw(st.sampled_from(['x.png', 'y']))}" if strange else entry, content)
+                if kind == "twice" and number == at:
+                    archive.writestr(entry, content)
+            message = {"place": "lies outside of the archive", "twice": "several files of one name"}.get(kind, "")
+            if kind in STRANGE:
+                change, message = STRANGE[kind]
+                change(archive.infolist()[at])
+        with pytest.raises(McdiError, match=rf"images_background\.zip.* {message}") as raised:
+            omniglot_images(Path(name))
+        assert "\n" not in str(raised.value) and os.listdir(name) == ["images_background.zip"]
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_changed_archive_is_refused_or_gives_the_same(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for part in PARTS:
+            shutil.copy(small() / f"{part}.zip", name)
+        path = Path(name) / "images_background.zip"
+        path.write_bytes(changed(path.read_bytes(), data))
+        try:
+            found = omniglot_images(Path(name), size=8)
+        except McdiError as error:
+            assert "images_background.zip" in str(error) and "\n" not in str(error)
+        else:  # dates and versions of packers are of no meaning
+            whole = omniglot_images(small(), size=8)
+            assert all(torch.equal(found[n].images, whole[n].images) and found[n].names == whole[n].names for n in whole)
+
+
+@cache
+def small() -> Path:
+    return pack(Path(tempfile.mkdtemp()) / "small")
+
+
 def test_refuses_a_folder_without_omniglot_and_no_folder_at_all(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(McdiError, match=rf"{folder.name} holds neither images_background\.zip nor images_background/"):
@@ -186,6 +245,17 @@ def test_downloads_what_is_missing_once(official: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(omniglot, "URL", (tmp_path / "gone").as_uri() + "/")
     again = omniglot_images(None, download_to=target)
     assert all(torch.equal(first[split].images, again[split].images) for split in first)
+    (target / "images_evaluation.zip").write_bytes(b"changed")
+    with pytest.raises(McdiError, match=r"images_evaluation\.zip has the md5 .*: delete it: the same command fetches it anew"):
+        omniglot_images(None, download_to=target)
+
+
+def test_a_download_is_bounded(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(official, monkeypatch)
+    monkeypatch.setattr(omniglot, "MOST_BYTES", 1000)
+    with pytest.raises(McdiError, match=r"images_background\.zip has more than 1,000 bytes, .*: fetch it by hand"):
+        omniglot_images(None, download_to=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_download_with_another_checksum_leaves_nothing(

@@ -113,7 +113,7 @@ class TestLayouts:
                 public_images(path, size=8)
 
         bad("test_batch.bin holds 5 bytes, no number of records", lambda p: (p / "test_batch.bin").write_bytes(b"12345"))
-        bad("names of classes, cannot be read", lambda p: (p / "batches.meta.txt").unlink())
+        bad("batches.meta.txt does not exist", lambda p: (p / "batches.meta.txt").unlink())
         bad("has the label 1, and there are 1 names", lambda p: (p / "batches.meta.txt").write_text("bird"))
         bad("2 images and test_y.bin 1 labels", lambda p: (p / "test_y.bin").write_bytes(b"1"), stl, 96)
         bad("holds images of 1 classes", lambda p: [f.unlink() for f in p.rglob("cat_*")], pets, 20)

@@ -1,6 +1,7 @@
 """Generated adapters from end to end: pre-training, the prior, the run, the study and the command."""
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from mcdi.networks.lora import LoraClassifier
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.trajectories.store import TrajectoryStore
-from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.files import read_json, read_tensors, write_json, write_tensors
 
 RECIPE = """
 methods = ["prototypes", "adam", "reptile", "hypernetwork", "mv-di", "mc-di"]
@@ -150,8 +151,8 @@ class TestCommandLine:
     def test_a_base_model_that_is_gone(self, done, models, tmp_path, examples, capfd):
         copy = tmp_path / "model"
         shutil.copytree(done / "methods" / "mc-di-0", copy)
-        text = (copy / "config.json").read_text()
-        (copy / "config.json").write_text(text.replace(str(models["bert"]), str(tmp_path / "moved")))
+        text = json.dumps(read_json(copy / "config.json"))
+        write_json(copy / "config.json", json.loads(text.replace(str(models["bert"]), str(tmp_path / "moved"))))
         assert mcdi("generate", copy, "--support", examples, "--adapter", tmp_path / "a") == 1
         assert "cannot be loaded" in capfd.readouterr().err.replace("\n", " ")
 

@@ -229,10 +229,9 @@ def test_one_writer_at_a_time_and_none_after_a_kill(tmp_path, appending):
     (tmp_path / "shard-00001.safetensors").write_bytes(b"half")  # not in the index: does not exist
     with store.writer():
         before = len(store)
-        assert not (tmp_path / ".abc.tmp").exists()
         store.append(some(2))
     assert len(TrajectoryStore.open(tmp_path).read()) == before + 2
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [".lock"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
 def test_folders_that_cannot_be_written(tmp_path, monkeypatch):

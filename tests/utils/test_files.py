@@ -16,5 +16,5 @@ def test_a_file_of_tensors_missing_and_torn(tmp_path):
     assert torch.equal(tensors["a"], torch.arange(99)) and metadata == {"names": ["x"]}
     assert [p.name for p in path.parent.iterdir()] == ["some.safetensors"]
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(McdiError, match=r"some\.safetensors is not a readable"):
+    with pytest.raises(McdiError, match=r"some\.safetensors does not match its checksum"):
         read_tensors(path)

@@ -61,14 +61,19 @@ def generate(
     from mcdi.networks.lora import LoraClassifier
     from mcdi.tasks.images.files import read_folder, read_images
     from mcdi.tasks.text.labelled import label_texts, read_texts, read_unlabelled
-    from mcdi.utils.files import write_tensors
+    from mcdi.utils.files import check_folder_writable, check_writable, write_tensors
     from mcdi.utils.workers import pick_device
 
     # What is wrong with the command is told before anything is written.
     if network is not None:
         check_name(network, int8=int8)
+        check_writable(network)
     elif int8:
         raise McdiError("--int8 is for a C header: give --network NAME.h, or leave it out")
+    if adapter is None:
+        check_writable(out)
+    else:
+        check_folder_writable(adapter)
     generator = load(model, pick_device(device))
     made = generator.network
     if adapter is not None and not isinstance(made, LoraClassifier):

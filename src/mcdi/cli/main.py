@@ -1,8 +1,9 @@
 """The program `mcdi`: its commands for whole runs, and the entry point. Commands import what they need when they run."""
 
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -26,7 +27,8 @@ from mcdi.cli.options import (
 from mcdi.cli.progress import progress
 from mcdi.cli.store import app as store_app
 from mcdi.cli.studies import compare, report, reproduce, transfer
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, McdiWarning
+from mcdi.utils.files import cause_of
 
 if TYPE_CHECKING:
     from mcdi.utils.workers import Backend
@@ -185,10 +187,12 @@ def demo(
     trained ones."""
     from mcdi.experiments.demo import run_demo
     from mcdi.experiments.symbols import run_symbols
+    from mcdi.utils.files import check_writable
 
     shown = {"sines": run_demo, "symbols": run_symbols}
     if what not in shown:
         raise McdiError(f"there is no demo {what!r}: choose {' or '.join(shown)}")
+    check_writable(out)
     with progress(console) as show:
         table = shown[what](out, seed=seed, progress=show)
     Console().print(table)
@@ -231,10 +235,29 @@ def models(model: ShownModel = None) -> None:
         typer.echo(f"{name}  {about(name)}")
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    """Ours as one line, others as Python prints them."""
+    if issubclass(category, McdiWarning):
+        console.print(f"note: {message}", soft_wrap=True, markup=False, highlight=False)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
 def main() -> None:
     """Entry point: a user's error is one sentence and exit code 1; a bug keeps its traceback."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except McdiError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        _end(str(error))
+    except OSError as error:  # of a path that nothing has checked
+        if not isinstance(error.filename, str):
+            raise
+        _end(f"{error.filename} cannot be used: {cause_of(error, Path(error.filename))}")
+
+
+def _end(sentence: str) -> NoReturn:
+    console.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True, highlight=False)
+    sys.exit(1)

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
-import typer
 from rich.console import Console
+
+from mcdi.errors import Interrupted
 
 if TYPE_CHECKING:
     from mcdi.utils.workers import Progress
@@ -17,7 +18,7 @@ EVERY = 30.0  # seconds between two lines about one step
 
 @contextmanager
 def progress(console: Console) -> Iterator["Progress"]:
-    """A function that shows on `console` what it is called with; Ctrl-C is exit code 130."""
+    """A function that shows on `console` what it is called with; after Ctrl-C the line says that the command resumes."""
     try:
         if console.is_terminal:
             with _bars(console) as show:
@@ -31,9 +32,8 @@ def progress(console: Console) -> Iterator["Progress"]:
             finally:
                 ended.set()
                 watcher.join()
-    except KeyboardInterrupt:  # typer would print a word of its own
-        console.print("stopped; the same command resumes")
-        raise typer.Exit(130) from None
+    except Interrupted:
+        raise Interrupted("stopped; the same command resumes") from None
 
 
 class _Step(NamedTuple):

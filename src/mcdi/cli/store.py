@@ -118,7 +118,7 @@ def export(
     from mcdi.trajectories.copy import export as copy_store
     from mcdi.trajectories.copy import weights_of
     from mcdi.trajectories.store import TrajectoryStore
-    from mcdi.utils.files import write_tensors
+    from mcdi.utils.files import check_writable, write_tensors
 
     if seed is None:
         if target is not None:
@@ -126,6 +126,7 @@ def export(
         copy_store(store, out)
         typer.echo(f"{out}: a copy of {store}")
         return
+    check_writable(Path(out))
     weights = weights_of(TrajectoryStore.open(store), seed, target)
     write_tensors(Path(out), weights)
     shapes = ", ".join(f"{n} {tuple(w.shape)}" for n, w in weights.items())

@@ -84,8 +84,10 @@ def _study(
 ) -> None:
     from mcdi.experiments import run as job
     from mcdi.experiments import studies
+    from mcdi.utils.files import check_folder_writable
 
     settings = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
+    check_folder_writable(results)
     names = studies.choose_methods(methods, settings) if methods else None
     targets = studies.named_targets(target) if study == "transfer" else None
     folder, where, count = begin(settings, out, "cpu", workers)
@@ -106,7 +108,9 @@ def report(
     Example: [bold]mcdi report runs/glyphs runs/glyphs-longer[/]
     """
     from mcdi.experiments.report.compare import read_runs, rich_comparison, write_comparison
+    from mcdi.utils.files import check_writable
 
+    check_writable(out, out.with_suffix(".csv"))
     runs = read_runs(folders)
     paths = write_comparison(runs, out)
     Console().print(rich_comparison(runs))

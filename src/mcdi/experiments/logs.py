@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcdi.errors import McdiError
-from mcdi.utils.files import append_bytes, write_bytes
+from mcdi.utils.files import append_bytes, read_bytes, write_bytes
 
 LOG = "log.jsonl"  # its name in a method's folder
 LINES = 1000  # of a stage, about
@@ -36,7 +36,7 @@ class Point(NamedTuple):
 def read_log(path: Path) -> list[Point]:
     """The points of a log, if there is one, but for a last line that a kill cut off. Raises McdiError for bad lines."""
     points: list[Point] = []
-    *whole, _cut = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *whole, _cut = read_bytes(path).split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(whole, 1):
         try:
             values = json.loads(line)

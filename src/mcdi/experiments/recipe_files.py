@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mcdi.errors import McdiError
+from mcdi.utils.files import read_text
 from mcdi.utils.settings import merged
 
 
@@ -31,8 +32,8 @@ def read_tables(name: str, folder: Path = Path(), above: tuple[str, ...] = ()) -
         raise McdiError(f"{' -> '.join((*above, where))}: these bases form a circle; remove one of them")
     if name in recipe_names():
         text = (resources.files("mcdi.recipes") / f"{name}.toml").read_text()
-    elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text()
+    elif path.suffix == ".toml" and path.exists():
+        text = read_text(path)
     else:
         unknown = f"{above[-1]}: unknown base" if above else "unknown recipe"
         raise McdiError(f"{unknown} {name!r}: choose {', '.join(recipe_names())}, or give the path of a .toml file")

@@ -25,6 +25,7 @@ from mcdi.experiments import evaluate
 from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
 from mcdi.experiments.recipe import Recipe, checked
 from mcdi.generator.api import Generator
+from mcdi.generator.saving import write_files
 from mcdi.methods import all_methods, method_spec
 from mcdi.methods.base import Log, SupportsDevice
 from mcdi.methods.baselines.reptile import trajectory_start
@@ -44,15 +45,16 @@ def open_run(folder: Path, recipe: Recipe) -> None:
     """Claim `folder` for `recipe`. Raises McdiError when it holds the run of another one (methods and seeds may be added)."""
     resolved = asdict(recipe)
     path = folder / "recipe.json"
-    # A folder in which nothing was made yet, say after a wrong --data, is not claimed.
-    if path.exists() and len(list(folder.iterdir())) > 1:
-        old = asdict(read_run(folder))
-        pairs = {f"evaluation.{n}": (old["evaluation"][n], resolved["evaluation"][n]) for n in ("tasks", "validation")}
-        pairs |= {f"another {n}": (old[n], resolved[n]) for n in ("family", "preparation", "generator", "method", "name")}
-        for name, (was, asked) in pairs.items():
-            if was != asked:
-                raise McdiError(f"{folder} holds a run with {name} = {was!r}: choose another --out, or delete it")
-    write_json(path, resolved)
+    with only_writer(folder):
+        # A folder in which nothing was made yet, say after a wrong --data, is not claimed.
+        if path.exists() and any(not p.name.startswith(".") and p != path for p in folder.iterdir()):
+            old = asdict(read_run(folder))
+            pairs = {f"evaluation.{n}": (old["evaluation"][n], resolved["evaluation"][n]) for n in ("tasks", "validation")}
+            pairs |= {f"another {n}": (old[n], resolved[n]) for n in ("family", "preparation", "generator", "method", "name")}
+            for name, (was, asked) in pairs.items():
+                if was != asked:
+                    raise McdiError(f"{folder} holds a run with {name} = {was!r}: choose another --out, or delete it")
+        write_json(path, resolved)
 
 
 def read_run(folder: Path) -> Recipe:
@@ -114,11 +116,12 @@ def learnt_start(context: Context, progress: Progress = silent) -> Tensor | None
     folder = context.store.with_name(f"{context.store.name}-start")
     path = folder / "start.safetensors"
     if not path.exists():
-        values, log = context.recipe.settings_of(preparation.start), partial(progress, preparation.start)
-        start = trajectory_start(context.family, preparation, values, log=log, folder=folder)
-        assert start is not None
-        write_tensors(path, {"start": start})
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        with only_writer(folder):
+            values, log = context.recipe.settings_of(preparation.start), partial(progress, preparation.start)
+            start = trajectory_start(context.family, preparation, values, log=log, folder=folder)
+            assert start is not None
+            write_tensors(path, {"start": start})
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return read_tensors(path)[0]["start"]
 
 
@@ -127,7 +130,8 @@ def prepare_run(
 ) -> None:
     """Images, backbone, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
     recipe = read_run(folder)
-    family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
+    with only_writer(folder):
+        family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
     theta0 = learnt_start(Context(folder), progress)
     fill = partial(prepare, family, device=device, workers=workers, backend=backend, theta0=theta0, progress=progress)
     fill(folder / "trajectories", recipe.preparation, split="train", name="trajectories")
@@ -148,6 +152,7 @@ def train_method(
         McdiError: another process trains it.
     """
     if (target / "config.json").exists():
+        _remove_checkpoints(target)  # a kill may have left them
         if events is not None and not events.exists():
             EventFiles(events, read_log(target / LOG)).writer.close()
         return
@@ -156,27 +161,36 @@ def train_method(
     method = spec.build(settings)
     if isinstance(method, SupportsDevice):
         method.to(device)
-    losses: list[list[float]] = []
     training_log = TrainingLog(target / LOG, events)
 
     def report(done: int, total: int, figures: dict[str, float]) -> None:
-        if "loss" in figures and (done % max(1, total // 100) == 0):
-            losses.append([done, round(figures["loss"], 5)])
         training_log(done, total, figures)
         log(done, total, figures)
 
     start = time.perf_counter()
     with only_writer(target), closing(training_log):
+        if (target / "config.json").exists():  # another process has ended meanwhile
+            return
         method.fit(family, stored, seed=seed, log=report, folder=target)
-        training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": losses}
+        training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": _losses(target / LOG)}
         if isinstance(method, SupportsDevice):
             method.to("cpu")
         if isinstance(method, SupportsSampling) and "sampling" not in settings:
             training["sampler"], method = choose_sampler(method, family, tasks=context.recipe.evaluation.validation)
         write_json(target / "training.json", training)
-        Generator(name, method, family.downstream).to("cpu").save_pretrained(target)
-        for path in target.glob("checkpoint*.safetensors"):
-            path.unlink()
+        write_files(target, name, method, Generator(name, method, family.downstream).to("cpu").network)
+        _remove_checkpoints(target)
+
+
+def _losses(log: Path) -> list[list[float]]:
+    """[[step, loss]], about a hundred of every network, from the log, which has those before a stop too."""
+    points = [p for p in read_log(log) if "loss" in p.figures]
+    return [[p.step, round(p.figures["loss"], 5)] for p in points if p.step % max(1, p.of // 100) == 0]
+
+
+def _remove_checkpoints(target: Path) -> None:
+    for path in target.glob("checkpoint*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 def _evaluate(context: Context, name: str, seed: int, trained: Path, progress: Progress) -> None:
@@ -185,13 +199,16 @@ def _evaluate(context: Context, name: str, seed: int, trained: Path, progress: P
     if path.exists():
         return
     method = Generator.from_pretrained(trained).method
-    progress(f"{name}-{seed}: evaluation", 0, 1, {})
-    targets = context.reference.targets[:, -1]
-    figures = evaluate.evaluate(method, context.family, tasks=context.tasks, seed=seed, reference=targets)
-    measured = {"method": name, "seed": seed, "family": context.recipe.family.data, "tasks": context.tasks}
-    learnt = {"parameters": sum(t.numel() for t in method.state().values()), **read_json(trained / "training.json")}
-    free = method_spec(name).gradient_free
-    write_json(path, {**measured, "gradient_free": free, **learnt, **figures, "provenance": provenance()})
+    with only_writer(trained):
+        if path.exists():  # another process has ended meanwhile
+            return
+        progress(f"{name}-{seed}: evaluation", 0, 1, {})
+        targets = context.reference.targets[:, -1]
+        figures = evaluate.evaluate(method, context.family, tasks=context.tasks, seed=seed, reference=targets)
+        measured = {"method": name, "seed": seed, "family": context.recipe.family.data, "tasks": context.tasks}
+        learnt = {"parameters": sum(t.numel() for t in method.state().values()), **read_json(trained / "training.json")}
+        free = method_spec(name).gradient_free
+        write_json(path, {**measured, "gradient_free": free, **learnt, **figures, "provenance": provenance()})
     progress(f"{name}-{seed}: evaluation", 1, 1, {})
 
 
@@ -242,7 +259,7 @@ def finish(folder: Path, *, progress: Progress) -> None:
     family = context.family
     paths = sorted((folder / "results").glob("*.json"))
     generators: dict[str, SupportsSampling] = {}
-    with one_thread():
+    with one_thread(), only_writer(folder):
         for number, path in enumerate(paths):
             result = read_json(path)
             method = Generator.from_pretrained(folder / "methods" / path.stem).method
@@ -252,9 +269,8 @@ def finish(folder: Path, *, progress: Progress) -> None:
                 generators.setdefault(result["method"], method)
             progress("latency", number + 1, len(paths), {})
         shown = {n: generators[n] for n in all_methods() if n in generators and method_spec(n).in_landscape}
-        if not shown:
+        if not shown or _has_landscape(folder, shown):
             return
-        write_json(folder / "landscape.json", context.landscape(shown))
         best, stored = next(iter(shown.values())), TrajectoryStore.open(context.store)
         batch = family.sample("test", range(context.tasks))
         generated = best.generate(family.downstream, batch.support, batch.mask, seed=0)
@@ -262,6 +278,13 @@ def finish(folder: Path, *, progress: Progress) -> None:
         if best.space is not None:
             distances = evaluate.novelty(generated, context.reference.targets[:, -1], targets, best.space)
             write_json(folder / "novelty.json", distances)
+        write_json(folder / "landscape.json", context.landscape(shown))
+
+
+def _has_landscape(folder: Path, methods: Mapping[str, SupportsSampling]) -> bool:
+    """Whether `finish` has written its last file, for these methods."""
+    path = folder / "landscape.json"
+    return path.exists() and read_json(path)["chains"].keys() == methods.keys()
 
 
 def with_seeds(recipe: Recipe, things: Sequence[T], method: Callable[[T], str | None]) -> list[tuple[T, int]]:

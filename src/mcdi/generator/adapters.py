@@ -1,5 +1,6 @@
 """Generated weights of a language model, written as an adapter folder that peft loads without mcdi."""
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.language import lora_libraries
 from mcdi.networks.lora import LoraClassifier
-from mcdi.utils.files import read_json, write_bytes, write_json, write_tensors
+from mcdi.utils.files import json_bytes, only_writer, read_bytes, write_bytes, write_tensors
 
 CARD = """---
 library_name: peft
@@ -67,11 +68,13 @@ def save_adapter(
     config = encoder.whole.peft_config["default"]
     with tempfile.TemporaryDirectory() as scratch:
         config.save_pretrained(scratch)
-        adapter = read_json(Path(scratch) / "adapter_config.json")
+        adapter = json.loads(read_bytes(Path(scratch) / "adapter_config.json"))
     names, length = ", ".join(classes), encoder.settings.length
     card = CARD.format(
         base=encoder.source, folder=str(folder), count=len(classes), classes=names, length=length, examples=examples
     )
-    write_tensors(folder / "adapter_model.safetensors", tensors)
-    write_bytes(folder / "README.md", card.encode())
-    write_json(folder / "adapter_config.json", {**adapter, "base_model_name_or_path": encoder.source, "inference_mode": True})
+    described = {**adapter, "base_model_name_or_path": encoder.source, "inference_mode": True}
+    with only_writer(folder):
+        write_tensors(folder / "adapter_model.safetensors", tensors)
+        write_bytes(folder / "README.md", card.encode())
+        write_bytes(folder / "adapter_config.json", json_bytes(described))  # peft knows no checksum

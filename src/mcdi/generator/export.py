@@ -14,12 +14,13 @@ from mcdi import __version__
 from mcdi.errors import McdiError, explained, optional
 from mcdi.generator import exported
 from mcdi.generator.api import Generator
-from mcdi.generator.exported import CONFIDENCE, FILES, Exported, Feeds, Run, fingerprint, noise_for, quiet
+from mcdi.generator.exported import CONFIDENCE, FILES, Exported, Feeds, Run, noise_for, quiet
 from mcdi.methods import method_spec
 from mcdi.methods.base import all_methods
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.types import Examples
-from mcdi.utils.files import write_bytes, write_json
+from mcdi.utils.checksums import BLANK, CHECKSUM, checksum, seal
+from mcdi.utils.files import check_writable, only_writer, read_bytes, write_bytes, write_json
 
 __all__ = ["FILES", "Exported", "export"]
 
@@ -112,8 +113,9 @@ def export(generator: Generator, path: Path, kind: str, *, weights: Path | None 
         raise McdiError(f"unknown format {kind!r}: choose {' or '.join(FILES)}")
     if path.suffix != Path(FILES[kind]).suffix:
         raise McdiError(f"{path} is not a file name for format {kind}: end it with {Path(FILES[kind]).suffix}")
+    check_writable(path, *([] if kind == "onnx" else [path.with_suffix(".json")]))
     sampler = Sampler(generator.to("cpu"), **options).eval()
-    metadata = {**sampler.metadata(), "weights": None if weights is None else fingerprint(weights)}
+    metadata = {**sampler.metadata(), "weights": None if weights is None else checksum(read_bytes(weights))}
     with torch.no_grad():
         program = _traced(sampler)
         metadata["inputs"] = program.graph_signature.user_inputs
@@ -129,12 +131,14 @@ def export(generator: Generator, path: Path, kind: str, *, weights: Path | None 
         far = f"differs from this generator by {difference:.1e} of its weights, more than {LIMIT:.0e}"
         raise McdiError(f"the {kind} export {far}: nothing was written; take fewer steps, or the other format")
     metadata["difference"] = difference
-    if kind == "onnx":
-        model.metadata_props.add(key="mcdi", value=json.dumps(metadata, sort_keys=True))
-        write_bytes(path, model.SerializeToString())
-    else:
-        write_json(path.with_suffix(".json"), {**metadata, "sha256": fingerprint(buffer.getvalue())})
-        write_bytes(path, buffer.getvalue())
+    with only_writer(path.parent):
+        if kind == "onnx":
+            model.metadata_props.add(key="mcdi", value=json.dumps(metadata, sort_keys=True))
+            model.metadata_props.add(key=CHECKSUM, value=BLANK)
+            write_bytes(path, seal(model.SerializeToString()))
+        else:
+            write_json(path.with_suffix(".json"), {**metadata, "program": checksum(buffer.getvalue())})
+            write_bytes(path, buffer.getvalue())
     return difference
 
 

@@ -1,6 +1,5 @@
 """Reader of exported samplers: Exported.load(path).generate(support) returns the weights of the exported generator."""
 
-import hashlib
 import io
 import json
 import logging
@@ -17,6 +16,7 @@ from mcdi.errors import McdiError, explained, optional
 from mcdi.generator.saving import MODEL
 from mcdi.methods.sampling import Generated
 from mcdi.networks.support import support_batch
+from mcdi.utils.checksums import checksum, is_sealed
 from mcdi.utils.files import read_bytes, read_json
 from mcdi.utils.random import Seed, noise_streams, normal
 from mcdi.utils.tensors import labels_of, numbers_of
@@ -53,17 +53,20 @@ class Exported:
                 raise McdiError(f"{path} holds no {' and no '.join(FILES.values())}: run mcdi export {path}")
             path = files[0]
         data = read_bytes(path)
+        described = path if path.suffix == ".onnx" else path.with_suffix(".json")
+        if not is_sealed(data if described == path else read_bytes(described), str(described)):
+            raise McdiError(f"{described} has no checksum: it is damaged or of an earlier version; export again")
         with explained(f"{path} is not a sampler that mcdi export wrote", "export again"):
             if path.suffix == ".onnx":
                 session = onnx_session(data)
                 metadata, run = json.loads(session.get_modelmeta().custom_metadata_map["mcdi"]), onnx_run(session)
             else:
                 metadata = read_json(path.with_suffix(".json"))
-                if metadata["sha256"] != fingerprint(data):
+                if metadata["program"] != checksum(data):
                     raise McdiError(f"{path} and {path.with_suffix('.json').name} do not belong together: export again")
                 run = torch_run(data)
             weights = path.with_name(MODEL)
-            if metadata["weights"] is not None and weights.exists() and fingerprint(weights) != metadata["weights"]:
+            if metadata["weights"] is not None and weights.exists() and checksum(read_bytes(weights)) != metadata["weights"]:
                 raise McdiError(f"{path} was made from other weights than the {MODEL} next to it: export again")
             if "options" not in metadata or "example" not in metadata:
                 raise McdiError(f"{path} was exported by an earlier version, {metadata['version']}: export again")
@@ -165,8 +168,3 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def fingerprint(data: bytes | Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(data.read_bytes() if isinstance(data, Path) else data).hexdigest()

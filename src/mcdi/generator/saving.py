@@ -18,7 +18,8 @@ from mcdi.generator.ready_made import README, ready_made
 from mcdi.methods import WeightGenerator, make_method
 from mcdi.networks.base import Network
 from mcdi.networks.registry import NETWORKS, build
-from mcdi.utils.files import read_bytes, read_json, tensors_of, write_json, write_tensors
+from mcdi.utils.checksums import checksum
+from mcdi.utils.files import only_writer, read_bytes, read_json, tensors_of, write_json, write_tensors
 
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
@@ -34,7 +35,10 @@ def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tenso
         raise McdiError(f"{path} is a generator of format {saved}, and this version of mcdi reads format {FORMAT}: {cure}")
     if saved != FORMAT or "method" not in config:
         raise McdiError(f"{path} does not describe a generator of format {FORMAT}: restore it, or train the generator again")
-    tensors, _ = tensors_of(read_bytes(folder / MODEL), f"{folder}/{MODEL}")
+    data = read_bytes(folder / MODEL)  # not mapped into memory: a server goes on while somebody writes the file anew
+    tensors, _ = tensors_of(data, f"{folder}/{MODEL}")
+    if config.get("weights", weights := checksum(data)) != weights:
+        raise McdiError(f"{folder}: {CONFIG} and {MODEL} do not belong together: restore both, or save the generator again")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
         raise McdiError(f"{folder}/{MODEL} holds NaN or infinite weights: train again or restore the file")
     return config, {
@@ -49,10 +53,17 @@ def _belonging(folder: Path) -> AbstractContextManager[None]:
 
 
 def save(folder: Path, name: str, method: WeightGenerator, network: Network) -> None:
+    """`write_files`, where no other process writes. Raises McdiError where one does."""
+    with only_writer(folder):
+        write_files(folder, name, method, network)
+
+
+def write_files(folder: Path, name: str, method: WeightGenerator, network: Network) -> None:
     """Write model.safetensors and then config.json, each in one step."""
     parts = {"method": method.state(), "network": network.state()}
-    write_tensors(folder / MODEL, {f"{part}.{n}": t for part, state in parts.items() for n, t in state.items()})
-    write_json(folder / CONFIG, {"format": FORMAT, "method": name, "network": network.config(), **method.config()})
+    data = write_tensors(folder / MODEL, {f"{part}.{n}": t for part, state in parts.items() for n, t in state.items()})
+    described = {"format": FORMAT, "method": name, "network": network.config(), "weights": checksum(data)}
+    write_json(folder / CONFIG, {**described, **method.config()})
 
 
 def load_saved(folder: Path, **code: Any) -> tuple[str, WeightGenerator, Network]:
@@ -69,7 +80,7 @@ def load_saved(folder: Path, **code: Any) -> tuple[str, WeightGenerator, Network
 def to_bytes(name: str, method: WeightGenerator, network: Network) -> dict[str, bytes]:
     """The content of the files of a saved generator, by name."""
     with tempfile.TemporaryDirectory() as scratch:
-        save(Path(scratch), name, method, network)
+        write_files(Path(scratch), name, method, network)
         return {file: read_bytes(Path(scratch) / file) for file in FILES}
 
 

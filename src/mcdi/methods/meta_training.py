@@ -76,9 +76,9 @@ def meta_train(
     """Train `net` in place. loss_fn(params, **batch) -> (); batch_at(step) -> a batch decided by step alone.
     stage: of a method that trains several networks, each with a checkpoint of its own.
 
-    With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations, in one
-    atomic file; a run that finds it goes on from there and ends with the same phi. The log hears the loss, the rate lr of
-    the outer step and, of several inner steps, the loss at the last. Raises McdiError on a NaN loss.
+    With a folder, phi, its average and the outer optimiser are written every `checkpoint_every` iterations and after the
+    last, in one atomic file; a run that finds it goes on from there and ends with the same phi. The log hears the loss, the
+    rate lr of the outer step and, of several inner steps, the loss at the last. Raises McdiError on a NaN loss.
     """
     phi = {n: p.detach().clone() for n, p in net.named_parameters()}
     average = {n: p.clone() for n, p in phi.items()}
@@ -89,6 +89,8 @@ def meta_train(
         state, metadata = read_tensors(path)
         restore_training(tensors, outer.optimiser, state, str(path))
         done = int(metadata["step"])
+        if done == settings.iterations:
+            log(done, done, metadata["figures"])  # so that a log hears of every network
     for step in range(done, settings.iterations):
         batch = batch_at(step)
         loss_of, values = _by_position(loss_fn, tuple(batch)), tuple(batch.values())
@@ -107,10 +109,12 @@ def meta_train(
             raise McdiError(f"the loss became {loss} at iteration {step + 1}: lower {rates}")
         keep = min(settings.ema, (step + 1) / (step + 10))  # a short memory at first, or phi's random start would linger
         torch._foreach_lerp_(list(average.values()), list(phi.values()), 1 - keep)
-        if path is not None and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.iterations:
-            write_tensors(path, training_state(tensors, outer.optimiser), {"step": step + 1})
         inner = {"inner_loss": float(losses[-1].mean())} if len(losses.shape) == 2 and len(losses) > 1 else {}
-        log(step + 1, settings.iterations, {"loss": loss, **inner, "lr": lr})
+        figures = {"loss": loss, **inner, "lr": lr}
+        log(step + 1, settings.iterations, figures)
+        if path is not None and ((step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.iterations):
+            described = {"step": step + 1, "figures": figures}
+            write_tensors(path, training_state(tensors, outer.optimiser), described)  # after the log: it has all steps
     with torch.no_grad():
         for n, p in net.named_parameters():
             p.copy_(average[n])

@@ -37,7 +37,9 @@ def serve(
     def stop(number: int, frame: FrameType | None) -> None:
         """Handles a signal before uvicorn installs its handlers, and the one that uvicorn raises again at its end."""
         server.should_exit = True
+        stopped.add(number)
 
+    stopped, interrupt = set[int](), signal.getsignal(signal.SIGINT)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     address = f"[{host}]" if ":" in host else host
@@ -46,6 +48,9 @@ def serve(
         server.run(sockets=[listening])
     finally:
         service.close()
+    if signal.SIGINT in stopped:  # a command that Ctrl-C has ended says so
+        signal.signal(signal.SIGINT, interrupt)
+        signal.raise_signal(signal.SIGINT)
 
 
 def make_server(service: Service, deployment: Deployment) -> Server:

@@ -11,7 +11,8 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.trajectories.shards import first_difference, index_bytes, layout, sealed_index, shard_bytes, shard_file, within
 from mcdi.trajectories.store import TrajectoryStore
-from mcdi.utils.files import only_writer, url_exists, url_or_path, write_bytes, write_url
+from mcdi.utils.files import only_writer, write_bytes
+from mcdi.utils.urls import url_exists, url_or_path, write_url
 from mcdi.weights import WeightSpace
 
 

@@ -1,7 +1,6 @@
 """The files of a store, and the checks that detect every change of one. A shard is a safetensors file of N tasks;
 index.json names the shards with their checksums, and contains its own checksum."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from mcdi.errors import McdiError, explained
-from mcdi.utils.files import read_tensors, read_url
+from mcdi.utils.checksums import checksum
+from mcdi.utils.files import read_bytes
+from mcdi.utils.urls import read_url
 
 FORMAT = 2
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CURE = "restore it from a copy, or delete the store and prepare again"
-
-
-def checksum(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def index_bytes(index: Mapping[str, Any]) -> bytes:
@@ -71,25 +68,22 @@ def within(location: str | Path, file: str) -> str | Path:
     return f"{location.rstrip('/')}/{file}" if isinstance(location, str) else location / file
 
 
-def _read(name: str | Path, absent: str) -> bytes:
-    try:
-        return read_url(name) if isinstance(name, str) else name.read_bytes()
-    except FileNotFoundError as error:
-        raise McdiError(f"{name} {absent}") from error
-    except OSError as error:
-        raise McdiError(f"{name} cannot be read ({error.strerror or error}): {CURE}") from error
+def _read(name: str | Path) -> bytes:
+    return read_url(name) if isinstance(name, str) else read_bytes(name)
 
 
 def read_index(location: str | Path) -> dict[str, Any]:
     """The index of the store in a folder or at a URL. Raises McdiError when it is missing or damaged."""
     name = within(location, "index.json")
-    return _checked_index(_read(name, "does not exist: check the path, or run the step that makes it"), str(name))
+    return _checked_index(_read(name), str(name))
 
 
 def shard_bytes(location: str | Path, shard: Mapping[str, Any]) -> bytes:
     """The verified content of a shard. Raises McdiError when it is missing or changed."""
     name = within(location, shard["file"])
-    data = _read(name, f"is missing: {CURE}")
+    if isinstance(name, Path) and not name.exists():
+        raise McdiError(f"{name} is missing: {CURE}")
+    data = _read(name)
     if checksum(data) != shard["blake2b"]:
         raise McdiError(f"{name} does not match its checksum: {CURE}")
     return data
@@ -99,7 +93,7 @@ def shard_tensors(location: str | Path, shard: Mapping[str, Any]) -> dict[str, T
     """The tensors of a verified shard as stored: a memory map of a file, or a copy of the bytes at a URL. Raises
     McdiError when the shard is missing, changed, or holds NaN or infinite weights."""
     name, data = within(location, shard["file"]), shard_bytes(location, shard)
-    tensors = load(data) if isinstance(name, str) else read_tensors(name)[0]
+    tensors = load(data) if isinstance(name, str) else load_file(name)
     if not all(map(math.isfinite, torch.aminmax(tensors["targets"]))):  # 20 times faster than isfinite().all()
         raise McdiError(f"{name} holds NaN or infinite weights: prepare again with a lower learning rate")
     return tensors

@@ -19,7 +19,6 @@ from mcdi.errors import McdiError
 from mcdi.trajectories.shards import (
     CURE,
     STORAGE,
-    checksum,
     first_difference,
     index_bytes,
     layout,
@@ -29,7 +28,9 @@ from mcdi.trajectories.shards import (
     shard_tensors,
     within,
 )
-from mcdi.utils.files import only_writer, remove_temporaries, url_or_path, write_bytes, write_tensors
+from mcdi.utils.checksums import checksum
+from mcdi.utils.files import only_writer, write_bytes, write_tensors
+from mcdi.utils.urls import url_or_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,14 +172,12 @@ class TrajectoryStore:
 
     @contextmanager
     def writer(self) -> Iterator["TrajectoryStore"]:
-        """Hold the lock for writing; temporary files of a killed process are removed. May be nested. Raises McdiError
-        when another process holds the lock."""
+        """Hold the lock for writing. May be nested. Raises McdiError when another process holds the lock."""
         if self._writing:
             yield self
             return
         with only_writer(self._folder()):
             self.refresh()  # another process may have written before it released the lock
-            remove_temporaries(self._folder())
             self._writing = True
             try:
                 yield self

@@ -1,114 +1,264 @@
-"""Files that are written so that a kill at any moment leaves the old file or the new one, and files at URLs."""
+"""Files: a kill at any moment leaves the old one or the new one, and damage is noticed when they are read."""
 
+import codecs
+import errno
 import fcntl
 import json
+import mmap
 import os
-import tempfile
+import secrets
+import stat
+import time
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import fsspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_bytes
-from safetensors.torch import load_file, save
-from torch import Tensor
 
-from mcdi.errors import McdiError, explained
+from mcdi.errors import McdiError, McdiWarning, explained
+from mcdi.utils.checksums import BLANK, CHECKSUM, Content, is_sealed, seal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEMPORARY, LOCK = ".tmp", ".lock"
+WAIT = 1.0  # seconds for a lock, in which a short writer ends
+DAMAGED = "restore it, or delete it and run its step again"
+_EFFECTIVE = os.access in os.supports_effective_ids
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` in one step: readers see the old file or the new one. Raises McdiError when it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp makes files private; these are ordinary results
+    """Replace `path` in one step: readers see the old file or the new one. A new file has the permissions of the umask, another
+    keeps its own. Raises McdiError when it cannot be written."""
+    check_writable(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(path.parent)
+        with _temporary(path.parent) as (name, file):
+            file.write(data)
+            file.flush()
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            os.fsync(file.fileno())
             os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+
+
+def check_writable(*paths: Path) -> None:
+    """Raises McdiError for what is no place of a file, so that a command says so before its work: a folder, a link, a device or
+    a pipe, or a folder that is none or that may not be written to."""
+    for path in paths:
+        with writing(path):
+            _check_file(path)
+            _check_folder(path.parent)
+
+
+def check_folder_writable(path: Path) -> None:
+    """As `check_writable`, for a folder that files are written to."""
+    with writing(path):
+        _check_folder(path)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_symlink():
+        raise McdiError(f"{path} is a link to {path.readlink()}: name that file, or remove the link")
+    if path.is_dir():
+        raise McdiError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise McdiError(f"{path} is a device, a pipe or a socket: give the name of a file")
+    if path.exists() and not os.access(path, os.W_OK, effective_ids=_EFFECTIVE):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _check_folder(folder: Path) -> None:
+    while not folder.exists() and not folder.is_symlink():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file with the permissions of the umask, deleted unless it is renamed. It is locked while its process lives:
+    `remove_temporaries` spares it."""
+    while True:
+        name = folder / f".{secrets.token_hex(8)}{TEMPORARY}"
+        file = os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
+        with suppress(OSError):  # some network disks know no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()  # another process came between and took it for one left behind
+    try:
+        with file:
+            yield name, file
+    finally:
+        name.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes left of `write_bytes` in `folder`; every writer does so before it writes."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+            path.unlink()
 
 
 def append_bytes(path: Path, data: bytes) -> None:
     """Add to the end of `path`, for logs only: a kill may leave a part of `data`."""
-    with _writing(path), path.open("ab") as file:
+    with writing(path), path.open("ab") as file:
         file.write(data)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Within the block, what keeps `path` from being written is a McdiError that names the cause."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise McdiError(f"cannot write to {path}: {reason}; free space or choose another --out") from error
+        raise McdiError(f"cannot write to {path}: {cause_of(error, path)}; or choose another --out") from error
 
 
 @contextmanager
-def _reading(path: Path, cure: str, *kinds: type[Exception]) -> Iterator[None]:
-    """A missing file, and errors of these kinds, as McdiError. cure: the end of the sentence, with {error}."""
+def reading(path: Path) -> Iterator[None]:
+    """Within the block, a file that is missing or cannot be read is a McdiError that names the cause."""
     try:
         yield
     except FileNotFoundError as error:
         raise McdiError(f"{path} does not exist: check the path, or run the step that makes it") from error
-    except kinds as error:
-        raise McdiError(f"{path} {cure.format(error=getattr(error, 'strerror', None) or error)}") from error
+    except OSError as error:
+        raise McdiError(f"{path} cannot be read: {cause_of(error, path)}") from error
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Replace `path` by indented JSON with sorted keys."""
-    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+def check_readable(path: Path) -> None:
+    """Raises McdiError for a file that is missing or unreadable, before a library calls it damaged."""
+    with reading(path), path.open("rb"):
+        pass
+
+
+def cause_of(error: OSError, path: Path) -> str:
+    """What the system says, and the cure."""
+    at = error.filename if isinstance(error.filename, str) else str(path)
+    cures = {
+        errno.EACCES: f"there is no permission for {at}: change its permissions",
+        errno.EPERM: f"there is no permission for {at}: change its permissions",
+        errno.EROFS: "the disk is read-only: make it writable",
+        errno.ENOTDIR: f"{_no_folder(Path(at))} is not a folder: check the path",
+        errno.EEXIST: f"{_no_folder(Path(at))} is not a folder: check the path",
+        errno.EISDIR: f"{at} is a folder: give the name of a file",
+        errno.ENOENT: f"{at} does not exist: check the path",
+        errno.ENOSPC: f"{error.strerror}: free space",
+        errno.EDQUOT: f"{error.strerror}: free space",
+        errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+        errno.ELOOP: "its links form a circle: remove one",
+    }
+    return cures.get(error.errno or 0, f"{error.strerror or error}: check the disk")
+
+
+def _no_folder(path: Path) -> Path:
+    """The first part of a path that exists and is not a folder."""
+    return next((p for p in (*reversed(path.parents), path) if p.exists() and not p.is_dir()), path)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace `path` by indented JSON with sorted keys, and a checksum."""
+    write_bytes(path, seal(json_bytes({**data, CHECKSUM: BLANK})))
+
+
+def json_bytes(data: Any) -> bytes:
+    """Indented JSON with sorted keys."""
+    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file. Raises McdiError for one that is missing or unreadable."""
-    with _reading(path, "cannot be read ({error}): check its permissions", OSError):
+    with reading(path):
         return path.read_bytes()
 
 
+def read_text(path: Path) -> str:
+    """As `read_raw_text`, with "\\n" for every line break."""
+    return read_raw_text(path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_raw_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises McdiError for one that is missing,
+    unreadable or no such text."""
+    data = read_bytes(path)
+    marks = {"utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
+    coding = next((name for name, starts in marks.items() if data.startswith(starts)), "utf-8-sig")
+    with explained(f"{path} cannot be read as UTF-8 text", "save it as UTF-8", UnicodeDecodeError):
+        return data.decode(coding)
+
+
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises McdiError for one that is missing, unreadable or no JSON."""
-    with _reading(path, "cannot be read as JSON ({error}): delete it and run the step that made it again", OSError, ValueError):
-        return json.loads(path.read_text())
+    """What a JSON file holds, verified, without its checksum. Raises McdiError for one that is missing, unreadable, changed or
+    no JSON."""
+    data = read_bytes(path)
+    sealed = is_sealed(data, str(path))
+    with explained(f"{path} cannot be read as JSON", DAMAGED, ValueError, RecursionError):
+        content = json.loads(data)
+    if not sealed:
+        _warn_unsealed(path)
+    elif isinstance(content, dict):
+        content.pop(CHECKSUM, None)
+    return content
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """Replace `path` in one step by a safetensors file of tensors on any device, and metadata that JSON can hold. Returns the
-    bytes written."""
+def _warn_unsealed(path: Path) -> None:
+    text = f"{path.absolute().parent} has files without checksums, of an earlier version: changes of them are not noticed"
+    warnings.warn(text, McdiWarning, stacklevel=3)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any] | None = None) -> bytes:
+    """Replace `path` in one step by a safetensors file of tensors on any device, metadata that JSON can hold, and a checksum.
+    Returns the bytes written."""
     data = tensor_bytes(tensors, metadata)
     write_bytes(path, data)
     return data
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """The content of the file that `write_tensors` writes."""
-    return save(
-        {n: t.detach().cpu().contiguous() for n, t in tensors.items()},
-        {n: json.dumps(v) for n, v in (metadata or {}).items()} or None,
-    )
+def tensor_bytes(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The content of the file that `write_tensors` writes; the same for the same tensors and metadata."""
+    from safetensors.torch import save  # here, so that a command that only prints does not wait for torch
+
+    data = save({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
+    start = 8 + int.from_bytes(data[:8], "little")
+    # Written here, because safetensors puts metadata in a random order.
+    texts = {n: json.dumps(v) for n, v in sorted({**(metadata or {}), CHECKSUM: BLANK}.items())}
+    header = json.dumps({"__metadata__": texts, **json.loads(data[8:start])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return seal(b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[start:])))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file of `write_tensors`. Raises McdiError for one that is missing or corrupt."""
-    cure = "is not a readable safetensors file ({error}): delete it and run its step again"
-    with _reading(path, cure, OSError, SafetensorError, json.JSONDecodeError):
-        with safe_open(path, "pt") as file:
-            metadata = {n: json.loads(v) for n, v in (file.metadata() or {}).items()}
-        return load_file(path), metadata
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """Tensors, mapped into memory, and metadata of a file of `write_tensors`, verified. Raises McdiError for one that is
+    missing, unreadable or changed."""
+    from safetensors.torch import load_file
+
+    with reading(path), path.open("rb") as file:
+        empty = os.fstat(file.fileno()).st_size == 0
+        data: Content = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    sealed = is_sealed(data, str(path))
+    with _not_tensors(str(path)), safe_open(path, "pt") as opened:
+        metadata, tensors = _decoded(opened.metadata()), load_file(path)
+    if not sealed:
+        _warn_unsealed(path)
+    return tensors, metadata
 
 
-def tensors_of(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `read_tensors`, from bytes in memory. where: what errors call them."""
-    with explained(f"{where} is not a readable safetensors file", "restore it", SafetensorError, ValueError):
+def tensors_of(data: bytes, where: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """As `read_tensors`, from bytes in memory, which need no checksum. where: what errors call them."""
+    from safetensors.torch import load as load_bytes
+
+    is_sealed(data, where)
+    with _not_tensors(where):
         tensors = load_bytes(data)  # refuses whatever has no such header
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return tensors, {n: json.loads(v) for n, v in header.get("__metadata__", {}).items()}
+        return tensors, _decoded(header.get("__metadata__"))
 
 
 SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "@eadir", "lost+found")
@@ -119,65 +269,45 @@ def visible(*names: str) -> bool:
     return not any(name.startswith((".", "$")) or name.lower() in SYSTEM for name in names)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete what a killed `write_bytes` left in `folder`. Only for the process that has the lock of `only_writer`."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    return {n: json.loads(v) for n, v in (metadata or {}).items() if n != CHECKSUM}
+
+
+def _not_tensors(where: str) -> AbstractContextManager[None]:
+    return explained(f"{where} is not a readable safetensors file", DAMAGED, SafetensorError, ValueError, OSError)
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Lock `folder` for writing until the block or the process ends. Raises McdiError when another process has the lock."""
-    with _writing(folder):
+    """Lock `folder` for writing until the block or the process ends. Raises McdiError when another process has the lock and
+    keeps it for more than a second."""
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _lock(folder / LOCK)
     try:
-        with explained(f"{folder} cannot be locked", "choose a folder on a local disk", OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                cure = "wait until it ends, stop it, or choose another --out"
-                raise McdiError(f"another process is writing to {folder}: {cure}") from error
         yield
     finally:
+        (folder / LOCK).unlink(missing_ok=True)
         os.close(handle)
 
 
-def url_or_path(where: str | Path) -> str | Path:
-    """A URL as a str, a folder as a Path."""
-    return where if isinstance(where, str) and "://" in where else Path(where)
-
-
-@contextmanager
-def _file_at(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
-    """The file system of a URL and the path in it; all that goes wrong with it is a McdiError."""
-    protocol = url.partition("://")[0]
-    if protocol not in fsspec.available_protocols():
-        raise McdiError(f"unknown protocol {protocol!r} in {url}: choose a folder, file, memory, s3, hf or another of fsspec's")
-    # Every protocol's package has errors of its own: no access, no network, no such bucket.
-    with explained(f"{url} cannot be used", "check the address and your access to it"):
+def _lock(path: Path) -> int:
+    """The descriptor of a locked file, the one that lies at `path`: another process may have deleted the one before."""
+    end = time.monotonic() + WAIT
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            yield fsspec.url_to_fs(url)
-        except FileNotFoundError as error:
-            raise McdiError(f"{url} does not exist: check the address") from error
-        except ImportError as error:
-            raise McdiError(f"{url} needs a package that is not installed: {error}") from error
-
-
-def read_url(url: str) -> bytes:
-    """The content of one file. Raises McdiError naming a URL that does not exist or cannot be reached."""
-    with _file_at(url) as (system, path):
-        return system.cat_file(path)
-
-
-def write_url(url: str, data: bytes) -> None:
-    """Replace one file. Raises McdiError naming a URL that cannot be written."""
-    with _file_at(url) as (system, path):
-        system.makedirs(system._parent(path), exist_ok=True)
-        system.pipe_file(path, data)
-
-
-def url_exists(url: str) -> bool:
-    """Whether there is a file at `url`. Raises McdiError naming a URL that cannot be reached."""
-    with _file_at(url) as (system, path):
-        return bool(system.exists(path))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                os.close(handle)
+                cure = "wait until it ends, stop it, or choose another --out"
+                raise McdiError(f"another process is writing to {path.parent}: {cure}") from error
+        except OSError as error:
+            os.close(handle)
+            cure = "choose a folder on a local disk"
+            raise McdiError(f"{path.parent} cannot be locked ({error.strerror}): {cure}") from error
+        os.close(handle)
+        time.sleep(0.02)

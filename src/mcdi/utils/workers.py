@@ -113,7 +113,8 @@ def _local(work: Any, shared: Any, jobs: Sequence[Any], workers: int, progress: 
     while left:
         pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(left)), context, _start, (messages, work, shared))
         try:
-            running = {pool.submit(_do, job): job for job in left}
+            with _uninterrupted():
+                running = {pool.submit(_do, job): job for job in left}
             while running:
                 done, _ = concurrent.futures.wait(running, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
                 while not messages.empty():  # this process alone reads
@@ -133,6 +134,17 @@ def _local(work: Any, shared: Any, jobs: Sequence[Any], workers: int, progress: 
             for child in multiprocessing.active_children():
                 child.terminate()
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, and does not reach processes that start in it: it would end them, with a
+    traceback, while they still import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _call(work: Any, shared: Any, job: Any) -> Any:

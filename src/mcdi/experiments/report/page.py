@@ -13,7 +13,7 @@ from mcdi.experiments.report.results import RecipeFile, Row, read_checked, rows
 from mcdi.experiments.report.style import labels_of, plot_style
 from mcdi.experiments.report.summary import metric, summary, takeaway
 from mcdi.experiments.report.table import RULE, cells, markdown
-from mcdi.utils.files import write_bytes, write_json
+from mcdi.utils.files import only_writer, write_bytes, write_json
 
 
 def _provenance(rows: Sequence[Row]) -> str:
@@ -54,7 +54,8 @@ def write_report(folder: Path) -> Path:
     title = f"{recipe.get('name', folder.resolve().name)}: weights generated for {table[0].family}"
     # Scores of single tasks are in results/.
     lines = [{n: v for n, v in asdict(replace(row, scores={})).items() if n != "scores"} for row in table]
-    write_json(folder / "table.json", {"rule": RULE, "rows": lines})
-    write_bytes(folder / "table.md", markdown(table).encode())
-    write_bytes(folder / "report.html", html_page(title, [takeaway(table), summary(table)], sections))
+    with only_writer(folder):
+        write_json(folder / "table.json", {"rule": RULE, "rows": lines})
+        write_bytes(folder / "table.md", markdown(table).encode())
+        write_bytes(folder / "report.html", html_page(title, [takeaway(table), summary(table)], sections))
     return folder / "report.html"

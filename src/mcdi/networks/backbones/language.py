@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError, explained, optional
@@ -147,7 +148,7 @@ class Encoder:
         self.settings, self.source = settings, resolve(settings.model)
         problem = f"model {settings.model!r} cannot be loaded or adapted"
         cure = "give a hub id or a folder of a sequence classifier, and targets that it has"
-        loading = explained(problem, cure, OSError, ValueError, KeyError)
+        loading = explained(problem, cure, OSError, ValueError, KeyError, SafetensorError)
         with loading, quiet(transformers), torch.random.fork_rng(devices=[]):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
             torch.manual_seed(0)  # A of every pair is drawn: one start for all tasks
@@ -164,7 +165,12 @@ class Encoder:
         for name in [n for n, v in config.to_dict().items() if "dropout" in n and isinstance(v, float)]:
             setattr(config, name, 0.0)  # masks that are each task's own are hashed number by number
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            self.source, config=config, attn_implementation="eager", dtype=torch.float32, ignore_mismatched_sizes=True
+            self.source,
+            config=config,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,  # a pickle could run code
         )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

@@ -209,7 +209,7 @@ def _of_torchvision(model: str) -> Pretrained:
 
 def _of_transformers(name: str, model: str) -> Pretrained:
     transformers = optional("transformers", "lora", "this network")
-    loaded = transformers.AutoModel.from_pretrained(model)
+    loaded = transformers.AutoModel.from_pretrained(model, use_safetensors=True)  # a pickle could run code
     described = {"pixels": _pixels(model), "config": json.loads(loaded.config.to_json_string(use_diff=False))}
     return Pretrained(name, loaded, described)
 

@@ -155,7 +155,7 @@ def train_adamw(
     Args:
         loss: of a step, which alone decides it, so that a resumed run ends with the same weights.
         start: (steps done, state) that `checkpoint` was given in a stopped run.
-        checkpoint: called every `checkpoint_every` steps.
+        checkpoint: called every `checkpoint_every` steps, and after the last.
     """
     optimiser = torch.optim.AdamW(trained.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
     if start is not None:
@@ -167,7 +167,7 @@ def train_adamw(
         value.backward()
         optimiser.step()
         yield float(value.detach())
-        if checkpoint is not None and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+        if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
             checkpoint(step + 1, training_state(trained.state_dict(), optimiser))
 
 

@@ -12,6 +12,8 @@ from mcdi.errors import McdiError
 from mcdi.networks.backbones.pretrained import Pretrained
 from mcdi.utils.files import read_tensors, write_tensors
 
+FEATURES = "features-2"  # files of "features", of earlier versions, have no checksums
+
 
 def cache_folder() -> Path:
     """MCDI_CACHE, or mcdi in the user's folder of caches. Everything in it can be deleted at any time."""
@@ -32,7 +34,7 @@ class FeatureCache:
         digest = hashlib.sha256(repr(sorted(backbone.described.items())).encode())
         for name, tensor in backbone.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        self.folder = folder / "features" / digest.hexdigest()[:16]
+        self.folder = folder / FEATURES / digest.hexdigest()[:16]
 
     def __call__(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Features of images (N, 3, H, W), from disk or from `compute`, in float32 on the CPU."""

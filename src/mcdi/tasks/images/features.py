@@ -180,6 +180,8 @@ def few_shot(
 def _build(settings: ImageSettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> FewShot:
     if not (folder / FEATURES).exists():
         _embed(settings, folder, data, device, progress)
+    for name in ("backbone", "embedding"):  # after a kill, too
+        checkpoint_of(folder, name).unlink(missing_ok=True)
     return _load(settings, folder)
 
 
@@ -214,8 +216,6 @@ def _embed(settings: ImageSettings, folder: Path, data: Path | None, device: str
     features = _read(settings, readers, network, images, device, progress)
     described = {"model" if n == "backbone" else n: reader.config().get("model") for n, reader in readers.items()}
     write_tensors(folder / BACKBONE, embedder.saved(), described)
-    for name in readers:
-        checkpoint_of(folder, name).unlink(missing_ok=True)
     write_tensors(folder / FEATURES, features, {"groups": groups})
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import DRAWING, Shape
-from mcdi.utils.files import visible
+from mcdi.utils.files import check_readable, visible
 
 HEIC = (".heic", ".heif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", *HEIC)
@@ -80,6 +80,8 @@ def read_image(source: Source, shape: Shape, where: str) -> Tensor:
     except McdiError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(source, Path):
+            check_readable(source)
         raise McdiError(f"{where} cannot be read as an image: replace or remove it") from error
 
 

@@ -3,10 +3,10 @@ Tenenbaum, "Human-level concept learning through probabilistic program induction
 
 import hashlib
 import re
+import stat
 import urllib.request
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from torch import Tensor
 from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages, alphabet
 from mcdi.tasks.images.files import read_image
-from mcdi.utils.files import visible, write_bytes
+from mcdi.utils.files import check_readable, check_writable, read_bytes, visible, write_bytes
 
 Split = Literal["alphabets", "characters"]
 
@@ -30,6 +30,9 @@ ALPHABETS = {"images_background": 30, "images_evaluation": 20}
 VALIDATION = (4, 9, 14, 19, 24)  # numbers of the 30 sorted background alphabets
 DRAWINGS = 20  # of every character
 TIMEOUT = 60.0  # seconds without a byte
+# The larger archive has 9.5 million bytes, 19,800 files, and drawings of some 300 bytes.
+MOST_BYTES, MOST_ENTRIES, MOST_BYTES_OF_A_DRAWING = 2**25, 100_000, 2**16
+ANEW = "delete it and fetch the archive anew"
 
 
 def omniglot_images(
@@ -95,27 +98,54 @@ def _read(folder: Path, part: str, size: int) -> ClassImages:
 
 def _files(source: Path) -> Iterator[tuple[str, bytes]]:
     """The PNGs of an archive or an unpacked folder: (name that starts with the part's, bytes)."""
-    kinds = zipfile.BadZipFile, zlib.error, EOFError, OSError
-    with explained(f"{source} cannot be read", "delete it and fetch the archive anew", *kinds):
-        if source.is_dir():
-            files = (file for file in source.rglob("*.png") if visible(*file.relative_to(source).parts))
-            yield from ((file.relative_to(source.parent).as_posix(), file.read_bytes()) for file in files)
-            return
-        with zipfile.ZipFile(source) as archive:
-            names = (name for name in archive.namelist() if name.endswith(".png") and visible(*name.split("/")))
-            yield from ((name, archive.read(name)) for name in names)
+    if source.is_dir():
+        found = sorted(file for file in source.rglob("*.png") if file.is_file() and visible(*file.relative_to(source).parts))
+        yield from ((file.relative_to(source.parent).as_posix(), read_bytes(file)) for file in found)
+        return
+    check_readable(source)
+    # Besides its own errors zipfile raises those of every packer, and others for headers that make no sense.
+    with explained(f"{source} cannot be read", ANEW), zipfile.ZipFile(source) as archive:
+        _check_entries(source, archive.infolist())
+        drawings = [entry for entry in archive.infolist() if entry.filename.endswith(".png")]
+        yield from ((e.filename, archive.read(e)) for e in drawings if visible(*e.filename.split("/")))
+
+
+def _check_entries(source: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Raises McdiError for what the official archives do not hold; zipfile unpacks no more bytes than an entry announces."""
+    for entry in entries:
+        parts = entry.filename.replace("\\", "/").split("/")
+        if entry.flag_bits & 1:
+            raise McdiError(f"{source}: {entry.filename!r} is encrypted: {ANEW}")
+        if ".." in parts or parts[0] == "" or ":" in parts[0]:
+            raise McdiError(f"{source}: {entry.filename!r} lies outside of the archive: {ANEW}")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise McdiError(f"{source}: {entry.filename!r} is a link or a device: {ANEW}")
+        if entry.file_size > MOST_BYTES_OF_A_DRAWING and entry.filename.endswith(".png"):
+            raise McdiError(f"{source}: {entry.filename!r} has {entry.file_size:,} bytes, too many for a drawing: {ANEW}")
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise McdiError(f"{source} holds several files of one name: {ANEW}")
+    if len(entries) > MOST_ENTRIES:
+        raise McdiError(f"{source} holds {len(entries):,} files, more than {MOST_ENTRIES:,}: {ANEW}")
 
 
 def _download(part: str, folder: Path) -> None:
-    """Put an official archive into `folder` unless it is there. Nothing is left of one that fails or differs."""
+    """Put an official archive into `folder` unless it is there, unchanged. Nothing is left of one that fails or differs."""
     target, address = folder / f"{part}.zip", f"{URL}{part}.zip"
     if target.exists():
+        _check_md5(read_bytes(target), part, str(target), "delete it: the same command fetches it anew")
         return
     cure = f"fetch it by hand into {folder}, or name a folder that holds it"
+    check_writable(target)
     problem = explained(f"{address} cannot be downloaded", cure, OSError, HTTPException)
     with problem, urllib.request.urlopen(address, timeout=TIMEOUT) as response:
-        data = response.read()
+        data = response.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise McdiError(f"{address} has more than {MOST_BYTES:,} bytes, and the archive has about ten million: {cure}")
+    _check_md5(data, part, address, cure)
+    write_bytes(target, data)
+
+
+def _check_md5(data: bytes, part: str, where: str, cure: str) -> None:
     checksum = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if checksum != CHECKSUMS[part]:
-        raise McdiError(f"{address} has the md5 {checksum} instead of {CHECKSUMS[part]}: {cure}")
-    write_bytes(target, data)
+        raise McdiError(f"{where} has the md5 {checksum} instead of {CHECKSUMS[part]}: {cure}")

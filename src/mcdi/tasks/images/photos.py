@@ -10,6 +10,7 @@ PACS, Office-Home and DomainNet: a folder a domain, in it a folder a class; or a
 """
 
 import csv
+import io
 import random
 import zipfile
 import zlib
@@ -27,6 +28,7 @@ from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages
 from mcdi.tasks.images.files import Source, class_folders, folders_in, read_image
 from mcdi.types import SPLITS
+from mcdi.utils.files import check_readable, read_text
 
 Classes = dict[str, list[Source]]
 LAYOUTS = (
@@ -118,6 +120,7 @@ def npz_arrays(path: Path, keys: Sequence[str], plain: Sequence[str] = (), optio
     `optional` what it has. Raises McdiError naming the fault."""
     kinds = OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error
     cure = f"it needs {', '.join(keys)}, no pickles"
+    check_readable(path)
     with explained(f"{path} is no .npz of images", cure, *kinds), np.load(path, allow_pickle=False) as file:
         wanted = [*(plain if plain and plain[0] in file.files else keys), *(key for key in optional if key in file.files)]
         arrays: dict[str, Any] = {key: file[key] for key in wanted}
@@ -148,10 +151,9 @@ def _fault(encoded: NDArray[Any], offset: NDArray[Any], label: NDArray[Any], cla
 
 def _rows(table: Path, images: Path) -> Classes:
     rows: dict[str, list[Source]] = defaultdict(list)
-    kinds = OSError, KeyError, UnicodeDecodeError, csv.Error
-    reading = explained(f"{table} cannot be read", "it needs columns filename and label", *kinds)
-    with reading, table.open(newline="") as file:
-        for row in csv.DictReader(file):
+    text = read_text(table)
+    with explained(f"{table} cannot be read", "it needs columns filename and label", KeyError, csv.Error):
+        for row in csv.DictReader(io.StringIO(text, newline="")):
             name, label = row["filename"], row["label"]
             if not (name and label):
                 raise McdiError(f"{table} has a row without filename or label: complete it or remove it")

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mcdi.errors import McdiError, explained
+from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import ClassImages
 from mcdi.tasks.images.files import Source, class_folders, files_of
 from mcdi.tasks.images.photos import KEYS, Classes, npz_arrays, read_classes
 from mcdi.types import SPLITS
+from mcdi.utils.files import read_bytes, read_text
 
 LAYOUTS = "CIFAR or STL-10 in binary form, FGVC-Aircraft, Oxford Pets, a folder of images a class, or a .npz"
 
@@ -52,15 +53,14 @@ def _pixels(image: NDArray[np.uint8]) -> Source:
 
 def _records(path: Path, size: int) -> NDArray[np.uint8]:
     """(N, size) of a file of records. Raises McdiError where it holds a part of one."""
-    data = np.fromfile(path, dtype=np.uint8)
+    data = np.frombuffer(read_bytes(path), dtype=np.uint8)
     if not len(data) or len(data) % size:
         raise McdiError(f"{path} holds {len(data)} bytes, no number of records of {size}: it is damaged, get it again")
     return data.reshape(-1, size)
 
 
 def _names(path: Path) -> list[str]:
-    with explained(f"{path}, the names of classes, cannot be read", "get it again", OSError, UnicodeDecodeError):
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _named(names: list[str], label: int, path: Path) -> str:

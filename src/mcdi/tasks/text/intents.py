@@ -1,6 +1,7 @@
 """The source "intents": sets of sentences with many classes, whose N-way K-shot tasks are made as those of images are."""
 
 import csv
+import io
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
 from mcdi.tasks.text.labelled import Splits, read_sets
 from mcdi.types import SPLITS
-from mcdi.utils.files import read_tensors, write_tensors
+from mcdi.utils.files import read_tensors, read_text, write_tensors
 from mcdi.utils.training import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.utils.workers import Progress
 
@@ -98,10 +99,9 @@ def division_of(folder: Path, name: str, labels: Sequence[str], fold: int) -> di
             rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
             raise McdiError(f"the set {name} has {len(labels)} classes, but {rule}: give at least 21, or a {DIVISION}")
         return {label: SPLITS[(n % 25 >= 16) + (n % 25 >= 20)] for n, label in enumerate(labels)}
-    kinds = OSError, KeyError, UnicodeDecodeError
-    reading = explained(f"{path} cannot be read", "it needs the columns fold, split and label", *kinds)
-    with reading, path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [(r["fold"], r["split"], r["label"]) for r in csv.DictReader(file, delimiter="\t")]
+    text = io.StringIO(read_text(path), newline="")
+    with explained(f"{path} cannot be read", "it needs the columns fold, split and label", KeyError, csv.Error):
+        rows = [(r["fold"], r["split"], r["label"]) for r in csv.DictReader(text, delimiter="\t")]
     chosen = {label: split for number, split, label in rows if number == str(fold)}
     if not chosen:
         raise McdiError(f"{path} has no fold {fold}: choose {', '.join(sorted({number for number, _, _ in rows}))}")

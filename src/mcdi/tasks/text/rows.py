@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mcdi.errors import McdiError, explained
+from mcdi.errors import McdiError
 from mcdi.networks.backbones.texts import well_formed
 from mcdi.types import Sentences
+from mcdi.utils.files import read_raw_text
 
 Row = tuple[int, Mapping[str, Any]]  # its number in the file, {column: value}
 # Columns of pairs, as GLUE and its like name them, then those of single sentences.
@@ -57,11 +58,7 @@ def file_rows(path: Path) -> Iterator[Row]:
     """(row number, {column: value}) of a file; the number counts lines from 1, the header's included. Raises McdiError."""
     if path.suffix.lower() not in SUFFIXES:
         raise McdiError(f"{path.name} is no file of labelled text: give a {', '.join(SUFFIXES)} file")
-    if not path.exists():
-        raise McdiError(f"{path} does not exist: check the path")
-    with explained(f"{path} cannot be read as UTF-8 text", "save it as UTF-8", OSError, UnicodeDecodeError):
-        data = path.read_bytes()
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    text = read_raw_text(path)
     yield from _json_rows(path, text.split("\n")) if path.suffix.lower() == ".jsonl" else _table_rows(path, text)
 
 

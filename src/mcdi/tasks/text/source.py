@@ -90,6 +90,8 @@ class TextFamilySettings(FamilySettings):
 def _build(settings: TextFamilySettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> TextTasks:
     if not (folder / FEATURES).exists():
         _embed(settings, folder, data, device, progress)
+    checkpoint_of(folder, "backbone").unlink(missing_ok=True)  # after a kill, too
+    shutil.rmtree(folder / TEXTS, ignore_errors=True)
     return _load(settings, folder)
 
 
@@ -119,8 +121,6 @@ def _embed(settings: TextFamilySettings, folder: Path, data: Path | None, device
     write_tensors(folder / BACKBONE, network.state())
     described = [c._replace(texts=[])._asdict() for c in chosen]
     write_tensors(folder / FEATURES, {"states": bank}, {"sets": described, "base": network.base})
-    checkpoint_of(folder, "backbone").unlink(missing_ok=True)
-    shutil.rmtree(folder / TEXTS, ignore_errors=True)
 
 
 def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, progress: Progress) -> Tensor:
