@@ -34,7 +34,7 @@ INTEGERS = [
     for d in vars(torch).values()
     if isinstance(d, torch.dtype) and str(d)[6:] in {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 ]
-STEPS = {"training": {"iterations": 3}, "options": {"width": 16, "depth": 1}}
+STEPS = {"training": {"iterations": 3}, "sampling": {"steps": 2}, "options": {"width": 16, "depth": 1}}
 
 
 def sines(tasks: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -303,7 +303,7 @@ def under(chosen: set[str]) -> Iterator[None]:
 
 
 class TestGlobalState:
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=8, deadline=None)
     @given(chosen=states)
     def test_generating(self, curve, symbols, chosen):
         def results() -> list[dict[str, Tensor]]:
@@ -317,7 +317,7 @@ class TestGlobalState:
             got = results()
         assert all(map(same, want, got)) and not any(t.is_inference() for part in got for t in part.values())
 
-    @settings(max_examples=3, deadline=None)
+    @settings(max_examples=2, deadline=None)
     @given(chosen=states)
     def test_training_saving_and_loading(self, curve, tmp_path_factory, chosen):
         folder = tmp_path_factory.mktemp("saved")
