@@ -94,7 +94,7 @@ def test_images_go_through_in_parts(folders, monkeypatch):
 
 
 def test_a_model_that_only_a_pickle_holds_is_refused(tmp_path):
-    MADE["vit"]().save_pretrained(tmp_path)
+    MADE["resnet"]().save_pretrained(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     fetch(f"hf:{tmp_path}")
     (tmp_path / "model.safetensors").unlink()
