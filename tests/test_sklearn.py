@@ -178,7 +178,7 @@ class TestImages:
         for images, said in [
             (np.zeros((4, 8, 8, 2)), r"X\[0\] has the shape \(8, 8, 2\)"),
             (np.full((4, 8, 8), 3.0), r"the pixels of X\[0\] run from 3 to 3, but real numbers are pixels in 0..1"),
-            (["no.png"] * 4, "no.png cannot be read as an image"),
+            (["no.png"] * 4, "no.png does not exist"),
         ]:
             with pytest.raises(McdiError, match=said):
                 GeneratedClassifier("symbols").fit(images, [0, 1, 0, 1])

@@ -194,12 +194,13 @@ class TestRun:
         net = nn.Sequential(nn.Linear(1, 24), nn.Tanh(), nn.Linear(24, 1))
         net.load_state_dict(weights)
         torch.testing.assert_close(net(x)[:, 0], generator.predict(weights, x))
-        with pytest.raises(McdiError, match="real numbers for a curve"):
-            generator.generate((x, torch.zeros(6, dtype=torch.long)))
+        whole = generator.generate((x, torch.zeros(6, dtype=torch.long)))  # integers are numbers too
+        assert all(torch.equal(w, whole[n]) for n, w in generator.generate((x, torch.zeros(6))).items())
 
     def test_models(self, capsys):
         assert mcdi("models") == 0
-        photos, symbols = capsys.readouterr().out.splitlines()
+        photos, symbols, texts = capsys.readouterr().out.splitlines()
+        assert texts.startswith("texts  ") and "Makes a linear classifier for short texts of any classes" in texts
         assert photos.startswith("photos  Makes a linear classifier for photos of any classes")
         assert symbols.startswith("symbols  Makes every weight of a small convolutional network for drawn symbols")
         assert mcdi("models", "symbols") == 0

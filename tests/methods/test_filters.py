@@ -24,7 +24,7 @@ def network(head: str = "prototypes") -> ConvNet:
 def denoiser(net: ConvNet, piece: int) -> FilterTransformer:
     torch.manual_seed(0)
     sizes = net.space.D, 64 + WAY, net.space.U
-    made = FilterTransformer(*sizes, blocks=net.space.blocks, shape=net.set_shape, way=WAY, piece=piece, width=16, heads=2)
+    made = FilterTransformer(*sizes, blocks=net.space.blocks, shape=net.feature_shape, way=WAY, piece=piece, width=16, heads=2)
     with torch.no_grad():
         for p in made.parameters():  # nothing is zero, or a symmetry would hold for nothing
             p.add_(0.1 * torch.randn_like(p))

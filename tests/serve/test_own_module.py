@@ -18,6 +18,7 @@ from mcdi.generator.own_code import named_code
 from mcdi.serve import models as module
 from mcdi.serve.models import Models, parse_code
 from mcdi.trajectories.prepare import Preparation
+from mcdi.utils.files import read_json, write_json
 
 CODE = """
 import torch
@@ -163,7 +164,7 @@ class TestReload:
             for error in (RuntimeError("a"), OSError("a"), MemoryError(), KeyError("a"), McdiError("a"), RecursionError()):
                 raised.append(error)
                 for copy in copies.values():
-                    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+                    write_json(copy / "config.json", {**read_json(copy / "config.json"), "more": len(raised)})
                 client.service.reload()
                 now = {name: client.service.models.get(name) for name in names}
                 assert now["b"] is before["b"] and now["a"] is not before["a"] and now["c"] is not before["c"]
@@ -187,9 +188,9 @@ class TestReload:
             threads = [threading.Thread(target=ask, args=(sent,)) for sent in bodies]
             for thread in threads:
                 thread.start()
-            for _ in range(4):
+            for more in range(4):
                 for copy in copies.values():
-                    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+                    write_json(copy / "config.json", {**read_json(copy / "config.json"), "more": more})
                 client.service.reload()
             stop.set()
             for thread in threads:

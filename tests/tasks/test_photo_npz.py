@@ -97,7 +97,7 @@ class TestRefusals:
             np.save(file, packed["label"])
         self.refused(tmp_path / "a.npz", r"a\.npz is no .npz of images")
         (tmp_path / "b.npz").mkdir()
-        self.refused(tmp_path / "b.npz", r"b\.npz is no .npz of images")
+        self.refused(tmp_path / "b.npz", r"b\.npz is a folder: give the name of a file")
 
 
 def test_collections_are_joined_and_unseen_classes_stay_unseen(tmp_path, monkeypatch, capsys):

@@ -139,7 +139,7 @@ def test_a_built_in_network_takes_its_vectors(installed):
             {"data": "glyphs", "network": "two-layers"},
             "'two-layers' does not fit data = 'glyphs': choose linear-head",
         ),
-        ({"data": "ring"}, "x.family.data = 'ring' must be one of glyphs, .*, text, rings, broken"),
+        ({"data": "ring"}, "x.family.data = 'ring' must be one of glyphs, .*, intents, rings, broken"),
         ({"network": "cnn"}, "unknown network 'cnn': choose linear-head, .*, own, two-layers"),
         ({"data": "broken"}, "source of data 'broken' cannot be imported from no_such_module .* mend it"),
     ],

@@ -204,7 +204,7 @@ class TestStopped:
                     make_family(family, folder, data=None, device="cpu", progress=told)
                 seen.clear()
             make_family(family, folder, data=None, device="cpu", progress=told)
-        first = min(done for what, done in seen if what == "backbone")
+        first = min((done for what, done in seen if what == "backbone"), default=26)  # what has ended is not begun again
         assert first == (1 if at[0] == "texts" else 21)  # from the last checkpoint
         read = [done for what, done in seen if what == "texts"]
         assert len(read) > 1 if at[0] == "texts" else len(read) == 1

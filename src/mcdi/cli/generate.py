@@ -61,7 +61,8 @@ def generate(
     from mcdi.networks.lora import LoraClassifier
     from mcdi.tasks.images.files import read_folder, read_images
     from mcdi.tasks.text.labelled import label_texts, read_texts, read_unlabelled
-    from mcdi.utils.files import check_folder_writable, check_writable, write_tensors
+    from mcdi.utils.files import write_tensors
+    from mcdi.utils.places import check_folder_writable, check_writable
     from mcdi.utils.workers import pick_device
 
     # What is wrong with the command is told before anything is written.

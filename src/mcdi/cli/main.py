@@ -28,7 +28,7 @@ from mcdi.cli.progress import progress
 from mcdi.cli.store import app as store_app
 from mcdi.cli.studies import compare, report, reproduce, transfer
 from mcdi.errors import McdiError, McdiWarning
-from mcdi.utils.files import cause_of
+from mcdi.utils.places import cause_of
 
 if TYPE_CHECKING:
     from mcdi.utils.workers import Backend
@@ -187,7 +187,7 @@ def demo(
     trained ones."""
     from mcdi.experiments.demo import run_demo
     from mcdi.experiments.symbols import run_symbols
-    from mcdi.utils.files import check_writable
+    from mcdi.utils.places import check_writable
 
     shown = {"sines": run_demo, "symbols": run_symbols}
     if what not in shown:

@@ -118,7 +118,8 @@ def export(
     from mcdi.trajectories.copy import export as copy_store
     from mcdi.trajectories.copy import weights_of
     from mcdi.trajectories.store import TrajectoryStore
-    from mcdi.utils.files import check_writable, write_tensors
+    from mcdi.utils.files import write_tensors
+    from mcdi.utils.places import check_writable
 
     if seed is None:
         if target is not None:

@@ -84,7 +84,7 @@ def _study(
 ) -> None:
     from mcdi.experiments import run as job
     from mcdi.experiments import studies
-    from mcdi.utils.files import check_folder_writable
+    from mcdi.utils.places import check_folder_writable
 
     settings = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
     check_folder_writable(results)
@@ -108,7 +108,7 @@ def report(
     Example: [bold]mcdi report runs/glyphs runs/glyphs-longer[/]
     """
     from mcdi.experiments.report.compare import read_runs, rich_comparison, write_comparison
-    from mcdi.utils.files import check_writable
+    from mcdi.utils.places import check_writable
 
     check_writable(out, out.with_suffix(".csv"))
     runs = read_runs(folders)

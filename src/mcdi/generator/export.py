@@ -20,7 +20,8 @@ from mcdi.methods.base import all_methods
 from mcdi.methods.sampling import SupportsSampling
 from mcdi.types import Examples
 from mcdi.utils.checksums import BLANK, CHECKSUM, checksum, seal
-from mcdi.utils.files import check_writable, only_writer, read_bytes, write_bytes, write_json
+from mcdi.utils.files import only_writer, read_bytes, write_bytes, write_json
+from mcdi.utils.places import check_writable
 
 __all__ = ["FILES", "Exported", "export"]
 

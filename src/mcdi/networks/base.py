@@ -92,17 +92,12 @@ class TaskEmbedding:
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Of one example that `condition` and `forward` read."""
+        """Of one example that `condition`, `support_set` and `forward` read."""
         return (self.input_size,) if self.example_shape is None else self.example_shape
-
-    @property
-    def set_shape(self) -> tuple[int, ...]:
-        """Of one example in `support_set`."""
-        return self.example_shape or (self.input_size,)
 
     def support_set(self, support: Examples, way: int) -> Tensor:
         """The examples one by one, for generators that attend to them: (B, S, X + Y). The first X numbers are an example of
-        `set_shape`, the last Y its class, one-hot, or its target."""
+        `feature_shape`, the last Y its class, one-hot, or its target."""
         x, y = support.x.flatten(2), support.y
         labels = y.reshape(*y.shape[:2], -1) if self.regression else members(y, way)
         return torch.cat([x, labels.to(x.dtype)], -1)

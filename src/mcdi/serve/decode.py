@@ -62,11 +62,12 @@ def decode_inputs(inputs: Inputs, where: str, generator: Generator, limits: Limi
     if not 1 <= len(values) <= limits.examples:
         raise McdiError(f"{where} holds {len(values)} examples: give 1 to {limits.examples}")
     if kind == "texts":
-        if len({len(v) for v in values}) > 1:
+        texts = tuple((v,) if isinstance(v, str) else tuple(v) for v in values)
+        if len({len(v) for v in texts}) > 1:
             raise McdiError(f"{where} mixes single sentences and pairs: send one kind")
-        if any(len(s) > limits.text for v in values for s in v):
+        if any(len(s) > limits.text for v in texts for s in v):
             raise McdiError(f"{where} holds a sentence of more than {limits.text} characters: shorten it")
-        return tuple(tuple(v) for v in values)
+        return texts
     if kind == "images":
         return _images(values, where, reads[kind], limits)
     widths = {len(row) for row in values}

@@ -42,7 +42,9 @@ class Inputs(Strict):
 
     images: list[str] | None = Field(None, description="Image files (PNG, JPEG, GIF, BMP, WebP) in base64.", examples=[[PIXEL]])
     features: list[list[float]] | None = Field(None, description="Feature vectors of the model's width.")
-    texts: list[Annotated[list[str], Field(min_length=1, max_length=2)]] | None = Field(None, description="Sentences or pairs.")
+    texts: list[str | Annotated[list[str], Field(min_length=1, max_length=2)]] | None = Field(
+        None, description="Sentences or pairs."
+    )
 
 
 class SamplingOptions(Strict):

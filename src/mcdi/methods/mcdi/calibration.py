@@ -24,7 +24,9 @@ def support_log_odds(net: Network, weights: Tensor, support: Examples, mask: Ten
     classes and of many.
     """
     wrong = mask[:, : net.classes(mask.shape[1])].sum(1) - 1
-    return (net.loss(weights, support, mask).expm1() / wrong.clamp(min=1)).clamp(min=1e-12).log()
+    loss = net.loss(weights, support, mask)
+    odds = loss + (-(-loss).expm1()).clamp(min=1e-12).log()  # log(e^loss - 1), which does not overflow
+    return odds - wrong.clamp(min=1).log()
 
 
 def calibration_quantiles(log_odds: Tensor) -> tuple[float, ...]:

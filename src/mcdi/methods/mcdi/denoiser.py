@@ -37,7 +37,7 @@ class ConditionSizes(NamedTuple):
     def of(cls, net: Network) -> "ConditionSizes":
         sizes = net.condition_size, net.summary_size, net.condition_heads, net.condition_examples
         labels = (0, math.prod(net.target_shape)) if net.regression else (net.way, 0)
-        return cls(*sizes, tuple(net.set_shape), *labels, net.response_size)
+        return cls(*sizes, tuple(net.feature_shape), *labels, net.response_size)
 
 
 def generated_mask(part: Part, space: WeightSpace) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.tasks.images.class_images import DRAWING, Shape
-from mcdi.utils.files import check_readable, visible
+from mcdi.utils.files import visible
+from mcdi.utils.places import check_readable
 
 HEIC = (".heic", ".heif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", *HEIC)

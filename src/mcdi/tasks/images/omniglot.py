@@ -17,7 +17,8 @@ from torch import Tensor
 from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages, alphabet
 from mcdi.tasks.images.files import read_image
-from mcdi.utils.files import check_readable, check_writable, read_bytes, visible, write_bytes
+from mcdi.utils.files import read_bytes, visible, write_bytes
+from mcdi.utils.places import check_readable, check_writable
 
 Split = Literal["alphabets", "characters"]
 

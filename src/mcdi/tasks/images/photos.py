@@ -28,7 +28,8 @@ from mcdi.errors import McdiError, explained
 from mcdi.tasks.images.class_images import ClassImages
 from mcdi.tasks.images.files import Source, class_folders, folders_in, read_image
 from mcdi.types import SPLITS
-from mcdi.utils.files import check_readable, read_text
+from mcdi.utils.files import read_text
+from mcdi.utils.places import check_readable
 
 Classes = dict[str, list[Source]]
 LAYOUTS = (
