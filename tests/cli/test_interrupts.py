@@ -63,7 +63,7 @@ def test_while_it_imports(tmp_path: Path, what: str, seconds: float) -> None:
 
 
 @pytest.mark.slow
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=8)
 @given(what=st.sampled_from(["recipes", "run", "run", "demo", "generate", "serve"]), seconds=st.floats(0, 15))
 def test_at_any_moment(tmp_path: Path, what: str, seconds: float) -> None:
     if what == "serve":

@@ -14,7 +14,7 @@ from mcdi.generator.export import export
 from mcdi.tasks.images import omniglot
 
 DURABILITY = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "durability.py")))
-KILLS, FLIPS, PLACES = 3, 40, 12  # of every job; in all; in all
+KILLS, FLIPS, PLACES = 1, 20, 5  # of every job; in all; in all
 
 
 @pytest.mark.slow
