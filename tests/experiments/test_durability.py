@@ -21,8 +21,9 @@ KILLS, FLIPS, PLACES = 1, 20, 5  # of every job; in all; in all
 def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(omniglot, "URL", omniglot.URL)
     monkeypatch.setattr(omniglot, "CHECKSUMS", dict(omniglot.CHECKSUMS))
-    for name, job in DURABILITY.jobs(tmp_path / "from").items():
-        killed, finished, equal = DURABILITY.kills(job, tmp_path / name, KILLS, random.Random(name))
+    jobs = DURABILITY.jobs(tmp_path / "from")
+    for name in ("run", "export", "download"):  # a run prepares and trains; the benchmark kills these alone too
+        killed, finished, equal = DURABILITY.kills(jobs[name], tmp_path / name, KILLS, random.Random(name))
         assert killed == KILLS and equal == finished >= 1, name
 
 
