@@ -205,7 +205,7 @@ class TestStopped:
                 seen.clear()
             make_family(family, folder, data=None, device="cpu", progress=told)
         first = min((done for what, done in seen if what == "backbone"), default=26)  # what has ended is not begun again
-        assert first == (1 if at[0] == "texts" else 21)  # from the last checkpoint
+        assert first == {"texts": 1, "backbone": 21, "features": 26}[at[0]]  # from the last checkpoint
         read = [done for what, done in seen if what == "texts"]
         assert len(read) > 1 if at[0] == "texts" else len(read) == 1
         for name in ("features.safetensors", "backbone.safetensors"):
