@@ -14,6 +14,7 @@ and labels to a model that can answer.
 
 import argparse
 import json
+import random
 import subprocess
 import tempfile
 import time
@@ -38,7 +39,6 @@ from mcdi.networks.sentence_head import SentenceHead
 from mcdi.networks.support import class_means, prototype_rows
 from mcdi.tasks.text.intents import IntentSettings, target_sentences
 from mcdi.tasks.text.rows import label_sentence
-from mcdi.utils.random import uniform
 
 QUERIES = 15
 STEPS, RATE = 60, 1e-3  # of LoRA fine-tuning
@@ -61,13 +61,11 @@ class Task:
     """Sentences and labels of the support set, queries and their labels."""
 
     def __init__(self, classes: dict[str, list[str]], way: int, shots: int, seed: int) -> None:
-        names = list(classes)
-        order = uniform("classes", [seed], 0, count=len(names))[0].argsort()[:way]
-        self.names = [names[i] for i in order]
+        draw = random.Random(seed)
+        self.names = draw.sample(list(classes), way)
         self.x, self.y, self.queries, self.answers = list[str](), list[int](), list[str](), list[int]()
         for label, name in enumerate(self.names):
-            texts = classes[name]
-            chosen = [texts[i] for i in uniform("texts", [seed], label, count=len(texts))[0].argsort()[: shots + QUERIES]]
+            chosen = draw.sample(classes[name], shots + QUERIES)
             self.x += chosen[:shots]
             self.y += [label] * shots
             self.queries += chosen[shots:]
