@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import mcdi
+from safetensors.torch import load_file
 from tiny_models import lora
 
 from mcdi.errors import McdiError
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import load_family, make_family
+from mcdi.experiments.studies.transfer import with_names
 from mcdi.generator.api import load
 from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.sentence_head import SentenceHead
 from mcdi.sklearn import GeneratedClassifier
 from mcdi.tasks.text.intents import IntentSettings, division_of, read_intents, target_sentences
 from mcdi.tasks.text.phrases import TOPICS
+from mcdi.types import Examples
 from mcdi.utils.workers import silent
 
 WORDS = [word for words in TOPICS.values() for word in words]  # of the tiny model's vocabulary
@@ -161,15 +164,16 @@ class TestRun:
         again = pickle.loads(pickle.dumps(net))
         assert torch.equal(again.read(["rose"]), net.read(["rose"]))
 
-    def test_transfer_to_other_sets(self, run, sets, capsys):
-        folder = run.parent
+    def test_transfer_to_other_sets(self, run, sets):
+        """Closed forms need no trajectories, and none are made."""
+        folder, out = run.parent, run.parent / "transfer"
         options = (
             "--methods",
             "prototypes,plda",
             "--data",
             sets,
             "--out",
-            run,
+            out,
             "--results",
             folder / "results",
             "--workers",
@@ -177,7 +181,16 @@ class TestRun:
         )
         assert mcdi("transfer", folder / "small.toml", "--target", f"few={sets / 'few'}", *options) == 0
         rows = list(csv.DictReader(io.StringIO((folder / "results/transfer-small.csv").read_text())))
-        assert {row["target"] for row in rows} == {"few"} and {row["way"] for row in rows} == {"4", "6"}
+        assert {(row["target"], row["way"]) for row in rows} == {("few", "4"), ("few", "6")}
+        assert {row["label names"] for row in rows} == {"unused", "one more example"}
+        assert len(list((out / "targets").iterdir())) == 1 and not (out / "trajectories").exists()
+        assert load_file(out / "targets/few.safetensors")["names"].shape == (6, 32)
+
+    def test_names_are_one_more_example_each(self):
+        support = Examples(torch.randn(3, 4, 5), torch.tensor([[0, 0, 1, 1]] * 3))
+        more = with_names(support, names := torch.randn(3, 2, 5))
+        assert torch.equal(more.x[:, :4], support.x) and torch.equal(more.x[:, 4:], names)
+        assert more.y.tolist() == [[0, 0, 1, 1, 0, 1]] * 3
 
 
 def read_recipe_of(run):
@@ -192,7 +205,7 @@ class TestUse:
         weights = generator.generate((list(self.SUPPORT), [0, 0, 1, 1]))
         assert generator.predict(weights, "rose spade hedge").argmax(-1).item() == 0
         assert generator.predict(weights, ["boat wave", "rose bee"]).shape == (2, 2)
-        assert generator.predict(weights, []).shape == (0, 2)
+        assert generator.predict(weights, []).shape == (0, 2) and generator.predict(weights, "").shape == (2,)
         with pytest.raises(McdiError, match="reads single sentences, not pairs"):
             generator.generate(([("a", "b"), ("c", "d")], [0, 1]))
 

@@ -11,7 +11,6 @@ from mcdi.cli.options import Device, Model, console
 from mcdi.errors import McdiError
 
 OWN_CODE = "package:factory, a function that returns the module of your own that the generator is for."
-LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def generate(
@@ -201,7 +200,7 @@ def serve(
     from mcdi.utils.workers import pick_device
 
     try:
-        from mcdi.serve.deployment import Deployment
+        from mcdi.serve.deployment import LOCAL, Deployment
         from mcdi.serve.limits import MIB, Keys, Limits
         from mcdi.serve.models import Models, parse_code, parse_models
         from mcdi.serve.run import serve as run_server

@@ -84,6 +84,7 @@ def _study(
 ) -> None:
     from mcdi.experiments import run as job
     from mcdi.experiments import studies
+    from mcdi.methods import method_spec
     from mcdi.utils.places import check_folder_writable
 
     settings = studies.quick(recipe_of(recipe, None)) if small else recipe_of(recipe, None)
@@ -92,7 +93,11 @@ def _study(
     targets = studies.named_targets(target) if study == "transfer" else None
     folder, where, count = begin(settings, out, "cpu", workers)
     with progress(console) as show:
-        job.prepare_run(folder, data=data, device=where, workers=count, progress=show)
+        # Heads for other data sets are not compared with trained weights: only some methods read any.
+        if study == "transfer" and not any(method_spec(n).needs_trajectories for n in names or settings.methods):
+            job.prepare_family(folder, data=data, device=where, progress=show)
+        else:
+            job.prepare_run(folder, data=data, device=where, workers=count, progress=show)
         paths = studies.reproduce(study, folder, results, workers=count, progress=show, methods=names, targets=targets)
     typer.echo("\n".join(map(str, paths)))
 

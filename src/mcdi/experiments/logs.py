@@ -48,6 +48,12 @@ def read_log(path: Path) -> list[Point]:
     return sorted(points, key=lambda p: p[:2])
 
 
+def read_losses(path: Path) -> list[list[float]]:
+    """[[step, loss]] of a log, about a hundred of every network; those before a stop are in it too."""
+    points = [p for p in read_log(path) if "loss" in p.figures]
+    return [[p.step, round(p.figures["loss"], 5)] for p in points if p.step % max(1, p.of // 100) == 0]
+
+
 class TrainingLog:
     """A Log that writes at most about LINES evenly spaced points a stage to the file `path`, and to TensorBoard's files in the
     folder `events`. Steps that a resumed training repeats are replaced."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from mcdi import __version__
 from mcdi.errors import McdiError
 from mcdi.experiments import evaluate
-from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log
+from mcdi.experiments.logs import LOG, EventFiles, TrainingLog, read_log, read_losses
 from mcdi.experiments.recipe import Recipe, checked
 from mcdi.generator.api import Generator
 from mcdi.generator.saving import write_files
@@ -125,13 +125,17 @@ def learnt_start(context: Context, progress: Progress = silent) -> Tensor | None
     return read_tensors(path)[0]["start"]
 
 
+def prepare_family(folder: Path, *, data: Path | None, device: str, progress: Progress) -> TaskFamily:
+    """Images and backbone of the run in `folder`, or what else its source makes."""
+    with only_writer(folder):
+        return make_family(read_run(folder).family, folder, data=data, device=device, progress=progress)
+
+
 def prepare_run(
     folder: Path, *, data: Path | None, device: str, workers: int, progress: Progress, backend: Backend = "local"
 ) -> None:
-    """Images, backbone, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
-    recipe = read_run(folder)
-    with only_writer(folder):
-        family = make_family(recipe.family, folder, data=data, device=device, progress=progress)
+    """The family, and the trajectories of training tasks and, for measuring distances only, of the test tasks."""
+    recipe, family = read_run(folder), prepare_family(folder, data=data, device=device, progress=progress)
     theta0 = learnt_start(Context(folder), progress)
     fill = partial(prepare, family, device=device, workers=workers, backend=backend, theta0=theta0, progress=progress)
     fill(folder / "trajectories", recipe.preparation, split="train", name="trajectories")
@@ -172,7 +176,7 @@ def train_method(
         if (target / "config.json").exists():  # another process has ended meanwhile
             return
         method.fit(family, stored, seed=seed, log=report, folder=target)
-        training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": _losses(target / LOG)}
+        training: dict[str, Any] = {"fit_seconds": round(time.perf_counter() - start, 2), "losses": read_losses(target / LOG)}
         if isinstance(method, SupportsDevice):
             method.to("cpu")
         if isinstance(method, SupportsSampling) and "sampling" not in settings:
@@ -180,12 +184,6 @@ def train_method(
         write_json(target / "training.json", training)
         write_files(target, name, method, Generator(name, method, family.downstream).to("cpu").network)
         _remove_checkpoints(target)
-
-
-def _losses(log: Path) -> list[list[float]]:
-    """[[step, loss]], about a hundred of every network, from the log, which has those before a stop too."""
-    points = [p for p in read_log(log) if "loss" in p.figures]
-    return [[p.step, round(p.figures["loss"], 5)] for p in points if p.step % max(1, p.of // 100) == 0]
 
 
 def _remove_checkpoints(target: Path) -> None:

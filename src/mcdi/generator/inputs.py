@@ -76,10 +76,10 @@ def queries_of(net: Network, x: Any, tasks: int, *, single: bool) -> Queries:
     one = is_text(x)
     given = numbers_of(x, "the examples") if isinstance(x, Tensor) or not net.reads_texts else x
     if not isinstance(given, Tensor):
-        given = net.read([x] if one else x) if len(x) else torch.zeros(0)
+        given = net.read(x) if one or len(x) else torch.zeros(0)
     if not given.numel():  # whatever a network makes of one example is cut off
         shape = net.example_shape or (net.input_size,)
-        dummy = net.read([("",)])[None] if net.reads_texts else torch.zeros(1, 1, *shape, dtype=torch.uint8)
+        dummy = net.read("")[None] if net.reads_texts else torch.zeros(1, 1, *shape, dtype=torch.uint8)
         return Queries(dummy.expand(tasks, *dummy.shape[1:]), True, False, single)
     images = {} if net.embedder is None else {3}
     dims = {len(net.example_shape)} if net.example_shape is not None else {net.feature_dims, *images}

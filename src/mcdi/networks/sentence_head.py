@@ -25,13 +25,13 @@ class SentenceHead(LinearHead):
     brought to one length. The transformer may have LoRA pairs, the same ones for all tasks (`tasks.text.intents`).
 
     Args:
-        features, way, condition, examples, centred: see LinearHead.
+        features, way, condition, examples: see LinearHead.
         lora: the transformer, and where its pairs are.
         base: the fingerprint of its frozen weights; another is a McdiError when the first text is read.
     """
 
     reads_texts = True
-    options = ("condition", "centred")
+    options = ("condition",)
 
     def __init__(
         self,
@@ -41,9 +41,8 @@ class SentenceHead(LinearHead):
         base: int,
         condition: Condition = "means",
         examples: int = 5,
-        centred: bool = False,
     ) -> None:
-        super().__init__(features, way, condition=condition, examples=examples, centred=centred)
+        super().__init__(features, way, condition=condition, examples=examples)
         self.lora, self.base, self.device = lora, base, "cpu"
         self.centre, self.pairs = torch.zeros(features), dict[str, Tensor]()
         self._encoder: Encoder | None = None
@@ -86,7 +85,7 @@ class SentenceHead(LinearHead):
         raise McdiError(f"a {self.kind} reads text, which no file without a tokenizer can: save its weights with --out")
 
     def config(self) -> dict[str, Any]:
-        plain = {n: v for n, v in super().config().items() if n != "embedder"}
+        plain = {n: v for n, v in super().config().items() if n not in ("embedder", "centred")}
         return {**plain, "lora": asdict(self.lora), "base": self.base}
 
     def state(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdi.errors import McdiError
+from mcdi.utils.files import read_text
 
 MIB = 2**20
 KEY_LENGTH = 16, 1000  # characters; the head of a request has room for 16 KiB
@@ -93,10 +94,7 @@ def is_key(text: str) -> bool:
 
 def _read_keys(path: Path) -> list[tuple[str, bytes]]:
     """(tenant, key) of every line; keys beyond ASCII twice, as some clients send UTF-8 and others Latin-1."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise McdiError(f"{path} cannot be read ({error}): give a file of lines tenant:key") from error
+    lines = read_text(path).split("\n")
     found: dict[bytes, str] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):

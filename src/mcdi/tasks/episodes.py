@@ -8,9 +8,18 @@ from torch import Tensor
 from mcdi.errors import McdiError
 from mcdi.networks.base import Network
 from mcdi.networks.support import centre_of
-from mcdi.types import Examples, TaskBatch
+from mcdi.types import SPLITS, Examples, TaskBatch
 from mcdi.utils.random import uniform
 from mcdi.utils.torch_state import plain_torch
+
+
+def split_classes(names: Sequence[str], where: str, cure: str) -> dict[str, str]:
+    """{class: split}: of every 25 classes in order 16 are for training, 4 for validation and 5 for the test. Raises McdiError
+    for fewer than 21; `where` and `cure` are the ends of its sentence."""
+    if len(names) < 21:
+        rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
+        raise McdiError(f"{where} {len(names)} classes, but {rule}: give at least 21, or {cure}")
+    return {name: SPLITS[(n % 25 >= 16) + (n % 25 >= 20)] for n, name in enumerate(names)}
 
 
 class FewShot:

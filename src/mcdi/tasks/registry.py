@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+
+from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.networks.base import NetworkTraits
+from mcdi.networks.base import Network, NetworkTraits
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.family import TaskFamily
 from mcdi.utils.registry import Registry
@@ -55,6 +57,15 @@ class FamilySettings:
         return self
 
 
+class Target(NamedTuple):
+    """Another data set as a run's network reads it: features (C, M, F), the names of the C classes, and for text those names as
+    features (C, F)."""
+
+    features: Tensor
+    classes: list[str]
+    names: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class FamilySpec:
     """A source of data.
@@ -68,6 +79,7 @@ class FamilySpec:
         load: (settings, folder) -> the family that `build` made there.
         kind: of its examples: "images", "vectors", "points", "texts", or a word of your own that a network declares.
         reads_data: whether it takes --data.
+        embed_target: (settings, network, path) -> the Target at a path, for `mcdi transfer`; None where there are no targets.
     """
 
     name: str
@@ -76,6 +88,7 @@ class FamilySpec:
     load: Callable[[Any, Path], TaskFamily]
     kind: str
     reads_data: bool = True
+    embed_target: Callable[[Any, Network, Path], Target] | None = None
 
 
 SOURCES: Registry[FamilySpec] = Registry(

@@ -12,9 +12,7 @@ from mcdi.experiments.run import Context
 from mcdi.experiments.studies.variants import Measured, Variant
 from mcdi.methods import WeightGenerator
 from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.images.public import public_images
-from mcdi.tasks.text.intents import IntentSettings, target_sentences
-from mcdi.tasks.text.rows import label_sentence
+from mcdi.tasks.registry import SOURCES
 from mcdi.types import Examples
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.workers import Progress
@@ -44,31 +42,23 @@ def _path(context: Context, name: str) -> Path:
 
 
 def add_targets(context: Context, targets: Mapping[str, Path], progress: Progress) -> None:
-    """Embed targets with the run's backbone, once. Raises McdiError without one of colour images or of sentences, or for a
-    taken name."""
+    """Embed targets with the run's backbone, once. Raises McdiError for a source without targets, or for a taken name."""
+    settings = context.recipe.family
+    embed = SOURCES.get(settings.data).embed_target
+    if embed is None:
+        raise McdiError(
+            f"data = {settings.data!r} has no heads for other data sets: choose a recipe such as natural or intents"
+        )
     for name, path in targets.items():
         target, source = _path(context, name), str(path.resolve())
         if not target.exists():
             progress(f"target {name}", 0, 1, {})
-            tensors, classes = _embedded(context, path)
-            write_tensors(target, tensors, {"classes": classes, "source": source})
+            features, classes, names = embed(settings, context.family.downstream, path)
+            more = {} if names is None else {"names": names}
+            write_tensors(target, {"features": features, **more}, {"classes": classes, "source": source})
             progress(f"target {name}", 1, 1, {"classes": float(len(classes))})
         elif (embedded := read_tensors(target)[1]["source"]) != source:
             raise McdiError(f"the target {name} of this run is {embedded}: give {path} another name")
-
-
-def _embedded(context: Context, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Features (C, M, F) of a target, of sentences also those of the classes' names (C, F), and its classes."""
-    network, settings = context.family.downstream, context.recipe.family
-    if isinstance(settings, IntentSettings):
-        sentences = target_sentences(settings, path)
-        count = min(map(len, sentences.values()))
-        features = torch.stack([network.read(texts[:count]) for texts in sentences.values()])
-        return {"features": features, "names": network.read([label_sentence(name) for name in sentences])}, list(sentences)
-    if network.embedder is None or network.embedder.shape[0] != 3:
-        raise McdiError(f"{context.recipe.name} has no backbone of colour images: choose a recipe such as natural")
-    images = public_images(path, size=network.embedder.side)
-    return {"features": network.embed(images.pixels)}, list(images.names)
 
 
 def with_names(support: Examples, names: Tensor) -> Examples:

@@ -24,7 +24,8 @@ from mcdi.tasks.images.feature_cache import caching
 from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.tasks.images.omniglot import omniglot_images
 from mcdi.tasks.images.photos import domain_images, natural_images
-from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
+from mcdi.tasks.images.public import public_images
+from mcdi.tasks.registry import FamilySettings, FamilySpec, Target, register_source
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.training import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.utils.workers import Progress
@@ -276,5 +277,13 @@ def _backbone(settings: ImageSettings, name: str, seed: int, described: Mapping[
         return make_backbone({"backbone": name, "channels": settings.channels, "model": described})
 
 
+def _embed_target(settings: ImageSettings, network: Network, path: Path) -> Target:
+    if network.embedder is None or network.embedder.shape[0] != 3:
+        raise McdiError(f"data = {settings.data!r} has no backbone of colour images: choose a recipe such as natural")
+    images = public_images(path, size=network.embedder.side)
+    return Target(network.embed(images.pixels), list(images.names))
+
+
 for _name, _kind in zip(READERS, (ImageSettings, OmniglotSettings, PhotoSettings, DomainSettings), strict=True):
-    register_source(FamilySpec(_name, _kind, _build, _load, kind="images", reads_data=_name != "glyphs"))
+    _reads = _name != "glyphs"
+    register_source(FamilySpec(_name, _kind, _build, _load, kind="images", reads_data=_reads, embed_target=_embed_target))

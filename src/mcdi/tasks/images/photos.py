@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from mcdi.errors import McdiError, explained
+from mcdi.tasks.episodes import split_classes
 from mcdi.tasks.images.class_images import ClassImages
 from mcdi.tasks.images.files import Source, class_folders, folders_in, read_image
 from mcdi.types import SPLITS
@@ -106,14 +107,8 @@ def _npz(path: Path) -> dict[str, Classes]:
 
 
 def _split(classes: Classes, path: Path) -> dict[str, Classes]:
-    if len(classes) < 21:
-        rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
-        raise McdiError(f"{path} holds {len(classes)} classes, but {rule}: give at least 21, or folders of your own split")
-    splits: dict[str, Classes] = {split: {} for split in SPLITS}
-    for number, (name, sources) in enumerate(classes.items()):
-        part = number % 25
-        splits["train" if part < 16 else "val" if part < 20 else "test"][name] = sources
-    return splits
+    of = split_classes(list(classes), f"{path} holds", "folders of your own split")
+    return {split: {name: sources for name, sources in classes.items() if of[name] == split} for split in SPLITS}
 
 
 def npz_arrays(path: Path, keys: Sequence[str], plain: Sequence[str] = (), optional: Sequence[str] = ()) -> dict[str, Any]:

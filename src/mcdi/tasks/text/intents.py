@@ -10,27 +10,30 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from mcdi.errors import McdiError, explained
 from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.backbones.language import MEAN, Encoder, LoraSettings, check_base, unpadded
-from mcdi.networks.backbones.vision import prototypical_loss, train_adamw
+from mcdi.networks.backbones.vision import prototypical_loss
+from mcdi.networks.base import Network
 from mcdi.networks.heads import Condition
 from mcdi.networks.registry import NETWORKS
-from mcdi.tasks.episodes import FewShot
-from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
+from mcdi.tasks.episodes import FewShot, split_classes
+from mcdi.tasks.registry import FamilySettings, FamilySpec, Target, register_source
 from mcdi.tasks.text.labelled import Splits, read_sets
+from mcdi.tasks.text.pairs import SHARPNESS, read_states, train_pairs
+from mcdi.tasks.text.rows import label_sentence
 from mcdi.types import SPLITS
 from mcdi.utils.files import read_tensors, read_text, write_tensors
+from mcdi.utils.random import step_generator
 from mcdi.utils.training import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.utils.workers import Progress
 
 DIVISION = "class_splits.tsv"  # in the folder of a set: columns fold, split, label
 NAMES = {"train": "train", "validation": "val", "val": "val", "test": "test"}  # of splits in it
 SHOTS, QUERIES = 4, 4  # at most, of a class in a step of training
-SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
-READ = 64  # sentences at a time
 
 Classes = dict[str, list[str]]  # {"set/label": sentences}
 
@@ -40,7 +43,7 @@ class IntentSettings(FamilySettings):
     """Sentences of many classes, and a frozen sentence encoder in front of a linear head.
 
     Attributes:
-        condition, centred: see networks.linear_head.LinearHead.
+        condition: see networks.heads.Head.
         sets: those that tasks are made of, every task of one of them; `mcdi transfer` measures others.
         fold: which published division of the classes, where a set has several (`class_splits.tsv`).
         examples: sentences of a class, at most; every class of a split has as many as the smallest.
@@ -52,7 +55,6 @@ class IntentSettings(FamilySettings):
     data: str = "intents"
     network: str = "sentence-head"
     condition: Condition = "means"
-    centred: bool = False
     sets: tuple[str, ...] = ("clinc150", "hwu64")
     fold: int = 1
     examples: int = 100
@@ -91,14 +93,11 @@ def sentences_of(parts: Splits, examples: int, seed: int) -> Classes:
 
 
 def division_of(folder: Path, name: str, labels: Sequence[str], fold: int) -> dict[str, str]:
-    """{label: split} of a set's classes. Without a file DIVISION, of every 25 classes in order 16 are for training, 4 for
-    validation and 5 for the test. Raises McdiError for a division that does not fit."""
+    """{label: split} of a set's classes, as its file DIVISION says; without one as `split_classes`. Raises McdiError for a
+    division that does not fit."""
     path = folder / name / DIVISION
     if not path.exists():
-        if len(labels) < 21:
-            rule = "of every 25 classes 16 are for training, 4 for validation, 5 for the test"
-            raise McdiError(f"the set {name} has {len(labels)} classes, but {rule}: give at least 21, or a {DIVISION}")
-        return {label: SPLITS[(n % 25 >= 16) + (n % 25 >= 20)] for n, label in enumerate(labels)}
+        return split_classes(labels, f"the set {name} has", f"a {DIVISION}")
     text = io.StringIO(read_text(path), newline="")
     with explained(f"{path} cannot be read", "it needs the columns fold, split and label", KeyError, csv.Error):
         rows = [(r["fold"], r["split"], r["label"]) for r in csv.DictReader(text, delimiter="\t")]
@@ -141,7 +140,7 @@ def target_sentences(settings: IntentSettings, path: Path) -> Classes:
     return {label: texts for label, texts in classes.items() if division.get(label) == "test"}
 
 
-def train_pairs(
+def pretrain_sentences(
     encoder: Encoder, states: Tensor, classes: Sequence[Tensor], *, steps: int, way: int, seed: int, device: str, **resume: Any
 ) -> Iterator[float]:
     """Train the encoder's LoRA pairs in place with the ProtoNet loss of cosines; yields the loss of every step, whose classes
@@ -152,29 +151,26 @@ def train_pairs(
         classes: of every set its sentences by class (C, M), row numbers of `states`.
         resume: `start` and `checkpoint` of `train_adamw`.
     """
-    pairs = nn.ParameterList(p.requires_grad_() for p in encoder.pairs.values())
     weights = torch.tensor([float(len(c)) for c in classes])
 
     def episode(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = step_generator(seed, step)
         of = classes[int(torch.multinomial(weights, 1, generator=generator))]
         chosen = of[torch.randperm(len(of), generator=generator)[:way]]
         picks = torch.rand(chosen.shape, generator=generator).argsort(1)[:, : SHOTS + QUERIES]
         x = states[chosen.gather(1, picks).flatten()].to(device).float()
         shots = 1 + int(torch.randint(min(SHOTS, picks.shape[1] - 1), (1,), generator=generator))
         means = encoder.tail.pooled(unpadded(x))[:, MEAN]
-        features = nn.functional.normalize(means, dim=-1) * SHARPNESS**0.5
+        features = F.normalize(means, dim=-1) * SHARPNESS**0.5
         return prototypical_loss(features.unflatten(0, picks.shape), shots)
 
-    try:
-        yield from train_adamw(pairs, episode, steps, lr=1e-3, weight_decay=0.01, checkpoint_every=20, **resume)
-    finally:
-        pairs.requires_grad_(False)
+    return train_pairs(encoder, episode, steps, lr=1e-3, **resume)
 
 
 def _build(settings: IntentSettings, folder: Path, *, data: Path | None, device: str, progress: Progress) -> FewShot:
     if not (folder / FEATURES).exists():
         _embed(settings, folder, data, device, progress)
+    checkpoint_of(folder, "backbone").unlink(missing_ok=True)  # after a kill, too
     return _load(settings, folder)
 
 
@@ -218,7 +214,6 @@ def _embed(settings: IntentSettings, folder: Path, data: Path | None, device: st
     centre = means["train"].flatten(0, 1).mean(0)
     write_tensors(folder / BACKBONE, {"centre": centre, **{f"pair.{n}": p for n, p in trained.items()}}, {"base": base})
     write_tensors(folder / FEATURES, {n: cl2n(x, centre) for n, x in means.items()}, {"groups": groups})
-    checkpoint_of(folder, "backbone").unlink(missing_ok=True)
 
 
 def _numbers(classes: Mapping[str, Any]) -> list[int]:
@@ -229,18 +224,22 @@ def _numbers(classes: Mapping[str, Any]) -> list[int]:
 
 def _train(settings: IntentSettings, encoder: Encoder, classes: Classes, folder: Path, device: str, progress: Progress) -> None:
     texts = [(text,) for of in classes.values() for text in of]
-    states = []
-    for i in range(0, len(texts), READ):
-        states.append(encoder.read(texts[i : i + READ]).half().cpu())
-        progress("sentences of training classes", min(i + READ, len(texts)), len(texts), {})
+    states = read_states(encoder, texts, lambda done: progress("sentences of training classes", done, len(texts), {}))
     first, sets = 0, dict[int, list[Tensor]]()
     for number, of in zip(_numbers(classes), classes.values(), strict=True):
         sets.setdefault(number, []).append(torch.arange(first, first + len(of)))
         first += len(of)
     rows = [torch.stack([r[: min(map(len, of))] for r in of]) for of in sets.values()]
     options: dict[str, Any] = {"way": settings.backbone_way, "seed": settings.seed, "device": device}
-    losses = partial(train_pairs, encoder, torch.cat(states), rows, steps=settings.backbone_steps, **options)
+    losses = partial(pretrain_sentences, encoder, states, rows, steps=settings.backbone_steps, **options)
     run_training(losses, settings.backbone_steps, folder, "backbone", progress)
 
 
-register_source(FamilySpec("intents", IntentSettings, _build, _load, kind="sentences"))
+def _embed_target(settings: IntentSettings, network: Network, path: Path) -> Target:
+    sentences = target_sentences(settings, path)
+    count = min(map(len, sentences.values()))
+    features = torch.stack([network.read(texts[:count]) for texts in sentences.values()])
+    return Target(features, list(sentences), network.read([label_sentence(label) for label in sentences]))
+
+
+register_source(FamilySpec("intents", IntentSettings, _build, _load, kind="sentences", embed_target=_embed_target))

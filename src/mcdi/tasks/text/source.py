@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.backbones.language import POOLED, LoraSettings
-from mcdi.networks.backbones.vision import prototypical_loss, train_adamw
+from mcdi.networks.backbones.vision import prototypical_loss
 from mcdi.networks.lora import LoraClassifier
 from mcdi.networks.registry import NETWORKS
 from mcdi.tasks.registry import FamilySettings, FamilySpec, register_source
 from mcdi.tasks.text.labelled import read_hub, read_sets
+from mcdi.tasks.text.pairs import SHARPNESS, read_states, train_pairs
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import Chosen, TextSettings, choose, pools_of
 from mcdi.tasks.text.text_tasks import TextTasks
@@ -28,7 +29,6 @@ from mcdi.utils.workers import Progress
 
 TASKS = 4  # a step
 SHOTS, QUERIES = 5, 8  # at most, of a class in an episode
-SHARPNESS = 10.0  # squared distances are this times 2 (1 - cosine)
 
 
 def pretrain_lora(
@@ -47,11 +47,7 @@ def pretrain_lora(
         read = read * (SHARPNESS / net.features) ** 0.5
         return torch.stack([prototypical_loss(e, shots) for e in read.reshape(*x.shape, -1)]).mean()
 
-    pairs = nn.ParameterList(p.requires_grad_() for p in net.pairs.values())
-    try:
-        yield from train_adamw(pairs, episodes, steps, lr=lr, weight_decay=0.01, **{"checkpoint_every": 20, **resume})
-    finally:
-        pairs.requires_grad_(False)
+    return train_pairs(net.encoder, episodes, steps, lr=lr, **resume)
 
 
 @torch.no_grad()
@@ -64,7 +60,6 @@ def recompute_pooled(net: LoraClassifier, bank: Tensor, device: str = "cpu", bat
 
 
 TEXTS = "texts"  # folder of the states of sets that were read before a stop
-READ = 64  # texts at a time, between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -131,11 +126,11 @@ def _states(chosen: Sequence[Chosen], network: LoraClassifier, folder: Path, pro
         decides = repr((c.texts, network.base, network.encoder.settings))
         path = folder / TEXTS / f"{zlib.crc32(decides.encode()):08x}.safetensors"
         if not path.exists():
-            parts = []
-            for i in range(0, len(c.texts), READ):
-                parts.append(network.read(c.texts[i : i + READ]).half().cpu())
-                progress("texts", done + i + len(parts[-1]), total, {})
-            write_tensors(path, {"states": torch.cat(parts)})
+
+            def seen(texts: int, done: int = done) -> None:
+                progress("texts", done + texts, total, {})
+
+            write_tensors(path, {"states": read_states(network.encoder, c.texts, seen)})
         states.append(read_tensors(path)[0]["states"])
     progress("texts", total, total, {})
     return torch.cat(states)
