@@ -154,7 +154,7 @@ class TestStart:
         for text, message in (("", "holds no key"), ("ann", "line 1 must be tenant:key"), ("#\nann:short", "line 2")):
             (tmp_path / "keys").write_text(text)
             assert message in self.fails(capsys, folders["drawings"], "--api-key-file", tmp_path / "keys")
-        assert "cannot be read" in self.fails(capsys, folders["drawings"], "--api-key-file", tmp_path / "none")
+        assert "does not exist" in self.fails(capsys, folders["drawings"], "--api-key-file", tmp_path / "none")
 
     def test_a_port_in_use(self, folders, capsys):
         with socket.socket() as taken:
