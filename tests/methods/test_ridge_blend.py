@@ -195,6 +195,13 @@ class TestConfidence:
         confidences = support_log_odds(net, rows, support, torch.ones(1, classes, dtype=torch.bool))
         torch.testing.assert_close(confidences, torch.tensor([-2.0]), rtol=1e-4, atol=1e-4)
 
+    def test_support_log_odds_of_heads_that_are_wrong_and_sure_are_finite(self):
+        """Scaled logits, all wrong: the odds grow with them and never overflow."""
+        net, support = LinearHead(2, 2), Examples(torch.eye(2)[None], torch.tensor([[1, 0]]))
+        rows = torch.cat([torch.eye(2), torch.zeros(2, 1)], 1)[None] * torch.tensor([10.0, 1000.0, 1e6])[:, None, None]
+        odds = torch.cat([support_log_odds(net, one[None], support, torch.ones(1, 2, dtype=torch.bool)) for one in rows])
+        torch.testing.assert_close(odds, torch.tensor([10.0, 1000.0, 1e6]))
+
     def test_common_log_odds_give_full_confidence_and_rare_ones_less(self):
         quantiles = calibration_quantiles(torch.arange(1001.0))
         assert (quantiles[0], quantiles[-1], len(quantiles)) == (950.0, 1000.0, 11)

@@ -115,8 +115,6 @@ def _check_entries(source: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
     """Raises McdiError for what the official archives do not hold; zipfile unpacks no more bytes than an entry announces."""
     for entry in entries:
         parts = entry.filename.replace("\\", "/").split("/")
-        if entry.flag_bits & 1:
-            raise McdiError(f"{source}: {entry.filename!r} is encrypted: {ANEW}")
         if ".." in parts or parts[0] == "" or ":" in parts[0]:
             raise McdiError(f"{source}: {entry.filename!r} lies outside of the archive: {ANEW}")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
