@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -139,6 +139,7 @@ def check(module: nn.Module, net: OwnNetwork, weights: dict[str, Tensor], want: 
 
 @settings(max_examples=25, deadline=None)
 @given(names=st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=3), seed=st.integers(0, 3))
+@example(names=["linear", "frozen"], seed=0)
 def test_any_layers(names, seed):
     module = made(names, seed)
     before = copy.deepcopy(module.state_dict())
