@@ -15,7 +15,7 @@ from tiny_models import PAIR, TARGETS, drawn, lora
 from mcdi.errors import McdiError
 from mcdi.generator.adapters import peft_name, save_adapter
 from mcdi.networks import registry
-from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings
+from mcdi.networks.backbones.language import POOLED, Encoder, LoraSettings, resolve
 from mcdi.networks.lora import LoraClassifier
 from mcdi.trajectories.prepare import Preparation, trajectories
 from mcdi.types import Examples, TaskBatch
@@ -226,16 +226,15 @@ class TestNetwork:
 
 
 LOADS = """
-import json, sys, torch
+import json, sys
 assert "mcdi" not in sys.modules
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-base, adapter, count, texts = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=count)
-model = PeftModel.from_pretrained(model, adapter).eval()
-tokens = AutoTokenizer.from_pretrained(base)([t[0] for t in texts], [t[1] for t in texts], padding=True, return_tensors="pt")
-with torch.no_grad():
-    print(json.dumps(model(**tokens).logits.tolist()))
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+base, adapter, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = AutoModelForSequenceClassification.from_pretrained(base, config=AutoConfig.from_pretrained(adapter + "/labels"))
+classify = pipeline("text-classification", model=PeftModel.from_pretrained(model, adapter), tokenizer=base)
+answers = classify([{"text": a, "text_pair": b} for a, b in texts], top_k=None, function_to_apply="none")
+print(json.dumps([{one["label"]: one["score"] for one in answer} for answer in answers]))
 """
 
 
@@ -256,15 +255,27 @@ class TestAdapter:
                 p.normal_(std=0.1)
         flat = drawn(net, 1, way)
         weights = {n: w[0] for n, w in net.space.unpack(flat).items()}
-        save_adapter(net, weights, tmp_path / "adapter", classes=["a", "b", "c"][:way], examples=6)
-        arguments = [str(models[kind]), str(tmp_path / "adapter"), str(way), json.dumps(PAIR)]
+        names = ["yes", "not \u201csure\u201d", "7"][:way]
+        save_adapter(net, weights, tmp_path / "adapter", classes=names, examples=6)
+        arguments = [str(models[kind]), str(tmp_path / "adapter"), json.dumps(PAIR)]
         clean = {n: v for n, v in os.environ.items() if n != "PYTHONPATH"}
         said = subprocess.run([sys.executable, "-c", LOADS, *arguments], capture_output=True, text=True, check=True, env=clean)
-        got, want = torch.tensor(json.loads(said.stdout.splitlines()[-1])), net.predict(flat, net.read(PAIR)[None])[0]
+        answers = json.loads(said.stdout.splitlines()[-1])
+        got, want = torch.tensor([[a[n] for n in names] for a in answers]), net.predict(flat, net.read(PAIR)[None])[0]
         assert got.shape == (3, way) and float((got - want).abs().max()) < 1e-5
         assert float(want.std()) > 0.01
         card = (tmp_path / "adapter" / "README.md").read_text()
-        assert "num_labels=" + str(way) in card and "6 labelled examples" in card
+        assert f"base_model: {models[kind]}" in card and "6 labelled examples" in card
+
+    def test_the_base_model_is_named_as_other_machines_know_it(self, tmp_path):
+        packaged = resolve("minilm")
+        net = LoraClassifier(LoraSettings(generate="rows"), 2)
+        weights = {n: w[0] for n, w in net.space.unpack(drawn(net, 1)).items()}
+        save_adapter(net, weights, tmp_path / "adapter", classes=["a", "b"], examples=2)
+        files = [p for p in (tmp_path / "adapter").rglob("*") if p.is_file()]
+        assert len(files) == 4 and not any(packaged.encode() in p.read_bytes() for p in files)
+        adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert adapter["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
 
     def test_refuses_what_is_not_its_own(self, net, tmp_path):
         weights = {n: w[0] for n, w in net.space.unpack(drawn(net, 1)).items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.networks.backbones.language import lora_libraries
+from mcdi.networks.backbones.language import hub_name, lora_libraries
 from mcdi.networks.lora import LoraClassifier
 from mcdi.utils.files import json_bytes, only_writer, read_bytes, write_bytes, write_tensors
 
@@ -23,15 +23,18 @@ Made from {examples} labelled examples, without a gradient step. peft loads it w
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
-tokenizer = AutoTokenizer.from_pretrained({base!r})
-model = AutoModelForSequenceClassification.from_pretrained({base!r}, num_labels={count})
+config = AutoConfig.from_pretrained({labels!r})
+model = AutoModelForSequenceClassification.from_pretrained({base!r}, config=config)
 model = PeftModel.from_pretrained(model, {folder!r})
+classify = pipeline("text-classification", model=model, tokenizer={base!r})
+print(classify([{{"text": "a text"}}]))  # a pair of texts has "text_pair" too
 ```
 
 Classes, in the order of the logits: {classes}. Texts were cut to {length} tokens.
 """
+LABELS = "labels"  # a folder: transformers takes one with a config.json beside the adapter for the base model
 
 
 def peft_name(name: str) -> str:
@@ -46,11 +49,14 @@ def peft_name(name: str) -> str:
 def save_adapter(
     network: LoraClassifier, weights: Mapping[str, Tensor], folder: Path, *, classes: Sequence[str], examples: int
 ) -> None:
-    """Write adapter_model.safetensors, README.md and then adapter_config.json; each is replaced in one step.
+    """Write adapter_model.safetensors, README.md, labels/config.json, then adapter_config.json; each is replaced in one step.
+
+    labels/config.json is the base model's, with the names of the classes as id2label and label2id.
 
     Args:
         weights: of one task, as `Generator.generate` returns them.
-        classes, examples: names of the classifier's rows, and size of the support set, for the README.
+        classes: names of the classifier's rows.
+        examples: size of the support set, for the README.
 
     Raises:
         McdiError: weights of another network, or NaN or infinite values.
@@ -65,16 +71,23 @@ def save_adapter(
     # What peft saves itself, including the parts of the head that are the same for every task.
     tensors = dict(peft.get_peft_model_state_dict(encoder.whole))
     tensors |= {peft_name(n): w for n, w in weights.items()}
-    config = encoder.whole.peft_config["default"]
+    base, labels = hub_name(encoder.settings.model), folder / LABELS
     with tempfile.TemporaryDirectory() as scratch:
-        config.save_pretrained(scratch)
-        adapter = json.loads(read_bytes(Path(scratch) / "adapter_config.json"))
-    names, length = ", ".join(classes), encoder.settings.length
+        encoder.whole.peft_config["default"].save_pretrained(scratch)
+        encoder.inner.config.save_pretrained(scratch)
+        adapter, model = (json.loads(read_bytes(Path(scratch) / n)) for n in ("adapter_config.json", "config.json"))
+    adapter |= {"base_model_name_or_path": base, "inference_mode": True}
+    model |= {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
     card = CARD.format(
-        base=encoder.source, folder=str(folder), count=len(classes), classes=names, length=length, examples=examples
+        base=base,
+        folder=str(folder),
+        labels=str(labels),
+        classes=", ".join(classes),
+        length=encoder.settings.length,
+        examples=examples,
     )
-    described = {**adapter, "base_model_name_or_path": encoder.source, "inference_mode": True}
     with only_writer(folder):
         write_tensors(folder / "adapter_model.safetensors", tensors)
         write_bytes(folder / "README.md", card.encode())
-        write_bytes(folder / "adapter_config.json", json_bytes(described))  # peft knows no checksum
+        write_bytes(labels / "config.json", json_bytes(model))  # transformers and peft know no checksum
+        write_bytes(folder / "adapter_config.json", json_bytes(adapter))
