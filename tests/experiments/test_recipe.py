@@ -28,7 +28,7 @@ class TestRecipes:
                 "glyphs-conv4",
                 "glyphs-whole",
             ),
-            *("imagenet", "intents", "intents-trained", "mini-imagenet", "natural"),
+            *("imagenet", "intents", "intents-frozen", "mini-imagenet", "natural"),
             *(
                 "natural-centred",
                 "natural-conv4",

@@ -19,9 +19,11 @@ from mcdi.experiments.run import load_family, make_family
 from mcdi.experiments.studies.transfer import with_names
 from mcdi.generator.api import load
 from mcdi.networks.backbones.embedder import cl2n
+from mcdi.networks.backbones.language import Encoder
 from mcdi.networks.sentence_head import SentenceHead
 from mcdi.sklearn import GeneratedClassifier
 from mcdi.tasks.text.intents import IntentSettings, division_of, read_intents, target_sentences
+from mcdi.tasks.text.pairs import scaled_pairs
 from mcdi.tasks.text.phrases import TOPICS
 from mcdi.types import Examples
 from mcdi.utils.workers import silent
@@ -247,6 +249,23 @@ class TestUse:
         assert "pairs" in capsys.readouterr().err
         assert mcdi("generate", run / "methods/plda-0", *options, "--network", tmp_path / "net.onnx") == 1
         assert "reads text, which no file without a tokenizer can" in capsys.readouterr().err
+
+
+def test_pairs_are_taken_as_far_as_their_weight(models):
+    """Every adapted layer adds `weight` times what it adds: its output lies on the line from the frozen to the trained one."""
+    encoder = Encoder(lora(models, generate="rows"), 2)
+    generator = torch.Generator().manual_seed(0)
+    whole = {n: torch.randn(p.shape, generator=generator).half().float() for n, p in encoder.pairs.items()}
+    layer = encoder.tail.get_submodule(next(iter(whole)).partition(".lora_")[0])
+    x, outputs = torch.randn(3, layer.in_features, generator=generator), {}
+    for weight in (0.0, 0.25, 1.0):
+        encoder.set_pairs(whole)
+        encoder.set_pairs(scaled_pairs(encoder, weight))
+        outputs[weight] = layer(x)
+    assert float((outputs[1.0] - outputs[0.0]).abs().max()) > 0.1
+    torch.testing.assert_close(outputs[0.25], 0.75 * outputs[0.0] + 0.25 * outputs[1.0])
+    with pytest.raises(McdiError, match=r"backbone_weight = 0.0 must be in \(0, 1\]"):
+        IntentSettings(backbone_weight=0.0).check()
 
 
 def test_a_resumed_training_of_the_pairs_ends_with_the_same_weights(models, sets, tmp_path):

@@ -30,3 +30,8 @@ def train_pairs(encoder: Encoder, loss: Callable[[int], Tensor], steps: int, *, 
         yield from train_adamw(pairs, loss, steps, lr=lr, weight_decay=0.01, **{"checkpoint_every": 20, **resume})
     finally:
         pairs.requires_grad_(False)
+
+
+def scaled_pairs(encoder: Encoder, weight: float) -> dict[str, Tensor]:
+    """The encoder's pairs in half precision, by name; they add `weight` times what they add now (2109.01903, eq. 1)."""
+    return {n: (p.detach() * (weight if "lora_B" in n else 1)).half() for n, p in encoder.pairs.items()}

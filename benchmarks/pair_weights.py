@@ -1,0 +1,103 @@
+"""How far trained LoRA pairs of a sentence encoder are best taken, on a set that they were not trained on.
+
+    python benchmarks/pair_weights.py --data FOLDER [--sets clinc150 hwu64] [--tasks 300]
+
+For each of two sets: the pairs are trained on its training classes as recipe `intents` trains them, and added to the frozen
+encoder with weights of 0 (the frozen encoder) to 1 (all of what training added). Class means are then measured on the training
+and validation classes of the other set, all at once. No test class of any set is read, so that the weight of the recipe may
+be chosen here.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mcdi.experiments.recipe import read_recipe
+from mcdi.experiments.run import provenance
+from mcdi.experiments.statistics import interval
+from mcdi.networks.backbones.embedder import cl2n
+from mcdi.networks.backbones.language import MEAN, Encoder, unpadded
+from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.support import class_means, prototype_rows
+from mcdi.tasks.episodes import FewShot
+from mcdi.tasks.text.intents import Classes, IntentSettings, pretrain_sentences, read_intents
+from mcdi.tasks.text.pairs import read_states, scaled_pairs
+
+WEIGHTS, SHOTS, QUERIES, READ = (0.0, 0.25, 0.5, 0.75, 1.0), (1, 5), 15, 128
+
+
+def states_of(encoder: Encoder, classes: Classes) -> tuple[Tensor, int]:
+    """The states of the same number of sentences of every class, and this number."""
+    count = min(map(len, classes.values()))
+    return read_states(encoder, [(text,) for texts in classes.values() for text in texts[:count]], lambda done: None), count
+
+
+@torch.no_grad()
+def features_of(encoder: Encoder, states: Tensor, count: int) -> Tensor:
+    """The mean of the last layer's states, by class: (C, M, F)."""
+    parts = [encoder.tail.pooled(unpadded(part.float()))[:, MEAN] for part in states.split(READ)]
+    return torch.cat(parts).unflatten(0, (-1, count))
+
+
+def accuracies(features: Tensor, tasks: int) -> list[str]:
+    """Of class means over all classes, in %, at every number of shots."""
+    way, cells = len(features), []
+    net = LinearHead(features.shape[-1], way)
+    family = FewShot("intents", net, {"test": features}, way=way, shots=SHOTS, queries=QUERIES)
+    for shots in SHOTS:
+        right = []
+        for seed in range(tasks):
+            batch = family.sample("test", [seed], shots=shots)
+            rows = prototype_rows(class_means(batch.support.x, batch.support.y, way)[0])
+            right.append((net.predict(rows, batch.query.x).argmax(-1) == batch.query.y).float().mean())
+        found = interval(torch.stack(right))
+        cells.append(f"{100 * found['mean']:.1f} ± {100 * found['ci95']:.1f}")
+    return cells
+
+
+def rows_of(settings: dict[str, IntentSettings], data: Path, trained: str, other: str, tasks: int) -> list[Sequence[str]]:
+    """The rows of the table for pairs that are trained on one set and measured on another."""
+    own = settings[trained]
+    encoder = Encoder(own.lora, own.way)
+    (states, count), splits = states_of(encoder, read_intents(own, data)["train"]), read_intents(settings[other], data)
+    unseen = states_of(encoder, splits["train"] | splits["val"])
+    classes = [torch.arange(len(states)).view(-1, count)]
+    options = {"steps": own.backbone_steps, "way": own.backbone_way, "seed": own.seed, "device": "cpu"}
+    for step, loss in enumerate(pretrain_sentences(encoder, states, classes, **options)):  # type: ignore[arg-type]
+        if step % 20 == 0:
+            print(f"{trained}: step {step} of {own.backbone_steps}, loss {loss:.3f}", flush=True)
+    whole = {n: p.detach().clone() for n, p in encoder.pairs.items()}
+    rows = []
+    for weight in WEIGHTS:
+        encoder.set_pairs(whole)
+        encoder.set_pairs(scaled_pairs(encoder, weight))
+        centre = features_of(encoder, states, count).flatten(0, 1).mean(0)
+        rows.append([trained, other, f"{weight:g}", *accuracies(cl2n(features_of(encoder, *unseen), centre), tasks)])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs=2, default=["clinc150", "hwu64"])
+    parser.add_argument("--tasks", type=int, default=300)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = read_recipe("intents").family
+    assert isinstance(recipe, IntentSettings)
+    settings = {name: replace(recipe, sets=(name,), examples=40) for name in arguments.sets}
+    table = Table("trained on", "measured on", "weight", *(f"{n} a class (%)" for n in SHOTS), title="class means, all classes")
+    for trained, other in (arguments.sets, arguments.sets[::-1]):
+        for row in rows_of(settings, arguments.data, trained, other, arguments.tasks):
+            table.add_row(*row)
+    Console(width=120).print(table, str(provenance()))
+
+
+if __name__ == "__main__":
+    main()
