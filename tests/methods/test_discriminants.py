@@ -48,8 +48,25 @@ class TestDiscriminants:
         spread = within + torch.linalg.inv(torch.linalg.inv(between) + 2 * torch.linalg.inv(within))
         spread = (spread + spread.T) / 2
         density = torch.distributions.MultivariateNormal(expected[:, None], spread).log_prob(query.x[:, :, None])
-        logits = world.family.downstream.predict(world.weights(method), query.x)
+        logits = method.tuned["2"] * world.family.downstream.predict(world.weights(method), query.x)
         torch.testing.assert_close(logits.log_softmax(-1), density.log_softmax(-1), rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize("name", ["plda", "adaptive-plda"])
+    def test_plda_is_sure_as_far_as_it_is_right(self, name):
+        """Features whose noise is all the same within an example: the logits of Gaussians would be ten times too large."""
+        g, copies = torch.Generator().manual_seed(0), 10
+        draws = {
+            split: (torch.randn(count, 1, 6, generator=g) + torch.randn(count, 30, 6, generator=g)).repeat(1, 1, copies)
+            for split, count in (("train", 300), ("val", 60), ("test", 60))
+        }
+        family = FewShot("copies", LinearHead(6 * copies, 3), draws, way=3, shots=(1,), queries=10)
+        method = make_method(name, {}).fit(family, None, seed=0)
+        batch = family.sample("test", range(200), shots=1)
+        probabilities = family.downstream.predict(
+            method.generate(family.downstream, batch.support, batch.mask, seed=0), batch.query.x
+        ).softmax(-1)
+        right = (probabilities.argmax(-1) == batch.query.y).float().mean()
+        assert abs(float(probabilities.amax(-1).mean() - right)) < 0.05 and method.tuned["1"] > 1
 
     def test_plda_knows_in_which_directions_classes_differ(self):
         """On Gaussian classes it is above prototypes and LDA with one example, and as good as with the true covariances."""
@@ -78,7 +95,7 @@ class TestDiscriminants:
         assert all(torch.equal(a, b) for a, b in zip(method.space, plain.space, strict=True))
         net, (support, _, mask, _) = world.family.downstream, world.batch
         rows = predictive_rows(method.space, support.x, support.y, 3, adapted=True)
-        assert torch.equal(method.generate(net, support, mask, seed=0), rows)
+        assert torch.equal(method.generate(net, support, mask, seed=0), rows / method.tuned["2"])
         assert not torch.allclose(rows, plain.generate(net, support, mask, seed=0))
 
     @pytest.mark.parametrize("name", ["plda", "adaptive-plda"])

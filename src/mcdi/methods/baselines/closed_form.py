@@ -39,7 +39,7 @@ class ClosedForm:
         self.tuned: dict[str, float] = {}
 
     def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
-        """-> (B, way, D)."""
+        """-> (B, way, D). value: the tuned parameter; 1 where nothing is tuned."""
         raise NotImplementedError
 
     def criterion(self, net: Head, weights: Tensor, query: Examples, mask: Tensor) -> float:
@@ -60,7 +60,7 @@ class ClosedForm:
 
     def generate(self, net: Network, support: Examples, mask: Tensor, *, seed: int) -> Tensor:
         assert isinstance(net, Head)
-        return self._weights(net, support, mask, nearest_shots(self.tuned, net, support, mask) if self.tuned else 0.0)
+        return self._weights(net, support, mask, nearest_shots(self.tuned, net, support, mask) if self.tuned else 1.0)
 
     def _weights(self, net: Head, support: Examples, mask: Tensor, value: float) -> Tensor:
         return net.with_default_units(self.rows(net, support, net.classes(mask.shape[1]), value), mask.shape[1])

@@ -94,13 +94,14 @@ class ProbabilisticDiscriminant(ClosedForm):
     """The head of Gaussian classes (`networks.discriminant`): directions in which training classes rarely differ count for
     little, and for more the more examples there are. The covariances within a class and between classes are mixed with
     multiples of the identity, the second where the first is 1; both shares are tuned on validation tasks, once for all numbers
-    of shots.
+    of shots. Real classes are no Gaussians, and the logits are too large: they are divided by a temperature, which changes no
+    prediction, the most likely one on validation tasks.
 
     Source:
-        Ioffe, Probabilistic Linear Discriminant Analysis, ECCV 2006.
+        Ioffe, Probabilistic Linear Discriminant Analysis, ECCV 2006; the temperature as in Guo et al., 1706.04599, sec. 4.2.
     """
 
-    name = "probabilistic discriminants"
+    name, grid = "probabilistic discriminants", (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
     shares_within = (0.1, 0.3, 0.5, 0.7, 0.9)
     shares_between = (0.03, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
@@ -109,8 +110,13 @@ class ProbabilisticDiscriminant(ClosedForm):
         self.space = Space(torch.empty(0, 0), torch.empty(0), torch.empty(0))
         self.chosen = {"within": 1.0, "between": 1.0}
 
+    adapted = False  # to the support set, see networks.discriminant.adaptation
+
     def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
-        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way)
+        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way, adapted=self.adapted) / value
+
+    def criterion(self, net: Head, weights: Tensor, query: Examples, mask: Tensor) -> float:
+        return -float(net.loss(weights, query, mask).mean())
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         net = family.downstream
@@ -122,7 +128,7 @@ class ProbabilisticDiscriminant(ClosedForm):
 
         def score(space: Space) -> float:
             self.space = space
-            heads = [self._weights(net, t.support, t.mask, 0.0) for t in tasks]
+            heads = [self._weights(net, t.support, t.mask, 1.0) for t in tasks]
             of_shots = [net.score(w, t.query, t.mask).mean() for w, t in zip(heads, tasks, strict=True)]
             scores.append(float(torch.stack(of_shots).mean()))
             log(len(scores), total, {"score": max(scores)})
@@ -130,7 +136,7 @@ class ProbabilisticDiscriminant(ClosedForm):
 
         best, self.chosen = best_space(found, self.shares_within, self.shares_between, score)
         self.space = best._replace(map=unpacked(*packed(best.map)))  # as its file holds it
-        return self
+        return super().fit(family, data, seed=seed, log=log, folder=folder)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "chosen": self.chosen}
@@ -151,12 +157,9 @@ class AdaptiveDiscriminant(ProbabilisticDiscriminant):
     (`networks.discriminant.adaptation`), for out-of-distribution tasks. The tuned shares are those of `plda`: validation tasks
     are in-distribution."""
 
-    name = "adaptive discriminants"
-
-    def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
-        return predictive_rows(self.space, net.frozen_features(support.x), support.y, way, adapted=True)
+    name, adapted = "adaptive discriminants", True
 
     def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
         plain = ProbabilisticDiscriminant(ClosedFormSettings()).fit(family, data, seed=seed, log=log, folder=folder)
         self.space, self.chosen = plain.space, plain.chosen
-        return self
+        return ClosedForm.fit(self, family, data, seed=seed, log=log, folder=folder)
