@@ -127,11 +127,11 @@ def _opaque(image: Image.Image, mode: str) -> Image.Image:
         return image.convert("RGB").convert(mode)
     image = image.convert("RGBA")
     alpha, drawn = image.getchannel("A"), image.convert("RGB").convert(mode)
-    lowest, highest = alpha.getextrema()
-    if lowest == 255:
+    opacity = np.asarray(alpha)
+    if opacity.min() == 255:
         return drawn
-    least = max(1, VISIBLE * highest)
-    seen = np.asarray(alpha) >= least
+    least = max(1.0, VISIBLE * float(opacity.max()))
+    seen = opacity >= least
     outline = seen & (np.asarray(alpha.filter(ImageFilter.MinFilter(3))) < least)
     values = np.asarray(drawn)[outline if outline.any() else seen].astype(np.int16)
     levels = values.reshape(len(values), len(drawn.getbands()))
