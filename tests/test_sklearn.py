@@ -1,5 +1,6 @@
 """Classifiers with scikit-learn's habits: its own checks, pipelines, searches, pickles, and inputs of every kind."""
 
+import io
 import os
 import pickle
 import shutil
@@ -173,6 +174,15 @@ class TestImages:
         images, labels = digits
         head = PrototypeHead(mcdi.load("symbols")).fit(images[:30], labels[:30])
         assert head.score(images[30:200], labels[30:200]) > 0.5
+
+    def test_no_images_and_images_in_memory_that_cannot_be_read(self, digits: tuple[np.ndarray, np.ndarray]) -> None:
+        fitted = GeneratedClassifier("symbols").fit(*(part[:60] for part in digits))
+        assert fitted.predict(np.zeros((0, 28, 28), np.uint8)).shape == (0,)
+        assert fitted.predict([Image.new("LAB", (9, 9))]).shape == (1,)
+        file = io.BytesIO()
+        Image.effect_noise((200, 200), 50).save(file, "JPEG")
+        with pytest.raises(McdiError, match=r"X\[0\] cannot be read as an image \(image file is truncated"):
+            fitted.predict([Image.open(io.BytesIO(file.getvalue()[:3000]))])
 
     def test_images_that_are_none(self) -> None:
         for images, said in [

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from mcdi.errors import McdiError, optional
+from mcdi.errors import McdiError, explained, optional
 from mcdi.generator.api import Generator, load
 from mcdi.generator.saving import CONFIG
 from mcdi.networks.support import class_means, least_squares_rows, prototype_rows
@@ -183,9 +183,11 @@ def as_images(X: Any, shape: tuple[int, int, int]) -> Tensor:
             if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
                 raise McdiError(f"{where} has the shape {array.shape}: give (H, W) or (H, W, 3)")
             image = Image.fromarray(pixels_of(array, f"the pixels of {where}").numpy())
-        return fit_image(image, shape, where)
+        with explained(f"{where} cannot be read as an image", "replace or remove it", OSError, ValueError, SyntaxError):
+            return fit_image(image, shape, where)
 
-    return torch.stack([one(image, f"X[{i}]") for i, image in enumerate(X)])
+    images = [one(image, f"X[{i}]") for i, image in enumerate(X)]
+    return torch.stack(images) if images else torch.zeros(0, *shape, dtype=torch.uint8)
 
 
 class GeneratedClassifier(_Classifier):

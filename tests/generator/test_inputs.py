@@ -166,6 +166,8 @@ class TestNumbers:
             (object(), "read as numbers"),
             ([torch.zeros(1), torch.zeros(2)], "read as numbers"),
             ([2**70], "read as numbers"),
+            (torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)]), "of unequal shapes"),
+            (np.ma.masked_array([0.0, 1.0], mask=[True, False]), "some are masked"),
         ],
     )
     def test_what_is_no_number(self, curve, values, said):
@@ -174,6 +176,10 @@ class TestNumbers:
                 curve.generate(pair)
         with pytest.raises(McdiError, match=said):
             tensor_of(values, "it")
+
+    def test_a_message_shows_which_pixels_are_outside(self):
+        with pytest.raises(McdiError, match="run from 0 to 1.00000012, but real numbers are pixels in 0..1"):
+            pixels_of(np.float32([0, 1.0000001]), "they")
 
     def test_numbers_that_float32_cannot_hold(self, curve):
         with pytest.raises(McdiError, match="NaN or infinite values, or too large ones"):
@@ -205,6 +211,17 @@ class TestShapes:
         assert same(curve.generate((X[0], Y[0])), curve.generate((X[:1], Y[:1])))
         with pytest.raises(McdiError, match="do not match"):
             curve.generate((X[:0], Y[:0]))
+
+    def test_targets_as_a_column(self, curve, classifier):
+        for generator, y in ((curve, Y), (classifier, LABELS)):
+            for call in (generator.generate, generator.refine):
+                with pytest.raises(McdiError, match="do not match: give .S, .... and .S,."):
+                    call((X, y[:, None]))
+
+    @pytest.mark.parametrize("support", [{"x": X, "y": Y}, (X, Y, Y), (X,), X, None, {"x": X}])
+    def test_what_is_no_support_set(self, curve, support):
+        with pytest.raises(McdiError, match="a support set is a tuple of two, x and y"):
+            curve.generate(support)
 
     def test_weights_of_other_tasks_than_the_queries(self, curve):
         weights = curve.generate((torch.stack([X, X]), torch.stack([Y, Y])))

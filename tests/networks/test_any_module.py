@@ -79,6 +79,16 @@ def tied() -> nn.Module:
     return nn.Sequential(first, nn.Tanh(), second)
 
 
+def shared() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+def doubled(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda module, inputs, out: 2 * out)
+    return module
+
+
 def running(norm: nn.Module) -> nn.Module:
     """With statistics that are not those at the start."""
     norm.running_mean.uniform_(-1, 1)
@@ -112,6 +122,9 @@ LAYERS = {
     "lstm": lambda: Recurrent(nn.LSTM(4, 4, batch_first=True)),
     "gru": lambda: Recurrent(nn.GRU(4, 2, batch_first=True, bidirectional=True)),
     "tied": tied,
+    "one layer twice": shared,
+    "hook": lambda: doubled(nn.Linear(4, 4)),
+    "hook on images": lambda: doubled(images()),
     "frozen": lambda: nn.Linear(4, 4).requires_grad_(False),
     "buffers": Scaled,
     "control flow": Turned,
@@ -210,6 +223,28 @@ class Stale(nn.Module):
         return x.flatten(1) @ self.kept[0].T + self.linear.bias
 
 
+def patched(module: nn.Module) -> nn.Module:
+    plain = module[0].forward
+    module[0].forward = lambda x: 2 * plain(x)
+    return module
+
+
+def filled(module: nn.Module) -> nn.Module:
+    nn.init.constant_(module[0].weight, float("nan"))
+    return module
+
+
+@settings(max_examples=10, deadline=None)
+@given(names=st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=3))
+def test_a_module_is_as_it_was_after_every_call(names):
+    module = OwnTasks(made(names), X, Y, shots=3, describe=describe).downstream.module
+    held = {n: (type(t), t.clone()) for n, t in module.state_dict(keep_vars=True).items()}
+    state = {n: torch.stack([p + 1, p + 2]) for n, p in module.named_parameters()}
+    batched.apply(module, state, X[:2])
+    for n, t in module.state_dict(keep_vars=True).items():
+        assert type(t) is held[n][0] and torch.equal(t, held[n][1])
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "said"),
@@ -226,6 +261,9 @@ class Stale(nn.Module):
         (lambda: Answers(lambda f, x: f(x.flatten(1)).detach()), "torch cannot run this module"),
         (lambda: Answers(lambda f, x: f(x.add_(1).flatten(1))), "changes its inputs in place"),
         (Stale, "keep references to weights"),
+        (lambda: patched(made(["linear"])), "a forward that is a function of its own"),
+        (lambda: Answers(lambda f, x: f(x.reshape(12, 24))), "takes 12 examples at once, and not fewer"),
+        (lambda: filled(made(["linear"])), "holds NaN or infinite weights"),
         (lambda: made(["linear"]).forward, "must be an nn.Module"),
         (lambda: nn.ModuleList([nn.Linear(4, 2)]), "does not take a task's inputs"),
         (lambda: nn.Sequential(nn.AlphaDropout(0.2), *made(["linear"])), "alpha_dropout is not repeatable"),

@@ -167,6 +167,11 @@ class TestTexts:
             answer = client.post("/v1/predict", json={"handle": stored["handle"], "queries": {"texts": texts}}).json()
             mixed = message(client.post("/v1/generate", json={**body, "support": {"texts": [*texts[:3], ["one"]]}}), 422)
             assert "pairs" in mixed
+            single = {"texts": ["one", "two"]}
+            for how in ({"handle": stored["handle"]}, body):
+                assert "a query is a single sentence" in message(
+                    client.post("/v1/predict", json={**how, "queries": single}), 422
+                )
             assert "reads texts" in message(client.post("/v1/generate", json={**body, "support": vectors(count=4)}), 422)
         generator, support = read(tmp_path / "texts", body)
         expected = generator.predict(generator.generate((support.x, support.y)), support.x)

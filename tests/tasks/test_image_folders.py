@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mcdi.errors import McdiError
-from mcdi.tasks.images.files import IMAGE_SUFFIXES, read_folder, read_image, read_images
+from mcdi.tasks.images.files import IMAGE_SUFFIXES, fit_image, read_folder, read_image, read_images
 from mcdi.tasks.images.photos import natural_images
 from mcdi.tasks.images.public import public_images
 
@@ -26,6 +26,10 @@ HIDDEN_FOLDERS = [
     ".thumbnails",
     "$RECYCLE.BIN",
     "System Volume Information",
+    "#recycle",
+    "@Recycle",
+    "Network Trash Folder",
+    "__pycache__",
 ]
 HIDDEN_FILES = ["._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.jpg"]
 OTHERS = ["notes.txt", "photo", "labels.csv", "a.svg", "b.mp4", "c.png.part"]
@@ -120,11 +124,13 @@ def test_files_beside_the_folders_of_classes_are_counted(tmp_path, told):
     mode=st.sampled_from(["RGBA", "LA", "P", "RGB"]),
     channels=st.sampled_from([1, 3]),
     width=st.sampled_from([1, 3, 8]),
+    opacity=st.sampled_from([255, 127, 40]),
 )
-def test_transparency_never_hides_what_is_drawn(colour, mode, channels, width):
-    """A stroke of any one colour differs from the paper around it, whatever colour the transparent pixels hold."""
+def test_transparency_never_hides_what_is_drawn(colour, mode, channels, width, opacity):
+    """A stroke of any one colour, faint or not, differs from its paper, whatever colour the transparent pixels hold."""
+    opacity = opacity if mode in ("RGBA", "LA") else 255
     image = Image.new("RGBA", (16, 16), (*colour, 0))
-    image.paste((*colour, 255), (4, 0, 4 + width, 16))
+    image.paste((*colour, opacity), (4, 0, 4 + width, 16))
     if mode == "P":
         image = image.convert("RGB").quantize(2)
         flat = np.zeros((16, 16), np.uint8)
@@ -143,9 +149,28 @@ def test_transparency_never_hides_what_is_drawn(colour, mode, channels, width):
     image.save(file, "PNG")
     read = read_image(memoryview(file.getvalue()), (channels, 16, 16), "it").int()
     stroke, paper = read[:, :, 4 : 4 + width], read[:, :, 14:]
-    assert int((stroke[:, :, :1] - paper[:, :, :1]).abs().max()) >= 60
+    assert int((stroke[:, :, :1] - paper[:, :, :1]).abs().max()) >= 60 * opacity / 255 - 1
     if channels == 1:
         assert int(stroke.min()) > int(paper.max()) or width == 8
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_nothing_at_all_is_paper(mode):
+    for channels, paper in ((1, 0), (3, 255)):
+        assert fit_image(Image.new(mode, (9, 9)), (channels, 4, 4), "it").unique().tolist() == [paper]
+
+
+def test_links_are_read_or_counted(tmp_path, told):
+    for name in ("pets/a/1.png", "pets/b/1.png", "elsewhere/2.png"):
+        write(tmp_path / name)
+    pets = tmp_path / "pets"
+    (pets / "c").symlink_to(tmp_path / "elsewhere")
+    (pets / "a/file.png").symlink_to(tmp_path / "elsewhere/2.png")
+    assert read_folder(pets)[1].tolist() == [0, 0, 1, 2] and told == []
+    (pets / "a/deeper").symlink_to(pets / "a")
+    (pets / "b/gone.png").symlink_to(tmp_path / "nowhere")
+    assert read_folder(pets)[1].tolist() == [0, 0, 1, 2]
+    assert "2 files are not used (1 broken links, 1 links to folders)" in told[0]
 
 
 def test_black_and_white_on_nothing():

@@ -7,6 +7,7 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import mcdi
@@ -208,6 +209,12 @@ class TestUse:
         assert generator.predict(weights, "rose spade hedge").argmax(-1).item() == 0
         assert generator.predict(weights, ["boat wave", "rose bee"]).shape == (2, 2)
         assert generator.predict(weights, []).shape == (0, 2) and generator.predict(weights, "").shape == (2,)
+        assert generator.predict(weights, (text for text in ["boat wave", "rose bee"])).shape == (2, 2)
+        for queries in (None, 5, {"a", "b"}, np.array("a")):
+            with pytest.raises(McdiError, match="texts are a list of strings"):
+                generator.predict(weights, queries)
+        with pytest.raises(McdiError, match="labels must be 0..1"):
+            generator.generate(("rose spade hedge", 1))
         with pytest.raises(McdiError, match="reads single sentences, not pairs"):
             generator.generate(([("a", "b"), ("c", "d")], [0, 1]))
 
@@ -246,7 +253,8 @@ class TestUse:
         (tmp_path / "pairs.csv").write_text("sentence1,sentence2\nrose,boat\n")
         options = ("--support", tmp_path / "support.csv", "--out", tmp_path / "w.safetensors")
         assert mcdi("generate", run / "methods/plda-0", *options, "--query", tmp_path / "pairs.csv") == 1
-        assert "pairs" in capsys.readouterr().err
+        assert "a query is a pair, and an example is a single sentence" in capsys.readouterr().err
+        assert not (tmp_path / "w.safetensors").exists()
         assert mcdi("generate", run / "methods/plda-0", *options, "--network", tmp_path / "net.onnx") == 1
         assert "reads text, which no file without a tokenizer can" in capsys.readouterr().err
 

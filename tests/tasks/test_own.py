@@ -17,6 +17,7 @@ from mcdi.types import Examples
 
 QUICK = {"options": {"width": 32, "depth": 1}, "training": {"iterations": 60, "tasks": 8}}
 ONCE = {"training": {"iterations": 1}}
+ADAM = {"lrs": [0.1], "steps": [2], "decays": [0.0], "tasks": 3}
 HOW = Preparation(epochs=20, lr=0.05)
 
 
@@ -169,6 +170,25 @@ class TestKinds:
         with pytest.raises(McdiError, match="give it as `describe`"):
             mcdi.load(tmp_path, module=module)
 
+    @pytest.mark.parametrize("token", [6, -1, 2**40])
+    def test_tokens_that_the_module_has_no_embedding_for(self, token):
+        """Of a batch of tasks, torch would read the embeddings of another task."""
+        x, y = torch.arange(6).expand(30, 24, -1), (torch.arange(24) % 2).expand(30, -1)
+        module = nn.Sequential(nn.Embedding(6, 3), nn.Flatten(), nn.Linear(18, 2))
+        options = {"shots": 3, "describe": lambda x, y: y.float().mean(1, keepdim=True)}
+        made = mcdi.fit(OwnTasks(module, x, y, **options), "adam", preparation=Preparation(epochs=3), settings=ADAM)
+        other = x.clone()
+        other[7, 20, 3] = token
+        weights = made.generate((x[:8], y[:8]))
+        for call in (
+            lambda: OwnTasks(module, other, y, **options),
+            lambda: made.generate((other[:8], y[:8])),
+            lambda: made.predict(weights, other[:8]),
+            lambda: made.predict({n: w[7] for n, w in weights.items()}, other[7, 20]),
+        ):
+            with pytest.raises(McdiError, match="does not take these integers"):
+                call()
+
     def test_a_layer_may_be_a_token_of_a_transformer(self):
         tasks = OwnTasks(small(), *sides(), shots=4, unit="layer")
         layers = {"denoiser": "transformer", "options": {"width": 16, "depth": 1}, **ONCE}
@@ -181,6 +201,11 @@ class TestKinds:
         tasks = OwnTasks(small(), *sides(), shots=4, describe=lambda x, y: x.flatten(1))
         with pytest.raises(McdiError, match="support sets of every size"):
             tasks.downstream.condition(tasks.sample("train", [0]).support, 1)
+
+
+class Softmax(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).log_softmax(-1)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +221,10 @@ class TestKinds:
         (dict(y=torch.rand(60, 40), module=small(1), shots=40), "40 examples: choose shots below"),
         (dict(unit="row"), "choose whole, layer"),
         (dict(select="head"), "matches no parameter"),
+        (dict(select="["), "is no regular expression"),
+        (dict(describe=lambda x, y: x.mean()), "describe fails on the support set"),
+        (dict(unit="filter", head="prototype"), "choose generated, prototypes, ridge"),
+        (dict(module=Softmax(*small()), unit="filter", head="ridge"), "a classifier that ends in a generated Linear layer"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, said):

@@ -75,6 +75,15 @@ class TestReading:
             ("a.csv", "text,label\nx,nan\n", "row 2: label is empty"),
             ("a.jsonl", '{"text": "x", "label": 1}\n{', "row 2 is no JSON"),
             ("a.jsonl", "[1]", "no JSON object"),
+            ("a.jsonl", '{"text": "x", "text": "y", "label": 1}', "row 1 has two columns called 'text'"),
+            ("a.jsonl", '{"text": "x", "Text": "y", "label": 1}', "row 1 has two columns called 'text'"),
+            ("a.jsonl", '{"text": NaN, "label": 1}', "row 1: text is empty"),
+            (
+                "a.jsonl",
+                '{"sentence1": "x", "label": 1}\n{"sentence1": "x", "sentence2": "y", "label": 2}',
+                "sentence2 is empty",
+            ),
+            ("a.csv", "text,label\nx,<NA>\n", "row 2: label is empty"),
             ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}', "row 2: label is empty"),
         ],
     )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.texts import as_texts
 from mcdi.tasks.text.labelled import read_sets, read_texts, read_unlabelled
-from mcdi.tasks.text.rows import label_name
+from mcdi.tasks.text.rows import label_key, label_name
 
 ANY_TEXT = st.text(min_size=1).map(str.strip).filter(bool)  # with line breaks, tabs, quotes and control characters
 WORD = st.text("abcdefgßéà", min_size=1, max_size=6).filter(lambda s: s != "nan")
@@ -22,8 +23,16 @@ NUMBER = st.integers(-10_000, 10_000)
 def spellings(label):
     """What a reader would call the same label, as (JSON value, cell of a table)."""
     if isinstance(label, int):
-        return [(label, f"{label}"), (float(label), f"{label}.0"), (str(label), f" {label} ")]
-    return [(label, label), (label.upper() if label.upper().lower() == label else label, f" {label}"), (f"{label} ", label)]
+        sign, digits = ("-", -label) if label < 0 else ("", label)
+        more = [(f"{label}.", f"{sign}0{digits}"), (f"{sign}00{digits}.00", f"{label}e0"), (f"\ufeff{label}", f"{label}\u200b")]
+        return [(label, f"{label}"), (float(label), f"{label}.0"), (str(label), f" {label} "), *more]
+    return [
+        (unicodedata.normalize("NFD", label.upper()), f"\u200b{label}"),
+        (f"{label[:1]}\u00ad{label[1:]}", f"{label}\ufe0f"),
+        (label, label),
+        (label.upper() if label.upper().lower() == label else label, f" {label}"),
+        (f"{label} ", label),
+    ]
 
 
 def table(rows, header=("text", "label")):
@@ -56,7 +65,28 @@ class TestLabels:
         assert [of[label] for _, label in train] == list(found["train"].labels)
         assert [of[label] for _, label in test] == list(found["test"].labels)
         if isinstance(labels[0], int):
-            assert found["train"].classes == tuple(map(str, sorted(labels)))
+            assert [int(label_key(name)) for name in found["train"].classes] == sorted(labels)
+
+    @given(st.text(), st.sampled_from([str.upper, str.lower, str.title, str.casefold]), st.sampled_from(["NFC", "NFD", "NFKC"]))
+    @settings(max_examples=300)
+    def test_letters_in_any_case_and_form(self, label, case, form):
+        assert label_key(unicodedata.normalize(form, label)) == label_key(label)
+        assert label_key(label_key(label)) == label_key(label)
+        if case(label).casefold() == label.casefold():
+            assert label_key(case(label)) == label_key(label)
+
+    @given(st.decimals(allow_nan=False, allow_infinity=False), st.decimals(allow_nan=False, allow_infinity=False))
+    def test_numbers_are_the_same_label_where_they_are_equal(self, first, second):
+        if abs(first.adjusted()) < 900 and abs(second.adjusted()) < 900:
+            assert (label_key(f"{first}") == label_key(f"{second}")) == (first == second)
+            assert label_key(f"{first:f}") == label_key(f"{first}")
+
+    @pytest.mark.parametrize("digits", [29, 5_000])
+    def test_numbers_of_any_length(self, tmp_path, digits):
+        (tmp_path / "a.csv").write_text(f"text,label\na,{'9' * digits}\nb,{'9' * digits}.0\nc,{'9' * (digits - 1)}8\n")
+        (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "label": {"9" * digits}}}\n{{"text": "b", "label": 2}}')
+        assert read_texts(tmp_path / "a.csv").labels == (1, 1, 0)
+        assert read_texts(tmp_path / "a.jsonl").classes == ("2", "9" * digits)
 
     @given(value=st.sampled_from([None, float("nan"), float("inf"), "", "  ", "NaN", "nan"]))
     def test_a_missing_label_has_no_name(self, value):
@@ -81,6 +111,12 @@ class TestTexts:
             assert [t for (t,) in found.texts] == texts and len(found.classes) == len(texts)
             assert read_unlabelled(folder / name) == found.texts
 
+    def test_long_cells_and_empty_lines_in_front(self, tmp_path):
+        long = "word " * 50_000
+        for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+            (tmp_path / name).write_text(f"\n\ntext{separator}label\n{long}{separator}1\nb{separator}2\n")
+            assert read_texts(tmp_path / name).texts == ((long.strip(),), ("b",))
+
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
     @pytest.mark.parametrize("separator", [",", ";", "\t"])
     def test_encodings_and_separators_of_spreadsheets(self, tmp_path, encoding, separator):
@@ -102,6 +138,14 @@ class TestInPython:
         assert as_texts(given) == want == as_texts(tuple([*given, *given]))[: len(want)] or len(given) < 2
         assert as_texts(np.array(texts, dtype=object)) == [(t,) for t in texts]
 
+    def test_tables_are_read_by_rows(self):
+        pandas = pytest.importorskip("pandas")
+        assert as_texts(pandas.Series(["a", "b"], index=[7, 5])) == [("a",), ("b",)]
+        assert as_texts(pandas.DataFrame({"text": ["a", "b"]})) == [("a",), ("b",)]
+        assert as_texts(pandas.DataFrame({"first": ["a", "b"], "second": ["c", "d"]})) == [("a", "c"), ("b", "d")]
+        with pytest.raises(McdiError, match="text 0 is"):
+            as_texts(pandas.DataFrame({"text": ["a"], "label": [1]}))
+
     def test_one_text_and_one_pair(self):
         assert as_texts("one two") == [("one two",)] and as_texts(("one", "two")) == [("one", "two")]
 
@@ -117,6 +161,10 @@ class TestInPython:
             (["a", ("b", "c")], "text 1 is a pair, and text 0 is a single sentence"),
             ([("b", "c"), "a"], "text 1 is a single sentence, and text 0 is a pair"),
             ([{"a": "b"}], "text 0 is"),
+            ({"a", "b"}, "not set"),
+            ({"a": 1}.keys(), "not dict_keys"),
+            ([{"a", "b"}], "text 0 is"),
+            (np.array("a"), "not ndarray"),
         ],
     )
     def test_anything_else_is_refused(self, given, message):

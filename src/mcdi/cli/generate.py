@@ -57,6 +57,7 @@ def generate(
     from mcdi.generator.answers import answer_lines
     from mcdi.generator.api import load
     from mcdi.generator.network_files import check_name, write_network
+    from mcdi.networks.backbones.texts import check_same_kind, sentences_in
     from mcdi.networks.lora import LoraClassifier
     from mcdi.tasks.images.files import read_folder, read_images
     from mcdi.tasks.text.labelled import label_texts, read_texts, read_unlabelled
@@ -91,6 +92,7 @@ def generate(
     queries: Sequence[tuple[str, ...]] = ()
     if query is not None and made.reads_texts:
         new = queries = read_unlabelled(query)
+        check_same_kind(sentences_in(x), sentences_in(queries))
     elif query is not None:
         new, files = read_images(query, generator.image_shape)
         queries = [(file,) for file in files]

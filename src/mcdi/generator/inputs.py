@@ -1,6 +1,6 @@
 """What users give a generator, as its method and its network read it: support sets, queries and weights, checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods import method_spec
-from mcdi.networks.backbones.texts import is_text
+from mcdi.networks.backbones.texts import as_texts, is_text
 from mcdi.networks.base import Network
 from mcdi.networks.support import support_batch
 from mcdi.types import Examples
@@ -41,10 +41,15 @@ def embedded(net: Network, x: Any, device: str, *, query: bool = False) -> Tenso
 def support_of(net: Network, support: tuple[Any, Any], device: str, *, any_way: bool) -> tuple[Examples, int, bool]:
     """A support set with a batch dimension, on the device and not yet embedded; its number of classes, and whether the batch
     dimension was added. See `Generator.generate`."""
+    if not isinstance(support, Sequence) or len(support) != 2:
+        raise McdiError(f"a support set is a tuple of two, x and y, not a {type(support).__name__}: give (x, y)")
     y = (numbers_of if net.regression else labels_of)(support[1], "labels").to(device)
     y = y.float() if net.regression else y
     kind: dict[str, Any] = {"any_way": any_way, "regression": net.regression, "target": net.target_shape}
-    x, y, way, single = support_batch(net.read(support[0]).to(device), y, way=net.way, **kind)
+    kind["dims"] = len(net.example_shape or ())
+    x = net.read(support[0]).to(device)
+    x = x[0] if is_text(support[0]) and y.ndim == 0 else x
+    x, y, way, single = support_batch(x, y, way=net.way, **kind)
     return Examples(x, y), way, single
 
 
@@ -76,7 +81,8 @@ def queries_of(net: Network, x: Any, tasks: int, *, single: bool) -> Queries:
     one = is_text(x)
     given = numbers_of(x, "the examples") if isinstance(x, Tensor) or not net.reads_texts else x
     if not isinstance(given, Tensor):
-        given = net.read(x) if one or len(x) else torch.zeros(0)
+        texts = as_texts(given)
+        given = net.read(texts) if texts else torch.zeros(0)
     if not given.numel():  # whatever a network makes of one example is cut off
         shape = net.example_shape or (net.input_size,)
         dummy = net.read("")[None] if net.reads_texts else torch.zeros(1, 1, *shape, dtype=torch.uint8)

@@ -59,11 +59,13 @@ def apply(module: nn.Module, state: State, x: Tensor, keys: Tensor | None = None
 
 def _functional_call(module: nn.Module, state: State, x: Tensor, keys: Tensor | None) -> Tensor:
     """`apply` through torch.func.functional_call, for modules that `run` does not know."""
-    names = list(state)
+    names, places = list(state), _places(module)
 
     def one(key: Tensor | None, inputs: Tensor, *values: Tensor) -> Tensor:
         with PerTask(key):
-            return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (inputs,))
+            state = dict(zip(names, values, strict=True))
+            own = {n: state[first] for n, first in places.items() if first in state}
+            return torch.func.functional_call(module, own, (inputs,), tie_weights=False)
 
     refused = f"{type(module).__name__} draws random numbers that are no function of the task: only nn.Dropout may draw"
     # On a CPU the grouped convolution that vmap makes is slower than N plain ones; and vmap does not know every function.
@@ -84,6 +86,18 @@ def _functional_call(module: nn.Module, state: State, x: Tensor, keys: Tensor | 
         if "randomness" in str(error):
             raise McdiError(refused) from error
         raise
+
+
+def _places(module: nn.Module) -> dict[str, str]:
+    """{name: the first name of its tensor} of every place that holds one. torch swaps tied tensors too, but leaves those of a
+    module that stands under two names swapped."""
+    places, first = dict[str, str](), dict[int, str]()
+    for prefix, part in module.named_modules():  # each once
+        for n, t in (*part._parameters.items(), *part._buffers.items()):
+            if t is not None:
+                name = f"{prefix}.{n}" if prefix else n
+                places[name] = first.setdefault(id(t), name)
+    return places
 
 
 def _vectorises(module: nn.Module, one: Callable[..., Tensor], keys: Tensor | None, x: Tensor, state: State) -> bool:

@@ -33,14 +33,21 @@ def runs(module: nn.Module) -> bool:
     """Whether `run` knows every layer of `module`, and one of them is a convolution: without one, vmap is as fast."""
     if type(module) is not nn.Sequential:
         return False
+    if not all(map(plain, module.modules())):
+        return False
     layers = [layer for _, layer in layers_of(module)]
     tied = len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))  # under two names
     return not tied and all(map(knows, layers)) and any(type(layer) is nn.Conv2d for layer in layers)
 
 
+def plain(part: nn.Module) -> bool:
+    """Whether a module runs the code of its class alone: no hook, no `forward` of its own."""
+    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+
+
 def knows(layer: nn.Module) -> bool:
     """Whether a layer is what its class says: no subclass, no hook, no setting that other code than its own ignores."""
-    if layer._forward_hooks or layer._forward_pre_hooks or getattr(layer, "return_indices", False):
+    if not plain(layer) or getattr(layer, "return_indices", False):
         return False
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros"

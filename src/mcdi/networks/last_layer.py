@@ -1,10 +1,14 @@
 """Whole networks that end in a linear layer: it can be solved in closed form on the features of the layers before it."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
+from mcdi.errors import McdiError
 from mcdi.networks.base import LastLayer, Network
 from mcdi.networks.batched import State, apply
+from mcdi.networks.grouped import plain
 from mcdi.networks.support import class_means, least_squares_rows, prototype_rows
 from mcdi.types import Examples
 
@@ -23,6 +27,8 @@ class EndsInLinear(Network):
 
     def set_head(self, head: LastLayer) -> None:
         """Choose how the last layer of generated weights is made."""
+        if head not in get_args(LastLayer):
+            raise McdiError(f"head = {head!r} is unknown: choose {', '.join(get_args(LastLayer))}")
         assert isinstance(self.module, nn.Sequential)
         self.head, self.solves_last_layer = head, head != "generated"
         self.body, last = self.module[:-1], self.module[-1]
@@ -64,8 +70,9 @@ class EndsInLinear(Network):
 
 
 def ends_in_linear(module: nn.Module, way: int, generated: tuple[str, ...]) -> bool:
-    """Whether a module is a Sequential that ends in a Linear layer with `way` rows and a bias, both of them `generated`."""
-    last = module[-1] if isinstance(module, nn.Sequential) and len(module) > 1 else None
-    if not isinstance(module, nn.Sequential) or not isinstance(last, nn.Linear) or last.bias is None:
+    """Whether a module is a plain Sequential that ends in a Linear layer with `way` rows and a bias, both of them `generated`.
+    What the code of a subclass or of a hook makes of its features is unknown."""
+    last = module[-1] if type(module) is nn.Sequential and plain(module) and len(module) > 1 else None
+    if last is None or type(last) is not nn.Linear or not plain(last) or last.bias is None:
         return False
-    return last.out_features == way and {f"{len(module) - 1}.{n}" for n in ("weight", "bias")} <= set(generated)
+    return last.out_features == way and {f"{len(module) - 1}.{n}" for n in ("weight", "bias")} <= set(generated)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mcdi.errors import McdiError
+from mcdi.errors import McdiError, explained
 from mcdi.networks.base import LastLayer
 from mcdi.networks.batched import State, exclusive
 from mcdi.networks.last_layer import EndsInLinear, ends_in_linear
@@ -142,5 +142,20 @@ class OwnNetwork(EndsInLinear):
         except RuntimeError as error:
             raise McdiError("the module has other parameters than the one the generator was made for: give the same") from error
 
+    def embed(self, x: Tensor) -> Tensor:
+        if self.reads_integers:
+            with exclusive(self.module):
+                check_integers(self.module, x if x.ndim > 1 + len(self.example_shape or ()) else x[None])
+        return x
+
     def to(self, device: str) -> None:
         self.module.to(device)
+
+
+@torch.no_grad()
+def check_integers(module: nn.Module, x: Tensor) -> None:
+    """Raises McdiError for integers (B, S, ...) beyond an embedding of the module. Where torch runs many tasks at once, they
+    would be rows of another task."""
+    with explained("the module does not take these integers", "give those it has embeddings for", IndexError, RuntimeError):
+        for part in x:
+            module(part)

@@ -8,7 +8,7 @@ from mcdi.errors import McdiError
 
 
 def support_batch(
-    x: Tensor, y: Tensor, *, way: int, any_way: bool, regression: bool, target: tuple[int, ...] = ()
+    x: Tensor, y: Tensor, *, way: int, any_way: bool, regression: bool, target: tuple[int, ...] = (), dims: int = 0
 ) -> tuple[Tensor, Tensor, int, bool]:
     """Check a user's support set, and give it a batch dimension where it has none.
 
@@ -18,6 +18,7 @@ def support_batch(
         way: classes that the generator was trained for.
         any_way: whether it makes weights for other numbers of classes too.
         regression, target: whether y are real numbers, and the shape of one.
+        dims: dimensions of one x, at least.
 
     Returns:
         x (B, S, ...), y (B, S, *target), the number of classes, and whether the batch dimension was added.
@@ -30,7 +31,7 @@ def support_batch(
         x, y = x[None], y[None]
     if single:
         x, y = x[None], y[None]
-    if y.ndim != 2 + len(target) or x.shape[:2] != y.shape[:2] or y.shape[2:] != target or y.shape[1] == 0:
+    if y.ndim != 2 + len(target) or x.ndim < 2 + dims or x.shape[:2] != y.shape[:2] or y.shape[2:] != target or y.shape[1] == 0:
         raise McdiError(
             f"support x {tuple(x.shape)} and y {tuple(y.shape)} do not match: give (S, ...) and (S,), or batches of both"
         )

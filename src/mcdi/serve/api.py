@@ -13,6 +13,7 @@ from mcdi.errors import McdiError
 from mcdi.generator.api import Generator, Weights
 from mcdi.generator.plain import plain_network
 from mcdi.methods.sampling import Generated
+from mcdi.networks.backbones.texts import check_same_kind, sentences_in
 from mcdi.serve import wire
 from mcdi.serve.classifier_file import classifier_file
 from mcdi.serve.decode import SupportSet, decode_inputs, decode_support
@@ -115,7 +116,7 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
             if body.format == "network":  # before a handle is kept: not every network is a list of operations
                 answer = wire.GeneratedNetwork
                 more = {"operations": await service.in_decoder(tenant, _operations, generator, weights)}
-            handle = service.handles.add(tenant, StoredWeights(generator, weights, support.classes))
+            handle = service.handles.add(tenant, StoredWeights(generator, weights, support.classes, sentences_in(support.x)))
             shapes = {n: list(w.shape) for n, w in weights.items()}
             content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes, **more}
             return answer(**content, milliseconds=_since(start), confidence=float(confidence))
@@ -137,8 +138,9 @@ async def predict(request: Request, service: Serving, tenant: Tenant) -> wire.Pr
             stored = service.handles.get(tenant, body.handle)
         else:
             generator, support, generated = await _generate(service, tenant, body.task(), None)
-            stored = StoredWeights(generator, generated.weights, support.classes)
+            stored = StoredWeights(generator, generated.weights, support.classes, sentences_in(support.x))
         x = await service.in_decoder(tenant, decode_inputs, body.queries, "queries", stored.generator, service.limits)
+        check_same_kind(stored.sentences, sentences_in(x))
         out = await service.compute(tenant, prediction(stored, x))
     values, classes, took = out.tolist(), list(stored.classes), _since(start)
     if not classes:

@@ -13,11 +13,13 @@ from mcdi.serve.wire import Label
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Weights and the generator that made them, which is kept after a reload because they need its backbone."""
+    """Weights and the generator that made them, which is kept after a reload because they need its backbone. sentences: of an
+    example, see texts.sentences_in."""
 
     generator: Generator
     weights: Weights
     classes: tuple[Label, ...]
+    sentences: int = 0
 
     @property
     def size(self) -> int:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mcdi.errors import McdiError, explained
 from mcdi.networks import batched
 from mcdi.networks.base import LastLayer
-from mcdi.networks.own import Describe, Loss, OwnNetwork
+from mcdi.networks.own import Describe, Loss, OwnNetwork, check_integers
 from mcdi.types import Examples, TaskBatch
 from mcdi.utils.names import exactly
 from mcdi.utils.random import uniform
@@ -114,7 +115,7 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
     if describe is None and not x.is_floating_point():
         raise McdiError(f"x of {x.dtype} cannot be compared by distance: give `describe`, or real numbers")
     regression, target = y.is_floating_point(), tuple(y.shape[2:])
-    out = _output_shape(module, x[0])
+    out = _output_shape(module, x)
     squeeze = regression and target == () and out[1:] == (1,)
     wanted = out[:1] if squeeze else out
     if regression and wanted != tuple(y.shape[1:]):
@@ -129,7 +130,8 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
         _check_labels(y, shots, way)
     elif y.shape[1] <= shots:
         raise McdiError(f"a task has {y.shape[1]} examples: choose shots below that, not {shots}")
-    size = None if describe is None else describe(x[:1], y[:1]).shape[-1]
+    with explained("describe fails on the support set of a task", "give a function of x (B, S, ...) and y to a tensor (B, C)"):
+        size = None if describe is None else describe(x[:1], y[:1]).shape[-1]
     kind: dict[str, Any] = {"regression": regression, "squeeze": squeeze, "integer": not x.is_floating_point()}
     return {"example": x.shape[2:], "target": target, "way": way, "described": size, **kind}
 
@@ -137,11 +139,16 @@ def _fitting(module: nn.Module, x: Tensor, y: Tensor, shots: int, describe: Desc
 def _output_shape(module: nn.Module, x: Tensor) -> tuple[int, ...]:
     """Shape of the module's output for one task's inputs; the user's module keeps its modes and statistics."""
     own = _copied(module).eval()
-    given = f"the module does not take a task's inputs, {x.dtype} {tuple(x.shape)}"
+    given = f"the module does not take a task's inputs, {x.dtype} {tuple(x.shape[1:])}"
     with explained(given, "give x (N, S, ...) whose parts (S, ...) it takes"), torch.no_grad():
-        out = own(x.clone())
+        out = own(x[0].clone())
     if not isinstance(out, Tensor):
         raise McdiError(f"the module answers a {type(out).__name__}: wrap it in one that answers one tensor (S, ...)")
+    given = f"the module takes {x.shape[1]} examples at once, and not fewer"
+    with explained(given, "let it take any number, as by x.flatten(1) in place of x.view"), torch.no_grad():
+        own(x[0, :-1].clone())
+    if not x.is_floating_point():  # batches of tasks would read others' rows of an embedding
+        check_integers(own, x[1:])
     return tuple(out.shape)
 
 
@@ -164,14 +171,19 @@ def _check_module(module: Any) -> None:
         raise McdiError("the module has lazy layers, which have no weights yet: call it once on an example first")
     if any(t.is_meta for t in tensors):
         raise McdiError("the module lies on the meta device, where nothing has values: load its weights first")
+    if any(isinstance(vars(part).get("forward"), FunctionType) for part in parts):
+        raise McdiError("the module has a forward that is a function of its own, which a copy would share: write it in a class")
+    if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+        raise McdiError("the module holds NaN or infinite weights: give one that is not damaged")
     if not all(isinstance(t, Tensor) for t in module.state_dict().values()):
         raise McdiError("the module's state_dict holds extra state that is no tensor, which no file of a generator can hold")
 
 
 def _trained(module: nn.Module, select: str) -> str:
     """`select` without the frozen parameters; a tied one counts once."""
-    chosen = [n for n, p in module.named_parameters() if re.search(select, n)]
-    trained = [n for n, p in module.named_parameters() if re.search(select, n) and p.requires_grad]
+    with explained(f"select = {select!r} is no regular expression", "escape its special characters", re.error, TypeError):
+        chosen = [n for n, p in module.named_parameters() if re.search(select, n)]
+    trained = [n for n, p in module.named_parameters() if n in chosen and p.requires_grad]
     if chosen and not trained:
         raise McdiError(f"all parameters that select = {select!r} matches are frozen (requires_grad = False): unfreeze some")
     return select if trained == chosen else exactly(trained)

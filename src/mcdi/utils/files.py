@@ -175,12 +175,17 @@ def tensors_of(data: bytes, where: str) -> tuple[dict[str, "Tensor"], dict[str, 
         return tensors, _decoded(header.get("__metadata__"))
 
 
-SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "@eadir", "lost+found")
+SYSTEM = (
+    *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
+    *("thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "recycler", "found.000"),  # Windows
+    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),  # network storage
+    *("lost+found", "__pycache__"),
+)
 
 
 def visible(*names: str) -> bool:
     """Whether files and folders of these names are the user's: not hidden, and nothing that a system or a tool put there."""
-    return not any(name.startswith((".", "$")) or name.lower() in SYSTEM for name in names)
+    return not any(name.startswith((".", "$", "~$")) or name.lower() in SYSTEM for name in names)
 
 
 def _decoded(metadata: Mapping[str, str] | None) -> dict[str, Any]:

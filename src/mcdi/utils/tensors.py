@@ -22,8 +22,9 @@ def tensor_of(values: Any, what: str) -> Tensor:
     """
     with explained(f"{what} cannot be read as numbers", "give a tensor, an array, or a list of equal shapes"):
         t = _tensor(values)
-        if t.is_complex() or t.is_meta:
-            raise TypeError("there is nothing on the meta device" if t.is_meta else "they are complex")
+        if t.is_complex() or t.is_meta or t.is_nested:
+            kind = "complex" if t.is_complex() else "of unequal shapes"
+            raise TypeError("there is nothing on the meta device" if t.is_meta else f"they are {kind}")
         t = t.detach()
         t = t.to_dense() if t.layout is not torch.strided else t.dequantize() if t.is_quantized else t
         return t.clone() if t.is_inference() else t.as_subclass(Tensor)  # autograd takes no tensor of the inference mode
@@ -34,6 +35,8 @@ def _tensor(values: Any) -> Tensor:
         return values
     if isinstance(values, Sequence) and _holds_tensors(values):
         return torch.stack([_tensor(value) for value in values])
+    if np.ma.is_masked(values):
+        raise TypeError("some are masked")
     array = np.asarray(values)
     array = np.asarray(array.tolist()) if array.dtype.kind == "O" else array
     if array.dtype.kind not in "biuf":
@@ -79,5 +82,5 @@ def pixels_of(values: Any, what: str) -> Tensor:
     low, high = (float(v) for v in (t.float() if t.dtype is torch.bool else t).aminmax())
     if low < 0 or high > (1 if real else 255):
         rule = "real numbers are pixels in 0..1" if real else "integers are pixels in 0..255"
-        raise McdiError(f"{what} run from {low:g} to {high:g}, but {rule}: scale them, or give uint8")
+        raise McdiError(f"{what} run from {low:.9g} to {high:.9g}, but {rule}: scale them, or give uint8")
     return (t * 255).round().to(torch.uint8) if real or t.dtype is torch.bool else t.to(torch.uint8)

@@ -23,7 +23,7 @@ from mcdi.utils.places import check_readable
 HEIC = (".heic", ".heif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", *HEIC)
 SUFFIXES = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-VISIBLE = 128  # opacity from which a pixel counts as drawn
+VISIBLE = 0.5  # of the largest opacity of an image, from which a pixel counts as drawn
 PAPERS = (255, 0, 128)  # grey levels that what is transparent becomes, the first that shows what is drawn
 CONTRAST, HIDDEN = 64, 0.05  # levels of a paper that hide a pixel, and the share of an outline that may be hidden
 log = logging.getLogger("mcdi.images")
@@ -124,15 +124,17 @@ def _opaque(image: Image.Image, mode: str) -> Image.Image:
     """The image in `mode`, "L" or "RGB", without transparency: on white, or on black or grey where white would hide the outline
     of what is drawn."""
     if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
-        return image.convert(mode)
+        return image.convert("RGB").convert(mode)
     image = image.convert("RGBA")
     alpha, drawn = image.getchannel("A"), image.convert("RGB").convert(mode)
-    if alpha.getextrema()[0] == 255:
+    opacity = np.asarray(alpha)
+    if opacity.min() == 255:
         return drawn
-    seen = np.asarray(alpha) >= VISIBLE
-    outline = seen & (np.asarray(alpha.filter(ImageFilter.MinFilter(3))) < VISIBLE)
+    least = max(1.0, VISIBLE * float(opacity.max()))
+    seen = opacity >= least
+    outline = seen & (np.asarray(alpha.filter(ImageFilter.MinFilter(3))) < least)
     values = np.asarray(drawn)[outline if outline.any() else seen].astype(np.int16)
-    levels = values.reshape(len(values), -1)
+    levels = values.reshape(len(values), len(drawn.getbands()))
     hidden = {paper: float((abs(levels - paper).max(1) < CONTRAST).mean()) if len(levels) else 0.0 for paper in PAPERS}
     paper = next((p for p in PAPERS if hidden[p] <= HIDDEN), min(PAPERS, key=lambda p: hidden[p]))
     return Image.composite(drawn, Image.new(mode, image.size, (paper,) * len(drawn.getbands())), alpha)
@@ -165,9 +167,16 @@ class _Files(NamedTuple):
 
 def _files(folder: Path) -> _Files:
     below = (p for p in folder.rglob("*") if visible(*p.relative_to(folder).parts))
-    files = sorted(p for p in below if not p.is_dir())
+    files = sorted(p for p in below if not p.is_dir() or p.is_symlink())  # links to folders are not followed: they may turn
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-    return _Files(images, Counter(p.suffix.lower() or "without a suffix" for p in files if p not in set(images)))
+    return _Files(images, Counter(map(_kind, set(files) - set(images))))
+
+
+def _kind(path: Path) -> str:
+    """What a file is that is not used."""
+    if path.is_dir() or not path.exists():
+        return "links to folders" if path.is_dir() else "broken links"
+    return path.suffix.lower() or "without a suffix"
 
 
 def _warn(folder: Path, unused: Counter[str], beside: int = 0) -> None:

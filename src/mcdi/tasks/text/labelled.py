@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcdi.errors import McdiError, explained, optional
-from mcdi.tasks.text.rows import SUFFIXES, Labelled, Row, file_rows, label_key, label_sentence, labelled_rows
+from mcdi.tasks.text.rows import NUMBER, SUFFIXES, Labelled, Row, file_rows, label_key, label_sentence, labelled_rows
 from mcdi.types import Sentences
 from mcdi.utils.files import visible
 
@@ -66,8 +67,8 @@ def classified(where: Path | str, name: str, parts: Mapping[str, Labelled], clas
     if len(kinds) > 1:
         raise McdiError(f"{where} has files of single sentences and of pairs: make them of one kind")
     if not classes:
-        whole = all(re.fullmatch("[+-]?[0-9]+", n) for n in names.values())
-        classes = sorted(names.values(), key=int if whole else None)
+        numbers = all(NUMBER.fullmatch(key) for key in names)
+        classes = [names[key] for key in sorted(names, key=Decimal)] if numbers else sorted(names.values())
     index = {label_key(label): number for number, label in enumerate(classes)}
     return {
         part: TextSet(name, tuple(texts), tuple(index[label_key(label)] for label in labels), tuple(classes))
