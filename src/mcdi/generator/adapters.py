@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
-from mcdi.networks.backbones.language import hub_name, lora_libraries
+from mcdi.networks.backbones.language import lora_libraries
 from mcdi.networks.lora import LoraClassifier
 from mcdi.utils.files import json_bytes, only_writer, read_bytes, write_bytes, write_tensors
 
@@ -34,6 +34,7 @@ print(classify([{{"text": "a text"}}]))  # a pair of texts has "text_pair" too
 
 Classes, in the order of the logits: {classes}. Texts were cut to {length} tokens.
 """
+HUB = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}  # what other machines know by this name; the files are the same
 LABELS = "labels"  # a folder: transformers takes one with a config.json beside the adapter for the base model
 
 
@@ -71,7 +72,8 @@ def save_adapter(
     # What peft saves itself, including the parts of the head that are the same for every task.
     tensors = dict(peft.get_peft_model_state_dict(encoder.whole))
     tensors |= {peft_name(n): w for n, w in weights.items()}
-    base, labels = hub_name(encoder.settings.model), folder / LABELS
+    model_name, labels = encoder.settings.model, folder / LABELS
+    base = HUB.get(model_name, model_name)
     with tempfile.TemporaryDirectory() as scratch:
         encoder.whole.peft_config["default"].save_pretrained(scratch)
         encoder.inner.config.save_pretrained(scratch)

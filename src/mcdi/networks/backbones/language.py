@@ -128,11 +128,6 @@ def quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def hub_name(model: str) -> str:
-    """What `model` is called where mcdi is not installed: its hub id, or the folder that the user named."""
-    return "sentence-transformers/all-MiniLM-L6-v2" if model == "minilm" else model
-
-
 def resolve(model: str) -> str:
     """The hub id or folder that `model` is loaded from."""
     if model != "minilm":
