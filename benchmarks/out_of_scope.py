@@ -6,7 +6,8 @@ FOLDER/clinc150: a set of sentences with `class_splits.tsv`, and a file `oos_tes
 classes. A task is all test classes of the set's first division, with --shots sentences each; its queries are 15 further
 sentences a class and all that are out of scope. Prints, for `texts` and for class means of the same features, and for two
 scores of a query, the probability of its class and the largest logit, the area under the ROC curve (0.5: no information, 1:
-perfect), and the part of the out-of-scope queries that is noticed where 95 % of the others are answered.
+perfect), and the part of the out-of-scope queries that is noticed where 95 % of the others are answered. Then how many of the
+other queries are answered rightly, and their mean probability, which should be the same.
 """
 
 import argparse
@@ -70,17 +71,21 @@ def main() -> None:
     table = Table(title=f"{len(features)} classes of {path.name}, {len(outside)} queries of none, {arguments.tasks} tasks")
     for column in ("shots", "head", "score", "AUROC", f"noticed, {ANSWERED:.0%} of others answered (%)"):
         table.add_column(column, justify="left" if column in ("head", "score") else "right")
+    sure = Table("shots", "head", "right (%)", "mean probability (%)", title="queries of the classes")
     for shots in arguments.shots:
         batches = [family.sample("test", [seed], shots=shots) for seed in range(arguments.tasks)]
         for name, head in heads.items():
             logits = [[net.predict(head(batch), x)[0] for x in (batch.query.x, outside[None])] for batch in batches]
+            inside = torch.cat([of_classes for of_classes, _ in logits]).softmax(-1)
+            right = inside.argmax(-1) == torch.cat([batch.query.y[0] for batch in batches])
+            sure.add_row(str(shots), name, *(f"{100 * x.float().mean():.1f}" for x in (right, inside.amax(-1))))
             for score, of in SCORES.items():
                 figures = [noticed(of(inside), of(other)) for inside, other in logits]
                 area, part = (interval(torch.tensor(values)) for values in zip(*figures, strict=True))
                 cells = f"{area['mean']:.3f} ± {area['ci95']:.3f}", f"{100 * part['mean']:.1f} ± {100 * part['ci95']:.1f}"
                 table.add_row(str(shots), name, score, *cells)
     described = provenance()
-    Console().print(table, f"{described['hardware']}, {described['date']}, commit {described['commit']}")
+    Console().print(table, sure, f"{described['hardware']}, {described['date']}, commit {described['commit']}")
 
 
 if __name__ == "__main__":
