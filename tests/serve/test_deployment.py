@@ -86,6 +86,10 @@ class TestHost:
         assert not answers("10.0.0.5", "127.0.0.1") and not answers("evil.example", "0.0.0.0")
         assert not answers("10.0.0.5.evil.example", "0.0.0.0") and not answers("1.2.3.4x", "0.0.0.0")
         assert answers("mcdi.example.org:8000", "127.0.0.1", ["*.Example.org"]) and answers("x", "127.0.0.1", ["*"])
+        for name in ("example.org:80", "https://example.org", "example.org/a", "", "a b", "[::1]:80"):
+            with pytest.raises(McdiError, match="no name of a host"):
+                answers("example.org", "127.0.0.1", [name])
+        assert answers("[2001:db8::1]:80", "127.0.0.1", ["[2001:db8::1]"])
         assert not answers("example.org", "127.0.0.1", ["*.example.org"]) and answers("any.thing", "127.0.0.1", keys=True)
 
     @FEW
@@ -230,7 +234,8 @@ class TestKeys:
 
     def test_a_tenant_may_have_several_keys(self, tmp_path):
         keys = Keys(key_file(tmp_path, "\ufeffa:" + "k" * 16, "  # a comment", "a:" + "l" * 16 + "  ", "a:" + "k" * 16))
-        assert keys.tenants == {"a"} and keys.tenant(b"l" * 16) == "a"
+        assert keys.tenants == {"a"} == Keys(key_file(tmp_path, "a :" + "k" * 16, "a:" + "l" * 16)).tenants
+        assert keys.tenant(b"l" * 16) == "a"
 
     def test_they_are_read_anew(self, folders, tmp_path, caplog):
         path = key_file(tmp_path, "ann:" + "a" * 20, "bob:" + "b" * 20)

@@ -13,6 +13,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::", "")  # addresses to listen at that stand for all of this machine
 ADDRESS = re.compile(r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:.]*")  # no name that a stranger's DNS could point to this machine
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::\d{0,5})?")
+NAME = re.compile(r"[\w.*-]+|\[?[0-9a-f:.]+\]?", re.ASCII)
 ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?|\*")
 
 
@@ -41,6 +42,9 @@ class Deployment:
     @classmethod
     def of(cls, root_path: str, origins: list[str], names: list[str], host: str, *, keys: bool) -> "Deployment":
         """As the options of `mcdi serve` say. host: the address to listen at; keys: whether requests need an API key."""
+        for name in names:
+            if not NAME.fullmatch(name.lower()):
+                raise McdiError(f"{name!r} is no name of a host: give one like example.org, without a port, or *")
         answered = None if keys else (*LOCAL, host.lower(), *(name.lower().strip("[]") for name in names))
         return cls(root_path.rstrip("/"), tuple(origins), answered)
 
