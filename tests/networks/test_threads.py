@@ -1,21 +1,26 @@
 """Any number of threads may use one network: every answer is that of its own weights, and the module stays as it was."""
 
+import copy
+import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mcdi.errors import McdiError
 from mcdi.methods.baselines.finetune import adapt
 from mcdi.networks.backbones.embedder import Embedder
-from mcdi.networks.backbones.vision import NoBackbone
+from mcdi.networks.backbones.vision import Conv4, NoBackbone
 from mcdi.networks.base import Network
-from mcdi.networks.batched import apply, exclusive, training
+from mcdi.networks.batched import RandomOps, apply, exclusive, training
 from mcdi.networks.conv_net import ConvNet
 from mcdi.networks.film import FilmHead
 from mcdi.networks.linear_head import LinearHead
@@ -50,14 +55,26 @@ class Branching(nn.Module):
         return self.last(self.drop(h.mean((2, 3)) if h.ndim == 4 else h))
 
 
-def own(example: tuple[int, ...]) -> OwnNetwork:
-    module = Branching(len(example) == 3)
+class Attention(nn.Module):
+    """Its attention is an operation that torch marks as random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.last = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.attention(x).mean(1))
+
+
+def own(example: tuple[int, ...], module: nn.Module | None = None) -> OwnNetwork:
+    module = module or Branching(len(example) == 3)
     return OwnNetwork(module, example=example, target=(), way=3, regression=False, squeeze=False)
 
 
 NETWORKS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
     "own": (lambda: own((6,)), (6,)),
     "own of images": (lambda: own((1, 8, 8)), (1, 8, 8)),
+    "own of sequences": (lambda: own((4, 8), Attention()), (4, 8)),
     "curve": (lambda: Sines(hidden=6).downstream, (1,)),
     "linear-head": (lambda: LinearHead(6, 3), (6,)),
     "film-head": (lambda: FilmHead(6, 3), (6,)),
@@ -78,13 +95,18 @@ def work(net: Network, example: tuple[int, ...]) -> list[tuple[Tensor, Examples,
     return out
 
 
-def in_threads(do: Callable[[int], Any], count: int) -> list[Any]:
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(do, range(count)))
+def in_threads(do: Callable[[int], Any], calls: Iterable[int], threads: int = THREADS) -> list[Any]:
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(do, calls))
+
+
+CALLS = st.lists(st.integers(0, 7 * TASKS - 1), min_size=30, max_size=90)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_answers_are_of_their_own_weights(name: str) -> None:
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=CALLS, threads=st.integers(2, 16))
+def test_answers_are_of_their_own_weights(name: str, calls: list[int], threads: int) -> None:
     """Predicted, refined and in training mode side by side: only the last drops anything."""
     make, example = NETWORKS[name]
     net = make()
@@ -99,9 +121,9 @@ def test_answers_are_of_their_own_weights(name: str) -> None:
                 return net.forward(net.space.unpack(weights), data.x, torch.tensor([1, 2]))
         return net.predict(weights, data.x)
 
-    expected = [one(i) for i in range(7 * TASKS)]
-    for i, found in enumerate(in_threads(one, 140)):
-        torch.testing.assert_close(found, expected[i % (7 * TASKS)], rtol=1e-4, atol=1e-5)
+    expected = {i: one(i) for i in set(calls)}
+    for i, found in zip(calls, in_threads(one, calls, threads), strict=True):
+        torch.testing.assert_close(found, expected[i], rtol=1e-4, atol=1e-5)
     after = dict(net.module.named_parameters())
     assert all(after[n] is p for n, p in before.items()) and not any(m.training for m in net.module.modules())
 
@@ -112,7 +134,7 @@ def test_texts_are_read_side_by_side(models: Any) -> None:
     net = LoraClassifier(lora(models, "bert"), 2)
     texts = [[(f"{'a word ' * n}and {n} more",), ("short",)] for n in range(1, 6)]
     want = [net.read(t) for t in texts]
-    for i, found in enumerate(in_threads(lambda i: net.read(texts[i % 5]), 60)):
+    for i, found in enumerate(in_threads(lambda i: net.read(texts[i % 5]), range(60))):
         torch.testing.assert_close(found, want[i % 5])
 
 
@@ -126,13 +148,59 @@ def test_a_module_can_be_saved_meanwhile() -> None:
             return None
         return {n: t.clone() for n, t in net.state().items()}
 
-    for state in in_threads(one, 200):
+    for state in in_threads(one, range(200)):
         assert state is None or all(torch.equal(t, want[n]) for n, t in state.items())
 
 
-def test_random_numbers_of_another_thread_are_no_fault_of_the_module() -> None:
-    net = own((1, 8, 8))
-    tasks, over = work(net, (1, 8, 8)), threading.Event()
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n.startswith("own")])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_network_can_be_copied_meanwhile(name: str, copied: Callable[[OwnNetwork], OwnNetwork]) -> None:
+    make, example = NETWORKS[name]
+    net = make()
+    assert isinstance(net, OwnNetwork)
+    tasks, want = work(net, example), {n: t.clone() for n, t in net.state().items()}
+
+    def one(i: int) -> dict[str, Tensor]:
+        if i % 2:
+            net.predict(tasks[i % TASKS][0], tasks[i % TASKS][1].x)
+            return want
+        return copied(net).state()
+
+    for state in in_threads(one, range(100)):
+        assert state.keys() == want.keys() and all(torch.equal(t, want[n]) for n, t in state.items())
+
+
+def test_a_backbone_is_brought_into_order_by_one_thread() -> None:
+    """The first images that it reads change the order of its weights in memory."""
+    embedder, ready = Embedder(Conv4()), threading.Event()
+    thread = threading.Thread(target=lambda: (embedder(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)), ready.set()))
+    with exclusive(embedder):
+        thread.start()
+        assert not ready.wait(0.3)
+    assert ready.wait(10)
+    thread.join()
+
+
+@settings(max_examples=30, deadline=None)
+@given(p=st.sampled_from([0.0, 0.1, 0.9]), causal=st.booleans(), on=st.booleans(), shape=st.tuples(*[st.integers(1, 4)] * 4))
+def test_only_what_draws_is_random(p: float, causal: bool, on: bool, shape: tuple[int, ...]) -> None:
+    x = torch.zeros(shape)
+    for draws, call in (
+        (p > 0, lambda: F.scaled_dot_product_attention(x, x, x, dropout_p=p, is_causal=causal)),
+        (on, lambda: F.rrelu(x, training=on)),
+        (on and p > 0, lambda: F.dropout(x, p, on)),
+        (True, lambda: torch.rand_like(x)),
+    ):
+        with RandomOps() as detected:
+            call()
+        assert detected.any == draws
+
+
+@pytest.mark.parametrize("name", ["own of images", "own of sequences"])
+def test_random_numbers_of_another_thread_are_no_fault_of_the_module(name: str) -> None:
+    make, example = NETWORKS[name]
+    net = make()
+    tasks, over = work(net, example), threading.Event()
 
     def draw() -> None:
         while not over.is_set():
@@ -142,7 +210,7 @@ def test_random_numbers_of_another_thread_are_no_fault_of_the_module() -> None:
     other.start()
     try:
         for i in range(100):
-            net.predict(tasks[i % TASKS][0], tasks[i % TASKS][1].x)
+            net.predict(tasks[i % TASKS][0][:1], tasks[i % TASKS][1].x[:1])
     finally:
         over.set()
         other.join()

@@ -121,6 +121,17 @@ class TestWaiting:
                 time.sleep(0.1)
             assert not set(server.server_state.connections) - before
 
+    def test_clients_that_do_not_read_stop_nobody(self, folders):
+        """Although they have all places, and much time."""
+        asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with listening({"closed": folders["closed"]}, connections=4) as (address, _, server), many(address, [asked * 300] * 4):
+            for _ in range(300):
+                made = list(server.server_state.connections)
+                if len(made) == 4 and all(connection.flow.write_paused for connection in made):
+                    break
+                time.sleep(0.1)
+            assert all(connection.flow.write_paused for connection in made) and healthy(address)
+
     def test_a_client_that_reads_slowly_gets_all(self, folders):
         """Several times the idle time, but more than a KiB a second."""
         with listening({"closed": folders["closed"]}, idle=0.2) as (address, _, _), socket.socket() as connection:

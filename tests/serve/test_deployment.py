@@ -1,5 +1,6 @@
 """A server behind a proxy, beside pages of other sites, and shared by tenants."""
 
+import asyncio
 import gzip
 import json
 import tracemalloc
@@ -85,6 +86,10 @@ class TestHost:
         assert not answers("10.0.0.5", "127.0.0.1") and not answers("evil.example", "0.0.0.0")
         assert not answers("10.0.0.5.evil.example", "0.0.0.0") and not answers("1.2.3.4x", "0.0.0.0")
         assert answers("mcdi.example.org:8000", "127.0.0.1", ["*.Example.org"]) and answers("x", "127.0.0.1", ["*"])
+        for name in ("example.org:80", "https://example.org", "example.org/a", "", "a b", "[::1]:80"):
+            with pytest.raises(McdiError, match="no name of a host"):
+                answers("example.org", "127.0.0.1", [name])
+        assert answers("[2001:db8::1]:80", "127.0.0.1", ["[2001:db8::1]"])
         assert not answers("example.org", "127.0.0.1", ["*.example.org"]) and answers("any.thing", "127.0.0.1", keys=True)
 
     @FEW
@@ -133,6 +138,14 @@ def test_head_is_get_without_its_body(client):
     assert client.head("/v1/generate").status_code == 405
 
 
+@FEW
+@given(part=st.from_regex(r"(bytes=|x=)?[0-9]{0,6}-?[0-9]{0,6}(,[0-9]{0,3}-[0-9]{0,3})*", fullmatch=True), head=st.booleans())
+def test_files_are_sent_whole(client, part, head):
+    whole = client.get("/page/app.js")
+    answer = client.request("HEAD" if head else "GET", "/page/app.js", headers={"Range": part})
+    assert answer.status_code == 200 and answer.content == (b"" if head else whole.content)
+
+
 class TestGzip:
     @FEW
     @given(data=st.binary(max_size=300), level=st.integers(0, 9))
@@ -157,8 +170,9 @@ class TestGzip:
         assert tracemalloc.get_traced_memory()[1] < 2 * Limits().body + 2**21  # of 64 MiB no more are made than are allowed
         tracemalloc.stop()
         assert "not gzip" in message(client.post("/v1/generate", content=b"{}", headers=sent), 400)
-        for coding in ("br", "deflate", "gzip, gzip", "zstd", "chunked", ""):
-            refused = client.post("/v1/generate", content=b"{}", headers={**JSON, "Content-Encoding": coding})
+        for codings in (["br"], ["deflate"], ["gzip, gzip"], ["zstd"], ["chunked"], [""], ["gzip", "gzip"], ["identity", "br"]):
+            headers = [*JSON.items(), *(("Content-Encoding", coding) for coding in codings)]
+            refused = client.post("/v1/generate", content=b"{}", headers=headers)
             assert "not understood" in message(refused, 415) and refused.headers["accept-encoding"] == "gzip"
 
 
@@ -220,7 +234,8 @@ class TestKeys:
 
     def test_a_tenant_may_have_several_keys(self, tmp_path):
         keys = Keys(key_file(tmp_path, "\ufeffa:" + "k" * 16, "  # a comment", "a:" + "l" * 16 + "  ", "a:" + "k" * 16))
-        assert keys.tenants == {"a"} and keys.tenant(b"l" * 16) == "a"
+        assert keys.tenants == {"a"} == Keys(key_file(tmp_path, "a :" + "k" * 16, "a:" + "l" * 16)).tenants
+        assert keys.tenant(b"l" * 16) == "a"
 
     def test_they_are_read_anew(self, folders, tmp_path, caplog):
         path = key_file(tmp_path, "ann:" + "a" * 20, "bob:" + "b" * 20)
@@ -287,6 +302,22 @@ class TestTenants:
             assert statuses == [200] * 4 + [429] * 16
             refused = next(f.result() for f in flood if f.result().status_code == 429)
             assert "of this API key" in message(refused, 429)
+
+    def test_files_are_written_by_turns(self, folders):
+        """Whoever waits first is not followed by all others of its own."""
+        order = []
+
+        async def write(service, tenant):
+            async with service.writer(tenant):
+                order.append(tenant)
+                await asyncio.sleep(0)
+
+        async def all_at_once(service):
+            await asyncio.gather(*(write(service, tenant) for tenant in "aaaabbc"))
+
+        with serving({"closed": folders["closed"]}) as client:
+            asyncio.run(all_at_once(client.service))
+        assert set(order[:3]) == set("abc") and order[3:] == ["a", "b", "a", "a"]
 
     def test_batches_alternate_between_tenants(self):
         gate, batcher = Gate(), Batcher(1, 0.0)

@@ -13,8 +13,12 @@ from serving import message, serving, task
 
 import mcdi as package
 from mcdi.errors import McdiError
+from mcdi.generator.api import Generator
 from mcdi.generator.exported import Exported
 from mcdi.generator.own_code import named_code
+from mcdi.methods import make_method
+from mcdi.networks.backbones.language import Encoder, LoraSettings
+from mcdi.networks.sentence_head import SentenceHead
 from mcdi.serve import models as module
 from mcdi.serve.models import Models, parse_code
 from mcdi.trajectories.prepare import Preparation
@@ -170,6 +174,19 @@ class TestReload:
                 assert now["b"] is before["b"] and now["a"] is not before["a"] and now["c"] is not before["c"]
                 before = now
             assert caplog.text.count("b: the old model stays in use") == 6
+
+    def test_a_language_model_that_cannot_be_loaded_replaces_none(self, models, tmp_path):
+        lora = LoraSettings(model=str(models["bert"]), targets=("query",), rank=2)
+        network = SentenceHead(32, 2, lora, Encoder(lora, 2).fingerprint())
+        Generator("prototypes", make_method("prototypes", {}), network).save_pretrained(tmp_path / "m")
+        task = {"model": "m", "support": {"texts": ["the old boat", "a red rose"]}, "labels": [0, 1]}
+        with serving({"m": tmp_path / "m"}) as client:
+            config = read_json(tmp_path / "m" / "config.json")
+            config["network"]["lora"]["model"] = str(tmp_path / "none")
+            write_json(tmp_path / "m" / "config.json", config)
+            client.service.reload()
+            assert client.post("/v1/generate", json=task).status_code == 200
+            assert client.service.metrics.registry.get_sample_value("mcdi_reloads_total", {"model": "m", "result": "failed"})
 
     def test_under_load_no_request_is_lost(self, folders, own, code, tmp_path):
         """Of every kind of model, while all files are replaced again and again."""

@@ -18,6 +18,7 @@ from serving import png, serving, task
 
 import mcdi as package
 from mcdi.errors import McdiError
+from mcdi.serve import models
 from mcdi.serve.client import Client
 from mcdi.serve.limits import Keys, Limits, Refused
 from mcdi.serve.models import Models, parse_models
@@ -105,6 +106,19 @@ def test_a_signal_during_the_start(folders, number):
         for n, handler in before.items():
             signal.signal(n, handler)
     assert urls[0].startswith("http://")
+
+
+def test_new_files_during_the_start(folders, monkeypatch):
+    """SIGHUP while the models are loaded: they are read anew once they serve."""
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    before, reloads, load = {n: signal.getsignal(n) for n in numbers}, [], models.load
+    monkeypatch.setattr(models, "load", lambda *a, **o: (signal.raise_signal(signal.SIGHUP), load(*a, **o))[1])
+    monkeypatch.setattr(Service, "reload", lambda _: (reloads.append(1), os.kill(os.getpid(), signal.SIGTERM)))
+    try:
+        assert mcdi("serve", folders["closed"], "--port", 0) == 0 and reloads == [1]
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
 
 
 class TestReload:

@@ -1,6 +1,8 @@
 """What is done with a trained generator: `mcdi generate`, `serve`, `export` to a file, `push` to the Hugging Face Hub."""
 
 import logging
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -198,6 +200,9 @@ def serve(
 
     Example: [bold]mcdi serve runs/glyphs/methods/mc-di-0[/]
     """
+    early = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: early.set())  # by default it would end a server that is still loading
+
     from mcdi.utils.settings import check_number
     from mcdi.utils.workers import pick_device
 
@@ -228,6 +233,8 @@ def serve(
         if host not in LOCAL and api_key_file is None:
             console.print("note: no --api-key-file is given: anybody who reaches this address can use it", soft_wrap=True)
         console.print(f"{address} serves; GET /v1/models lists the models", soft_wrap=True, markup=False, highlight=False)
+        if early.is_set():
+            signal.raise_signal(signal.SIGHUP)
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     keys, folders = Keys(api_key_file), parse_models(models)

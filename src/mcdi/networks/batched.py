@@ -124,14 +124,18 @@ def tasks_at_once(state: State, x: Tensor) -> int:
 
 
 class RandomOps(TorchDispatchMode):
-    """Detects random operations of this thread: `any`."""
+    """Detects random operations of this thread: `any`. Torch marks some also where they draw nothing, such as attention without
+    dropout."""
 
     any = False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.any = self.any or torch.Tag.nondeterministic_seeded in func.tags
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            defaults = {a.name: a.default_value for a in func._schema.arguments}
+            given = defaults | dict(zip(defaults, args, strict=False)) | (kwargs or {})
+            self.any = self.any or (given.get("dropout_p") != 0 and given.get("training") is not False)
         return func(*args, **(kwargs or {}))
 
 

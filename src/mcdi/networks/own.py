@@ -151,6 +151,11 @@ class OwnNetwork(EndsInLinear):
     def to(self, device: str) -> None:
         self.module.to(device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # While a thread runs the module, it holds the weights of that thread's task: they are not pickled or copied.
+        with exclusive(self.module):
+            return self.__dict__ | copy.deepcopy({n: part for n, part in self.__dict__.items() if isinstance(part, nn.Module)})
+
 
 @torch.no_grad()
 def check_integers(module: nn.Module, x: Tensor) -> None:

@@ -121,7 +121,7 @@ async def generate(request: Request, service: Serving, tenant: Tenant) -> Any:
             content: Any = {"handle": handle, "model": body.model, "classes": list(support.classes), "names": shapes, **more}
             return answer(**content, milliseconds=_since(start), confidence=float(confidence))
         if body.format == "onnx":
-            async with service.writer():
+            async with service.writer(tenant):
                 data = await classifier_file(generator, weights, support.classes, service.models.code.get(body.model))
         else:
             data = tensor_bytes(weights, {"model": body.model, "classes": support.classes})

@@ -37,7 +37,7 @@ class Bodies:
         """The body, and whether it is compressed. Raises Refused for one that is too large, too slow or of another type."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "the body must be JSON: send the header 'Content-Type: application/json'")
-        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        coding = ", ".join(request.headers.getlist("content-encoding") or ["identity"]).strip().lower()
         if coding not in ("identity", "gzip", "x-gzip"):
             problem = f"Content-Encoding {coding[:50]!r} is not understood: send the body as it is, or with gzip"
             raise Refused(415, problem, {"Accept-Encoding": "gzip"})

@@ -50,7 +50,7 @@ class Connection(H11Protocol):
 
     @property
     def _awaits_client(self) -> bool:
-        return not self._answering or self.conn.their_state is h11.SEND_BODY
+        return not self._answering or self.flow.write_paused or self.conn.their_state is h11.SEND_BODY
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

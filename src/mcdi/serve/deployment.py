@@ -13,6 +13,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::", "")  # addresses to listen at that stand for all of this machine
 ADDRESS = re.compile(r"\d+(\.\d+){3}|[0-9a-f]*:[0-9a-f:.]*")  # no name that a stranger's DNS could point to this machine
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]*))(?::\d{0,5})?")
+NAME = re.compile(r"[\w.*-]+|\[?[0-9a-f:.]+\]?", re.ASCII)
 ORIGIN = re.compile(r"https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?|\*")
 
 
@@ -41,20 +42,25 @@ class Deployment:
     @classmethod
     def of(cls, root_path: str, origins: list[str], names: list[str], host: str, *, keys: bool) -> "Deployment":
         """As the options of `mcdi serve` say. host: the address to listen at; keys: whether requests need an API key."""
+        for name in names:
+            if not NAME.fullmatch(name.lower()):
+                raise McdiError(f"{name!r} is no name of a host: give one like example.org, without a port, or *")
         answered = None if keys else (*LOCAL, host.lower(), *(name.lower().strip("[]") for name in names))
         return cls(root_path.rstrip("/"), tuple(origins), answered)
 
     def local_scope(self, scope: Scope) -> Scope:
-        """A request as the routes read it: below the root path, and HEAD as GET, whose body the connection leaves out."""
+        """A request as the routes read it: below the root path, HEAD as GET, whose body the connection leaves out, and for a
+        whole file where a part of it is asked for."""
         path = scope["path"]
         inside = not self.root_path or path == self.root_path or path.startswith(self.root_path + "/")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        return {**scope, "method": method, "root_path": self.root_path, "path": path if inside else self.root_path + path}
+        local = {"method": method, "root_path": self.root_path, "path": path if inside else self.root_path + path}
+        return {**scope, **local, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
 
     def check(self, scope: Scope) -> None:
         """Raises Refused for a request of two readings, or for a host that is not this one."""
         sent = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if b"transfer-encoding" in sent and (b"content-length" in sent or scope.get("http_version") == "1.0"):
+        if b"transfer-encoding" in sent and (b"content-length" in sent or scope["http_version"] < "1.1"):
             both = "the length of the body is given in two ways (Transfer-Encoding, and Content-Length or HTTP/1.0): send one"
             raise Refused(400, both, {"Connection": "close"})
         if self.hosts is not None and b"host" in sent and not self._answers_to(sent[b"host"].lower()):

@@ -2,6 +2,7 @@
 
 import hmac
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Keys:
     """Tenants and their keys, from a file of lines `tenant:key`; without a file all requests belong to one tenant."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+        self.path, self._reading = path, threading.Lock()
         self._keys = None if path is None else _read_keys(path)
 
     @property
@@ -74,8 +75,9 @@ class Keys:
 
     def reload(self) -> None:
         """Read the file anew. Raises McdiError, and the old keys stay, where it cannot be read or holds a wrong line."""
-        if self.path is not None:
-            self._keys = _read_keys(self.path)
+        with self._reading:  # of two signals the later one reads last
+            if self.path is not None:
+                self._keys = _read_keys(self.path)
 
     def tenant(self, key: bytes | None) -> str:
         """The tenant of a key; all keys are compared, each in constant time. Raises Refused (401) for an unknown key."""
@@ -100,6 +102,7 @@ def _read_keys(path: Path) -> list[tuple[str, bytes]]:
         if not line or line.startswith("#"):
             continue
         tenant, _, key = line.partition(":")
+        tenant = tenant.strip()
         if not tenant or not KEY_LENGTH[0] <= len(key) <= KEY_LENGTH[1] or not is_key(key):
             right = f"tenant:key with a key of {KEY_LENGTH[0]} to {KEY_LENGTH[1]} characters without blanks"
             raise McdiError(f"{path}, line {number} must be {right}: correct it")

@@ -17,6 +17,7 @@ from mcdi.generator.plain import plain_network
 from mcdi.generator.ready_made import ready_made
 from mcdi.generator.saving import FILES
 from mcdi.methods.sampling import Sampling, SupportsSampling
+from mcdi.networks.sentence_head import SentenceHead
 from mcdi.serve.limits import Limits, Refused
 from mcdi.serve.wire import ModelInfo
 from mcdi.tasks.images.class_images import Shape
@@ -87,6 +88,8 @@ class Models:
             raise McdiError(
                 f"{folder} learns targets of shape {target}, and a request has one number an example: use mcdi.load"
             )
+        if isinstance(generator.network, SentenceHead):
+            _ = generator.network.encoder  # loads it, so that one that cannot be loaded does not take the old one's place
         if self.bf16 and generator.network.embedder is not None:
             generator.network.embedder.in_bf16()
         if (folder / SAMPLER).exists():

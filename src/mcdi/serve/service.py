@@ -5,7 +5,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import prometheus_client as prometheus
@@ -57,6 +57,7 @@ class Service:
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="mcdi-decode")
         self.turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(DECODERS))
         self._writing = asyncio.Semaphore(1)
+        self._writers: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(1))
         self.bodies = Bodies(limits)
         self.active: Counter[str] = Counter()  # requests by tenant
 
@@ -103,16 +104,16 @@ class Service:
             raise Refused(504, f"the computation took more than {seconds}: use fewer steps, samples or examples") from error
 
     @asynccontextmanager
-    async def writer(self) -> AsyncIterator[None]:
-        """For one export of a classifier at a time. Raises Refused (503) after the timeout."""
-        try:
-            await asyncio.wait_for(self._writing.acquire(), self.limits.timeout)
-        except TimeoutError as error:
-            raise Refused(503, "other classifiers are being written: try again later") from error
-        try:
+    async def writer(self, tenant: str) -> AsyncIterator[None]:
+        """For one export of a classifier at a time, by turns of the tenants. Raises Refused (503) after the timeout."""
+        async with AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(self.limits.timeout):
+                    await turn.enter_async_context(self._writers[tenant])
+                    await turn.enter_async_context(self._writing)
+            except TimeoutError as error:
+                raise Refused(503, "other classifiers are being written: try again later") from error
             yield
-        finally:
-            self._writing.release()
 
     def reload(self) -> None:
         """Read the API keys and replaced models anew. What cannot be read stays as it is, and the log says why."""

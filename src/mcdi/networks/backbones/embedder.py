@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mcdi.networks.backbones.pretrained import Pretrained
 from mcdi.networks.backbones.vision import Backbone, Conv4, make_backbone
+from mcdi.networks.batched import exclusive
 from mcdi.networks.discriminant import Metric
 
 
@@ -18,7 +19,8 @@ def compute_features(model: nn.Module, images: Tensor) -> Tensor:
     """Frozen features of uint8 images (..., channels, H, W) -> (..., F), in evaluation mode. Weights are brought into
     channels-last order, which files do not keep: without it images of one channel are convolved five times slower on a
     CPU. There, few images at once stay in cache."""
-    model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with exclusive(model):  # no thread computes with weights that another one is bringing into order
+        model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     flat, few = images.flatten(0, -4), 32 if device.type == "cpu" else 512
     out = [model((part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)) for part in flat.split(few)]

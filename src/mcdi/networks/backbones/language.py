@@ -4,6 +4,7 @@ trunk's states as its input it computes what the whole would (checked whenever o
 
 import copy
 import importlib.util
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from mcdi.networks.batched import exclusive
 from mcdi.types import Sentences
 from mcdi.utils.settings import check_fields
 
+_LOADING = threading.Lock()  # `quiet` and seeds are for the whole process
 MASKED = -1e9  # attention score of what is not attended to
 POOLED, MEAN = 2, 1  # rows in front of the tokens: what the head reads, and (row 1) the mean of the last layer's states
 
@@ -149,7 +151,7 @@ class Encoder:
         problem = f"model {settings.model!r} cannot be loaded or adapted"
         cure = "give a hub id or a folder of a sequence classifier, and targets that it has"
         loading = explained(problem, cure, OSError, ValueError, KeyError, SafetensorError)
-        with loading, quiet(transformers), torch.random.fork_rng(devices=[]):
+        with _LOADING, loading, quiet(transformers), torch.random.fork_rng(devices=[]):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.source)
             torch.manual_seed(0)  # A of every pair is drawn: one start for all tasks
             self.whole = self._adapted(transformers, peft, way)
