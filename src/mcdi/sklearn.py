@@ -244,5 +244,7 @@ class RidgeHead(_Classifier):
 
     def _weights(self, x: Tensor, y: Tensor, way: int) -> dict[str, Tensor]:
         check_number(float, ridge=self.ridge)
+        if self.ridge <= 0:
+            raise McdiError(f"ridge = {self.ridge} must be above 0: 1 is usual")
         rows = least_squares_rows(x[None].double(), y[None], way, self.ridge)[0].float()
         return {"weight": rows[:, :-1], "bias": rows[:, -1]}

@@ -405,6 +405,14 @@ class TestOptions:
             except McdiError:
                 assert options or adam
 
+    @given(ridge=st.floats(-5, 5))
+    def test_no_head_of_a_ridge_below_zero(self, ridge):
+        head, x = RidgeHead(ridge=ridge), X.flatten(1).numpy()
+        try:
+            assert head.fit(x, LABELS.numpy()).predict(x).shape == LABELS.shape and ridge > 0
+        except McdiError as error:
+            assert ridge <= 0 and "must be above 0" in str(error)
+
     @settings(max_examples=100, deadline=None)
     @given(st.sampled_from([float("nan"), float("inf"), -float("inf"), 2**63, -(2**70)]), st.integers(0, 3))
     def test_settings_of_files_and_of_python(self, value, place):
