@@ -18,7 +18,7 @@ check ruff format --check .
 check mypy
 check lint-imports
 [ ${#failed[@]} -eq 0 ] || printf 'FAILED: %s\n' "${failed[@]}" >&2
-check pytest --doctest-modules -n 2 --durations=15 src tests "$@"
+check pytest --doctest-modules -n 2 --dist loadfile --durations=15 src tests "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}" >&2
