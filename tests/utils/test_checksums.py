@@ -95,7 +95,12 @@ def test_files_of_an_earlier_version_load_with_a_warning(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("photos", "f2977f431179ef89e2baae38924862eb"), ("symbols", "6efc0678a22f0759c9d54313cce01746")]
+    ("name", "content"),
+    [
+        ("photos", "f2977f431179ef89e2baae38924862eb"),
+        ("symbols", "6efc0678a22f0759c9d54313cce01746"),
+        ("texts", "3a83252f7498133606147b079a9af8df"),
+    ],
 )
 def test_the_ready_made_keep_their_weights(name: str, content: str) -> None:
     """Those with which their figures were measured, bit by bit."""

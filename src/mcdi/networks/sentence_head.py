@@ -89,7 +89,8 @@ class SentenceHead(LinearHead):
         return {**plain, "lora": asdict(self.lora), "base": self.base}
 
     def state(self) -> dict[str, Tensor]:
-        return {"centre": self.centre, **{f"pair.{n}": p for n, p in self.pairs.items()}}
+        # `tasks.text.pairs.scaled_pairs` has rounded the pairs to half precision.
+        return {"centre": self.centre, **{f"pair.{n}": p.half() for n, p in self.pairs.items()}}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.centre = state["centre"]
