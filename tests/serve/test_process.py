@@ -98,6 +98,7 @@ def test_a_signal_during_the_start(folders, number):
     urls, service = [], Service(Models({"closed": folders["closed"]}, bf16=True), Limits(), Keys())
     timeout = threading.Timer(60, os._exit, [1])
     timeout.start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background ignores it
     try:
         with pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else nullcontext():
             serve(service, "127.0.0.1", 0, ready=lambda url: (urls.append(url), os.kill(os.getpid(), number)))
