@@ -50,7 +50,7 @@ class IntentSettings(FamilySettings):
         backbone_steps, backbone_way: steps in which the encoder's LoRA pairs are trained on training classes, and classes of a
             step. 0: the encoder stays as it is.
         backbone_weight: 0..1; the encoder's weights are the frozen ones plus this times what training added. In between it is
-            more accurate than at both ends, on other sets too (2109.01903; benchmarks/pair_weights.py).
+            more accurate than at both ends, on other sets too (2109.01903; docs/results/intents.md).
         lora: the encoder, and where its pairs are.
     """
 
