@@ -62,7 +62,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str] | None, happened: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not happened():
         assert time.monotonic() < end and (process is None or process.poll() is None)
         time.sleep(0.002)

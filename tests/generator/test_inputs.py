@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import mcdi as command
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
@@ -398,6 +398,7 @@ class TestOptions:
         options=st.dictionaries(st.sampled_from(["steps", "temperature", "samples", "stop"]), numbers, max_size=2),
         adam=st.dictionaries(st.sampled_from(["steps", "lr"]), numbers.filter(lambda v: v is not None), max_size=2),
     )
+    @example(options={}, adam={"lr": 1e300})
     def test_either_finite_weights_or_one_sentence(self, curve, options, adam):
         for call in (lambda: curve.generate((X, Y), **options), lambda: curve.refine((X, Y), **adam)):
             try:

@@ -63,12 +63,12 @@ def adapt(
         batch, seed: examples a step, None for all, and the seed of their order.
 
     Raises:
-        McdiError: a rate that is not positive and finite, or no number of steps.
+        McdiError: a rate that is not positive, or above 1e6, with which weights overflow; or no number of steps.
     """
     check_number(int, steps=steps)
     check_number(float, lr=lr, decay=decay)
-    if steps < 0 or lr <= 0:
-        raise McdiError(f"steps = {steps} must not be negative, and lr = {lr} must be positive")
+    if steps < 0 or not 0 < lr <= 1e6:
+        raise McdiError(f"steps = {steps} must not be negative, and lr = {lr} must be positive and at most 1e6")
     path = adam_path(net, weights, support, mask, lr, decay, batch, seed)
     return next(itertools.islice(path, steps - 1, None)).clone() if steps else weights
 
