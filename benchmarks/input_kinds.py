@@ -32,7 +32,9 @@ KINDS = {
         "tests/cli/test_interrupts.py",
     ],
     "threads": ["tests/networks/test_threads.py"],
-    "server": [f"{SERVE}test_{n}.py" for n in ("deployment", "client", "wire", "own_module", "process", "proxied_page")],
+    "server": [
+        f"{SERVE}test_{n}.py" for n in ("deployment", "tenants", "client", "wire", "own_module", "process", "proxied_page")
+    ],
     "server under attack": [f"{SERVE}test_connections.py", f"{SERVE}test_hostile.py"],
 }
 

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,5 +295,9 @@ def test_a_resumed_training_of_the_pairs_ends_with_the_same_weights(models, sets
         except Stop:
             assert (tmp_path / folder / "backbone.checkpoint.safetensors").exists()
     make_family(settings, tmp_path / "stopped", data=sets, device="cpu", progress=silent)
+    make_family(replace(settings, backbone_weight=1.0), tmp_path / "full", data=sets, device="cpu", progress=silent)
+    half, full = (load_file(tmp_path / name / "backbone.safetensors") for name in ("whole", "full"))
+    for name in (n for n in full if n.startswith("pair.")):
+        torch.testing.assert_close(half[name], full[name] * (0.5 if "lora_B" in name else 1), rtol=1e-3, atol=1e-6)
     assert (tmp_path / "whole/backbone.safetensors").read_bytes() == (tmp_path / "stopped/backbone.safetensors").read_bytes()
     assert not (tmp_path / "stopped/backbone.checkpoint.safetensors").exists()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.methods import method_spec
-from mcdi.networks.backbones.texts import as_texts, is_text
+from mcdi.networks.backbones.texts import is_text
 from mcdi.networks.base import Network
 from mcdi.networks.support import support_batch
 from mcdi.types import Examples
@@ -80,9 +80,7 @@ def queries_of(net: Network, x: Any, tasks: int, *, single: bool) -> Queries:
     """New inputs for the networks of some tasks, not yet embedded. See `Generator.predict`."""
     one = is_text(x)
     given = numbers_of(x, "the examples") if isinstance(x, Tensor) or not net.reads_texts else x
-    if not isinstance(given, Tensor):
-        texts = as_texts(given)
-        given = net.read(texts) if texts else torch.zeros(0)
+    given = net.read(given)
     if not given.numel():  # whatever a network makes of one example is cut off
         shape = net.example_shape or (net.input_size,)
         dummy = net.read("")[None] if net.reads_texts else torch.zeros(1, 1, *shape, dtype=torch.uint8)

@@ -31,9 +31,7 @@ def layers_of(module: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
 
 def runs(module: nn.Module) -> bool:
     """Whether `run` knows every layer of `module`, and one of them is a convolution: without one, vmap is as fast."""
-    if type(module) is not nn.Sequential:
-        return False
-    if not all(map(plain, module.modules())):
+    if type(module) is not nn.Sequential or not all(map(plain, module.modules())):
         return False
     layers = [layer for _, layer in layers_of(module)]
     tied = len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))  # under two names
@@ -46,8 +44,8 @@ def plain(part: nn.Module) -> bool:
 
 
 def knows(layer: nn.Module) -> bool:
-    """Whether a layer is what its class says: no subclass, no hook, no setting that other code than its own ignores."""
-    if not plain(layer) or getattr(layer, "return_indices", False):
+    """Whether a plain layer is what its class says: no subclass, no setting that other code than its own ignores."""
+    if getattr(layer, "return_indices", False):
         return False
     if type(layer) is nn.Conv2d:
         return layer.padding_mode == "zeros"

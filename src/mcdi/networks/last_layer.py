@@ -72,7 +72,9 @@ class EndsInLinear(Network):
 def ends_in_linear(module: nn.Module, way: int, generated: tuple[str, ...]) -> bool:
     """Whether a module is a plain Sequential that ends in a Linear layer with `way` rows and a bias, both of them `generated`.
     What the code of a subclass or of a hook makes of its features is unknown."""
-    last = module[-1] if type(module) is nn.Sequential and plain(module) and len(module) > 1 else None
-    if last is None or type(last) is not nn.Linear or not plain(last) or last.bias is None:
+    if type(module) is not nn.Sequential or not plain(module) or len(module) < 2:
         return False
-    return last.out_features == way and {f"{len(module) - 1}.{n}" for n in ("weight", "bias")} <= set(generated)  # type: ignore[arg-type]
+    last = module[-1]
+    if type(last) is not nn.Linear or not plain(last) or last.bias is None:
+        return False
+    return last.out_features == way and {f"{len(module) - 1}.{n}" for n in ("weight", "bias")} <= set(generated)

@@ -104,13 +104,12 @@ class ProbabilisticDiscriminant(ClosedForm):
     name, grid = "probabilistic discriminants", (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
     shares_within = (0.1, 0.3, 0.5, 0.7, 0.9)
     shares_between = (0.03, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+    adapted = False  # to the support set, see networks.discriminant.adaptation
 
     def __init__(self, settings: ClosedFormSettings) -> None:
         super().__init__(settings)
         self.space = Space(torch.empty(0, 0), torch.empty(0), torch.empty(0))
         self.chosen = {"within": 1.0, "between": 1.0}
-
-    adapted = False  # to the support set, see networks.discriminant.adaptation
 
     def rows(self, net: Head, support: Examples, way: int, value: float) -> Tensor:
         return predictive_rows(self.space, net.frozen_features(support.x), support.y, way, adapted=self.adapted) / value
@@ -127,8 +126,7 @@ class ProbabilisticDiscriminant(ClosedForm):
         total, scores = len(self.shares_within) * len(self.shares_between), list[float]()
 
         def score(space: Space) -> float:
-            self.space = space
-            heads = [self._weights(net, t.support, t.mask, 1.0) for t in tasks]
+            heads = [self._unadapted(net, space, t.support, t.mask) for t in tasks]
             of_shots = [net.score(w, t.query, t.mask).mean() for w, t in zip(heads, tasks, strict=True)]
             scores.append(float(torch.stack(of_shots).mean()))
             log(len(scores), total, {"score": max(scores)})
@@ -137,6 +135,10 @@ class ProbabilisticDiscriminant(ClosedForm):
         best, self.chosen = best_space(found, self.shares_within, self.shares_between, score)
         self.space = best._replace(map=unpacked(*packed(best.map)))  # as its file holds it
         return super().fit(family, data, seed=seed, log=log, folder=folder)
+
+    def _unadapted(self, net: Head, space: Space, support: Examples, mask: Tensor) -> Tensor:
+        rows = predictive_rows(space, net.frozen_features(support.x), support.y, net.classes(mask.shape[1]))
+        return net.with_default_units(rows, mask.shape[1])
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "chosen": self.chosen}
@@ -158,8 +160,3 @@ class AdaptiveDiscriminant(ProbabilisticDiscriminant):
     are in-distribution."""
 
     name, adapted = "adaptive discriminants", True
-
-    def fit(self, family: TaskFamily, data: Stored | None, *, seed: int, log: Log = silent, folder: Path | None = None) -> Self:
-        plain = ProbabilisticDiscriminant(ClosedFormSettings()).fit(family, data, seed=seed, log=log, folder=folder)
-        self.space, self.chosen = plain.space, plain.chosen
-        return ClosedForm.fit(self, family, data, seed=seed, log=log, folder=folder)
