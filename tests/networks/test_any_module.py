@@ -14,7 +14,7 @@ from mcdi import OwnTasks
 from mcdi.errors import McdiError
 from mcdi.generator.api import Generator
 from mcdi.methods import make_method
-from mcdi.networks import batched
+from mcdi.networks import batched, grouped
 from mcdi.networks.own import OwnNetwork
 from mcdi.trajectories.prepare import Preparation
 from mcdi.types import Examples
@@ -124,7 +124,6 @@ LAYERS = {
     "tied": tied,
     "one layer twice": shared,
     "hook": lambda: doubled(nn.Linear(4, 4)),
-    "hook on images": lambda: doubled(images()),
     "frozen": lambda: nn.Linear(4, 4).requires_grad_(False),
     "buffers": Scaled,
     "control flow": Turned,
@@ -153,6 +152,7 @@ def check(module: nn.Module, net: OwnNetwork, weights: dict[str, Tensor], want: 
 @settings(max_examples=25, deadline=None)
 @given(names=st.lists(st.sampled_from(list(LAYERS)), min_size=1, max_size=3), seed=st.integers(0, 3))
 @example(names=["linear", "frozen"], seed=0)
+@example(names=["one layer twice", "tied"], seed=0)
 def test_any_layers(names, seed):
     module = made(names, seed)
     before = copy.deepcopy(module.state_dict())
@@ -232,6 +232,16 @@ def patched(module: nn.Module) -> nn.Module:
 def filled(module: nn.Module) -> nn.Module:
     nn.init.constant_(module[0].weight, float("nan"))
     return module
+
+
+@pytest.mark.parametrize("where", ["", "2"])
+def test_a_hook_where_convolutions_would_be_grouped(where):
+    module = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 6, 4)), nn.Conv2d(1, 1, 3, padding=1), *made([]))
+    assert grouped.runs(module)
+    doubled(module.get_submodule(where))
+    net = OwnTasks(module, X, Y, shots=3, describe=describe).downstream
+    drawn = net.theta0(0, 1) + 0.1
+    check(module, net, {n: t[0] for n, t in net.space.unpack(drawn[None]).items()}, net.predict(drawn[None], X[:1])[0])
 
 
 @settings(max_examples=10, deadline=None)
