@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one gate: lint, format, types, layers, tests. Everything runs, pytest last; exits non-zero if anything failed.
+# The one gate: lint, format, spelling, types, layers, tests. Everything runs, pytest last; exits non-zero if anything failed.
 #
 #   ./test.sh [pytest options...]     -m "not gpu" for slow tests too
 set -uo pipefail
@@ -15,6 +15,7 @@ check() {
 
 check ruff check .
 check ruff format --check .
+check codespell
 check mypy
 check lint-imports
 [ ${#failed[@]} -eq 0 ] || printf 'FAILED: %s\n' "${failed[@]}" >&2

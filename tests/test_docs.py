@@ -148,6 +148,14 @@ def test_commands_of_a_page_are_commands(page):
         parse(line, mention)
 
 
+@pytest.mark.parametrize("page", named(PAGES))
+def test_prose_of_a_page_is_at_most_120_characters_wide(page):
+    text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    free = ("|", "![", "$$")  # rows of tables, pictures and formulas cannot be broken
+    wide = [n for n, line in enumerate(text.splitlines(), 1) if len(line) > 120 and not line.startswith(free)]
+    assert not wide, f"{page.name}: lines {wide}"
+
+
 @pytest.mark.parametrize(
     "line, wrong",
     [
