@@ -34,6 +34,7 @@ from torch import Tensor, nn
 import mcdi
 from mcdi.experiments.run import provenance
 from mcdi.experiments.statistics import interval
+from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.backbones.language import MEAN, Encoder, LoraSettings, resolve, unpadded
 from mcdi.networks.sentence_head import SentenceHead
 from mcdi.networks.support import class_means, prototype_rows
@@ -97,7 +98,7 @@ def of_sklearn(net: SentenceHead, make: Callable[[Task], Any]) -> Method:
     """A classifier of scikit-learn on the encoder's features of length 1, neither centred nor scaled."""
 
     def features(texts: list[str]) -> np.ndarray:
-        return F.normalize(net.encoder.means([(t,) for t in texts]), dim=-1).numpy()
+        return F.normalize(net.encoder.means([(t,) for t in texts])[:, 0], dim=-1).numpy()
 
     def change(task: Task) -> Callable[[list[str]], Sequence[int]]:
         model = make(task).fit(features(task.x), task.y)
@@ -111,29 +112,30 @@ def lora(net: SentenceHead) -> Method:
     settings = LoraSettings(layers=6, rank=8, alpha=16, targets=("query", "key", "value", "dense"))
     encoder = Encoder(settings, 2)
     start = {n: p.detach().clone() for n, p in encoder.pairs.items()}
+    hidden = int(encoder.whole.config.hidden_size)
+    centre = net.centre[:hidden]
 
-    def logits(states: Tensor, head: nn.Linear) -> Tensor:
-        means = encoder.tail.pooled(unpadded(states))[:, MEAN]
-        return head(F.normalize(means - net.centre, dim=-1) * net.features**0.5)
+    def read(states: Tensor) -> Tensor:
+        return cl2n(encoder.tail.pooled(unpadded(states))[:, MEAN], centre)
 
     def change(task: Task) -> Callable[[list[str]], Sequence[int]]:
         encoder.set_pairs(start)
-        y, head = torch.tensor(task.y), nn.Linear(net.features, len(task.names))
-        means, _ = class_means(net.read(task.x)[None], y[None], len(task.names))
-        rows = prototype_rows(means)[0] / net.features**0.5
+        y, head = torch.tensor(task.y), nn.Linear(hidden, len(task.names))
+        states = encoder.read([(t,) for t in task.x])
+        means, _ = class_means(read(states).detach()[None], y[None], len(task.names))
+        rows = prototype_rows(means)[0] / hidden**0.5
         with torch.no_grad():
             head.weight.copy_(rows[:, :-1])
             head.bias.copy_(rows[:, -1])
-        states = encoder.read([(t,) for t in task.x])
         trained = [p.requires_grad_() for p in (*encoder.pairs.values(), *head.parameters())]
         optimiser = torch.optim.Adam(trained, lr=RATE)
         for _ in range(STEPS):
             optimiser.zero_grad()
-            F.cross_entropy(logits(states, head), y).backward()
+            F.cross_entropy(head(read(states)), y).backward()
             optimiser.step()
         for p in trained:
             p.requires_grad_(False)
-        return lambda queries: logits(encoder.read([(t,) for t in queries]), head).argmax(-1).tolist()
+        return lambda queries: head(read(encoder.read([(t,) for t in queries]))).argmax(-1).tolist()
 
     return change
 

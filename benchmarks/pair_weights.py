@@ -1,11 +1,12 @@
-"""How far trained LoRA pairs of a sentence encoder are best taken, on a set that they were not trained on.
+"""How far trained LoRA pairs of a sentence encoder are best taken, on a set that they were not trained on; and what the mean
+of the states in front of the adapted layers adds.
 
     python benchmarks/pair_weights.py --data FOLDER [--sets clinc150 hwu64] [--tasks 300]
 
 For each of two sets: the pairs are trained on its training classes as recipe `intents` trains them, and added to the frozen
 encoder with weights of 0 (the frozen encoder) to 1 (all of what training added). Class means are then measured on the training
-and validation classes of the other set, all at once. No test class of any set is read, so that the weight of the recipe may
-be chosen here.
+and validation classes of the other set, all at once, of the mean of the last states and with that of the trunk beside it. No
+test class of any set is read, so that both weights of the recipe may be chosen here.
 """
 
 import argparse
@@ -21,15 +22,15 @@ from torch import Tensor
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import provenance
 from mcdi.experiments.statistics import interval
-from mcdi.networks.backbones.embedder import cl2n
-from mcdi.networks.backbones.language import MEAN, Encoder, unpadded
+from mcdi.networks.backbones.language import MEAN, POOLED, Encoder, unpadded
 from mcdi.networks.linear_head import LinearHead
+from mcdi.networks.sentence_head import sentence_features
 from mcdi.networks.support import class_means, prototype_rows
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.text.intents import Classes, IntentSettings, pretrain_sentences, read_intents
 from mcdi.tasks.text.pairs import read_states, scaled_pairs
 
-WEIGHTS, SHOTS, QUERIES, READ = (0.0, 0.25, 0.5, 0.75, 1.0), (1, 5), 15, 128
+WEIGHTS, TRUNK, SHOTS, QUERIES, READ = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0), (1, 5), 15, 128
 
 
 def states_of(encoder: Encoder, classes: Classes) -> tuple[Tensor, int]:
@@ -39,9 +40,13 @@ def states_of(encoder: Encoder, classes: Classes) -> tuple[Tensor, int]:
 
 
 @torch.no_grad()
-def features_of(encoder: Encoder, states: Tensor, count: int) -> Tensor:
-    """The mean of the last layer's states, by class: (C, M, F)."""
-    parts = [encoder.tail.pooled(unpadded(part.float()))[:, MEAN] for part in states.split(READ)]
+def means_of(encoder: Encoder, states: Tensor, count: int) -> Tensor:
+    """Of the last layer's states, and of the states in front of the tail, by class: (C, M, 2, H)."""
+    parts = []
+    for part in states.split(READ):
+        x = unpadded(part.float())
+        trunk = x[:, POOLED:, :-1].sum(1) / x[:, POOLED:, -1:].sum(1)
+        parts.append(torch.stack([encoder.tail.pooled(x)[:, MEAN], trunk], 1))
     return torch.cat(parts).unflatten(0, (-1, count))
 
 
@@ -77,8 +82,11 @@ def rows_of(settings: dict[str, IntentSettings], data: Path, trained: str, other
     for weight in WEIGHTS:
         encoder.set_pairs(whole)
         encoder.set_pairs(scaled_pairs(encoder, weight))
-        centre = features_of(encoder, states, count).flatten(0, 1).mean(0)
-        rows.append([trained, other, f"{weight:g}", *accuracies(cl2n(features_of(encoder, *unseen), centre), tasks)])
+        centre, means = means_of(encoder, states, count).flatten(0, 1).mean(0), means_of(encoder, *unseen)
+        for trunk in TRUNK:
+            features = sentence_features(means, centre.flatten() if trunk else centre[0], trunk)
+            rows.append([trained, other, f"{weight:g}", f"{trunk:g}", *accuracies(features, tasks)])
+            print(*rows[-1], flush=True)
     return rows
 
 
@@ -92,7 +100,8 @@ def main() -> None:
     recipe = read_recipe("intents").family
     assert isinstance(recipe, IntentSettings)
     settings = {name: replace(recipe, sets=(name,), examples=40) for name in arguments.sets}
-    table = Table("trained on", "measured on", "weight", *(f"{n} a class (%)" for n in SHOTS), title="class means, all classes")
+    cells = ("trained on", "measured on", "weight", "trunk", *(f"{n} a class (%)" for n in SHOTS))
+    table = Table(*cells, title="class means, all classes")
     for trained, other in (arguments.sets, arguments.sets[::-1]):
         for row in rows_of(settings, arguments.data, trained, other, arguments.tasks):
             table.add_row(*row)

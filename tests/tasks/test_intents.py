@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import mcdi
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_models import lora
 
@@ -22,7 +24,7 @@ from mcdi.experiments.studies.transfer import with_names
 from mcdi.generator.api import load
 from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.backbones.language import Encoder
-from mcdi.networks.sentence_head import SentenceHead
+from mcdi.networks.sentence_head import SentenceHead, sentence_features
 from mcdi.sklearn import GeneratedClassifier
 from mcdi.tasks.text.intents import IntentSettings, division_of, read_intents, target_sentences
 from mcdi.tasks.text.pairs import scaled_pairs
@@ -151,11 +153,28 @@ class TestRun:
 
     def test_the_pairs_were_trained_and_shared_by_all(self, models, run):
         net = load(run / "methods/plda-0").network
-        frozen = SentenceHead(net.features, net.way, net.lora, net.base)
+        frozen = SentenceHead(net.features, net.way, net.lora, net.base, trunk_weight=net.trunk_weight)
         frozen.load_state({"centre": net.centre})
         texts = ["rose spade", "boat wave"]
         assert not torch.allclose(net.read(texts), frozen.read(texts), atol=1e-3)
-        assert torch.equal(frozen.read(texts), cl2n(frozen.encoder.means([(t,) for t in texts]), net.centre))
+        last, trunk = net.encoder.means([(t,) for t in texts]).unbind(1)
+        others = frozen.encoder.means([(t,) for t in texts])[:, 1]
+        torch.testing.assert_close(trunk, others)  # no pair is in front of them
+        plain = SentenceHead(last.shape[-1], net.way, net.lora, net.base)
+        plain.load_state({**net.state(), "centre": net.centre[: last.shape[-1]]})
+        assert torch.equal(plain.read(texts), cl2n(last, net.centre[: last.shape[-1]]))
+
+    @settings(max_examples=20, deadline=None)
+    @given(seed=st.integers(0, 99), weight=st.floats(0.01, 3.0))
+    def test_the_trunk_adds_its_share_to_cosines(self, seed, weight):
+        """Features of both means: cosines are those of either, weighted with 1 and weight^2, and all have one length."""
+        draw = torch.Generator().manual_seed(seed)
+        means, centre = torch.randn(6, 2, 8, generator=draw), torch.randn(16, generator=draw)
+        both = sentence_features(means, centre, weight)
+        assert torch.allclose(both.square().sum(-1), torch.tensor(16.0))
+        last, trunk = (sentence_features(means[:, [i]], centre.view(2, -1)[i], 0.0) for i in range(2))
+        want = (last @ last.T / 8 + weight**2 * (trunk @ trunk.T) / 8) / (1 + weight**2)
+        torch.testing.assert_close(both @ both.T / 16, want, atol=1e-5, rtol=1e-4)
 
     def test_another_model_is_refused_when_a_text_is_read(self, run):
         net = load(run / "methods/plda-0").network
@@ -188,7 +207,7 @@ class TestRun:
         assert {(row["target"], row["way"]) for row in rows} == {("few", "4"), ("few", "6")}
         assert {row["label names"] for row in rows} == {"unused", "one more example"}
         assert len(list((out / "targets").iterdir())) == 1 and not (out / "trajectories").exists()
-        assert load_file(out / "targets/few.safetensors")["names"].shape == (6, 32)
+        assert load_file(out / "targets/few.safetensors")["names"].shape == (6, 64)
 
     def test_names_are_one_more_example_each(self):
         support = Examples(torch.randn(3, 4, 5), torch.tensor([[0, 0, 1, 1]] * 3))

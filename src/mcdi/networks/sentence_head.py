@@ -19,15 +19,26 @@ from mcdi.networks.registry import register_network
 from mcdi.utils.settings import make
 
 
+def sentence_features(means: Tensor, centre: Tensor, trunk_weight: float) -> Tensor:
+    """Means of states (..., 2, H), see `Encoder.means` -> features of length sqrt(F): (..., H), or (..., 2 H) where the trunk
+    has a weight. centre: (F,), of the means over the training classes."""
+    weights = (1.0, trunk_weight) if trunk_weight else (1.0,)
+    centres = centre.view(len(weights), -1)
+    parts = [w * cl2n(means[..., i, :], centres[i]) for i, w in enumerate(weights)]
+    return torch.cat(parts, -1) * (len(weights) / sum(w * w for w in weights)) ** 0.5
+
+
 @register_network("sentence-head", "sentences")
 class SentenceHead(LinearHead):
     """A linear classifier on sentence features: the mean of a transformer's last states, centred on the training classes and
-    brought to one length. The transformer may have LoRA pairs, the same ones for all tasks (`tasks.text.intents`).
+    brought to one length. The transformer may have LoRA pairs, the same ones for all tasks (`tasks.text.intents`). Beside it
+    may stand the mean of the states in front of the layers with pairs, which tells more of the words and less of the meaning.
 
     Args:
         features, way, condition, examples: see LinearHead.
         lora: the transformer, and where its pairs are.
         base: the fingerprint of its frozen weights; another is a McdiError when the first text is read.
+        trunk_weight: of the second mean; 0 leaves it out.
     """
 
     reads_texts = True
@@ -41,9 +52,10 @@ class SentenceHead(LinearHead):
         base: int,
         condition: Condition = "means",
         examples: int = 5,
+        trunk_weight: float = 0.0,
     ) -> None:
         super().__init__(features, way, condition=condition, examples=examples)
-        self.lora, self.base, self.device = lora, base, "cpu"
+        self.lora, self.base, self.trunk_weight, self.device = lora, base, trunk_weight, "cpu"
         self.centre, self.pairs = torch.zeros(features), dict[str, Tensor]()
         self._encoder: Encoder | None = None
         self._loading = threading.Lock()
@@ -51,7 +63,8 @@ class SentenceHead(LinearHead):
     @classmethod
     def for_family(cls, settings: Any, **parts: Any) -> Self:
         options = {n: getattr(settings, n) for n in cls.options}
-        return cls(way=settings.way, examples=max(settings.shots), lora=settings.lora, **options, **parts)
+        own = {"lora": settings.lora, "trunk_weight": settings.trunk_weight}
+        return cls(way=settings.way, examples=max(settings.shots), **own, **options, **parts)
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any], code: Mapping[str, Any]) -> Self:
@@ -79,14 +92,14 @@ class SentenceHead(LinearHead):
             raise McdiError(
                 f"a {self.kind} reads single sentences, not pairs: join them, or train a generator of `network = 'lora'`"
             )
-        return cl2n(self.encoder.means(texts), self.centre.to(self.device))
+        return sentence_features(self.encoder.means(texts), self.centre.to(self.device), self.trunk_weight)
 
     def standalone(self, state: State) -> nn.Module:
         raise McdiError(f"a {self.kind} reads text, which no file without a tokenizer can: save its weights with --out")
 
     def config(self) -> dict[str, Any]:
         plain = {n: v for n, v in super().config().items() if n not in ("embedder", "centred")}
-        return {**plain, "lora": asdict(self.lora), "base": self.base}
+        return {**plain, "lora": asdict(self.lora), "base": self.base, "trunk_weight": self.trunk_weight}
 
     def state(self) -> dict[str, Tensor]:
         # `tasks.text.pairs.scaled_pairs` has rounded the pairs to half precision.

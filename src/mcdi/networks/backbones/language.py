@@ -8,7 +8,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,8 +99,12 @@ class Tail(nn.Module):
             base.register_forward_hook(lambda _, args, out: caught.update(states=out.last_hidden_state)),
         ):
             self(x)
-        present = x[:, POOLED:, -1:]
-        return torch.stack([caught["read"], (caught["states"] * present).sum(1) / present.sum(1)], 1)
+        return torch.stack([caught["read"], _mean(caught["states"], x[:, POOLED:, -1:])], 1)
+
+
+def _mean(states: Tensor, present: Tensor) -> Tensor:
+    """Over the tokens that exist: (S, L, H), (S, L, 1) -> (S, H)."""
+    return (states * present).sum(1) / present.sum(1)
 
 
 def unpadded(states: Tensor) -> Tensor:
@@ -117,17 +121,14 @@ def lora_libraries() -> tuple[Any, Any]:
 def quiet(transformers: Any) -> Iterator[None]:
     """No warnings of transformers on the new head, and no progress bars of its own."""
     logging = transformers.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with warnings.catch_warnings(), ExitStack() as after:
+        warnings.simplefilter("ignore", FutureWarning)  # of what peft asks transformers
+        after.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            after.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
 
 
 def resolve(model: str) -> str:
@@ -257,9 +258,9 @@ class Encoder:
             own[name].copy_(value)
 
     def means(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
-        """The mean of the last layer's states of every text: (N, H)."""
-        parts = [self.read(texts[i : i + batch])[:, MEAN, :-1] for i in range(0, max(1, len(texts)), batch)]
-        return torch.cat(parts)
+        """The mean of the last layer's states of every text, and that of the states in front of the tail: (N, 2, H)."""
+        parts = (self.read(texts[i : i + batch]) for i in range(0, max(1, len(texts)), batch))
+        return torch.cat([torch.stack([r[:, MEAN, :-1], _mean(r[:, POOLED:, :-1], r[:, POOLED:, -1:])], 1) for r in parts])
 
     def to(self, device: str) -> None:
         self.whole.to(device)
@@ -268,8 +269,7 @@ class Encoder:
     @torch.no_grad()
     def read(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
         """States in front of the tail: (N, POOLED + L, H + 1), two pooled rows first, L = `length`."""
-        hidden = int(self.whole.config.hidden_size)
-        out = [torch.empty(0, POOLED + self.settings.length, hidden + 1, device=self.whole.device)]
+        out = [torch.empty(0, POOLED + self.settings.length, int(self.whole.config.hidden_size) + 1, device=self.whole.device)]
         for i in range(0, len(texts), batch):
             with exclusive(self.inner):  # all threads share the tokenizer and the hook that ends the trunk
                 tokens = self.tokens(texts[i : i + batch]).to(self.whole.device)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mcdi.errors import McdiError, explained
-from mcdi.networks.backbones.embedder import cl2n
 from mcdi.networks.backbones.language import MEAN, Encoder, LoraSettings, check_base, unpadded
 from mcdi.networks.backbones.vision import prototypical_loss
 from mcdi.networks.base import Network
 from mcdi.networks.heads import Condition
 from mcdi.networks.registry import NETWORKS
+from mcdi.networks.sentence_head import sentence_features
 from mcdi.tasks.episodes import FewShot, split_classes
 from mcdi.tasks.registry import FamilySettings, FamilySpec, Target, register_source
 from mcdi.tasks.text.labelled import Splits, read_sets
@@ -51,6 +52,8 @@ class IntentSettings(FamilySettings):
             step. 0: the encoder stays as it is.
         backbone_weight: 0..1; the encoder's weights are the frozen ones plus this times what training added. In between it is
             more accurate than at both ends, on other sets too (2109.01903; docs/results/intents.md).
+        trunk_weight: of the states in front of the adapted layers, whose mean stands beside that of the last states; 0: only
+            the latter.
         lora: the encoder, and where its pairs are.
     """
 
@@ -63,6 +66,7 @@ class IntentSettings(FamilySettings):
     backbone_steps: int = 0
     backbone_way: int = 24
     backbone_weight: float = 0.5
+    trunk_weight: float = 0.0
     lora: LoraSettings = LoraSettings(generate="rows")
 
     def check(self) -> None:
@@ -71,6 +75,8 @@ class IntentSettings(FamilySettings):
             raise McdiError("family.sets is empty: name the sets that tasks are made of")
         if not 0 < self.backbone_weight <= 1:
             raise McdiError(f"backbone_weight = {self.backbone_weight} must be in (0, 1]; to train nothing, set 0 steps")
+        if not 0 <= self.trunk_weight < math.inf:
+            raise McdiError(f"trunk_weight = {self.trunk_weight} must be at least 0 and finite")
         if self.examples < max(self.shots) + self.queries:
             needed = f"{max(self.shots)} shots and {self.queries} queries"
             raise McdiError(f"examples = {self.examples} cannot give {needed}: raise examples")
@@ -216,9 +222,11 @@ def _embed(settings: IntentSettings, folder: Path, data: Path | None, device: st
             rows.append(encoder.means([(text,) for text in texts[: counts[split]]]).cpu())
             progress("classes through the encoder", done := done + 1, total, {})
         means[split] = torch.stack(rows)
-    centre = means["train"].flatten(0, 1).mean(0)
+    both = means["train"].flatten(0, 1).mean(0)
+    centre = both.flatten() if settings.trunk_weight else both[0]
     write_tensors(folder / BACKBONE, {"centre": centre, **{f"pair.{n}": p for n, p in trained.items()}}, {"base": base})
-    write_tensors(folder / FEATURES, {n: cl2n(x, centre) for n, x in means.items()}, {"groups": groups})
+    features = {n: sentence_features(x, centre, settings.trunk_weight) for n, x in means.items()}
+    write_tensors(folder / FEATURES, features, {"groups": groups})
 
 
 def _numbers(classes: Mapping[str, Any]) -> list[int]:

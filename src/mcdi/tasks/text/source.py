@@ -22,7 +22,7 @@ from mcdi.tasks.text.labelled import read_hub, read_sets
 from mcdi.tasks.text.pairs import SHARPNESS, read_states, train_pairs
 from mcdi.tasks.text.phrases import phrase_sets
 from mcdi.tasks.text.pools import Chosen, TextSettings, choose, pools_of
-from mcdi.tasks.text.text_tasks import TextTasks
+from mcdi.tasks.text.text_tasks import Pools, TextTasks
 from mcdi.utils.files import read_tensors, write_tensors
 from mcdi.utils.training import BACKBONE, FEATURES, checkpoint_of, run_training
 from mcdi.utils.workers import Progress
@@ -104,6 +104,7 @@ def _embed(settings: TextFamilySettings, folder: Path, data: Path | None, device
     chosen = choose(sets or phrase_sets(settings.seed), settings.text, settings.way, settings.seed)
     network = _network(settings)
     network.to(device)
+    _checked(settings, network, pools_of(chosen, torch.empty(sum(len(c.labels) for c in chosen), 0)))  # before anything is read
     bank = _states(chosen, network, folder, progress)
     tasks = _tasks(settings, network, bank, chosen)
     steps = settings.backbone_steps
@@ -143,6 +144,10 @@ def _network(settings: TextFamilySettings, base: int | None = None) -> Any:
 def _tasks(settings: TextFamilySettings, network: LoraClassifier, bank: Tensor, chosen: Sequence[Chosen]) -> TextTasks:
     pools = pools_of(chosen, bank[:, POOLED - 1, :-1])
     network.set_feature_bank(bank, torch.cat([p.text_ids for p in pools["train"]]))
+    return _checked(settings, network, pools)
+
+
+def _checked(settings: TextFamilySettings, network: LoraClassifier, pools: Pools) -> TextTasks:
     few = settings.text.examples
     return TextTasks(network, pools, way=settings.way, shots=settings.shots, queries=settings.queries, examples=few)
 
