@@ -48,6 +48,7 @@ class TestRecipes:
                 "shift",
                 "shift-film",
                 "sines",
+                "smollm2-lora",
                 "styles-20way",
                 "symbols",
                 "text-lora",
@@ -189,6 +190,6 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, styles-20way, symbols, text-lora, or give",
+                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, smollm2-lora, styles-20way, symbols, text-lora, or give",
             ):
                 read_recipe(name)
