@@ -101,10 +101,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     family: Any = load_family(read_run(arguments.run).family, arguments.run)
-    net, generators = (
-        family.downstream,
-        {"photos": mcdi.load("photos"), "ridge regression": mcdi.load(arguments.run / "methods/linear-probe-0")},
-    )
+    net = family.downstream
+    ridge = mcdi.load(arguments.run / "methods/linear-probe-0")
+    generators = {"photos": mcdi.load("photos"), "ridge regression": ridge}
     tuned: dict[str, tuple[Predict, tuple[float, ...]]] = {
         "k-nearest neighbours": (neighbours, NEIGHBOURS),
         "distribution calibration": (DistributionCalibration(family.examples["train"]), DISPERSIONS),
