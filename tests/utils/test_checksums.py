@@ -99,7 +99,7 @@ def test_files_of_an_earlier_version_load_with_a_warning(tmp_path: Path) -> None
     [
         ("photos", "f2977f431179ef89e2baae38924862eb"),
         ("symbols", "6efc0678a22f0759c9d54313cce01746"),
-        ("texts", "3a83252f7498133606147b079a9af8df"),
+        ("texts", "d69d297b1611867154cef2daac4eacb6"),
     ],
 )
 def test_the_ready_made_keep_their_weights(name: str, content: str) -> None:
