@@ -37,7 +37,7 @@ def drawn(part: TextSet, count: int, draw: random.Random) -> tuple[list[Sentence
     return [part.texts[j] for j in rows], torch.tensor([part.labels[j] for j in rows])
 
 
-def generated(folder: Path) -> tuple[str, Change, LoraClassifier]:
+def generated(folder: Path) -> tuple[Change, LoraClassifier]:
     generator = mcdi.load(folder)
     net = generator.network
     if not isinstance(net, LoraClassifier):
@@ -47,7 +47,7 @@ def generated(folder: Path) -> tuple[str, Change, LoraClassifier]:
         weights = generator.generate((texts, y))
         return lambda states: generator.predict(weights, states)
 
-    return generator.name, change, net
+    return change, net
 
 
 def fine_tuned(net: LoraClassifier, way: int, steps: int, rate: float) -> Change:
@@ -116,9 +116,10 @@ def main() -> None:
     sets = read_sets(options.data)
     methods: dict[str, Change] = {}
     for folder in options.generators:
-        label, change, net = generated(folder)
-        methods[label] = change
-    way = len(sets[options.sets[0]]["train"].classes)
+        methods[str(folder)], net = generated(folder)
+    way, *others = {len(sets[name]["train"].classes) for name in options.sets}
+    if others:
+        raise SystemExit(f"{', '.join(options.sets)} have different numbers of classes: measure them one by one")
     for rate in options.rates:
         methods[f"LoRA fine-tuning, rate {rate:g}"] = fine_tuned(net, way, options.steps, rate)
     Console(width=110).print(measure(sets, methods, net, options))

@@ -22,7 +22,7 @@ from torch import Tensor
 from mcdi.experiments.recipe import read_recipe
 from mcdi.experiments.run import provenance
 from mcdi.experiments.statistics import interval
-from mcdi.networks.backbones.language import MEAN, POOLED, Encoder, unpadded
+from mcdi.networks.backbones.language import MEAN, POOLED, Encoder, mean_of, unpadded
 from mcdi.networks.linear_head import LinearHead
 from mcdi.networks.sentence_head import sentence_features
 from mcdi.networks.support import class_means, prototype_rows
@@ -45,7 +45,7 @@ def means_of(encoder: Encoder, states: Tensor, count: int) -> Tensor:
     parts = []
     for part in states.split(READ):
         x = unpadded(part.float())
-        trunk = x[:, POOLED:, :-1].sum(1) / x[:, POOLED:, -1:].sum(1)
+        trunk = mean_of(x[:, POOLED:, :-1], x[:, POOLED:, -1:])
         parts.append(torch.stack([encoder.tail.pooled(x)[:, MEAN], trunk], 1))
     return torch.cat(parts).unflatten(0, (-1, count))
 

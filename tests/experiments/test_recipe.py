@@ -190,6 +190,7 @@ class TestRecipes:
         for name in ("glyph", str(tmp_path / "no.toml"), str(tmp_path)):
             with pytest.raises(
                 McdiError,
-                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, .*, symbols, text-lora, or give",
+                match=r"unknown recipe .*: choose domainnet-sketch, .* sines, smollm2-lora, styles-20way, symbols, text-lora, "
+                r"or give",
             ):
                 read_recipe(name)

@@ -120,6 +120,7 @@ class TestClasses:
             ({"sets": ()}, "family.sets is empty"),
             ({"sets": ("none",)}, "the set 'none' is not in .*, which has few, one, two"),
             ({"examples": 4}, "examples = 4 cannot give 5 shots and 15 queries"),
+            *(({"trunk_weight": w}, r"must be in \[0, 1\]; 0 leaves the trunk out") for w in (-0.1, 1e300)),
             ({"network": "lora"}, "does not fit data = 'intents': choose sentence-head"),
         ],
     )
@@ -165,7 +166,7 @@ class TestRun:
         assert torch.equal(plain.read(texts), cl2n(last, net.centre[: last.shape[-1]]))
 
     @settings(max_examples=20, deadline=None)
-    @given(seed=st.integers(0, 99), weight=st.floats(0.01, 3.0))
+    @given(seed=st.integers(0, 99), weight=st.floats(0.01, 1.0))
     def test_the_trunk_adds_its_share_to_cosines(self, seed, weight):
         """Features of both means: cosines are those of either, weighted with 1 and weight^2, and all have one length."""
         draw = torch.Generator().manual_seed(seed)

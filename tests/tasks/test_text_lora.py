@@ -182,6 +182,16 @@ def test_a_run_is_of_one_base_model(done, tmp_path):
         load_family(read_run(done).family, tmp_path)
 
 
+def test_too_few_texts_are_noticed_before_any_is_read(models, tmp_path):
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(model=str(models["bert"]), generate="rows", denoiser="head-combiner"))
+    family = read_recipe(str(tmp_path / "tiny.toml")).family
+    seen: list[str] = []
+    few = replace(family, shots=(4000,), text=replace(family.text, examples=5000))
+    with pytest.raises(McdiError, match="lower shots or queries"):
+        make_family(few, tmp_path / "run", data=None, device="cpu", progress=lambda what, *_: seen.append(what))
+    assert not seen and not (tmp_path / "run/texts").exists()
+
+
 class TestStopped:
     @pytest.mark.parametrize("at", [("texts", 70), ("backbone", 21), ("features", 1)])
     def test_what_was_read_and_trained_is_not_done_again(self, models, tmp_path, monkeypatch, at):

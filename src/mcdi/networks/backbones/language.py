@@ -99,10 +99,10 @@ class Tail(nn.Module):
             base.register_forward_hook(lambda _, args, out: caught.update(states=out.last_hidden_state)),
         ):
             self(x)
-        return torch.stack([caught["read"], _mean(caught["states"], x[:, POOLED:, -1:])], 1)
+        return torch.stack([caught["read"], mean_of(caught["states"], x[:, POOLED:, -1:])], 1)
 
 
-def _mean(states: Tensor, present: Tensor) -> Tensor:
+def mean_of(states: Tensor, present: Tensor) -> Tensor:
     """Over the tokens that exist: (S, L, H), (S, L, 1) -> (S, H)."""
     return (states * present).sum(1) / present.sum(1)
 
@@ -260,7 +260,7 @@ class Encoder:
     def means(self, texts: Sequence[Sentences], batch: int = 64) -> Tensor:
         """The mean of the last layer's states of every text, and that of the states in front of the tail: (N, 2, H)."""
         parts = (self.read(texts[i : i + batch]) for i in range(0, max(1, len(texts)), batch))
-        return torch.cat([torch.stack([r[:, MEAN, :-1], _mean(r[:, POOLED:, :-1], r[:, POOLED:, -1:])], 1) for r in parts])
+        return torch.cat([torch.stack([r[:, MEAN, :-1], mean_of(r[:, POOLED:, :-1], r[:, POOLED:, -1:])], 1) for r in parts])
 
     def to(self, device: str) -> None:
         self.whole.to(device)

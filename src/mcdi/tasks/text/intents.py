@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,8 +74,8 @@ class IntentSettings(FamilySettings):
             raise McdiError("family.sets is empty: name the sets that tasks are made of")
         if not 0 < self.backbone_weight <= 1:
             raise McdiError(f"backbone_weight = {self.backbone_weight} must be in (0, 1]; to train nothing, set 0 steps")
-        if not 0 <= self.trunk_weight < math.inf:
-            raise McdiError(f"trunk_weight = {self.trunk_weight} must be at least 0 and finite")
+        if not 0 <= self.trunk_weight <= 1:
+            raise McdiError(f"trunk_weight = {self.trunk_weight} must be in [0, 1]; 0 leaves the trunk out")
         if self.examples < max(self.shots) + self.queries:
             needed = f"{max(self.shots)} shots and {self.queries} queries"
             raise McdiError(f"examples = {self.examples} cannot give {needed}: raise examples")
