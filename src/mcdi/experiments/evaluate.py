@@ -13,9 +13,10 @@ from mcdi.generator.landscape import plane
 from mcdi.methods import WeightGenerator
 from mcdi.methods.sampling import SAMPLERS, SupportsSampling
 from mcdi.tasks.family import TaskFamily
-from mcdi.types import TaskBatch
+from mcdi.types import Examples, TaskBatch
 from mcdi.weights import WeightSpace
 
+EXAMPLES = 250  # of a landscape
 NOISE = 0.1  # standard deviation of what makes noised copies of training targets, which a memorising generator would resemble
 
 
@@ -118,11 +119,14 @@ def landscape(
 
     Args:
         targets, theta0: (k, U, D), the trajectory of that task, and (U, D), where it began.
-        grid: points of the plane along each axis; the loss is on all examples of the task's classes.
+        grid: points of the plane along each axis; the loss is on at most EXAMPLES of the examples of the task's classes, evenly
+            taken: every point is a network that answers all of them.
     """
     net = family.downstream
     one = family.sample("test", [0])
     data = family.training_data("test", [0])
+    chosen = torch.linspace(0, data.y.shape[1] - 1, min(EXAMPLES, data.y.shape[1]), dtype=torch.float64).round().long()
+    data = Examples(data.x[:, chosen], data.y[:, chosen])
     chains = {
         n: torch.cat([w for _, w in m.chain(net, one.support, one.mask, seed=0, sampling=SAMPLERS["ddpm"])])
         for n, m in methods.items()
