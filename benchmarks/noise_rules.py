@@ -29,11 +29,11 @@ def main() -> None:
     targets = torch.randn(3, 4096, 1, 8, generator=generator)
     start = torch.randn(4096, 1, 8, generator=generator)
 
-    def oracle(x: Tensor, t: Tensor) -> Tensor:
+    def oracle(x: Tensor, t: int) -> Tensor:
         """The ideal f of the chain whose segment t lies in: sqrt((1 - abar) / (1 - abar^i)) eps."""
         i = schedule.segment(t + 1)
-        bar, local = (b[:, None, None] for b in (schedule.bar(t), schedule.bar(t, i)))
-        return (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * targets[i[0] - 1])
+        bar, local = schedule.factor(x, t), schedule.factor(x, t, i)
+        return (1 - bar) ** 0.5 / (1 - local) * (x - local**0.5 * targets[i - 1])
 
     table = Table(title="distance to the local target (rms, seed 0)")
     for column in ("rule", *(f"e_{i} = {schedule.ends[i]}" for i in (1, 2, 3))):

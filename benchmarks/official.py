@@ -67,7 +67,9 @@ def stepping(loss: Callable[[], Tensor], *modules: nn.Module) -> Callable[[], No
 
 def ddim(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int, floor: float) -> Tensor:
     with torch.no_grad():
-        *_, (_, last) = core.sample(f, x, core.make_schedule("linear", 1000, 1, floor), steps=steps, eta=0.0)
+        *_, (_, last) = core.sample(
+            lambda x, t: f(x, torch.full((len(x),), t)), x, core.make_schedule("linear", 1000, 1, floor), steps=steps, eta=0.0
+        )
     return last
 
 

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mcdi.utils.random import Noise, normal
 
 Params = dict[str, Tensor]
 Parameterisation = Literal["eps", "x0", "v"]
+Time = TypeVar("Time", Tensor, int)  # one a task, or one for all
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Schedule:
     ends: Tensor = field(init=False)  # (k + 1,) e_0 = 0, e_1, .., e_k = T; e_i = round(i T / k), k need not divide T
     _log_bar: Tensor = field(init=False, repr=False)  # (T + 1,) log abar_t
     _log_end: Tensor = field(init=False, repr=False)  # (k + 1,) log abar_{e_i}
+    _numbers: tuple[list[int], list[float]] = field(init=False, repr=False)  # ends and log abar, for single times
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.T:
@@ -47,6 +49,7 @@ class Schedule:
         log_bar = torch.cat([self.alpha.log().flip(0).cumsum(0).flip(0), self.alpha.new_zeros(1)])
         for name, value in (("ends", ends), ("_log_bar", log_bar), ("_log_end", log_bar[ends])):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "_numbers", (ends.tolist(), log_bar.tolist()))
         signal = float((log_bar[0] - log_bar[ends[1]]).exp().sqrt())
         if signal > self.max_signal:
             raise McdiError(
@@ -58,8 +61,10 @@ class Schedule:
     def T(self) -> int:  # noqa: N802 - the paper's symbol
         return len(self.alpha)
 
-    def segment(self, t: Tensor) -> Tensor:
+    def segment(self, t: Time) -> Time:
         """The segment of arrival time t: the smallest i with e_i >= t."""
+        if isinstance(t, int):
+            return sum(end < t for end in self._numbers[0][1:-1]) + 1
         return (self.ends[1:-1] < t[..., None]).sum(-1) + 1  # not searchsorted, which ONNX lacks
 
     def bar(self, t: Tensor, i: Tensor | None = None) -> Tensor:
@@ -67,6 +72,18 @@ class Schedule:
         if i is None:  # log_bar ends at 0 = log abar_T
             return self._log_bar[t].exp()
         return (self._log_bar[t] - self._log_end[i]).exp()
+
+    def number(self, t: int, i: int | None = None) -> float:
+        """`bar` at one time."""
+        ends, log_bar = self._numbers
+        return math.exp(log_bar[t] - log_bar[self.T if i is None else ends[i]])
+
+    def factor(self, x: Tensor, t: Time, i: Time | None = None) -> Tensor | float:
+        """`bar` as a factor of x (B, ...): (B, 1, ..) of x's type; a number, which costs less, of one time for all tasks."""
+        if isinstance(t, int):
+            return self.number(t, i)
+        bar = self.bar(t, i)
+        return bar.reshape(bar.shape + (1,) * (x.ndim - bar.ndim)).to(x.dtype)
 
 
 def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 2e-3, **check: float) -> Schedule:
@@ -95,35 +112,31 @@ def make_schedule(kind: str = "cosine", T: int = 20, k: int = 1, floor: float = 
     return Schedule(alpha.float(), k, **check)
 
 
-def _like(coefficient: Tensor, x: Tensor) -> Tensor:
-    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim)).to(x.dtype)
-
-
 def noised(theta: Tensor, eps: Tensor, t: Tensor, i: Tensor, schedule: Schedule) -> Tensor:
     """x_t = sqrt(abar^i_t) theta_{i d} + sqrt(1 - abar^i_t) eps. theta, eps: (B, U, D); t, i: (B,), 0 <= t <= e_i."""
-    bar = _like(schedule.bar(t, i), theta)
-    return bar.sqrt() * theta + (1 - bar).sqrt() * eps
+    bar = schedule.factor(theta, t, i)
+    return bar**0.5 * theta + (1 - bar) ** 0.5 * eps
 
 
-def to_f(output: Tensor, x: Tensor, t: Tensor, schedule: Schedule, kind: Parameterisation) -> Tensor:
+def to_f(output: Tensor, x: Tensor, t: Time, schedule: Schedule, kind: Parameterisation) -> Tensor:
     """The noise estimate f of the global chain from a network's output: eps, x0 or v (Salimans and Ho, 2202.00512).
 
     x0: f = (x - sqrt(abar) x0) / sqrt(1 - abar);  v = sqrt(abar) f - sqrt(1 - abar) x0, so f = sqrt(abar) v + sqrt(1 - abar) x.
     """
     if kind == "eps":
         return output
-    bar = _like(schedule.bar(t), x)
+    bar = schedule.factor(x, t)
     if kind == "x0":
-        return (x - bar.sqrt() * output) / (1 - bar).sqrt()
+        return (x - bar**0.5 * output) / (1 - bar) ** 0.5
     if kind == "v":
-        return bar.sqrt() * output + (1 - bar).sqrt() * x
+        return bar**0.5 * output + (1 - bar) ** 0.5 * x
     raise McdiError(f"unknown parameterisation {kind!r}: choose eps, x0 or v")
 
 
-def to_x0(f: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+def to_x0(f: Tensor, x: Tensor, t: Time, schedule: Schedule) -> Tensor:
     """x0 = (x_t - sqrt(1 - abar_t) f) / sqrt(abar_t), the global chain's one-step estimate of theta_M."""
-    bar = _like(schedule.bar(t), x)
-    return (x - (1 - bar).sqrt() * f) / bar.sqrt()
+    bar = schedule.factor(x, t)
+    return (x - (1 - bar) ** 0.5 * f) / bar**0.5
 
 
 def draw(n: int, schedule: Schedule, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -146,13 +159,13 @@ def local_consistency_loss(f: Tensor, eps: Tensor, t: Tensor, i: Tensor, schedul
     """
     if weight not in ("paper", "x0"):
         raise McdiError(f"unknown loss weight {weight!r}: choose paper or x0")
-    bar, local = _like(schedule.bar(t), f), _like(schedule.bar(t, i), f)
-    loss = ((1 - local).sqrt() * f - (1 - bar).sqrt() * eps) ** 2
+    bar, local = schedule.factor(f, t), schedule.factor(f, t, i)
+    loss = ((1 - local) ** 0.5 * f - (1 - bar) ** 0.5 * eps) ** 2
     return loss / bar if weight == "x0" else loss
 
 
 def sample(
-    f: Callable[[Tensor, Tensor], Tensor],
+    f: Callable[[Tensor, int], Tensor],
     x: Tensor,
     schedule: Schedule,
     *,
@@ -186,13 +199,12 @@ def sample(
     steps = min(steps, last)
     times = [round(j * last / steps) for j in range(steps + 1)]
     for t, u in itertools.pairwise(times):
-        now, then = (torch.full((1,), s, device=x.device) for s in (t, u))
-        i = schedule.segment(then) if chain == "segment" else None if stop is None else torch.full((1,), stop, device=x.device)
-        b_now, b_then, bar = (_like(b, x) for b in (schedule.bar(now, i), schedule.bar(then, i), schedule.bar(now)))
-        eps = ((1 - b_now) / (1 - bar)).sqrt() * f(x, now.expand(x.shape[0]))
-        theta = (x - (1 - b_now).sqrt() * eps) / b_now.sqrt()
-        s = eta * ((1 - b_then) / (1 - b_now) * (1 - b_now / b_then)).clamp(min=0).sqrt()
-        x = b_then.sqrt() * theta + (1 - b_then - s**2).clamp(min=0).sqrt() * eps
+        i = schedule.segment(u) if chain == "segment" else stop
+        b_now, b_then, bar = schedule.number(t, i), schedule.number(u, i), schedule.number(t)
+        eps = math.sqrt((1 - b_now) / (1 - bar)) * f(x, t)
+        theta = (x - math.sqrt(1 - b_now) * eps) / math.sqrt(b_now)
+        s = eta * math.sqrt(abs((1 - b_then) / (1 - b_now) * (1 - b_now / b_then)))  # abs: rounding may give -1e-17
+        x = math.sqrt(b_then) * theta + math.sqrt(abs(1 - b_then - s**2)) * eps
         if noise and eta and u < last:
             x = x + noise * s * normal(x.shape, generator, x)
         yield u, x
@@ -221,20 +233,3 @@ def reptile_displacement(
         phi = {n: p - inner_lr * grads[n] for n, p in phi.items()}
         losses.append(loss)
     return {n: p.mean(0) - params[n].detach() for n, p in phi.items()}, torch.stack(losses)
-
-
-class OuterStep:
-    """Update of phi after the inner loop. "literal": phi + zeta * mean(phi_i - phi), as in the paper; "adam": Adam at rate
-    zeta on the meta-gradient -mean(phi_i - phi) / (eta K), because the paper's rates move phi by about 1e-5 a step."""
-
-    def __init__(self, params: list[Tensor], kind: str, outer_lr: float) -> None:
-        if kind not in ("literal", "adam"):
-            raise McdiError(f"unknown outer step {kind!r}: choose literal or adam")
-        rule = torch.optim.SGD if kind == "literal" else torch.optim.Adam
-        self.kind, self.optimiser = kind, rule(params, lr=outer_lr)
-
-    def __call__(self, displacement: list[Tensor], inner_lr: float, inner_steps: int) -> None:
-        scale = 1.0 if self.kind == "literal" else 1.0 / (inner_lr * inner_steps)
-        for p, d in zip(self.optimiser.param_groups[0]["params"], displacement, strict=True):
-            p.grad = -d * scale
-        self.optimiser.step()

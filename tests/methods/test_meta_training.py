@@ -63,7 +63,8 @@ class TestMetaTrain:
         """Nor another direction, and one that is shorter stays as it is."""
         given = []
         monkeypatch.setattr(
-            "mcdi.core.OuterStep.__call__", lambda self, d, lr, steps: given.append([-v / (lr * steps) for v in d])
+            "mcdi.methods.meta_training.OuterStep.__call__",
+            lambda self, d, lr, steps: given.append([-v / (lr * steps) for v in d]),
         )
         for clip in (0.0, 0.01, 1e6):
             self.train(MetaTraining(meta=meta, iterations=1, learners=1, inner_lr=0.01, clip=clip))

@@ -5,13 +5,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mcdi.errors import McdiError
 from mcdi.networks.backbones.language import lora_libraries
 from mcdi.networks.lora import LoraClassifier
 from mcdi.utils.files import json_bytes, only_writer, read_bytes, write_bytes, write_tensors
+from mcdi.utils.tensors import finite
 
 CARD = """---
 library_name: peft
@@ -67,7 +67,7 @@ def save_adapter(
     expected, got = set(network.space.spec), set(weights)
     if expected != got:
         raise McdiError(f"these are not weights of this network: {', '.join(sorted(expected ^ got)[:3])} are not in both")
-    if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
+    if not all(finite(w) for w in weights.values()):
         raise McdiError("the generated weights hold NaN or infinite values: check the examples and the generator")
     # What peft saves itself, including the parts of the head that are the same for every task.
     tensors = dict(peft.get_peft_model_state_dict(encoder.whole))

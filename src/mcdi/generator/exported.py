@@ -19,7 +19,7 @@ from mcdi.networks.support import support_batch
 from mcdi.utils.checksums import checksum, is_sealed
 from mcdi.utils.files import read_bytes, read_json
 from mcdi.utils.random import Seed, noise_streams, normal
-from mcdi.utils.tensors import labels_of, numbers_of
+from mcdi.utils.tensors import finite, labels_of, numbers_of
 from mcdi.utils.torch_state import plain_torch
 
 FILES = {"onnx": "sampler.onnx", "torch": "sampler.pt2"}
@@ -115,7 +115,7 @@ def squeeze_batch(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights whose memory is theirs alone, each in order. Raises McdiError for NaN or infinite ones."""
-    if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
+    if not all(finite(w) for w in weights.values()):
         raise McdiError("the weights are not finite: the examples, the temperature or the learning rate are too large")
     return {n: w.detach().clone(memory_format=torch.contiguous_format) for n, w in weights.items()}
 

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from mcdi.networks.base import Network
 from mcdi.networks.registry import NETWORKS, build
 from mcdi.utils.checksums import checksum
 from mcdi.utils.files import only_writer, read_bytes, read_json, tensors_of, write_json, write_tensors
+from mcdi.utils.tensors import finite
 
 FORMAT = 3
 CONFIG, MODEL = FILES = ("config.json", "model.safetensors")
@@ -39,7 +39,7 @@ def _read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tenso
     tensors, _ = tensors_of(data, f"{folder}/{MODEL}")
     if config.get("weights", weights := checksum(data)) != weights:
         raise McdiError(f"{folder}: {CONFIG} and {MODEL} do not belong together: restore both, or save the generator again")
-    if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+    if not all(finite(t) for t in tensors.values() if t.is_floating_point()):
         raise McdiError(f"{folder}/{MODEL} holds NaN or infinite weights: train again or restore the file")
     return config, {
         p: {n.removeprefix(p + "."): t for n, t in tensors.items() if n.startswith(p + ".")} for p in ("method", "network")

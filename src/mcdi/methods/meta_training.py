@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mcdi.core import OuterStep, reptile_displacement
+from mcdi.core import reptile_displacement
 from mcdi.errors import McdiError
 from mcdi.methods.base import Log
 from mcdi.utils.files import read_tensors, write_tensors
@@ -61,6 +61,23 @@ class MetaTraining:
             )
         if min(self.iterations, self.inner_steps, self.learners, self.tasks) < 1:
             raise McdiError("iterations, inner_steps, learners and tasks must be at least 1")
+
+
+class OuterStep:
+    """Update of phi after the inner loop. "literal": phi + zeta * mean(phi_i - phi), as in the paper; "adam": Adam at rate
+    zeta on the meta-gradient -mean(phi_i - phi) / (eta K), because the paper's rates move phi by about 1e-5 a step."""
+
+    def __init__(self, params: list[Tensor], kind: str, outer_lr: float) -> None:
+        if kind not in ("literal", "adam"):
+            raise McdiError(f"unknown outer step {kind!r}: choose literal or adam")
+        rule = torch.optim.SGD if kind == "literal" else torch.optim.Adam
+        self.kind, self.optimiser = kind, rule(params, lr=outer_lr)
+
+    def __call__(self, displacement: list[Tensor], inner_lr: float, inner_steps: int) -> None:
+        scale = 1.0 if self.kind == "literal" else 1.0 / (inner_lr * inner_steps)
+        for p, d in zip(self.optimiser.param_groups[0]["params"], displacement, strict=True):
+            p.grad = -d * scale
+        self.optimiser.step()
 
 
 def meta_train(

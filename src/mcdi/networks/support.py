@@ -38,10 +38,12 @@ def support_batch(
     if y.is_floating_point() != regression:
         raise McdiError("labels must be integers 0, 1, .. for a classifier and real numbers for a curve")
     if not regression:
-        given, way = way, int(y.max()) + 1
-        missing = (~members(y, way).any(1)).any(0).nonzero().flatten().tolist()
-        if int(y.min()) < 0 or missing:
-            wrong = f"{missing[0]} has no example in some task" if missing else f"{int(y.min())} is negative"
+        least, most = y.aminmax()
+        given, way = way, int(most) + 1
+        present = members(y, way).any(1)
+        if int(least) < 0 or not bool(present.all()):
+            missing = (~present).any(0).nonzero().flatten().tolist()
+            wrong = f"{missing[0]} has no example in some task" if missing else f"{int(least)} is negative"
             raise McdiError(f"labels must be 0..{way - 1}, each with an example in every task; {wrong}")
         if not any_way and way != given:
             raise McdiError(f"this generator makes networks for {given} classes, not {way}")
@@ -57,7 +59,7 @@ def class_means(features: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Ten
     """Mean feature and number of examples of every class: (B, S, F), (B, S) -> (B, way, F), (B, way)."""
     member = members(labels, way).to(features.dtype)
     count = member.sum(1)
-    return torch.einsum("bsw,bsf->bwf", member, features) / count.clamp(min=1)[..., None], count
+    return torch.bmm(member.transpose(1, 2), features) / count.clamp(min=1)[..., None], count
 
 
 def centre_of(features: Tensor, labels: Tensor, way: int) -> Tensor:
@@ -85,10 +87,11 @@ def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0
     member = members(labels, way).to(features.dtype)
     centre, frequency = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
     x, size = features - centre, features.shape[-1]
-    gram = x @ x.transpose(1, 2) / size + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    gram = torch.baddbmm(eye, x, x.transpose(1, 2), beta=ridge, alpha=1 / size)
     # The ridge makes gram positive definite: solve_ex checks nothing, which an export cannot do.
-    weights = (x.transpose(1, 2) @ torch.linalg.solve_ex(gram, member - frequency).result).transpose(1, 2)
-    return torch.cat([weights, frequency.transpose(1, 2) - weights @ centre.transpose(1, 2) / size], -1)
+    weights = torch.bmm(torch.linalg.solve_ex(gram, member - frequency).result.transpose(1, 2), x)
+    return torch.cat([weights, torch.baddbmm(frequency.transpose(1, 2), weights, centre.transpose(1, 2), alpha=-1 / size)], -1)
 
 
 def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:

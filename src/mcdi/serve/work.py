@@ -18,6 +18,7 @@ from mcdi.serve import wire
 from mcdi.serve.batching import Job
 from mcdi.serve.decode import SupportSet
 from mcdi.serve.handles import StoredWeights
+from mcdi.utils.tensors import finite
 
 Task = tuple[SupportSet, int]  # and its seed
 MAX_SHAPE = (32, 128)  # rows and columns of the weights of a traced chain
@@ -93,7 +94,7 @@ def _predict(generator: Generator, jobs: list[tuple[StoredWeights, Any]]) -> lis
 
 
 def _finite(*tensors: Tensor) -> bool:
-    return all(bool(torch.isfinite(t).all()) for t in tensors)
+    return all(finite(t) for t in tensors)
 
 
 @_refusing_singular()

@@ -19,7 +19,7 @@ from mcdi.types import Examples, TaskBatch
 from mcdi.utils.names import exactly
 from mcdi.utils.random import uniform
 from mcdi.utils.settings import check_number
-from mcdi.utils.tensors import numbers_of
+from mcdi.utils.tensors import finite, numbers_of
 from mcdi.utils.torch_state import plain_torch
 from mcdi.weights import Unit
 
@@ -173,7 +173,7 @@ def _check_module(module: Any) -> None:
         raise McdiError("the module lies on the meta device, where nothing has values: load its weights first")
     if any(isinstance(vars(part).get("forward"), FunctionType) for part in parts):
         raise McdiError("the module has a forward that is a function of its own, which a copy would share: write it in a class")
-    if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+    if not all(finite(p) for p in module.parameters()):
         raise McdiError("the module holds NaN or infinite weights: give one that is not damaged")
     if not all(isinstance(t, Tensor) for t in module.state_dict().values()):
         raise McdiError("the module's state_dict holds extra state that is no tensor, which no file of a generator can hold")

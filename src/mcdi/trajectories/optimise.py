@@ -19,6 +19,7 @@ from mcdi.networks.batched import State
 from mcdi.types import Examples
 from mcdi.utils.random import uniform
 from mcdi.utils.settings import check_fields
+from mcdi.utils.tensors import finite
 from mcdi.utils.training import cosine_rate
 
 # An augmentation: the examples x (S, ...) of one task and its generator -> views of them, of the same shape.
@@ -115,7 +116,7 @@ def optimise(net: Network, theta0: Tensor, tasks: Tasks, settings: Optimisation,
         net, tasks = _with_cached_front(net, tasks, augment)
         epochs, weights, losses = zip(*_run(net, theta0, tasks, settings, augment), strict=True)
     targets = torch.stack(weights, 1)
-    if not bool(torch.isfinite(targets).all()):
+    if not finite(targets):
         raise McdiError(f"Adam at lr = {settings.lr} led to weights that are not finite: lower the preparation's lr")
     with torch.no_grad():
         scores = torch.stack([net.score(w, tasks.query, tasks.mask) for w in targets.unbind(1)], 1)

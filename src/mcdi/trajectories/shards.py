@@ -2,7 +2,6 @@
 index.json names the shards with their checksums, and contains its own checksum."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from mcdi.errors import McdiError, explained
 from mcdi.utils.checksums import checksum
 from mcdi.utils.files import read_bytes
+from mcdi.utils.tensors import finite
 from mcdi.utils.urls import read_url
 
 FORMAT = 2
@@ -94,6 +94,6 @@ def shard_tensors(location: str | Path, shard: Mapping[str, Any]) -> dict[str, T
     McdiError when the shard is missing, changed, or holds NaN or infinite weights."""
     name, data = within(location, shard["file"]), shard_bytes(location, shard)
     tensors = load(data) if isinstance(name, str) else load_file(name)
-    if not all(map(math.isfinite, torch.aminmax(tensors["targets"]))):  # 20 times faster than isfinite().all()
+    if not finite(tensors["targets"]):
         raise McdiError(f"{name} holds NaN or infinite weights: prepare again with a lower learning rate")
     return tensors

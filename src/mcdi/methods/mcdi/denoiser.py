@@ -126,7 +126,7 @@ class Denoiser(nn.Module):
     def forward(
         self,
         x: Tensor,
-        t: Tensor,
+        t: core.Time,
         cond: Tensor,
         mask: Tensor,
         prior_mean: Tensor | None = None,
@@ -136,7 +136,7 @@ class Denoiser(nn.Module):
 
         Args:
             x: (B, U, D), standardised weights at t.
-            t: (B,), in [0, T).
+            t: (B,), in [0, T), or one number for all tasks.
             cond: of `condition`.
             mask: (B, U), which units exist.
             prior_mean: `prior_mean` of the condition, where it is known already.
@@ -150,13 +150,14 @@ class Denoiser(nn.Module):
             assert isinstance(self.prior, HeadPrior)
             reads = self.prior.directions(self.prior_input(cond))
         more = () if response is None else (response,)
-        output = self.network(x, t / self.schedule.T, reads, mask, *more)
+        time = torch.full((1,), t, device=x.device) if isinstance(t, int) else t
+        output = self.network(x, time / self.schedule.T, reads, mask, *more)
         if self.prior is not None:
             # What the linear map alone would answer on the chain of t's own segment: its ideal f, in x0 form.
             mean = self.prior_mean(cond, mask) if prior_mean is None else prior_mean
             assert mean is not None
-            local, bar = (b[:, None, None] for b in (self.schedule.bar(t, self.schedule.segment(t + 1)), self.schedule.bar(t)))
-            f = (1 - bar).sqrt() / (1 - local) * (x - local.sqrt() * self.prior(x, local, mean))
+            local, bar = self.schedule.factor(x, t, self.schedule.segment(t + 1)), self.schedule.factor(x, t)
+            f = (1 - bar) ** 0.5 / (1 - local) * (x - local**0.5 * self.prior(x, local, mean))
             output = output + core.to_x0(f, x, t, self.schedule)
         return core.to_f(output, x, t, self.schedule, self.settings.parameterisation)
 

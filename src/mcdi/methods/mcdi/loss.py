@@ -81,7 +81,7 @@ class DenoisingLoss:
         """
         s, schedule, net = self.denoiser.settings, self.denoiser.schedule, self.family.downstream
 
-        def f(x: Tensor, t: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+        def f(x: Tensor, t: core.Time, cond: Tensor, mask: Tensor) -> Tensor:
             response = self.denoiser.response(net, self.space, x, cond)
             return torch.func.functional_call(self.denoiser, params, (x, t, cond, mask, None, response))
 

@@ -25,10 +25,10 @@ class Prior(nn.Module):
         """The mean of z given the condition alone: -> (B, U, D)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, bar: Tensor, mean: Tensor) -> Tensor:
-        """E[z | x, cond] for x = sqrt(bar) z + sqrt(1 - bar) eps: the Wiener filter around the mean; bar (B, 1, 1)."""
+    def forward(self, x: Tensor, bar: Tensor | float, mean: Tensor) -> Tensor:
+        """E[z | x, cond], x = sqrt(bar) z + sqrt(1 - bar) eps: a Wiener filter around the mean; bar (B, 1, 1) or a number."""
         variance = self._expand(self.variance, x.shape[1])
-        return (mean * (1 - bar) + variance * bar.sqrt() * x) / (variance * bar + 1 - bar)
+        return (mean * (1 - bar) + variance * bar**0.5 * x) / (variance * bar + 1 - bar)
 
     def _expand(self, kinds: Tensor, units: int) -> Tensor:
         """One row a kind of unit -> one a unit, of `units`: the first kind takes as many as the others leave."""
@@ -80,7 +80,10 @@ class LinearPrior(Prior):
 
     def mean_of_weights(self, cond: Tensor, mask: Tensor) -> Tensor:
         """The linear map's answer: (B, U, C) -> (B, U, D)."""
-        return torch.einsum("bui,uid->bud", self._inputs(cond, mask), self._expand(self.matrix, cond.shape[1]))
+        inputs = self._inputs(cond, mask)
+        if len(self.matrix) == 1:
+            return inputs @ self.matrix[0]
+        return torch.einsum("bui,uid->bud", inputs, self._expand(self.matrix, cond.shape[1]))
 
 
 class HeadPrior(Prior):

@@ -191,8 +191,9 @@ class NoisePredictionGenerator(StoredWeightGenerator[N, M]):
         schedule = replace(self.schedule, alpha=self.schedule.alpha.to(mask.device))
         x = normal((*mask.shape, size), noise_streams(seed, mask.device), schedule.alpha)
 
-        def clipped(x: Tensor, t: Tensor) -> Tensor:
-            clean = core.to_x0(f(x, t / self.settings.T), x, t, schedule).clamp(-CLIP, CLIP)
+        def clipped(x: Tensor, t: int) -> Tensor:
+            times = torch.full(x.shape[:1], t / self.settings.T, device=x.device)
+            clean = core.to_x0(f(x, times), x, t, schedule).clamp(-CLIP, CLIP)
             return core.to_f(clean, x, t, schedule, "x0")
 
         *_, (_, last) = core.sample(clipped, x, schedule, steps=self.settings.steps, eta=0.0)
