@@ -41,6 +41,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mcdi.experiments.evaluate import peak_rate
 from mcdi.experiments.run import provenance
 from mcdi.networks.base import Network
 from mcdi.networks.conv_net import ConvNet
@@ -155,18 +156,6 @@ def flops(family: Pool) -> float:
     return EPOCHS * counter.get_total_flops()
 
 
-def peak(size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of a large matrix product on one thread."""
-    torch.set_num_threads(1)
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
-
-
 def profile(family: Pool) -> str:
     """Where the plain loop's time goes, one thread, by operator."""
     torch.set_num_threads(1)
@@ -215,7 +204,8 @@ def speed(case: str, rounds: int, device: str) -> list[str]:
     many, started = prepared(family, settings, workers, device)
 
     def of_peak(tasks_a_second: float) -> str:
-        return f"{100 * tasks_a_second * flops(family) / peak():.0f} %" if device == "cpu" else ""
+        torch.set_num_threads(1)
+        return f"{100 * tasks_a_second * flops(family) / peak_rate():.0f} %" if device == "cpu" else ""
 
     one, batched = median["plain 1"], median["batched"]
     higher, gain = "not installed", ""
@@ -285,7 +275,8 @@ def main() -> None:
         return
     console = Console(width=170)
     console.print(f"preparation: {provenance()}")
-    console.print(f"a matrix product reaches {peak() / 1e9:.1f} GFLOP/s on one thread")
+    torch.set_num_threads(1)
+    console.print(f"a matrix product reaches {peak_rate() / 1e9:.1f} GFLOP/s on one thread")
     rows = (speed(case, arguments.rounds, arguments.device) for case in arguments.networks or SIZES)
     console.print(table_of(f"tasks a second, {EPOCHS} Adam steps each; {arguments.device}", COLUMNS, rows))
     if arguments.device != "cpu" or arguments.networks:

@@ -69,6 +69,12 @@ def milliseconds(call: Callable[[], Any], repeats: int = 30) -> float:
     return 1000 * statistics.median(timeit.repeat(call, number=1, repeat=repeats + 3)[3:])
 
 
+def peak_rate(size: int = 1024) -> float:
+    """FLOP/s of a product of two size x size matrices, the best of five, on as many threads as torch uses."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return 2 * size**3 / min(timeit.repeat(lambda: a @ b, number=1, repeat=6)[1:])
+
+
 def latency(method: WeightGenerator, family: TaskFamily) -> dict[str, float]:
     """Milliseconds for one task (batch 1): embed its support images, generate the weights, apply them to its queries."""
     net = family.downstream

@@ -100,7 +100,7 @@ def _layer(layer: nn.Module, own: State, h: Tensor, tasks: int) -> Tensor:
     weight, bias = flat.get("weight"), flat.get("bias")
     if isinstance(layer, nn.Conv2d):
         assert weight is not None
-        if tasks == 1:
+        if h.device.type == "cpu":
             h, weight = channels_last(h), channels_last(weight)
         return F.conv2d(h, weight, bias, layer.stride, layer.padding, layer.dilation, tasks * layer.groups)
     if isinstance(layer, nn.GroupNorm):
@@ -130,7 +130,7 @@ def channels_last(x: Tensor) -> Tensor:
 
     A copy: `contiguous` leaves tensors with one channel as they are, and the layout of what follows with them.
     """
-    if x.ndim != 4:
+    if x.ndim != 4 or (x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     try:
         return x.clone(memory_format=torch.channels_last)

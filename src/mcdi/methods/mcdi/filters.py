@@ -114,7 +114,7 @@ class FilterTransformer(nn.Module):
         embedded = self.embed(examples.flatten(0, 1)).unflatten(0, examples.shape[:2])
         units = mask.shape[1]
         filters = self._places(units) + self._read(x)
-        relations = None
+        relations: tuple[Tensor, ...] = ()
         if self.way:
             member = labels.transpose(1, 2)  # (B, way, S)
             rows = self.label(member @ embedded / member.sum(-1, keepdim=True).clamp(min=1))
@@ -130,7 +130,9 @@ class FilterTransformer(nn.Module):
         exists = F.pad(self._of_tokens(mask), (0, embedded.shape[1]), value=True)
         time = self.time(time_features(t, self.width))
         for layer, strength in zip(self.layers, self.relations, strict=True):
-            bias = 0.0 if relations is None else torch.einsum("brij,rh->bhij", relations, strength)
+            bias: Tensor | float = 0.0
+            for relation, each in zip(relations, strength, strict=False):  # there may be none
+                bias = bias + relation[:, None] * each[:, None, None]
             h = layer(h, time, exists, bias)
         difference = self._write(self.norm(h[:, : filters.shape[1]]))
         weights = self._per_filter(self.base, units) + difference * self._per_filter(self.generated, units)
@@ -175,10 +177,10 @@ class FilterTransformer(nn.Module):
             out.append(F.pad(whole, (0, self.size - layer.numbers)))
         return torch.cat(out, 1)
 
-    def _relations(self, labels: Tensor, member: Tensor) -> Tensor:
+    def _relations(self, labels: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
         """Which tokens are of one class: classes of examples (B, S, way), examples of tokens (B, tokens of classes, S) ->
-        (B, 2, tokens + S, tokens + S)."""
+        two of (B, tokens + S, tokens + S)."""
         count, before = labels.shape[1], self.placed_tokens + member.shape[1]
         same = F.pad(labels @ labels.transpose(1, 2), (before, 0, before, 0))
         own = F.pad(member, (before, 0, self.placed_tokens, count))
-        return torch.stack([same, own + own.transpose(1, 2)], 1)
+        return same, own + own.transpose(1, 2)

@@ -43,8 +43,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, exists: Tensor, bias: Tensor | float
 
     Written out: units are few (5 to 100), and unlike the fused kernel this runs under vmap on every device.
     """
-    logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias
-    return (logits.masked_fill(~exists, -1e9).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    heads = q.shape[:2]
+    bias = (bias + ~exists * -1e9).expand(*heads, -1, -1).flatten(0, 1)
+    q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+    logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(q.shape[-1]))
+    return torch.bmm(logits.softmax(-1), v).unflatten(0, heads).transpose(1, 2).flatten(2)
 
 
 class AttentionBlock(nn.Module):
