@@ -186,6 +186,13 @@ class TestRefused:
         with pytest.raises(McdiError, match="a generator of own networks cannot be exported"):
             export(Generator("prototypes", make_method("prototypes", {}), own), tmp_path / "a.pt2", "torch")
 
+    @pytest.mark.parametrize("kind", FILES)
+    def test_a_generator_that_solves_the_last_layer_is_refused_in_words(self, tmp_path, kind):
+        path = tmp_path / FILES[kind]
+        with pytest.raises(McdiError, match=r"solves the last layer .*mcdi generate --network") as refused:
+            export(load("symbols"), path, kind)
+        assert "\n" not in str(refused.value) and not path.exists()
+
     def test_other_weights_next_to_it(self, exported, tmp_path):
         other = shutil.copytree(exported, tmp_path / "other")
         Exported.load(other)

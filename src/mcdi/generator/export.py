@@ -44,6 +44,9 @@ class Sampler(nn.Module):
             raise McdiError(f"{generator.name} cannot be exported, as it is not a pure function of features: choose {names}")
         if not net.exportable:
             raise McdiError(f"a generator of {net.kind} networks cannot be exported: use its folder with mcdi.load instead")
+        if net.solves_last_layer:
+            one = "or write the network of a task, with mcdi generate --network"
+            raise McdiError(f"a generator that solves the last layer of its networks cannot be exported: use its folder, {one}")
         self.generator, self.sampling = generator, generator.sampling(**options)
         self.options = {n: v for n, v in options.items() if v is not None}
         trained = getattr(method, "modules", [])  # what an export traces through
