@@ -42,8 +42,8 @@ def alone(module: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(networks(), st.booleans(), st.sampled_from([0, 10**9]), st.booleans())
-def test_many_networks_are_computed_as_each_alone(made, training, limit, some_shared) -> None:  # type: ignore[no-untyped-def]
+@given(networks(), st.booleans(), st.sampled_from([0, 10**9]), st.booleans(), st.integers(0, 8))
+def test_many_networks_are_computed_as_each_alone(made, training, limit, some_shared, few) -> None:  # type: ignore[no-untyped-def]
     module, shape = made
     module.double().train(training).requires_grad_(False)
     assert grouped.runs(module)
@@ -61,8 +61,16 @@ def test_many_networks_are_computed_as_each_alone(made, training, limit, some_sh
             patch.setattr(grouped, "GROUPED_UP_TO", limit)
             out = run(module, own, x)
         gradients = torch.autograd.grad(out.square().sum(), list(leaves.values()))
-        results.append([out, *gradients, *(own[n] for n in own if "running" in n)])
+        statistics = [own[n] for n in own if "running" in n]
+        results.append([out, *gradients, *statistics])
     for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(grouped, "GROUPED_UP_TO", limit)
+        patch.setattr(grouped, "AT_ONCE", few * x[0].numel())  # one task at once where layers widen, or some
+        own = {n: t.clone() for n, t in state.items()}
+        torch.testing.assert_close(grouped.run(module, own, x), results[0][0], rtol=1e-6, atol=1e-6)
+    for got, expected in zip((own[n] for n in own if "running" in n), statistics, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -4,6 +4,7 @@ Convolutions become grouped ones, norms get N times the groups. On a CPU that is
 where they are large, every task is convolved alone.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,8 @@ State = dict[str, Tensor]
 # Pixels times channels of a task, before and after it, up to which one grouped convolution was faster than N plain ones when we
 # timed both, forward and backward, for 1 to 64 channels and 3 to 28 pixels.
 GROUPED_UP_TO = 1600
+# Numbers between two layers of the networks that run at once where no gradient needs them later: 256 MiB.
+AT_ONCE = 2**26
 
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity)
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -72,6 +75,10 @@ def run(module: nn.Sequential, state: State, x: Tensor) -> Tensor:
     Returns:
         (N, S, ...).
     """
+    few = max(1, AT_ONCE // max(1, x.shape[1:].numel() * _widening(module)))
+    if len(x) > few and not torch.is_grad_enabled():
+        some = [slice(i, i + few) for i in range(0, len(x), few)]
+        return torch.cat([run(module, {n: t[i] for n, t in state.items()}, x[i]) for i in some])
     parts = [x] if x.device.type != "cpu" else list(x.split(1))  # of one task each, until their images are small
     parts = [_beside(part) for part in parts] if x.ndim == 5 else parts
     for name, layer in layers_of(module):
@@ -85,6 +92,11 @@ def run(module: nn.Sequential, state: State, x: Tensor) -> Tensor:
         parts = [_layer(layer, some, part, tasks) for some, part in zip(owns, parts, strict=True)]
     tasks = len(x) // len(parts)
     return torch.cat([part if part.ndim == 3 else part.unflatten(1, (tasks, -1)).transpose(0, 1) for part in parts])
+
+
+def _widening(module: nn.Module) -> int:
+    """How many numbers a convolution makes of one, at most."""
+    return max(math.ceil(c.out_channels / c.in_channels) for c in module.modules() if isinstance(c, nn.Conv2d))
 
 
 def _layer(layer: nn.Module, own: State, h: Tensor, tasks: int) -> Tensor:
