@@ -46,3 +46,11 @@ def shows(page, selector, text):
     from playwright.sync_api import expect
 
     expect(page.locator(selector)).to_contain_text(text, timeout=WAIT)
+
+
+def violations(page):
+    """What axe-core finds that a keyboard, a screen reader or weak eyes cannot use: {rule: the elements}."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    answer = axe.Axe().run(page).response
+    assert answer["passes"]
+    return {rule["id"]: [node["html"] for node in rule["nodes"]] for rule in answer["violations"]}

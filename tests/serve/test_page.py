@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from browsing import shows
+from browsing import shows, violations
 from hypothesis import HealthCheck, given, settings
 from random_networks import plain_networks
 from safetensors.torch import load_file
@@ -381,3 +381,18 @@ class TestMessages:
         shows(page, "#sampling-note", "it has no denoising chain")
         fill(page)
         assert not page.is_visible("#chain") and page.inner_text("#model-note") == ""
+
+
+def test_axe_sees_what_is_wrong(visit):
+    page = visit()
+    page.evaluate("document.body.append(document.createElement('button'))")
+    assert set(violations(page)) >= {"button-name"}
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": {"width": 390, "height": 844}}, {"color_scheme": "dark"}])
+def test_axe_finds_nothing_to_mend(visit, options):
+    page = visit(**options)
+    assert violations(page) == {}
+    fill(page)
+    shows(page, "#position-out", "step 20 of 20, loss")
+    assert violations(page) == {}

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from browsing import shows
+from browsing import shows, violations
 from PIL import Image
 
 from mcdi.generator.api import Generator
@@ -136,3 +136,10 @@ def test_the_camera(page, photos):
     page.select_option("#model", "symbols")
     shows(page, "h1", "Draw a few examples")
     assert page.get_attribute("#camera", "aria-pressed") == "false"  # a model of drawings does not film
+
+
+def test_axe_finds_nothing_to_mend(page, photos):
+    assert violations(page) == {}
+    page.locator(".card").first.locator("input[type=file]").set_input_files(photos / "red" / "0.png")
+    page.locator(".thumbs li").first.wait_for()
+    assert violations(page) == {}
