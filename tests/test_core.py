@@ -129,6 +129,13 @@ def test_global_noise_misses_inner_targets_and_global_ddim_is_not_exact():
         assert float((visited[7] - theta).square().mean().sqrt()) > 0.05
 
 
+def test_with_more_noise_than_ddpm_nothing_is_left_of_eps():
+    s, x = make("cosine", 20, 1), torch.randn(3, 2, 5)
+    theta = torch.randn(3, 2, 5)
+    t, reached = next(core.sample(ideal(theta, 1, s), x, s, steps=2, eta=50.0, noise=0.0))
+    torch.testing.assert_close(reached, s.number(t) ** 0.5 * theta, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_a_denoiser_that_knows_theta_recovers_it_in_any_number_of_steps(steps):
     s = make("cosine", 20, 1)

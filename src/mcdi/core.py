@@ -203,8 +203,8 @@ def sample(
         b_now, b_then, bar = schedule.number(t, i), schedule.number(u, i), schedule.number(t)
         eps = math.sqrt((1 - b_now) / (1 - bar)) * f(x, t)
         theta = (x - math.sqrt(1 - b_now) * eps) / math.sqrt(b_now)
-        s = eta * math.sqrt(abs((1 - b_then) / (1 - b_now) * (1 - b_now / b_then)))  # abs: rounding may give -1e-17
-        x = math.sqrt(b_then) * theta + math.sqrt(abs(1 - b_then - s**2)) * eps
+        s = eta * math.sqrt((1 - b_then) / (1 - b_now) * (1 - b_now / b_then))
+        x = math.sqrt(b_then) * theta + math.sqrt(max(1 - b_then - s**2, 0.0)) * eps
         if noise and eta and u < last:
             x = x + noise * s * normal(x.shape, generator, x)
         yield u, x

@@ -61,7 +61,7 @@ def write_network(
             data = _onnx(program, classes) if path.suffix == ".onnx" else _pt2(program, classes)
         if path.suffix == ".onnx":
             run = onnx_run(onnx_session(data))
-            expected = module(example)
+            expected = module(example).detach()
             difference = float((run({"images": example})["logits"] - expected).abs().max() / expected.abs().max().clamp(min=1))
             if not difference <= LIMIT:
                 raise McdiError(f"the ONNX file differs by {difference:.1e} from the network: nothing was written; take .pt2")
