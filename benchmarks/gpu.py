@@ -10,7 +10,6 @@ with 1 if a difference is above 1e-4. The GPU's products are float32, not TF32. 
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +20,9 @@ from rich.table import Table
 from torch import Tensor
 
 from mcdi import Generator, load
+from mcdi.experiments.evaluate import milliseconds
 from mcdi.experiments.run import provenance
+from mcdi.generator.export import random_examples
 from mcdi.tasks.episodes import FewShot
 from mcdi.tasks.images.glyphs import glyph_images
 from mcdi.types import Examples
@@ -36,30 +37,18 @@ def tasks_of(generator: Generator) -> tuple[Examples, Tensor]:
     net = generator.network
     if net.space.unit != "row":
         drawings = net.embed(glyph_images(0, limit=60)["test"].pixels)
-        batch = FewShot("letters", net, {"test": drawings}, way=WAY, shots=(SHOTS,), queries=QUERIES).sample(
-            "test", range(MANY)
-        )
+        letters = FewShot("letters", net, {"test": drawings}, way=WAY, shots=(SHOTS,), queries=QUERIES)
+        batch = letters.sample("test", range(MANY))
         return batch.support, batch.query.x
-    return features(generator, SHOTS), features(generator, QUERIES).x
+    examples, support = random_examples(MANY, WAY, SHOTS + QUERIES, net.input_size), WAY * SHOTS
+    return Examples(examples.x[:, :support], examples.y[:, :support]), examples.x[:, support:]
 
 
-def features(generator: Generator, per_class: int, tasks: int = MANY) -> Examples:
-    g, shape = torch.Generator().manual_seed(0), generator.network.feature_shape
-    centres = torch.rand(tasks, WAY, *shape, generator=g).repeat(1, per_class, *[1] * len(shape))
-    noise = torch.rand(centres.shape, generator=torch.Generator().manual_seed(per_class))
-    return Examples((centres + noise) / 2, torch.arange(WAY).repeat(per_class).expand(tasks, -1))
-
-
-def milliseconds(call: Callable[[], Any], device: str, repeats: int = 10) -> float:
-    """The best wall time of a call, with the device's own work done."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return min(times[2:])
+def finished(call: Callable[[], Any], device: str) -> None:
+    """A call with the device's own work done."""
+    call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
 
 
 def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -103,8 +92,8 @@ def main() -> None:
         for tasks in (1, MANY):
             some = Examples(*(part[:tasks] for part in support))
             placed = Examples(*(part.to(device) for part in some))
-            ours = milliseconds(partial(cpu.generate, some), "cpu", 3)
-            theirs = milliseconds(partial(other.generate, placed), device)
+            ours = milliseconds(partial(cpu.generate, some), 3)
+            theirs = milliseconds(partial(finished, partial(other.generate, placed), device), 10)
             figures = f"{tasks}", f"{ours:.2f}", f"{theirs:.2f}", f"{1000 * tasks / theirs:.0f}"
             table.add_row(*((model, f"{far:.1e}", f"{100 * lost:.2f} %") if tasks == 1 else ("", "", "")), *figures)
     Console(width=120).print(table)

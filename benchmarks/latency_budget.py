@@ -24,16 +24,9 @@ from mcdi import Generator, load
 from mcdi.errors import McdiError
 from mcdi.experiments.evaluate import milliseconds, peak_rate
 from mcdi.experiments.run import provenance
-from mcdi.generator.export import Exported, export
+from mcdi.generator.export import Exported, export, random_examples
 
 SHOTS = 5
-
-
-def examples(tasks: int, way: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random support sets, whose classes are a little apart: x (tasks, way * SHOTS, ...) and y."""
-    g = torch.Generator().manual_seed(0)
-    centres = torch.rand(tasks, way, *shape, generator=g).repeat(1, SHOTS, *[1] * len(shape))
-    return (centres + torch.rand(centres.shape, generator=g)) / 2, torch.arange(way).repeat(SHOTS).expand(tasks, -1)
 
 
 def exported_sampler(generator: Generator) -> Exported | None:
@@ -50,7 +43,7 @@ def rows(name: str, ways: Sequence[int], batches: Sequence[int], repeats: int, r
     exported = exported_sampler(generator)
     for way in ways if generator.any_way else [generator.network.way]:
         for batch in batches:
-            support = examples(batch, way, generator.network.feature_shape)
+            support = random_examples(batch, way, SHOTS, generator.network.input_size)
             with FlopCounterMode(display=False) as counted:
                 generator.generate(support)
             flops = counted.get_total_flops()

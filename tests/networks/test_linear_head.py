@@ -73,3 +73,14 @@ class TestHeads:
         prior.set_statistics(torch.ones(3), torch.tensor([1.0, 2.0, 4.0]), torch.zeros(0, 3))
         cond = torch.arange(12.0).reshape(1, 2, 6)
         assert torch.equal(prior.directions(cond), cond / torch.tensor([1.0, 2.0, 4.0] * 2))
+
+
+def test_least_squares_in_bfloat16_solves_in_float32() -> None:
+    """Under autocast products are of fewer digits; a linear system takes one type."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(3).repeat(4)[None]
+    x = torch.randn(1, 3, 8, generator=g).repeat(1, 4, 1) + 0.3 * torch.randn(1, 12, 8, generator=g)
+    exact = least_squares(x, y, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = least_squares(x, y, 3).float()
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.02 * float(exact.abs().max()))

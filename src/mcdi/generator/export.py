@@ -82,10 +82,8 @@ class Sampler(nn.Module):
 
     def random_inputs(self, tasks: int, way: int, shots: int, seed: int) -> Feeds:
         """Random support sets whose classes are a little apart."""
-        net, g = self.generator.network, torch.Generator().manual_seed(seed)
-        metadata, y = self.metadata(), torch.arange(way).repeat(shots).expand(tasks, -1).contiguous()
-        centres = torch.randn(tasks, way, net.input_size, generator=g).repeat(1, shots, 1)
-        x = centres + torch.randn(tasks, way * shots, net.input_size, generator=g)
+        net, metadata = self.generator.network, self.metadata()
+        x, y = random_examples(tasks, way, shots, net.input_size, seed)
         if metadata["real"]:
             size = torch.Size(net.target_shape).numel()
             y = x[..., :1].sin().expand(-1, -1, size).reshape(*x.shape[:2], *net.target_shape)
@@ -96,6 +94,14 @@ class Sampler(nn.Module):
         if metadata["noise"]:
             feeds["noise"] = noise_for(metadata, tasks, units, seed)
         return feeds
+
+
+def random_examples(tasks: int, way: int, shots: int, size: int, seed: int = 0) -> Examples:
+    """Support sets of classes a little apart: x (tasks, way * shots, size), and y, every class once, then again."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(tasks, way, size, generator=g).repeat(1, shots, 1)
+    x = centres + torch.randn(tasks, way * shots, size, generator=g)
+    return Examples(x, torch.arange(way).repeat(shots).expand(tasks, -1).contiguous())
 
 
 def export(generator: Generator, path: Path, kind: str, *, weights: Path | None = None, **options: float | None) -> float:

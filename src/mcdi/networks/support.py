@@ -87,11 +87,10 @@ def least_squares(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0
     member = members(labels, way).to(features.dtype)
     centre, frequency = features.mean(1, keepdim=True), member.mean(1, keepdim=True)
     x, size = features - centre, features.shape[-1]
-    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    gram = torch.baddbmm(eye, x, x.transpose(1, 2), beta=ridge, alpha=1 / size)
+    gram = torch.bmm(x, x.transpose(1, 2)) / size + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     # The ridge makes gram positive definite: solve_ex checks nothing, which an export cannot do.
     weights = torch.bmm(torch.linalg.solve_ex(gram, member - frequency).result.transpose(1, 2), x)
-    return torch.cat([weights, torch.baddbmm(frequency.transpose(1, 2), weights, centre.transpose(1, 2), alpha=-1 / size)], -1)
+    return torch.cat([weights, frequency.transpose(1, 2) - torch.bmm(weights, centre.transpose(1, 2)) / size], -1)
 
 
 def least_squares_rows(features: Tensor, labels: Tensor, way: int, ridge: float = 1.0) -> Tensor:

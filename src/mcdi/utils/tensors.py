@@ -67,7 +67,8 @@ def numbers_of(values: Any, what: str) -> Tensor:
 
 def finite(t: Tensor) -> bool:
     """Whether all numbers of a real type are."""
-    return not t.numel() or all(map(math.isfinite, t.detach().aminmax()))  # NaN is both; 20 times faster than isfinite().all()
+    numbers = t.detach().float() if t.dtype.itemsize == 1 else t.detach()  # torch compares no numbers of 8 bits
+    return not t.numel() or all(map(math.isfinite, numbers.aminmax()))  # NaN is both; 20 times faster than isfinite().all()
 
 
 def labels_of(values: Any, what: str) -> Tensor:
