@@ -5,7 +5,7 @@ import torch
 
 from mcdi.errors import McdiError
 from mcdi.methods.mcdi.denoisers import DENOISERS, make_denoiser
-from mcdi.methods.mcdi.layers import SetAttentionBlock
+from mcdi.methods.mcdi.layers import SetAttentionBlock, attend
 from mcdi.methods.mcdi.prior import LinearPrior
 
 
@@ -164,3 +164,13 @@ def test_set_attention_knows_their_own_class_and_read_no_empty_places():
     poisoned = h.clone()
     poisoned[:, 5] = 50.0
     torch.testing.assert_close(layer(poisoned, there, pairs)[:, :5], layer(h, there, pairs)[:, :5])
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_attention_is_that_of_torch(biased):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 4, generator=g) for n in (5, 6, 6))
+    bias = torch.randn(2, 3, 5, 6, generator=g) if biased else torch.zeros(())
+    exists = torch.rand(2, 1, 1, 6, generator=g) > 0.3
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.masked_fill(~exists, float("-inf")))
+    torch.testing.assert_close(attend(q, k, v, exists, bias if biased else 0.0), fused.transpose(1, 2).flatten(2))

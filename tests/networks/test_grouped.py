@@ -1,5 +1,7 @@
 """Networks of many tasks as one: the same outputs, gradients and running statistics as each alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,6 +74,24 @@ def test_many_networks_are_computed_as_each_alone(made, training, limit, some_sh
         torch.testing.assert_close(grouped.run(module, own, x), results[0][0], rtol=1e-6, atol=1e-6)
     for got, expected in zip((own[n] for n in own if "running" in n), statistics, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("gradient", "most"), [(False, 2), (True, 5)])
+def test_few_networks_run_at_once_where_no_gradient_is_needed(gradient: bool, most: int) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()).requires_grad_(False)
+    state = {n: torch.randn(5, *p.shape) for n, p in module.named_parameters()}
+    x, layer, together = torch.randn(5, EXAMPLES, 2, 6, 6), grouped._layer, []
+
+    def counted(*parts: Any) -> Tensor:
+        together.append(parts[-1])
+        return layer(*parts)
+
+    with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(gradient):
+        patch.setattr(grouped, "GROUPED_UP_TO", 10**9)
+        patch.setattr(grouped, "AT_ONCE", 2 * 2 * x[0].numel())  # a convolution doubles the numbers
+        patch.setattr(grouped, "_layer", counted)
+        grouped.run(module, state, x)
+    assert max(together) == most
 
 
 def hooked() -> nn.Conv2d:
